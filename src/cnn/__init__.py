@@ -1,0 +1,45 @@
+"""Cython neural networks: multilayer perceptrons on the CPU at the speed of the hardware."""
+
+__version__ = "0.1.0"
+
+from . import functional
+from ._config import show_config
+from .checkpoint import load
+from .layers import (
+    ELU,
+    GELU,
+    Identity,
+    LeakyReLU,
+    Linear,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softplus,
+    Tanh,
+)
+from .losses import CrossEntropyLoss, MSELoss
+from .optim import SGD
+from .sequential import Sequential
+from .training import DivergenceError, History
+
+__all__ = [
+    "ELU",
+    "GELU",
+    "SGD",
+    "CrossEntropyLoss",
+    "DivergenceError",
+    "History",
+    "Identity",
+    "LeakyReLU",
+    "Linear",
+    "MSELoss",
+    "ReLU",
+    "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "Softplus",
+    "Tanh",
+    "functional",
+    "load",
+    "show_config",
+]

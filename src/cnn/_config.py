@@ -1,0 +1,43 @@
+"""What this build is and what it runs on, for bug reports."""
+
+import platform
+
+import numpy as np
+
+from ._cpu import COMPILER
+from ._dispatch import AVAILABLE, ISA
+
+
+def show_config() -> None:
+    """Print the version, the instruction set in use, and what the library was built with.
+
+    The instruction set is the best that the processor's feature flags allow, or the one that the
+    environment variable CNN_ISA names; "available" are those that can run here, best first.
+
+    Examples
+    --------
+    >>> import cnn
+    >>> cnn.show_config()  # doctest: +SKIP
+    cnn 0.1.0
+      instruction set  v4 (available: v4, v3, baseline)
+      dtypes           float32, float64
+      threads          1
+      compiler         GCC 12.2.0
+      NumPy            2.4.6
+      Python           3.11.7
+      platform         Linux x86_64
+    """
+    from . import __version__
+
+    facts = {
+        "instruction set": f"{ISA} (available: {', '.join(AVAILABLE)})",
+        "dtypes": "float32, float64",
+        "threads": "1",
+        "compiler": COMPILER,
+        "NumPy": np.__version__,
+        "Python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+    print(f"cnn {__version__}")
+    for name, fact in facts.items():
+        print(f"  {name:<15}  {fact}")

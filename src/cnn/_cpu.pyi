@@ -1,0 +1,3 @@
+COMPILER: str
+
+def supported() -> tuple[str, ...]: ...

@@ -1,0 +1,146 @@
+"""The kernels on plain NumPy arrays: no layers, no state. Every result array can be passed in.
+
+The dtype is that of the first array: float32, or float64 for everything else (lists, integers); the others are
+converted to it. Arrays that have that dtype and whose rows lie together are used where they are. Result arrays must be
+C-contiguous, of the right shape and dtype, and share no memory with the inputs: ValueError otherwise, never a copy.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ._dispatch import kernels
+
+_DEFAULT_PARAM = {"leaky_relu": 0.01, "elu": 1.0}
+
+
+def real_dtype(x) -> np.dtype:
+    """The dtype in which x is computed with: float32 if it is that or float16, float64 otherwise."""
+    dtype = getattr(x, "dtype", None)
+    return np.dtype(np.float32 if dtype in (np.float32, np.float16) else np.float64)
+
+
+def _activation(k, name: str, param) -> tuple[int, float]:
+    """Code and parameter of an activation."""
+    try:
+        code = k.ACTIVATIONS[name]
+    except (KeyError, TypeError):
+        raise ValueError(f"activation: expected one of {', '.join(k.ACTIVATIONS)}; got {name!r}") from None
+    return code, float(_DEFAULT_PARAM.get(name, 0.0) if param is None else param)
+
+
+def linear_forward(x, weight, bias=None, activation="identity", param=None, *, out=None, pre=None):
+    """act(x W + b), fused.
+
+    Parameters
+    ----------
+    x : array_like of shape (batch, in_features)
+    weight : array_like of shape (in_features, out_features)
+    bias : array_like of shape (out_features,), optional
+    activation : str
+        identity, relu, leaky_relu, elu, sigmoid, tanh, gelu, gelu_tanh, silu or softplus.
+    param : float, optional
+        Slope of leaky_relu (default 0.01), alpha of elu (default 1).
+    out : ndarray of shape (batch, out_features), optional
+        Where the result goes.
+    pre : ndarray of shape (batch, out_features), optional
+        Where x W + b is kept, if it is wanted too.
+
+    Returns
+    -------
+    ndarray of shape (batch, out_features)
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, a result array is not as it must be, or the activation is unknown.
+    TypeError
+        If an array is not made of real numbers.
+    """
+    k = kernels(real_dtype(x))
+    return k.linear_forward(x, weight, bias, *_activation(k, activation, param), out, pre)
+
+
+def linear_backward(grad_output, x, weight, *, grad_weight=None, grad_bias=None, grad_input=None, accumulate=False):
+    """The gradients of x W + b: of x, W and b, from that of the result.
+
+    grad_input = grad_output W^T, grad_weight = x^T grad_output, grad_bias = the sum of grad_output over the batch.
+
+    Parameters
+    ----------
+    grad_output : array_like of shape (batch, out_features)
+    x : array_like of shape (batch, in_features)
+    weight : array_like of shape (in_features, out_features)
+    grad_weight, grad_bias, grad_input : ndarray, optional
+        Where the results go, of the shapes of weight, bias and x.
+    accumulate : bool
+        Whether to add to grad_weight and grad_bias, which must be given then.
+
+    Returns
+    -------
+    grad_input, grad_weight, grad_bias : ndarray
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `linear_forward`.
+    """
+    k = kernels(real_dtype(grad_output))
+    return k.linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, accumulate)
+
+
+def activation_forward(name, z, param=None, *, out=None):
+    """f(z) element by element, for z of any shape; `out` may be z itself.
+
+    See `linear_forward` for the names and `param`. ValueError for an unknown name, listing the known ones.
+    """
+    k = kernels(real_dtype(z))
+    return k.activation_forward(*_activation(k, name, param), z, out)
+
+
+def activation_backward(name, grad_output, z, param=None, *, out=None):
+    """grad_output * f'(z) element by element; `out` may be grad_output itself.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or the name is unknown.
+    """
+    k = kernels(real_dtype(z))
+    return k.activation_backward(*_activation(k, name, param), grad_output, z, out)
+
+
+def sgd_step(
+    param,
+    grad,
+    momentum_buffer=None,
+    *,
+    lr,
+    momentum=0.0,
+    dampening=0.0,
+    weight_decay=0.0,
+    nesterov=False,
+    first=False,
+):
+    """One step of stochastic gradient descent, in place, by the formulas of torch.optim.SGD.
+
+    Parameters
+    ----------
+    param : ndarray
+        C-contiguous, float32 or float64; changed.
+    grad : array_like of param's shape
+    momentum_buffer : ndarray of param's shape, optional
+        Changed; needed where momentum is not 0.
+    lr, momentum, dampening, weight_decay, nesterov
+        As for `SGD`.
+    first : bool
+        Whether the momentum buffer holds nothing yet: it becomes the gradient, without dampening.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `linear_forward`.
+    """
+    kernels(getattr(param, "dtype", "float32")).sgd_step(
+        param, grad, momentum_buffer, lr, momentum, dampening, weight_decay, nesterov, first
+    )

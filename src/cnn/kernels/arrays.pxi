@@ -1,0 +1,150 @@
+# The boundary: what comes from Python is checked and, if need be, converted here, once. Behind it there are pointers.
+#
+# An array that is already right (this module's dtype, aligned, unit stride along the last axis) is used where it lies,
+# after a handful of comparisons; anything else is converted to a C-contiguous copy. Complex, object, string and date
+# arrays are a TypeError.
+
+cimport numpy as cnp
+
+import numpy as np
+
+cnp.import_array()
+
+cdef int REAL_TYPE = cnp.NPY_FLOAT64 if CNN_REAL64 else cnp.NPY_FLOAT32
+DTYPE = np.dtype(np.float64 if CNN_REAL64 else np.float32)
+
+
+cdef cnp.ndarray converted(object a, str name):
+    """a as a C-contiguous array of this module's dtype."""
+    kind_of = np.asarray(a)
+    if kind_of.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected real numbers, got dtype {kind_of.dtype}")
+    return np.ascontiguousarray(kind_of, dtype=DTYPE).reshape(kind_of.shape)
+
+
+cdef inline bint fits(cnp.ndarray a) noexcept:
+    """Whether the kernels can read a 1-D or 2-D array where it lies."""
+    cdef int d = cnp.PyArray_NDIM(a)
+    return (cnp.PyArray_TYPE(a) == REAL_TYPE and cnp.PyArray_ISBEHAVED_RO(a)
+            and (cnp.PyArray_STRIDE(a, d - 1) == sizeof(real) or cnp.PyArray_DIM(a, d - 1) == 1)
+            and (d == 1 or cnp.PyArray_STRIDE(a, 0) % <Py_ssize_t>sizeof(real) == 0))
+
+
+cdef cnp.ndarray as_matrix(object a, Py_ssize_t columns, str name, str where):
+    """a as an array of shape (rows, columns) with unit column stride; columns < 0: any number of them.
+
+    Raises TypeError for what is no real number, ValueError for another shape.
+    """
+    cdef cnp.ndarray m
+    if not cnp.PyArray_CheckExact(a) or cnp.PyArray_TYPE(<cnp.ndarray>a) != REAL_TYPE:
+        a = converted(a, name)
+    m = <cnp.ndarray>a
+    if cnp.PyArray_NDIM(m) != 2 or (columns >= 0 and cnp.PyArray_DIM(m, 1) != columns):
+        wanted = f"(batch, {columns})" if columns >= 0 else "2 dimensions"
+        raise ValueError(f"{name}: expected shape {wanted}{where}, got {np.shape(m)}")
+    if not fits(m):
+        m = converted(m.copy(), name)
+    return m
+
+
+cdef cnp.ndarray as_vector(object a, Py_ssize_t n, str name):
+    """a as a contiguous array of shape (n,)."""
+    cdef cnp.ndarray v
+    if not cnp.PyArray_CheckExact(a) or cnp.PyArray_TYPE(<cnp.ndarray>a) != REAL_TYPE:
+        a = converted(a, name)
+    v = <cnp.ndarray>a
+    if cnp.PyArray_NDIM(v) != 1 or cnp.PyArray_DIM(v, 0) != n:
+        raise ValueError(f"{name}: expected shape ({n},), got {np.shape(v)}")
+    return v if fits(v) else converted(v.copy(), name)
+
+
+cdef cnp.ndarray as_labels(object a, Py_ssize_t classes):
+    """a as contiguous int64 class indices of shape (batch,), all of them in 0 .. classes - 1."""
+    cdef cnp.ndarray labels
+    cdef const int64_t* label
+    cdef Py_ssize_t i, n
+    cdef int64_t bad
+    given = a if cnp.PyArray_CheckExact(a) else np.asarray(a)
+    if given.dtype.kind not in "iu" and given.size:
+        raise TypeError(f"targets: CrossEntropyLoss expects integer class indices, got dtype {given.dtype}")
+    if given.ndim != 1:
+        raise ValueError(f"targets: CrossEntropyLoss expects class indices of shape (batch,), got {given.shape}")
+    labels = given
+    if cnp.PyArray_TYPE(labels) != cnp.NPY_INT64 or not cnp.PyArray_IS_C_CONTIGUOUS(labels) \
+            or not cnp.PyArray_ISBEHAVED_RO(labels):
+        labels = np.ascontiguousarray(labels, dtype=np.int64)
+    label = <const int64_t*>cnp.PyArray_DATA(labels)
+    n = cnp.PyArray_DIM(labels, 0)
+    for i in range(n):
+        if <uint64_t>label[i] >= <uint64_t>classes:
+            raise ValueError(f"targets[{i}] is {given[i]}, expected a class index from 0 to {classes - 1}")
+    return labels
+
+
+cdef inline real* data(cnp.ndarray a) noexcept nogil:
+    return <real*>cnp.PyArray_DATA(a)
+
+
+cdef inline Py_ssize_t row_stride(cnp.ndarray a) noexcept nogil:
+    """Elements from a row to the next."""
+    return cnp.PyArray_STRIDE(a, 0) // <Py_ssize_t>sizeof(real)
+
+
+cdef inline cnp.ndarray empty_matrix(Py_ssize_t rows, Py_ssize_t columns):
+    cdef cnp.npy_intp shape[2]
+    shape[0] = rows
+    shape[1] = columns
+    return cnp.PyArray_EMPTY(2, shape, REAL_TYPE, 0)
+
+
+cdef cnp.ndarray as_out(object out, tuple shape, str name, bint any_rows=False):
+    """out, checked to be a writeable array of this dtype and shape that results are written into: never a copy.
+
+    It must be C-contiguous, or with any_rows only its last axis.
+    """
+    cdef cnp.ndarray o
+    if not cnp.PyArray_Check(out):
+        raise TypeError(f"{name}: expected a NumPy array, got {type(out).__name__}")
+    o = out
+    if np.shape(o) != shape or o.dtype != DTYPE:
+        raise ValueError(f"{name}: expected shape {shape} and dtype {DTYPE}, got {np.shape(o)} and {o.dtype}")
+    if not cnp.PyArray_ISBEHAVED(o):
+        raise ValueError(f"{name}: expected a writeable, aligned array")
+    if not (cnp.PyArray_IS_C_CONTIGUOUS(o) or any_rows and fits(o)):
+        raise ValueError(f"{name}: expected a C-contiguous array, got strides {out.strides}")
+    return o
+
+
+cdef bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether the memory of two 1-D or 2-D arrays may overlap: whether the address ranges that they span do."""
+    cdef uintptr_t low[2]
+    cdef uintptr_t high[2]
+    cdef cnp.ndarray array
+    cdef Py_ssize_t reach
+    cdef int i, d
+    for i in range(2):
+        array = a if i == 0 else b
+        low[i] = high[i] = <uintptr_t>cnp.PyArray_DATA(array)
+        for d in range(cnp.PyArray_NDIM(array)):
+            if cnp.PyArray_DIM(array, d) == 0:
+                return False
+            reach = (cnp.PyArray_DIM(array, d) - 1) * cnp.PyArray_STRIDE(array, d)
+            if reach < 0:
+                low[i] += reach
+            else:
+                high[i] += reach
+        high[i] += cnp.PyArray_ITEMSIZE(array)
+    return low[0] < high[1] and low[1] < high[0]
+
+
+cdef void copy_rows(Py_ssize_t rows, Py_ssize_t n, const real* a, Py_ssize_t a_row, real* b,
+                    Py_ssize_t b_row) noexcept nogil:
+    """b[i, :n] = a[i, :n]."""
+    cdef Py_ssize_t i
+    if n <= 0:
+        return
+    if a_row == n and b_row == n:
+        memcpy(b, a, rows * n * sizeof(real))
+        return
+    for i in range(rows):
+        memcpy(b + i * b_row, a + i * a_row, n * sizeof(real))

@@ -1,0 +1,391 @@
+# Matrix products. A linear layer needs three, all of one form, C(m, n) = sum over k of A(m, k) B(k, n):
+#
+#     forward   Y (batch, out)  = X W + b      A = X         k = in       the bias starts the sums, f ends them
+#     dX        (batch, in)     = dZ W^T       A = dZ        k = out      times f'(z) of the layer before
+#     dW, db    (in + 1, out)   = [X 1]^T dZ   A = X^T       k = batch    the bias is one more row, fed by ones
+#
+# B is read in vectors along n: its rows lie VL-padded in memory, or are packed (and, for dX, transposed) into a panel.
+# A is read one number at a time and broadcast, so any pair of strides will do and X^T is X with its strides swapped.
+#
+# A tile of C (up to TILE_MR rows x TILE_NV vectors) is summed in registers over a block of k. Each step of k costs
+# nv loads, mr broadcasts and mr * nv multiply-adds: 24 multiply-adds (12 cycles on two ports) against 11 loads in the
+# largest AVX-512 tile, so that the multiply-adds are the limit as long as B comes from L2 (16 bytes a cycle) and A from
+# L3 (3 bytes a cycle). What else is done to a tile is done while it is in registers (bias, ReLU, ReLU', accumulation,
+# the optimiser's update) or in L1 (every other activation).
+#
+# Each element of C is one chain of multiply-adds in the order of k, whatever the tile, the panel and the block: the
+# result of a row does not depend on the rows beside it, nor on how the work is cut.
+#
+# One body for every tile shape: `tiles` is inlined with literal mr and nv into the small functions of TILE_TABLE.
+# Its loops over the registers must sit inside another loop (over the tiles), or GCC leaves the array on the stack.
+
+cdef enum Finish:
+    FINISH_STORE        # C = max(floor, sums)
+    FINISH_ADD          # C = C + sums
+    FINISH_MASK         # C = sums where saved > 0, else 0: ReLU'
+    FINISH_UPDATE       # the optimiser's step on `param`, with the sums as gradient
+
+cdef enum:
+    K_BLOCK = 1024      # a packed panel is K_BLOCK x TILE_NV vectors, at most 192 KiB: L2
+    CHUNK = 8           # tiles between two visits to the activation: a chunk of C stays in L1
+
+
+cdef inline Py_ssize_t panel_size(Py_ssize_t batch) noexcept nogil:
+    """Reals of workspace for the products of a batch: the weight gradient's k, the batch, is never cut into blocks."""
+    return larger(K_BLOCK, batch) * TILE_NV * VL
+
+
+cdef struct Product:
+    Py_ssize_t m
+    Py_ssize_t n                # a multiple of VL
+    Py_ssize_t k
+    const real* a               # A(i, l) = a[i * a_row + l * a_col]
+    Py_ssize_t a_row
+    Py_ssize_t a_col
+    const real* b               # B(l, j) = b[l * b_row + j]; with b_transposed b[j * b_row + l], j < b_valid
+    Py_ssize_t b_row
+    bint b_transposed
+    Py_ssize_t b_valid
+    bint ones_row               # row m of A is all ones: C has m + 1 rows
+    real* c
+    Py_ssize_t c_row
+    const real* start           # row that starts the sums, NULL: zero
+    Finish finish
+    real floor                  # FINISH_STORE: 0 for ReLU, else -inf
+    const real* saved           # FINISH_MASK and backward activations: what the forward pass kept
+    Py_ssize_t saved_row
+    real* param                 # FINISH_UPDATE: laid out like c
+    const Update* update
+    Activation act              # applied (or its derivative) to each chunk of C while in L1; IDENTITY: nothing
+    real act_param
+    bint act_backward
+    bint act_saved_is_input
+    real* act_out               # forward: where f(C) goes, laid out like c
+    Py_ssize_t act_width        # columns that f is applied to
+    real* panel                 # workspace of panel_size(k) reals
+
+
+cdef struct Tile:
+    Py_ssize_t count            # tiles below each other
+    Py_ssize_t k
+    const real* a               # at row i, this block's first k
+    Py_ssize_t a_row
+    Py_ssize_t a_col
+    const real* b               # at column j, this block's first k
+    Py_ssize_t b_row
+    Py_ssize_t i
+    Py_ssize_t j
+    bint first                  # block of k
+    bint last
+    const Product* p
+
+
+cdef real[3 * 16] ZEROS      # a row as wide as a tile can be: never written
+
+
+cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil:
+    cdef const Product* p = t.p
+    cdef vf acc[24]
+    cdef vf b_k[3]
+    cdef vf a_k
+    cdef int r, q
+    cdef Py_ssize_t tile, l
+    cdef Py_ssize_t a_row = t.a_row, a_col = t.a_col, b_row = t.b_row, c_row = p.c_row
+    cdef const real* a
+    cdef const real* b
+    cdef real* c
+    cdef real* w
+    cdef const real* s
+    cdef const real* start = <const real*>ZEROS if p.start == NULL else p.start + t.j
+    cdef Py_ssize_t s_row = 0 if t.first else c_row
+    for tile in range(t.count):
+        c = p.c + (t.i + tile * mr) * c_row + t.j
+        a = t.a + tile * mr * a_row
+        b = t.b
+        s = start if t.first else c
+        for r in range(mr):
+            for q in range(nv):
+                acc[r * nv + q] = vf_load(s + r * s_row + q * VL)
+        for l in range(t.k):
+            for q in range(nv):
+                b_k[q] = vf_load(b + q * VL)
+            for r in range(mr):
+                a_k = vf_set(a[r * a_row])
+                for q in range(nv):
+                    acc[r * nv + q] = vf_fma(a_k, b_k[q], acc[r * nv + q])
+            a += a_col
+            b += b_row
+        if not t.last:
+            for r in range(mr):
+                for q in range(nv):
+                    vf_store(c + r * c_row + q * VL, acc[r * nv + q])
+        elif p.finish == FINISH_STORE:
+            for r in range(mr):
+                for q in range(nv):
+                    vf_store(c + r * c_row + q * VL, vf_max(vf_set(p.floor), acc[r * nv + q]))
+        elif p.finish == FINISH_ADD:
+            for r in range(mr):
+                for q in range(nv):
+                    vf_store(c + r * c_row + q * VL, vf_load(c + r * c_row + q * VL) + acc[r * nv + q])
+        elif p.finish == FINISH_MASK:
+            s = p.saved + (t.i + tile * mr) * p.saved_row + t.j
+            for r in range(mr):
+                for q in range(nv):
+                    vf_store(c + r * c_row + q * VL,
+                             vf_select_gt(vf_load(s + r * p.saved_row + q * VL), vf_set(0), acc[r * nv + q], vf_set(0)))
+        elif p.update.kind == UPDATE_PLAIN:
+            w = p.param + (c - p.c)
+            for r in range(mr):
+                for q in range(nv):
+                    vf_store(w + q * VL, updated(UPDATE_PLAIN, vf_load(w + q * VL), acc[r * nv + q], NULL, p.update))
+                w += c_row
+        elif p.update.kind == UPDATE_SGD:
+            w = p.param + (c - p.c)
+            for r in range(mr):
+                for q in range(nv):
+                    vf_store(w + q * VL, updated(UPDATE_SGD, vf_load(w + q * VL), acc[r * nv + q], NULL, p.update))
+                w += c_row
+        else:
+            w = p.param + (c - p.c)
+            for r in range(mr):
+                for q in range(nv):
+                    vf_store(w + q * VL, updated(UPDATE_MOMENTUM, vf_load(w + q * VL), acc[r * nv + q],
+                                                 w + q * VL + p.update.state, p.update))
+                w += c_row
+
+
+ctypedef void (*tile_function)(const Tile* t) noexcept nogil
+
+cdef void tile_1x1(const Tile* t) noexcept nogil: tiles(1, 1, t)
+cdef void tile_1x2(const Tile* t) noexcept nogil: tiles(1, 2, t)
+cdef void tile_1x3(const Tile* t) noexcept nogil: tiles(1, 3, t)
+cdef void tile_2x1(const Tile* t) noexcept nogil: tiles(2, 1, t)
+cdef void tile_2x2(const Tile* t) noexcept nogil: tiles(2, 2, t)
+cdef void tile_2x3(const Tile* t) noexcept nogil: tiles(2, 3, t)
+cdef void tile_3x1(const Tile* t) noexcept nogil: tiles(3, 1, t)
+cdef void tile_3x2(const Tile* t) noexcept nogil: tiles(3, 2, t)
+cdef void tile_3x3(const Tile* t) noexcept nogil: tiles(3, 3, t)
+cdef void tile_4x1(const Tile* t) noexcept nogil: tiles(4, 1, t)
+cdef void tile_4x2(const Tile* t) noexcept nogil: tiles(4, 2, t)
+cdef void tile_4x3(const Tile* t) noexcept nogil: tiles(4, 3, t)
+cdef void tile_5x1(const Tile* t) noexcept nogil: tiles(5, 1, t)
+cdef void tile_5x2(const Tile* t) noexcept nogil: tiles(5, 2, t)
+cdef void tile_5x3(const Tile* t) noexcept nogil: tiles(5, 3, t)
+cdef void tile_6x1(const Tile* t) noexcept nogil: tiles(6, 1, t)
+cdef void tile_6x2(const Tile* t) noexcept nogil: tiles(6, 2, t)
+cdef void tile_6x3(const Tile* t) noexcept nogil: tiles(6, 3, t)
+cdef void tile_7x1(const Tile* t) noexcept nogil: tiles(7, 1, t)
+cdef void tile_7x2(const Tile* t) noexcept nogil: tiles(7, 2, t)
+cdef void tile_7x3(const Tile* t) noexcept nogil: tiles(7, 3, t)
+cdef void tile_8x1(const Tile* t) noexcept nogil: tiles(8, 1, t)
+cdef void tile_8x2(const Tile* t) noexcept nogil: tiles(8, 2, t)
+cdef void tile_8x3(const Tile* t) noexcept nogil: tiles(8, 3, t)
+
+cdef tile_function TILE_TABLE[9][4]      # by rows and vectors
+
+
+cdef void fill_tile_table() noexcept nogil:
+    TILE_TABLE[1][1] = tile_1x1
+    TILE_TABLE[1][2] = tile_1x2
+    TILE_TABLE[1][3] = tile_1x3
+    TILE_TABLE[2][1] = tile_2x1
+    TILE_TABLE[2][2] = tile_2x2
+    TILE_TABLE[2][3] = tile_2x3
+    TILE_TABLE[3][1] = tile_3x1
+    TILE_TABLE[3][2] = tile_3x2
+    TILE_TABLE[3][3] = tile_3x3
+    TILE_TABLE[4][1] = tile_4x1
+    TILE_TABLE[4][2] = tile_4x2
+    TILE_TABLE[4][3] = tile_4x3
+    if TILE_MR > 4:
+        TILE_TABLE[5][1] = tile_5x1
+        TILE_TABLE[5][2] = tile_5x2
+        TILE_TABLE[5][3] = tile_5x3
+        TILE_TABLE[6][1] = tile_6x1
+        TILE_TABLE[6][2] = tile_6x2
+        TILE_TABLE[6][3] = tile_6x3
+        TILE_TABLE[7][1] = tile_7x1
+        TILE_TABLE[7][2] = tile_7x2
+        TILE_TABLE[7][3] = tile_7x3
+        TILE_TABLE[8][1] = tile_8x1
+        TILE_TABLE[8][2] = tile_8x2
+        TILE_TABLE[8][3] = tile_8x3
+
+
+fill_tile_table()
+
+
+cdef void pack(const real* b, Py_ssize_t b_row, Py_ssize_t k, Py_ssize_t n, real* panel) noexcept nogil:
+    """Copy B (k, n), n a multiple of VL, into the panel, row after row: 2 k n numbers moved."""
+    cdef Py_ssize_t l, j
+    for l in range(k):
+        for j from 0 <= j < n by VL:
+            vf_store(panel + l * n + j, vf_load(b + l * b_row + j))
+
+
+cdef void pack_transposed(const real* b, Py_ssize_t b_row, Py_ssize_t k, Py_ssize_t n, Py_ssize_t valid,
+                          real* panel) noexcept nogil:
+    """panel(l, j) = b[j * b_row + l] for l < k and j < n; zero from column `valid` on.
+
+    Blocks of VL x VL are transposed in registers, log2(VL) rounds of VL shuffles each. Reads whole vectors along l, so
+    the rows of b must be padded to VL.
+    """
+    cdef vf r[16]
+    cdef vf s[16]
+    cdef Py_ssize_t j, l, width
+    cdef int i, turn
+    for j from 0 <= j < n by VL:
+        for l from 0 <= l < k by VL:
+            if j + VL <= valid:
+                for i in range(VL):
+                    r[i] = vf_load(b + (j + i) * b_row + l)
+            else:
+                for i in range(VL):
+                    r[i] = vf_load(b + (j + i) * b_row + l) if j + i < valid else vf_set(0)
+            turn = 1
+            while turn < VL:
+                for i in range(VL // 2):
+                    s[2 * i] = vf_zip_lo(r[i], r[i + VL // 2])
+                    s[2 * i + 1] = vf_zip_hi(r[i], r[i + VL // 2])
+                for i in range(VL):
+                    r[i] = s[i]
+                turn *= 2
+            width = smaller(VL, k - l)
+            if width == VL:
+                for i in range(VL):
+                    vf_store(panel + (l + i) * n + j, r[i])
+            else:
+                for i in range(width):
+                    vf_store(panel + (l + i) * n + j, r[i])
+
+
+cdef inline void run_tiles(Tile* t, Py_ssize_t rows, Py_ssize_t height, Py_ssize_t nv) noexcept nogil:
+    """Run `rows` rows of tiles, all of this height, and step t down past them."""
+    t.count = rows
+    if rows:
+        TILE_TABLE[height][nv](t)
+    t.i += rows * height
+    t.a += rows * height * t.a_row
+
+
+cdef void finish_chunk(const Product* p, Py_ssize_t i, Py_ssize_t rows, Py_ssize_t j, Py_ssize_t n) noexcept nogil:
+    """Apply the activation, or its derivative, to rows i.. and columns j.. of C: they are still in L1."""
+    cdef real* c = p.c + i * p.c_row + j
+    n = smaller(n, p.act_width - j)
+    if p.act_backward:
+        activate_backward_rows(p.act, p.act_param, p.act_saved_is_input, rows, n, c, p.c_row,
+                               p.saved + i * p.saved_row + j, p.saved_row, c, p.c_row)
+    else:
+        activate_rows(p.act, p.act_param, rows, n, c, p.c_row, p.act_out + i * p.c_row + j, p.c_row)
+
+
+cdef real ONE = 1
+
+
+cdef void product(const Product* p) noexcept nogil:
+    """C = A B with everything that Product asks for; 2 m n k FLOPs.
+
+    The m rows are cut into tiles of near-equal height, the columns into panels of near-equal width: no thin rest.
+    """
+    cdef Py_ssize_t row_tiles = (p.m + TILE_MR - 1) // TILE_MR
+    cdef Py_ssize_t height = p.m // row_tiles if row_tiles else 0
+    cdef Py_ssize_t taller = p.m % row_tiles if row_tiles else 0        # so many tiles have one row more
+    cdef Py_ssize_t vectors = p.n // VL
+    cdef Py_ssize_t panels = (vectors + TILE_NV - 1) // TILE_NV
+    cdef Py_ssize_t k_block, k0 = 0, panel, nv, j, done, some, tall, i
+    cdef bint packed = p.b_transposed or (p.m > 4 * TILE_MR and p.b_row * <Py_ssize_t>sizeof(real) > 4096)
+    cdef Tile t
+    t.p = p
+    # a fused update sees whole sums only: partial sums have no place to go
+    k_block = larger(1, p.k) if p.finish == FINISH_UPDATE else K_BLOCK
+    while True:
+        t.k = smaller(k_block, p.k - k0)
+        t.first = k0 == 0
+        t.last = k0 + t.k == p.k
+        j = 0
+        for panel in range(panels):
+            nv = (vectors - j // VL) // (panels - panel)
+            t.j = j
+            if not packed:
+                t.b = p.b + k0 * p.b_row + j
+                t.b_row = p.b_row
+            else:
+                if p.b_transposed:
+                    pack_transposed(p.b + j * p.b_row + k0, p.b_row, t.k, nv * VL, p.b_valid - j, p.panel)
+                else:
+                    pack(p.b + k0 * p.b_row + j, p.b_row, t.k, nv * VL, p.panel)
+                t.b = p.panel
+                t.b_row = nv * VL
+            t.i = 0
+            t.a = p.a + k0 * p.a_col
+            t.a_row = p.a_row
+            t.a_col = p.a_col
+            if p.act == IDENTITY:
+                run_tiles(&t, taller, height + 1, nv)
+                run_tiles(&t, row_tiles - taller, height, nv)
+            else:
+                for done from 0 <= done < row_tiles by CHUNK:
+                    some = smaller(CHUNK, row_tiles - done)
+                    tall = larger(0, smaller(some, taller - done))
+                    i = t.i
+                    run_tiles(&t, tall, height + 1, nv)
+                    run_tiles(&t, some - tall, height, nv)
+                    if t.last:
+                        finish_chunk(p, i, t.i - i, j, nv * VL)
+            if p.ones_row:
+                t.a = &ONE
+                t.a_row = 0
+                t.a_col = 0
+                run_tiles(&t, 1, 1, nv)
+            j += nv * VL
+        k0 += t.k
+        if k0 >= p.k:
+            break
+
+
+cdef void dot_rows(Py_ssize_t rows, Py_ssize_t k, Py_ssize_t n, const real* x, Py_ssize_t x_row, const real* w,
+                   Py_ssize_t w_row, const real* bias, real floor, real* y, Py_ssize_t y_row) noexcept nogil:
+    """Y (rows, n) = max(floor, X W + b) for a narrow layer: its weights lie transposed, W^T (n, k), rows padded to VL.
+
+    One dot product of length k for each output: 2 k n FLOPs a row; x and W^T are read in vectors. The sum of an output
+    runs over the vectors in order and then over the lanes pairwise, whatever the number of rows.
+    """
+    cdef Py_ssize_t i, o, l, whole = k // VL * VL, rest = k - whole
+    cdef vf x_l, s0, s1, s2, s3
+    for i in range(rows):
+        vf_store(y + round_up(n, VL) - VL, vf_set(0))       # the padding behind the last output
+        o = 0
+        while o + 4 <= n:
+            s0 = s1 = s2 = s3 = vf_set(0)
+            for l from 0 <= l < whole by VL:
+                x_l = vf_load(x + l)
+                s0 = vf_fma(x_l, vf_load(w + o * w_row + l), s0)
+                s1 = vf_fma(x_l, vf_load(w + (o + 1) * w_row + l), s1)
+                s2 = vf_fma(x_l, vf_load(w + (o + 2) * w_row + l), s2)
+                s3 = vf_fma(x_l, vf_load(w + (o + 3) * w_row + l), s3)
+            if rest:
+                x_l = vf_load_first(x + whole, rest)
+                s0 = vf_fma(x_l, vf_load(w + o * w_row + whole), s0)
+                s1 = vf_fma(x_l, vf_load(w + (o + 1) * w_row + whole), s1)
+                s2 = vf_fma(x_l, vf_load(w + (o + 2) * w_row + whole), s2)
+                s3 = vf_fma(x_l, vf_load(w + (o + 3) * w_row + whole), s3)
+            y[o] = vf_first(vf_sum(s0))
+            y[o + 1] = vf_first(vf_sum(s1))
+            y[o + 2] = vf_first(vf_sum(s2))
+            y[o + 3] = vf_first(vf_sum(s3))
+            o += 4
+        while o < n:
+            s0 = vf_set(0)
+            for l from 0 <= l < whole by VL:
+                s0 = vf_fma(vf_load(x + l), vf_load(w + o * w_row + l), s0)
+            if rest:
+                s0 = vf_fma(vf_load_first(x + whole, rest), vf_load(w + o * w_row + whole), s0)
+            y[o] = vf_first(vf_sum(s0))
+            o += 1
+        for o from 0 <= o < round_up(n, VL) by VL:
+            s0 = vf_load(y + o)
+            if bias != NULL:
+                s0 = s0 + vf_load(bias + o)
+            vf_store(y + o, vf_max(vf_set(floor), s0))
+        x += x_row
+        y += y_row

@@ -1,0 +1,61 @@
+# simd.h as Cython sees it, and the C library's names that the kernels use.
+#
+# To Cython `vf` is a number: sums, products and differences of vf variables are written in Cython and come out as
+# vector arithmetic in C. What Cython would get wrong (comparisons, casts, abs) has a helper in the header.
+
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+cdef extern from "kernels/simd.h" nogil:
+    ctypedef float real             # float or double, as built
+    ctypedef float vf               # a register of VL reals
+    const Py_ssize_t VL
+    const int CNN_REAL64
+    const int TILE_MR               # rows of the largest tile of a matrix product
+    const int TILE_NV               # its columns, in vectors
+    real CNN_PICK(double single, double dbl)
+    vf vf_load(const real* p)
+    void vf_store(real* p, vf a)
+    vf vf_load_first(const real* p, Py_ssize_t n)
+    void vf_store_first(real* p, vf a, Py_ssize_t n)
+    vf vf_set(real a)
+    vf vf_fma(vf a, vf b, vf c)
+    vf vf_select_gt(vf x, vf y, vf a, vf b)
+    vf vf_max(vf a, vf b)
+    vf vf_min(vf a, vf b)
+    vf vf_abs(vf a)
+    vf vf_copysign(vf a, vf sign)
+    vf vf_sqrt(vf a)
+    vf vf_round_product(vf a, vf b)
+    vf vf_exp2(vf n, real offset)
+    vf vf_ldexp(vf a, vf n)
+    vf vf_ldexp_down(vf a, vf n)
+    vf vf_square_low(vf a, vf square)
+    vf vf_zip_lo(vf a, vf b)
+    vf vf_zip_hi(vf a, vf b)
+    vf vf_sum(vf a)
+    vf vf_largest(vf a)
+    real vf_first(vf a)
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void** p, size_t alignment, size_t size)
+
+cdef extern from "<math.h>" nogil:
+    const double INFINITY
+    double log(double x)
+    double sqrt(double x)
+    bint isfinite(double x)
+    bint isnan(double x)
+
+
+cdef inline Py_ssize_t round_up(Py_ssize_t n, Py_ssize_t step) noexcept nogil:
+    return (n + step - 1) // step * step
+
+
+cdef inline Py_ssize_t smaller(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef inline Py_ssize_t larger(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a if a > b else b

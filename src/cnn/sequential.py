@@ -1,0 +1,570 @@
+"""`Sequential`: a chain of layers, compiled once into a native program that does all the work.
+
+This file turns layers into the program, and calls on the model into calls on the program. The training loop is in
+training.py, files in checkpoint.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import Any
+
+import numpy as np
+
+from . import checkpoint, layers, losses, optim, training
+from ._dispatch import kernels
+
+log = logging.getLogger("cnn")
+
+
+class Sequential:
+    """A chain of layers that trains and predicts natively.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        `Linear` layers and activations, in order; a loss may stand last. Widths must follow from one another.
+    optimizer : SGD, optional
+        Needed for `step`, `train_step` and `fit`.
+    dtype : {"float32", "float64"}
+        Of parameters and arithmetic. Inputs of another dtype are converted.
+    seed : int, optional
+        Of the initial parameters and of the order in `fit`: the same numbers on every platform. None: different at
+        every run.
+
+    Attributes
+    ----------
+    layers : list of Layer
+        The objects passed in, without the loss. Their arrays are views into the model's memory.
+    optimizer, loss, dtype, seed
+        As passed in; `loss` is None if there is none.
+    training : bool
+        What `train` and `eval` set.
+
+    Raises
+    ------
+    ValueError
+        If there is no Linear, widths do not follow from one another, a loss does not stand last, or a layer is used
+        twice or belongs to another model.
+    TypeError
+        If something is no layer.
+
+    Examples
+    --------
+    >>> model = Sequential([Linear(2, 8), Tanh(), Linear(8, 1), MSELoss()], optimizer=SGD(lr=0.5), seed=0)
+    >>> x, y = [[0, 0], [0, 1], [1, 0], [1, 1]], [0, 1, 1, 0]
+    >>> for _ in range(2000):
+    ...     loss = model.train_step(x, y)
+    >>> model.predict(x).round().ravel().tolist()
+    [0.0, 1.0, 1.0, 0.0]
+    """
+
+    def __init__(self, layers, optimizer=None, dtype="float32", seed=None):
+        self._kernels = kernels(dtype)
+        self.dtype = self._kernels.DTYPE
+        self.layers, self.loss = _split(layers)
+        self.seed = _seed(seed)
+        self.optimizer = optimizer
+        self.training = True
+        self._epochs_seen = 0  # by fit: each epoch has its own order
+        self._random_seed = secrets.randbits(63) if seed is None else self.seed
+        self._compile()
+
+    # from layers to the program ---------------------------------------------------------------------------------------
+
+    def _compile(self) -> None:
+        """Make the program, and move the layers' parameters into it."""
+        codes = self._kernels.ACTIVATIONS
+        widths: list[int] = [next(x for x in self.layers if isinstance(x, layers.Linear)).in_features]
+        ops: list[tuple] = []
+        self._op_layers: list[list[int]] = []  # of each op, the indices of its layers
+        giver = None
+        for i, layer in enumerate(self.layers):
+            if isinstance(layer, layers.Linear):
+                if layer.in_features != widths[-1]:
+                    raise ValueError(
+                        f"{_name(i, layer)}: expects {layer.in_features} inputs, but {giver} gives {widths[-1]}"
+                    )
+                giver = _name(i, layer)
+                ops.append(("linear", len(ops), len(ops) + 1, codes["identity"], 0.0, layer.has_bias))
+                widths.append(layer.out_features)
+                self._op_layers.append([i])
+                continue
+            code = codes[layer.function]
+            if ops and ops[-1][0] == "linear" and len(self._op_layers[-1]) == 1:
+                ops[-1] = (*ops[-1][:3], code, layer.param, ops[-1][5])
+                self._op_layers[-1].append(i)
+            else:
+                ops.append(("activation", len(ops), len(ops) + 1, code, layer.param))
+                widths.append(widths[-1])
+                self._op_layers.append([i])
+        taker = next(_name(i, x) for i, x in enumerate(self.layers) if isinstance(x, layers.Linear))
+        where = (f" for {taker}", f" for the outputs of {giver}")
+        self._program = self._kernels.Program(widths, ops, self.loss and self.loss.function, where)
+        self._linears = [
+            (op, self.layers[members[0]]) for op, members in enumerate(self._op_layers) if ops[op][0] == "linear"
+        ]
+        bits = np.random.PCG64(self._random_seed)
+        for op, layer in self._linears:
+            initial = layer._arrays or layer._draw(bits)
+            layer._join(self, self._program, op, self.dtype)
+            layer.weight[...] = initial["weight"]
+            if layer.has_bias:
+                layer.bias[...] = initial["bias"]
+
+    @property
+    def optimizer(self):
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer):
+        if optimizer is not None and not isinstance(optimizer, optim.SGD):
+            raise TypeError(f"optimizer: expected an optimiser such as cnn.SGD(), got {optimizer!r}")
+        self._optimizer = optimizer
+
+    def _hyper(self) -> np.ndarray:
+        if self._optimizer is None:
+            raise RuntimeError("the model has no optimizer: pass one to Sequential, or set model.optimizer")
+        return self._optimizer.hyper
+
+    # the explicit loop ------------------------------------------------------------------------------------------------
+
+    def forward(self, x, targets=None):
+        """Outputs, or with targets the loss; what `backward` needs is kept.
+
+        Parameters
+        ----------
+        x : array_like of shape (batch, in_features)
+            Copied: changing it later does not change what `backward` computes.
+        targets : array_like, optional
+            Class indices of shape (batch,) for CrossEntropyLoss, numbers of shape (batch, out_features) for MSELoss.
+
+        Returns
+        -------
+        ndarray of shape (batch, out_features), or float
+            Without targets the outputs of the last layer (before the loss), else the mean loss.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If x or targets do not fit.
+        RuntimeError
+            If there are targets but no loss.
+        """
+        return self._program.forward(x, targets)
+
+    __call__ = forward
+
+    def backward(self, grad_output=None, debug=False):
+        """Go back over the last `forward`; the gradients of the parameters are added to.
+
+        Parameters
+        ----------
+        grad_output : array_like of shape (batch, out_features), optional
+            Gradient with respect to the outputs. None: that of the loss, if the last `forward` had targets.
+        debug : bool
+            Report each layer's gradients (shape and norm) through `logging`, logger "cnn", level INFO, and raise
+            FloatingPointError at the first layer, going back, where one is NaN.
+
+        Returns
+        -------
+        ndarray of shape (batch, in_features)
+            The gradient of x.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no `forward`, or something has since overwritten what it kept, or changed the parameters.
+        ValueError, TypeError
+            If grad_output does not fit.
+        """
+        if not debug:
+            return self._program.backward(grad_output)
+        before = self.gradients
+        grad_x = self._program.backward(grad_output)
+        try:
+            self._report()
+        except FloatingPointError:
+            self._unpack(before, "grad_weight", "grad_bias")
+            raise
+        return grad_x
+
+    def _report(self) -> None:
+        linears = dict(self._linears)
+        for op in reversed(range(len(self._op_layers))):
+            names = " + ".join(_name(i, self.layers[i]) for i in self._op_layers[op])
+            arrays = {"output": self._program.gradient_of(op + 1)}
+            if op in linears:
+                arrays["weight"] = linears[op].grad_weight
+                if linears[op].has_bias:
+                    arrays["bias"] = linears[op].grad_bias
+            for what, gradient in arrays.items():
+                log.info("%s: gradient of %s %s, norm %.6g", names, what, gradient.shape, np.linalg.norm(gradient))
+            for what, gradient in arrays.items():
+                if np.isnan(gradient).any():
+                    raise FloatingPointError(f"{names}: the gradient of {what} has NaN")
+
+    def step(self) -> None:
+        """Take the optimiser's step with the gradients as they are. RuntimeError if there is no optimizer."""
+        self._program.step(self._hyper())
+
+    def zero_grads(self) -> None:
+        """Set all gradients to zero."""
+        self._program.zero_grads()
+
+    def loss_and_grad(self, x, y) -> tuple[float, np.ndarray]:
+        """The loss and its gradient as one vector, in the order of `parameters`: what scipy.optimize wants.
+
+        The model's gradients are this gradient afterwards.
+        """
+        loss = self._program.forward(x, y)
+        self._program.zero_grads()
+        self._program.backward()
+        return loss, self.gradients
+
+    # native training and prediction -----------------------------------------------------------------------------------
+
+    def train_step(self, x, y) -> float:
+        """Forward, loss, backward and the optimiser's step in one native call.
+
+        The step is fused into the computation of the gradients, which are not kept: `gradients` stay as they are.
+
+        Parameters
+        ----------
+        x : array_like of shape (batch, in_features)
+        y : array_like
+            As `targets` of `forward`.
+
+        Returns
+        -------
+        float
+            The mean loss of the batch, before the step.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If x or y do not fit, or the batch is empty.
+        RuntimeError
+            If there is no loss or no optimizer.
+        """
+        return self._program.train_step(x, y, self._hyper())
+
+    def fit(self, x, y, *, epochs=1, batch_size=32, shuffle=True, validation_data=None, progress="auto"):
+        """Train for a number of epochs, in native code.
+
+        Parameters
+        ----------
+        x : array_like of shape (n, in_features)
+        y : array_like
+            Class indices of shape (n,) for CrossEntropyLoss, numbers of shape (n, out_features) for MSELoss.
+        epochs : int
+        batch_size : int
+            The last batch of an epoch may be smaller. 1 trains one sample at a time.
+        shuffle : bool
+            Whether each epoch takes the rows in a random order of its own, which depends on the model's seed.
+        validation_data : (x, y), optional
+            Evaluated after each epoch.
+        progress : {"auto", True, False}
+            "auto": a bar on a terminal, if tqdm is installed. True: elsewhere one line an epoch. False: silence.
+
+        Returns
+        -------
+        History
+            A dict of lists, one number an epoch: "loss" (mean over the epoch, as the parameters changed), with
+            CrossEntropyLoss "accuracy", with validation_data "val_loss" and "val_accuracy".
+
+        Raises
+        ------
+        ValueError, TypeError
+            If something does not fit; nothing has changed then.
+        RuntimeError
+            If there is no loss or no optimizer.
+        DivergenceError
+            If the loss is no finite number: names epoch, batch and learning rate. The parameters are those from before
+            that epoch.
+
+        Notes
+        -----
+        Ctrl-C stops within about 0.1 s and leaves a valid model.
+        """
+        return training.fit(
+            self,
+            x,
+            y,
+            epochs=epochs,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            validation_data=validation_data,
+            progress=progress,
+        )
+
+    def predict(self, x, out=None):
+        """The outputs of the last layer (logits, where the loss is CrossEntropyLoss) in evaluation mode.
+
+        Any number of rows: they are run in chunks that stay in cache. Does not disturb a pending `backward`.
+
+        Parameters
+        ----------
+        x : array_like of shape (batch, in_features)
+            The batch may be empty.
+        out : ndarray of shape (batch, out_features), optional
+            Where the result goes; of the model's dtype, rows contiguous.
+
+        Returns
+        -------
+        ndarray of shape (batch, out_features)
+
+        Raises
+        ------
+        ValueError, TypeError
+            If x or out do not fit.
+        """
+        return self._program.predict(x, out)
+
+    def evaluate(self, x, y) -> dict[str, float]:
+        """{"loss": mean loss} of x and y, and with CrossEntropyLoss "accuracy": the part of rows classified right.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If x or y do not fit, or there are no rows.
+        """
+        loss, correct = self._program.evaluate(x, y)
+        return self._scores(loss, correct, len(x))
+
+    def _scores(self, loss: float, correct: int, n: int) -> dict[str, float]:
+        scores = {"loss": loss}
+        if isinstance(self.loss, losses.CrossEntropyLoss):
+            scores["accuracy"] = correct / n
+        return scores
+
+    def train(self, mode: bool = True) -> Sequential:
+        """Set training mode, in which regularising layers act; returns the model."""
+        self.training = bool(mode)
+        return self
+
+    def eval(self) -> Sequential:
+        """Set evaluation mode; returns the model."""
+        return self.train(False)
+
+    # parameters -------------------------------------------------------------------------------------------------------
+
+    def _named(self, *kinds: str) -> dict[str, np.ndarray]:
+        """Views of the arrays, by their names in `state_dict`."""
+        arrays = {
+            f"{self._op_layers[op][0]}.{kind}": getattr(layer, kind) for op, layer in self._linears for kind in kinds
+        }
+        return {name: a for name, a in arrays.items() if a is not None}
+
+    def _unpack(self, vector: np.ndarray, *kinds: str) -> None:
+        at = 0
+        for array in self._named(*kinds).values():
+            array[...] = vector[at : at + array.size].reshape(array.shape)
+            at += array.size
+
+    @property
+    def parameters(self) -> np.ndarray:
+        """All parameters as one vector (a copy), in the order of `state_dict`. Assigning writes them back."""
+        return np.concatenate([a.ravel() for a in self._named("weight", "bias").values()])
+
+    @parameters.setter
+    def parameters(self, vector):
+        vector = np.asarray(vector)
+        if vector.dtype.kind not in "fiub":
+            raise TypeError(f"parameters: expected real numbers, got dtype {vector.dtype}")
+        if vector.shape != (self._count(),):
+            raise ValueError(f"parameters: expected shape ({self._count()},), got {vector.shape}")
+        self._unpack(vector, "weight", "bias")
+        self._program.forget("the parameters have been assigned to since")
+
+    @property
+    def gradients(self) -> np.ndarray:
+        """All gradients as one vector (a copy), in the order of `parameters`."""
+        return np.concatenate([a.ravel() for a in self._named("grad_weight", "grad_bias").values()])
+
+    def _count(self) -> int:
+        return sum(a.size for a in self._named("weight", "bias").values())
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of the parameters by name: "0.weight" of shape (in_features, out_features), "0.bias", "2.weight", ...
+
+        The number is the layer's place in the model, activations counted, as in PyTorch.
+        """
+        return {name: np.array(a, order="C") for name, a in self._named("weight", "bias").items()}
+
+    def load_weights(self, state_dict, config=None, verbose=False) -> None:
+        """Set the parameters: all of them, or none if anything does not fit.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array_like
+            As `state_dict` returns it: weights are (in_features, out_features).
+        config : dict, optional
+            As `get_config` returns it: must describe layers like this model's.
+        verbose : bool
+            Print what is loaded.
+
+        Raises
+        ------
+        ValueError
+            If names are missing or unknown, shapes differ, or config describes another network.
+        TypeError
+            If values are no arrays of real numbers, or are PyTorch's tensors, whose weights are the other way round.
+        """
+        if config is not None and config["layers"] != self.get_config()["layers"]:
+            raise ValueError(
+                f"config: expected the layers of this model, {self.get_config()['layers']}, got {config['layers']}"
+            )
+        own = self._named("weight", "bias")
+        if missing := [name for name in own if name not in state_dict]:
+            raise ValueError(f"state_dict: missing {', '.join(missing)}; it has {', '.join(state_dict)}")
+        if unknown := [str(name) for name in state_dict if name not in own]:
+            raise ValueError(f"state_dict: unknown {', '.join(unknown)}; expected {', '.join(own)}")
+        arrays = {}
+        for name, array in own.items():
+            value = state_dict[name]
+            if type(value).__module__.partition(".")[0] == "torch":
+                raise TypeError(
+                    f"state_dict: {name} is a PyTorch tensor. PyTorch keeps Linear.weight as (out, in); "
+                    "here it is (in, out): transpose the weights and pass NumPy arrays"
+                )
+            arrays[name] = np.asarray(value)
+            if arrays[name].dtype.kind not in "fiub":
+                raise TypeError(f"{name}: expected real numbers, got dtype {arrays[name].dtype}")
+            if arrays[name].shape != array.shape:
+                raise ValueError(f"{name}: expected shape {array.shape}, got {arrays[name].shape}")
+        for name, array in own.items():
+            array[...] = arrays[name]
+            if verbose:
+                print(f"{name} {array.shape}")
+        self._program.forget("weights have been loaded since")
+
+    def get_config(self) -> dict[str, Any]:
+        """All that `from_config` needs to build this model anew, as JSON can hold it; without the parameters."""
+
+        def described(part):
+            return part and {"name": type(part).__name__, **part.get_config()}
+
+        return {
+            "layers": [described(layer) for layer in self.layers],
+            "loss": described(self.loss),
+            "optimizer": described(self.optimizer),
+            "dtype": self.dtype.name,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config) -> Sequential:
+        """The model that `get_config` described, with new initial parameters.
+
+        Raises
+        ------
+        ValueError
+            If config is not as `get_config` makes it, or names an unknown layer, loss or optimiser.
+        """
+
+        def built(part, module):
+            if part is None:
+                return None
+            arguments = dict(part)
+            name = arguments.pop("name")
+            known = module.__all__
+            if name not in known:
+                raise ValueError(f"unknown name {name!r}: expected one of {', '.join(known)}")
+            return getattr(module, name)(**arguments)
+
+        try:
+            chain = [built(layer, layers) for layer in config["layers"]]
+            loss = built(config["loss"], losses)
+            optimizer = built(config["optimizer"], optim)
+            return cls([*chain, *([loss] if loss else [])], optimizer, config["dtype"], config["seed"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"config: not as get_config makes it: {error!r}") from error
+
+    def save(self, path) -> None:
+        """Write the parameters and the configuration to a safetensors file; see `cnn.load`.
+
+        The file is complete or not there: it is written under another name, flushed to disk and then renamed.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; a file that was there before is untouched.
+        """
+        checkpoint.save(self, path)
+
+    # for people -------------------------------------------------------------------------------------------------------
+
+    def summary(self) -> None:
+        """Print a table of the layers, with output shapes, parameters, FLOPs a sample and memory."""
+        rows = [("", "layer", "output", "parameters", "FLOPs / sample")]
+        width = self._linears[0][1].in_features
+        flops = 0
+        for i, layer in enumerate([*self.layers, *([self.loss] if self.loss else [])]):
+            count = cost = 0
+            if isinstance(layer, layers.Linear):
+                width = layer.out_features
+                count = (layer.in_features + layer.has_bias) * width
+                cost = 2 * layer.in_features * width
+            flops += cost
+            shape = "scalar" if layer is self.loss else f"(batch, {width})"
+            rows.append((str(i), repr(layer), shape, f"{count:,}" if count else "", f"{cost:,}" if cost else ""))
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        for n, row in enumerate(rows):
+            left = "  ".join(cell.ljust(w) for cell, w in zip(row[:3], widths[:3], strict=True))
+            right = "  ".join(cell.rjust(w) for cell, w in zip(row[3:], widths[3:], strict=True))
+            print(f"{left}  {right}".rstrip())
+            if n == 0:
+                print("-" * (sum(widths) + 8))
+        print("-" * (sum(widths) + 8))
+        optimizer = f", {self.optimizer!r}" if self.optimizer else ""
+        print(f"{self._count():,} parameters, {self.dtype}{optimizer}")
+        print(f"{flops:,} FLOPs a sample forward, about three times that in training")
+        print(f"{self._program.nbytes / 1024:,.1f} KiB of memory now, workspaces for the largest batch so far included")
+
+    def __repr__(self) -> str:
+        parts = [*self.layers, *([self.loss] if self.loss else [])]
+        lines = "".join(f"  ({i}): {part!r}\n" for i, part in enumerate(parts))
+        return f"Sequential(\n{lines}){'' if self.dtype == np.float32 else f' {self.dtype}'}"
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, i):
+        return self.layers[i]
+
+
+def _name(i: int, layer) -> str:
+    return f"layer {i}, {layer!r}"
+
+
+def _split(parts) -> tuple[list, losses.Loss | None]:
+    """The layers and the loss, checked."""
+    if isinstance(parts, layers.Layer):
+        raise TypeError(f"layers: expected a list of layers, got {parts!r}")
+    parts = list(parts)
+    loss = parts.pop() if parts and isinstance(parts[-1], losses.Loss) else None
+    for i, part in enumerate(parts):
+        if isinstance(part, losses.Loss):
+            raise ValueError(f"layer {i}, {part!r}: a loss can only stand last")
+        if not isinstance(part, (layers.Linear, layers.Activation)):
+            hint = " (pass an object, not the class)" if isinstance(part, type) else ""
+            raise TypeError(f"layer {i}: expected a layer, got {part!r}{hint}")
+        if any(part is other for other in parts[:i]):
+            raise ValueError(f"{_name(i, part)}: stands in the model twice")
+        if isinstance(part, layers.Linear) and part._model is not None and part._model() is not None:
+            raise ValueError(f"{_name(i, part)}: belongs to another Sequential already")
+    if not any(isinstance(part, layers.Linear) for part in parts):
+        raise ValueError("layers: expected at least one Linear, got none")
+    return parts, loss
+
+
+def _seed(seed) -> int | None:
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed: expected an int or None, got {seed!r}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed: expected at least 0 and below 2**63, got {seed}")
+    return int(seed)

@@ -1,0 +1,30 @@
+"""What every test file may use: each instruction set and each dtype in turn, and hypothesis' settings."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+from cnn import _dispatch
+
+# The same examples at every run: a failure is a change in the library, not in the weather.
+settings.register_profile(
+    "cnn",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("cnn")
+
+
+@pytest.fixture(params=_dispatch.AVAILABLE)
+def isa(request, monkeypatch):
+    """The test runs once with the kernels of each instruction set that this machine can run."""
+    monkeypatch.setattr(_dispatch, "ISA", request.param)
+    monkeypatch.setattr(_dispatch, "_loaded", {})
+    return request.param
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    return np.dtype(request.param)
