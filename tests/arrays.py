@@ -73,21 +73,17 @@ def covering(**factors):
     """
     names = list(factors)
     first, second = names[:2]
-    rows = [
-        {first: a, second: b} for a, b in itertools.product(factors[first], factors[second])
-    ]
+    rows = [{first: a, second: b} for a, b in itertools.product(factors[first], factors[second])]
     for name in names[2:]:
         others = names[: names.index(name)]
-        missing = {
-            (other, a, b) for other in others for a in factors[other] for b in factors[name]
-        }
+        missing = {(other, a, b) for other in others for a in factors[other] for b in factors[name]}
 
         def pairs(row, value, others=others):
             return {(other, row[other], value) for other in others if other in row}
 
         for i, row in enumerate(rows):
             values = factors[name][i % len(factors[name]) :] + factors[name][: i % len(factors[name])]
-            row[name] = max(values, key=lambda v: len(pairs(row, v) & missing))  # noqa: B023
+            row[name] = max(values, key=lambda v: len(pairs(row, v) & missing))
             missing -= pairs(row, row[name])
         for other, a, b in sorted(missing, key=repr):
             rows.append({n: factors[n][len(rows) % len(factors[n])] for n in others})

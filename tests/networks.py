@@ -4,6 +4,8 @@ A description ("spec") is a list of (in, out, bias) for a linear layer and (name
 activation, as [(3, 8, True), ("elu", 0.5), (8, 1, False)].
 """
 
+from itertools import pairwise
+
 import numpy as np
 import reference
 from hypothesis import strategies as st
@@ -35,9 +37,7 @@ def is_linear(part):
 
 def build(spec, loss=None, *, optimizer=None, dtype="float64", seed=0):
     """The model and the reference network."""
-    layers = [
-        cnn.Linear(*part) if is_linear(part) else ACTIVATIONS[part[0]](part[1]) for part in spec
-    ]
+    layers = [cnn.Linear(*part) if is_linear(part) else ACTIVATIONS[part[0]](part[1]) for part in spec]
     if loss:
         layers.append(LOSSES[loss]())
     model = cnn.Sequential(layers, optimizer=optimizer, dtype=dtype, seed=seed)
@@ -58,7 +58,7 @@ def batch_for(spec, loss, batch, dtype, seed=0):
 def chain(*widths, activation=("tanh", None), bias=True):
     """The description of linear layers of these widths with activations between them."""
     spec = []
-    for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+    for n_in, n_out in pairwise(widths):
         spec += [(n_in, n_out, bias), activation]
     return spec[:-1]
 

@@ -89,7 +89,7 @@ def test_linear_refuses(isa, dtype):
         (lambda: layer(np.ones((2, 4))), ValueError, r"^x: expected shape \(batch, 5\)"),
         (lambda: layer(np.ones(5)), ValueError, r"^x: expected shape \(batch, 5\)"),
         (lambda: layer(np.ones((2, 5), complex)), TypeError, "^x: expected real numbers"),
-        (lambda: setattr(layer, "weight", np.ones((3, 5))), ValueError, r"^weight: expected shape \(5, 3\), got \(3, 5\)"),
+        (lambda: setattr(layer, "weight", np.ones((3, 5))), ValueError, r"^weight: expected shape \(5, 3\), got"),
         (lambda: setattr(layer, "weight", 1.0), ValueError, r"^weight: expected shape \(5, 3\), got \(\)"),
         (lambda: setattr(layer, "weight", np.ones((5, 3), complex)), TypeError, "^weight: expected real"),
         (lambda: setattr(layer, "bias", np.ones((1, 3))), ValueError, r"^bias: expected shape \(3,\)"),
@@ -98,13 +98,13 @@ def test_linear_refuses(isa, dtype):
     for call, error, message in refused:
         with pytest.raises(error, match=message):
             call()
-    with pytest.raises(RuntimeError, match="^backward needs a forward pass"):
+    with pytest.raises(RuntimeError, match=r"^backward needs a forward pass"):
         layer.backward(np.ones((2, 3)))
     layer(np.ones((2, 5)))
     for grad_output in (np.ones((2, 4)), np.ones((3, 3)), np.ones(3)):
-        with pytest.raises(ValueError, match="^grad_output: expected"):
+        with pytest.raises(ValueError, match=r"^grad_output: expected"):
             layer.backward(grad_output)
-    with pytest.raises(TypeError, match="^grad_output: expected real numbers"):
+    with pytest.raises(TypeError, match=r"^grad_output: expected real numbers"):
         layer.backward(np.ones((2, 3), object))
     np.testing.assert_array_equal(layer.weight, before)
     assert not layer.grad_weight.any()
@@ -131,7 +131,7 @@ def test_widths(arguments, error, message):
 
 def test_dtype():
     for dtype in ("float16", "int32"):
-        with pytest.raises(ValueError, match="^dtype: expected float32 or float64"):
+        with pytest.raises(ValueError, match=r"^dtype: expected float32 or float64"):
             cnn.Linear(2, 3, dtype=dtype)
     assert cnn.Linear(2, 3).dtype == np.float32
     assert cnn.Linear(np.int64(2), np.uint8(3), dtype=np.float64).weight.dtype == np.float64
@@ -246,9 +246,9 @@ def test_activation_alone(isa, dtype, name, param):
 @pytest.mark.parametrize("name", list(ACTIVATIONS))
 def test_activation_refuses(isa, name):
     layer = ACTIVATIONS[name](*PARAMS.get(name, (None,))[:1])
-    with pytest.raises(RuntimeError, match="^backward needs a forward pass"):
+    with pytest.raises(RuntimeError, match=r"^backward needs a forward pass"):
         layer.backward(np.ones(3))
-    with pytest.raises(TypeError, match="^z: expected real numbers, got dtype complex128"):
+    with pytest.raises(TypeError, match=r"^z: expected real numbers, got dtype complex128"):
         layer(np.ones(3, complex))
     layer(np.ones(3))
     with pytest.raises(ValueError, match=r"^grad_output: expected shape \(3,\), as z has, got \(4,\)"):
@@ -273,7 +273,7 @@ def test_parameters_of_activations(build_layer):
 def test_gelu_approximations():
     assert cnn.GELU().approximate == "none"
     for bad in ("exact", None, True):
-        with pytest.raises(ValueError, match="^approximate: expected 'none' or 'tanh', got "):
+        with pytest.raises(ValueError, match=r"^approximate: expected 'none' or 'tanh', got "):
             cnn.GELU(approximate=bad)
 
 
@@ -422,16 +422,9 @@ def test_layers_of_a_model_compute_on_their_own(isa, dtype):
     assert not model.gradients.any()
 
 
-@pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_models_are_copied_by_their_checkpoint_or_not_at_all(isa, how):
-    """A copy that shared the native memory would be wrong silently: it works in full, or raises."""
+@pytest.mark.parametrize("how", [copy.deepcopy, pickle.dumps])
+def test_a_model_is_not_copied_by_halves(isa, how):
+    """A copy that shared the native memory would be silently wrong."""
     model, _ = build(chain(5, 9, 3))
-    x = data(np.float64, 4, 5)
-    expected = model.predict(x)
-    try:
-        copied = how(model)
-    except TypeError:
-        return
-    np.testing.assert_array_equal(copied.predict(x), expected)
-    copied.parameters = copied.parameters * 0
-    np.testing.assert_array_equal(model.predict(x), expected)
+    with pytest.raises(TypeError, match=r"pickle|copy|__reduce__|__cinit__"):
+        how(model)

@@ -149,7 +149,7 @@ def test_unsuitable_out(isa, dtype):
     ):
         with pytest.raises(ValueError, match=f"^out: {message}"):
             model.predict(x, out)
-    with pytest.raises(TypeError, match="^out: expected a NumPy array, got list"):
+    with pytest.raises(TypeError, match=r"^out: expected a NumPy array, got list"):
         model.predict(x, [[0.0] * 10] * 19)
 
 
@@ -162,7 +162,7 @@ def test_out_must_not_overlap_with_x(isa, dtype):
     memory = np.random.default_rng(0).standard_normal((12, 6)).astype(dtype)
     before = memory.copy()
     for x, out in ((memory, memory), (memory[:8], memory[4:]), (memory.view(Subclass), memory)):
-        with pytest.raises(ValueError, match="^out: shares memory with x"):
+        with pytest.raises(ValueError, match=r"^out: shares memory with x"):
             model.predict(x, out)
     np.testing.assert_array_equal(memory, before)
     out = model.predict(memory[:6], memory[6:])

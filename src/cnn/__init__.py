@@ -4,6 +4,7 @@ __version__ = "0.1.0"
 
 from . import functional
 from ._config import show_config
+from ._threads import get_num_threads, set_num_threads
 from .checkpoint import load
 from .layers import (
     ELU,
@@ -18,7 +19,7 @@ from .layers import (
     Tanh,
 )
 from .losses import CrossEntropyLoss, MSELoss
-from .optim import SGD
+from .optim import SGD, Adam, AdamW
 from .sequential import Sequential
 from .training import DivergenceError, History
 
@@ -26,6 +27,8 @@ __all__ = [
     "ELU",
     "GELU",
     "SGD",
+    "Adam",
+    "AdamW",
     "CrossEntropyLoss",
     "DivergenceError",
     "History",
@@ -40,6 +43,8 @@ __all__ = [
     "Softplus",
     "Tanh",
     "functional",
+    "get_num_threads",
     "load",
+    "set_num_threads",
     "show_config",
 ]

@@ -6,6 +6,7 @@ import numpy as np
 
 from ._cpu import COMPILER
 from ._dispatch import AVAILABLE, ISA
+from ._threads import available, get_num_threads
 
 
 def show_config() -> None:
@@ -21,7 +22,7 @@ def show_config() -> None:
     cnn 0.1.0
       instruction set  v4 (available: v4, v3, baseline)
       dtypes           float32, float64
-      threads          1
+      threads          2 (processors for this process: 2)
       compiler         GCC 12.2.0
       NumPy            2.4.6
       Python           3.11.7
@@ -32,7 +33,7 @@ def show_config() -> None:
     facts = {
         "instruction set": f"{ISA} (available: {', '.join(AVAILABLE)})",
         "dtypes": "float32, float64",
-        "threads": "1",
+        "threads": f"{get_num_threads()} (processors for this process: {available()})",
         "compiler": COMPILER,
         "NumPy": np.__version__,
         "Python": platform.python_version(),

@@ -8,7 +8,8 @@ How a call travels, `model.train_step(x, y)` for one:
 
     Sequential.train_step    Python: hands over x, y and the optimiser's hyper-parameters
     Program.train_step       checks the arrays (arrays.pxi), takes their pointers, lets go of the GIL if that pays
-    Program.walk_step        the ops in order, the loss, the ops in reverse (program.pxi)
+    run_pass                 shares the work among threads: chunks of rows, then pieces of the weights (program.pxi)
+    walk_forward, ...        the ops in order; the loss; the ops in reverse
     forward_linear, ...      fills in a Product: operands, strides, what to do with a finished tile
     product                  cuts C into panels and tiles, packs B where that pays (product.pxi)
     tiles                    multiply-adds in registers, then bias and activation, derivative or optimiser's step
@@ -22,6 +23,8 @@ include "kernels/product.pxi"       # matrix products, tile by tile, with what i
 include "kernels/sample.pxi"        # the same for one row: products with a vector
 include "kernels/loss.pxi"          # losses with their gradients
 include "kernels/random.pxi"        # shuffling
+include "kernels/threads.pxi"       # the pool of threads
+include "kernels/program.pxi"       # ops over buffers, and the walks over them
 include "kernels/arrays.pxi"        # from Python objects to pointers
-include "kernels/program.pxi"       # ops over buffers in one arena, and the walks
+include "kernels/model.pxi"         # the class that Python sees
 include "kernels/functional.pxi"    # the kernels on plain NumPy arrays

@@ -87,8 +87,12 @@ def load(path: str | os.PathLike):
         version = int(metadata.get("version", ""))
         if version > FORMAT_VERSION:
             raise ValueError(f"its format is version {version}, and this library reads up to {FORMAT_VERSION}")
-        model = Sequential.from_config(json.loads(metadata["config"]))
+        config = json.loads(metadata["config"])
+        room = sum(part["in_features"] * part["out_features"] for part in config["layers"] if "in_features" in part)
+        if room > sum(a.size for a in tensors.values()):  # before a model of that size is made
+            raise ValueError("its configuration describes larger layers than its tensors")
+        model = Sequential.from_config(config)
         model.load_weights({name: a.T for name, a in tensors.items()})
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path}: no readable checkpoint: {error}") from error
     return model

@@ -136,7 +136,7 @@ class Linear(Layer):
     def _changed(self) -> None:
         model = self._model and self._model()
         if model is not None:
-            model._program.forget("the parameters have been changed since")
+            model._program.set_parameters(model._program.parameters)
 
     @property
     def weight(self):

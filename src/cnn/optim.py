@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-__all__ = ["SGD"]
+__all__ = ["SGD", "Adam", "AdamW"]
 
 
 class _Hyper:
     """A hyper-parameter: a number in the optimiser's array, which the kernels read at every step."""
 
-    def __init__(self, index: int, low: float = 0.0):
+    def __init__(self, index: int, low: float = 0.0, high: float = np.inf):
         self.index = index
         self.low = low
+        self.high = high
 
     def __set_name__(self, owner, name):
         self.name = name
@@ -25,12 +26,40 @@ class _Hyper:
     def __set__(self, optimizer, value):
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
             raise TypeError(f"{self.name}: expected a number, got {value!r}")
-        if not self.low <= value < np.inf:
-            raise ValueError(f"{self.name}: expected a finite number of at least {self.low:g}, got {value}")
+        if not (np.isfinite(value) and self.low <= value < self.high):
+            below = "" if self.high == np.inf else f" and below {self.high:g}"
+            raise ValueError(f"{self.name}: expected a finite number of at least {self.low:g}{below}, got {value}")
         optimizer.hyper[self.index] = value
 
 
-class SGD:
+class Optimizer:
+    """What every optimiser has: an array of hyper-parameters, a code for the kernels, a configuration.
+
+    The hyper-parameters can be changed between steps (`optimizer.lr = 0.01`). Biases decay as weights do. One optimiser
+    may serve several models: momentum buffers and the like belong to the models.
+    """
+
+    code: ClassVar[int]  # of the kernels, hyper[0]
+    lr = _Hyper(1)
+
+    def __init__(self):
+        self.hyper = np.zeros(6)
+        self.hyper[0] = self.code
+
+    @property
+    def states(self) -> int:
+        """How many numbers of state each parameter has."""
+        raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON can hold them."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_config().items() if v)})"
+
+
+class SGD(Optimizer):
     """Stochastic gradient descent, by the formulas of torch.optim.SGD.
 
     With gradient g, parameters w and momentum buffer m::
@@ -43,24 +72,20 @@ class SGD:
     ----------
     lr : float
         Learning rate, at least 0.
-    momentum, dampening, weight_decay : float
+    momentum, weight_decay : float
         At least 0.
+    dampening : float
     nesterov : bool
         Needs a momentum and no dampening.
-
-    Notes
-    -----
-    The hyper-parameters can be changed between steps (`optimizer.lr = 0.01`). Biases decay as weights do. One optimiser
-    may serve several models: momentum buffers belong to the models.
     """
 
-    lr = _Hyper(0)
-    momentum = _Hyper(1)
-    dampening = _Hyper(2, low=-np.inf)
-    weight_decay = _Hyper(3)
+    code = 0
+    momentum = _Hyper(2)
+    dampening = _Hyper(3, low=-np.inf)
+    weight_decay = _Hyper(4)
 
     def __init__(self, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False):
-        self.hyper = np.zeros(5)  # lr, momentum, dampening, weight_decay, nesterov
+        super().__init__()
         self.lr = lr
         self.momentum = momentum
         self.dampening = dampening
@@ -69,7 +94,7 @@ class SGD:
 
     @property
     def nesterov(self) -> bool:
-        return bool(self.hyper[4])
+        return bool(self.hyper[5])
 
     @nesterov.setter
     def nesterov(self, value: bool):
@@ -78,10 +103,13 @@ class SGD:
                 "nesterov: expected a momentum and no dampening with it, got "
                 f"momentum={self.momentum}, dampening={self.dampening}"
             )
-        self.hyper[4] = bool(value)
+        self.hyper[5] = bool(value)
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as JSON can hold them."""
+    @property
+    def states(self):
+        return int(self.momentum != 0)
+
+    def get_config(self):
         return {
             "lr": self.lr,
             "momentum": self.momentum,
@@ -90,5 +118,68 @@ class SGD:
             "nesterov": self.nesterov,
         }
 
-    def __repr__(self) -> str:
-        return f"SGD({', '.join(f'{k}={v:g}' for k, v in self.get_config().items() if k == 'lr' or v)})"
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba, 2015), by the formulas of torch.optim.Adam.
+
+    With gradient g, parameters w, moments m and v, at step t = 1, 2, ...::
+
+        d = g + weight_decay w
+        m = m + (1 - beta1) (d - m)
+        v = beta2 v + (1 - beta2) d**2
+        w = w - lr / (1 - beta1**t) m / (sqrt(v / (1 - beta2**t)) + eps)
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate, at least 0.
+    betas : (float, float)
+        beta1 and beta2, each at least 0 and below 1.
+    eps, weight_decay : float
+        At least 0.
+    """
+
+    code = 1
+    states = 2
+    beta1 = _Hyper(2, high=1.0)
+    beta2 = _Hyper(3, high=1.0)
+    eps = _Hyper(4)
+    weight_decay = _Hyper(5)
+
+    def __init__(self, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+        super().__init__()
+        self.lr = lr
+        self.betas = betas
+        self.eps = eps
+        self.weight_decay = weight_decay
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        return self.beta1, self.beta2
+
+    @betas.setter
+    def betas(self, value):
+        try:
+            self.beta1, self.beta2 = value
+        except TypeError:
+            raise TypeError(f"betas: expected two numbers, got {value!r}") from None
+
+    def get_config(self):
+        return {"lr": self.lr, "betas": list(self.betas), "eps": self.eps, "weight_decay": self.weight_decay}
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019), by the formulas of torch.optim.AdamW.
+
+    As `Adam` without the term in d, and with w multiplied by 1 - lr weight_decay at each step.
+
+    Parameters
+    ----------
+    lr, betas, eps, weight_decay
+        As for `Adam`.
+    """
+
+    code = 2
+
+    def __init__(self, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
+        super().__init__(lr, betas, eps, weight_decay)

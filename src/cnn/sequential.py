@@ -14,6 +14,7 @@ import numpy as np
 
 from . import checkpoint, layers, losses, optim, training
 from ._dispatch import kernels
+from ._threads import get_num_threads, threads_for
 
 log = logging.getLogger("cnn")
 
@@ -25,8 +26,8 @@ class Sequential:
     ----------
     layers : sequence of Layer
         `Linear` layers and activations, in order; a loss may stand last. Widths must follow from one another.
-    optimizer : SGD, optional
-        Needed for `step`, `train_step` and `fit`.
+    optimizer : SGD, Adam or AdamW, optional
+        Needed for `step`, `train_step` and `fit`. Setting another one later starts with empty momentum.
     dtype : {"float32", "float64"}
         Of parameters and arithmetic. Inputs of another dtype are converted.
     seed : int, optional
@@ -52,7 +53,7 @@ class Sequential:
 
     Examples
     --------
-    >>> model = Sequential([Linear(2, 8), Tanh(), Linear(8, 1), MSELoss()], optimizer=SGD(lr=0.5), seed=0)
+    >>> model = Sequential([Linear(2, 8), Tanh(), Linear(8, 1), MSELoss()], optimizer=SGD(lr=0.2), seed=0)
     >>> x, y = [[0, 0], [0, 1], [1, 0], [1, 1]], [0, 1, 1, 0]
     >>> for _ in range(2000):
     ...     loss = model.train_step(x, y)
@@ -84,7 +85,7 @@ class Sequential:
             if isinstance(layer, layers.Linear):
                 if layer.in_features != widths[-1]:
                     raise ValueError(
-                        f"{_name(i, layer)}: expects {layer.in_features} inputs, but {giver} gives {widths[-1]}"
+                        f"{_name(i, layer)}: expects {layer.in_features} inputs, but {giver}, gives {widths[-1]}"
                     )
                 giver = _name(i, layer)
                 ops.append(("linear", len(ops), len(ops) + 1, codes["identity"], 0.0, layer.has_bias))
@@ -119,9 +120,11 @@ class Sequential:
 
     @optimizer.setter
     def optimizer(self, optimizer):
-        if optimizer is not None and not isinstance(optimizer, optim.SGD):
+        if optimizer is not None and not isinstance(optimizer, optim.Optimizer):
             raise TypeError(f"optimizer: expected an optimiser such as cnn.SGD(), got {optimizer!r}")
         self._optimizer = optimizer
+        if hasattr(self, "_program"):
+            self._program.reset()
 
     def _hyper(self) -> np.ndarray:
         if self._optimizer is None:
@@ -152,7 +155,7 @@ class Sequential:
         RuntimeError
             If there are targets but no loss.
         """
-        return self._program.forward(x, targets)
+        return self._program.forward(x, targets, get_num_threads())
 
     __call__ = forward
 
@@ -180,9 +183,9 @@ class Sequential:
             If grad_output does not fit.
         """
         if not debug:
-            return self._program.backward(grad_output)
+            return self._program.backward(grad_output, get_num_threads())
         before = self.gradients
-        grad_x = self._program.backward(grad_output)
+        grad_x = self._program.backward(grad_output, get_num_threads())
         try:
             self._report()
         except FloatingPointError:
@@ -218,10 +221,7 @@ class Sequential:
 
         The model's gradients are this gradient afterwards.
         """
-        loss = self._program.forward(x, y)
-        self._program.zero_grads()
-        self._program.backward()
-        return loss, self.gradients
+        return self._program.loss_and_grad(x, y, get_num_threads())
 
     # native training and prediction -----------------------------------------------------------------------------------
 
@@ -248,9 +248,11 @@ class Sequential:
         RuntimeError
             If there is no loss or no optimizer.
         """
-        return self._program.train_step(x, y, self._hyper())
+        return self._program.train_step(x, y, self._hyper(), get_num_threads())
 
-    def fit(self, x, y, *, epochs=1, batch_size=32, shuffle=True, validation_data=None, progress="auto"):
+    def fit(
+        self, x, y, *, epochs=1, batch_size=32, shuffle=True, validation_data=None, threads=None, progress="auto"
+    ):
         """Train for a number of epochs, in native code.
 
         Parameters
@@ -265,6 +267,8 @@ class Sequential:
             Whether each epoch takes the rows in a random order of its own, which depends on the model's seed.
         validation_data : (x, y), optional
             Evaluated after each epoch.
+        threads : int, optional
+            At most so many; None: as `cnn.set_num_threads` says. The result does not depend on it.
         progress : {"auto", True, False}
             "auto": a bar on a terminal, if tqdm is installed. True: elsewhere one line an epoch. False: silence.
 
@@ -296,10 +300,11 @@ class Sequential:
             batch_size=batch_size,
             shuffle=shuffle,
             validation_data=validation_data,
+            threads=threads_for(threads),
             progress=progress,
         )
 
-    def predict(self, x, out=None):
+    def predict(self, x, out=None, threads=None):
         """The outputs of the last layer (logits, where the loss is CrossEntropyLoss) in evaluation mode.
 
         Any number of rows: they are run in chunks that stay in cache. Does not disturb a pending `backward`.
@@ -310,6 +315,8 @@ class Sequential:
             The batch may be empty.
         out : ndarray of shape (batch, out_features), optional
             Where the result goes; of the model's dtype, rows contiguous.
+        threads : int, optional
+            At most so many; None: as `cnn.set_num_threads` says. The result does not depend on it.
 
         Returns
         -------
@@ -320,7 +327,7 @@ class Sequential:
         ValueError, TypeError
             If x or out do not fit.
         """
-        return self._program.predict(x, out)
+        return self._program.predict(x, out, threads_for(threads))
 
     def evaluate(self, x, y) -> dict[str, float]:
         """{"loss": mean loss} of x and y, and with CrossEntropyLoss "accuracy": the part of rows classified right.
@@ -330,7 +337,7 @@ class Sequential:
         ValueError, TypeError
             If x or y do not fit, or there are no rows.
         """
-        loss, correct = self._program.evaluate(x, y)
+        loss, correct = self._program.evaluate(x, y, get_num_threads())
         return self._scores(loss, correct, len(x))
 
     def _scores(self, loss: float, correct: int, n: int) -> dict[str, float]:
@@ -366,25 +373,16 @@ class Sequential:
     @property
     def parameters(self) -> np.ndarray:
         """All parameters as one vector (a copy), in the order of `state_dict`. Assigning writes them back."""
-        return np.concatenate([a.ravel() for a in self._named("weight", "bias").values()])
+        return self._program.parameters
 
     @parameters.setter
     def parameters(self, vector):
-        vector = np.asarray(vector)
-        if vector.dtype.kind not in "fiub":
-            raise TypeError(f"parameters: expected real numbers, got dtype {vector.dtype}")
-        if vector.shape != (self._count(),):
-            raise ValueError(f"parameters: expected shape ({self._count()},), got {vector.shape}")
-        self._unpack(vector, "weight", "bias")
-        self._program.forget("the parameters have been assigned to since")
+        self._program.set_parameters(vector)
 
     @property
     def gradients(self) -> np.ndarray:
         """All gradients as one vector (a copy), in the order of `parameters`."""
-        return np.concatenate([a.ravel() for a in self._named("grad_weight", "grad_bias").values()])
-
-    def _count(self) -> int:
-        return sum(a.size for a in self._named("weight", "bias").values())
+        return self._program.gradients
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of the parameters by name: "0.weight" of shape (in_features, out_features), "0.bias", "2.weight", ...
@@ -412,10 +410,11 @@ class Sequential:
         TypeError
             If values are no arrays of real numbers, or are PyTorch's tensors, whose weights are the other way round.
         """
-        if config is not None and config["layers"] != self.get_config()["layers"]:
-            raise ValueError(
-                f"config: expected the layers of this model, {self.get_config()['layers']}, got {config['layers']}"
-            )
+        if config is not None:
+            expected = self.get_config()["layers"]
+            got = config.get("layers") if isinstance(config, dict) else config
+            if got != expected:
+                raise ValueError(f"config: expected the layers of this model, {expected}, got {got}")
         own = self._named("weight", "bias")
         if missing := [name for name in own if name not in state_dict]:
             raise ValueError(f"state_dict: missing {', '.join(missing)}; it has {', '.join(state_dict)}")
@@ -434,11 +433,9 @@ class Sequential:
                 raise TypeError(f"{name}: expected real numbers, got dtype {arrays[name].dtype}")
             if arrays[name].shape != array.shape:
                 raise ValueError(f"{name}: expected shape {array.shape}, got {arrays[name].shape}")
-        for name, array in own.items():
-            array[...] = arrays[name]
             if verbose:
                 print(f"{name} {array.shape}")
-        self._program.forget("weights have been loaded since")
+        self._program.set_parameters(np.concatenate([a.ravel() for a in arrays.values()]))
 
     def get_config(self) -> dict[str, Any]:
         """All that `from_config` needs to build this model anew, as JSON can hold it; without the parameters."""
@@ -467,6 +464,8 @@ class Sequential:
         def built(part, module):
             if part is None:
                 return None
+            if not isinstance(part, dict):
+                raise TypeError(f"expected a dict with a name, got {part!r}")
             arguments = dict(part)
             name = arguments.pop("name")
             known = module.__all__
@@ -519,7 +518,7 @@ class Sequential:
                 print("-" * (sum(widths) + 8))
         print("-" * (sum(widths) + 8))
         optimizer = f", {self.optimizer!r}" if self.optimizer else ""
-        print(f"{self._count():,} parameters, {self.dtype}{optimizer}")
+        print(f"{self._program.n_parameters:,} parameters, {self.dtype}{optimizer}")
         print(f"{flops:,} FLOPs a sample forward, about three times that in training")
         print(f"{self._program.nbytes / 1024:,.1f} KiB of memory now, workspaces for the largest batch so far included")
 
@@ -541,7 +540,7 @@ def _name(i: int, layer) -> str:
 
 def _split(parts) -> tuple[list, losses.Loss | None]:
     """The layers and the loss, checked."""
-    if isinstance(parts, layers.Layer):
+    if isinstance(parts, layers.Layer) or not hasattr(parts, "__iter__"):
         raise TypeError(f"layers: expected a list of layers, got {parts!r}")
     parts = list(parts)
     loss = parts.pop() if parts and isinstance(parts[-1], losses.Loss) else None

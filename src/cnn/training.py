@@ -25,7 +25,7 @@ class History(dict):
         return f"History({n} epoch{'s' * (n != 1)}; last: {last})"
 
 
-def fit(model, x, y, *, epochs, batch_size, shuffle, validation_data, progress) -> History:
+def fit(model, x, y, *, epochs, batch_size, shuffle, validation_data, threads, progress) -> History:
     """See Sequential.fit."""
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
@@ -51,19 +51,20 @@ def fit(model, x, y, *, epochs, batch_size, shuffle, validation_data, progress) 
         if len(x_val) == 0:
             raise ValueError("validation_data: expected at least one row, got none")
 
+    program.set_parameters(program.parameters)  # a step that diverged may have left NaN in the padding
     history = History()
     order = np.empty(n, np.int64) if shuffle else None
     batches = 1  # in one native call
     with _Progress(progress, epochs, n) as bar:
         for epoch in range(1, epochs + 1):
-            before = program.snapshot()
+            before = program.snapshot(model.optimizer.states)
             if shuffle:
                 model._kernels.permutation(n, model._random_seed, model._epochs_seen, order)
             loss, correct, at = 0.0, 0, 0
             while at < n:
                 stop = min(n, at + batches * batch_size)
                 began = time.perf_counter()
-                part, right, bad = program.train_batches(x, y, order, at, stop, batch_size, hyper)
+                part, right, bad = program.train_batches(x, y, order, at, stop, batch_size, hyper, threads)
                 took = time.perf_counter() - began
                 if bad >= 0:
                     program.restore(before)
@@ -75,11 +76,12 @@ def fit(model, x, y, *, epochs, batch_size, shuffle, validation_data, progress) 
                 correct += right
                 at = stop
                 bar.rows(epoch, at, loss / at)
-                batches = max(1, int(batches * min(4.0, SLICE / max(took, 1e-9))))
+                longer = min(4.0, SLICE / max(took, 1e-9))
+                batches = max(1, int(min(batches, n) * longer))
             model._epochs_seen += 1
             logs = model._scores(loss / n, correct, n)
             if validation_data is not None:
-                scores = model._scores(*program.evaluate(x_val, y_val), len(x_val))
+                scores = model._scores(*program.evaluate(x_val, y_val, threads), len(x_val))
                 logs |= {f"val_{name}": value for name, value in scores.items()}
             for name, value in logs.items():
                 history.setdefault(name, []).append(value)

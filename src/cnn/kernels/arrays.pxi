@@ -58,7 +58,7 @@ cdef cnp.ndarray as_vector(object a, Py_ssize_t n, str name):
     return v if fits(v) else converted(v.copy(), name)
 
 
-cdef cnp.ndarray as_labels(object a, Py_ssize_t classes):
+cdef cnp.ndarray as_labels(object a, Py_ssize_t classes, str name):
     """a as contiguous int64 class indices of shape (batch,), all of them in 0 .. classes - 1."""
     cdef cnp.ndarray labels
     cdef const int64_t* label
@@ -66,9 +66,9 @@ cdef cnp.ndarray as_labels(object a, Py_ssize_t classes):
     cdef int64_t bad
     given = a if cnp.PyArray_CheckExact(a) else np.asarray(a)
     if given.dtype.kind not in "iu" and given.size:
-        raise TypeError(f"targets: CrossEntropyLoss expects integer class indices, got dtype {given.dtype}")
+        raise TypeError(f"{name}: CrossEntropyLoss expects integer class indices, got dtype {given.dtype}")
     if given.ndim != 1:
-        raise ValueError(f"targets: CrossEntropyLoss expects class indices of shape (batch,), got {given.shape}")
+        raise ValueError(f"{name}: CrossEntropyLoss expects class indices of shape (batch,), got {given.shape}")
     labels = given
     if cnp.PyArray_TYPE(labels) != cnp.NPY_INT64 or not cnp.PyArray_IS_C_CONTIGUOUS(labels) \
             or not cnp.PyArray_ISBEHAVED_RO(labels):
@@ -77,7 +77,7 @@ cdef cnp.ndarray as_labels(object a, Py_ssize_t classes):
     n = cnp.PyArray_DIM(labels, 0)
     for i in range(n):
         if <uint64_t>label[i] >= <uint64_t>classes:
-            raise ValueError(f"targets[{i}] is {given[i]}, expected a class index from 0 to {classes - 1}")
+            raise ValueError(f"{name}[{i}] is {given[i]}, expected a class index from 0 to {classes - 1}")
     return labels
 
 
@@ -135,16 +135,3 @@ cdef bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
                 high[i] += reach
         high[i] += cnp.PyArray_ITEMSIZE(array)
     return low[0] < high[1] and low[1] < high[0]
-
-
-cdef void copy_rows(Py_ssize_t rows, Py_ssize_t n, const real* a, Py_ssize_t a_row, real* b,
-                    Py_ssize_t b_row) noexcept nogil:
-    """b[i, :n] = a[i, :n]."""
-    cdef Py_ssize_t i
-    if n <= 0:
-        return
-    if a_row == n and b_row == n:
-        memcpy(b, a, rows * n * sizeof(real))
-        return
-    for i in range(rows):
-        memcpy(b + i * b_row, a + i * a_row, n * sizeof(real))

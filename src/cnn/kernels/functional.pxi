@@ -58,8 +58,8 @@ def linear_forward(x, weight, bias, int act, double param, out, pre):
     cdef cnp.ndarray y = result(out, (batch, n_out), "out")
     cdef cnp.ndarray z = y if pre is None else as_out(pre, (batch, n_out), "pre")
     cdef Py_ssize_t width = round_up(n_out, VL)
-    cdef real* memory = allocate(padding(w) + padding(z) + width + panel_size(0))
-    cdef real* at = memory
+    cdef void* memory
+    cdef real* at = allocate(padding(w) + padding(z) + width + panel_size(0), &memory)
     cdef Product p
     memset(&p, 0, sizeof(p))
     p.panel = at
@@ -105,12 +105,13 @@ def linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, 
     cdef cnp.ndarray db = result(grad_bias, (n_out,), "grad_bias")
     cdef cnp.ndarray dx = result(grad_input, (batch, n_in), "grad_input")
     cdef Py_ssize_t width = round_up(n_out, VL)
-    cdef real* memory = allocate(padding(w) + padding(g) + padding(dw) + padding(dx) + width + panel_size(0))
-    cdef real* at = memory
+    cdef void* memory
+    cdef real* at = allocate(
+        padding(w) + padding(g) + padding(dw) + padding(dx) + width + panel_size(batch), &memory)
     cdef Product p
     memset(&p, 0, sizeof(p))
     p.panel = at
-    at += panel_size(0)
+    at += panel_size(batch)
     cdef real* sums = at
     at += width
     cdef Padded pw = padded(w, &at, True), pg = padded(g, &at, True)
@@ -193,18 +194,21 @@ def sgd_step(param, grad, momentum_buffer, double lr, double momentum, double da
         m = as_out(momentum_buffer, np.shape(w), "momentum_buffer")
         refuse_overlap(m, "momentum_buffer", w, g)
     refuse_overlap(w, "param", g)
-    cdef Update u = sgd_coefficients(lr, momentum, dampening, weight_decay, nesterov, first, data(m) - data(w))
+    cdef double[6] hyper = [<double>(<int>OPTIMIZER_SGD), lr, momentum, dampening, weight_decay, nesterov]
+    cdef Update u = coefficients(hyper, not first, data(m) - data(w), 0)
+    if first and momentum != 0:
+        m.fill(0)                               # whatever is there, it is no momentum
     cdef Py_ssize_t n = w.size, whole = n // VL * VL, rest = n - whole
     cdef real end[48]                           # the last, partial vector of w, g and m
     memset(end, 0, sizeof(end))
     with nogil:
-        update_block(whole, data(w), data(g), &u)
+        update_rows(1, whole, data(w), 0, data(g), 0, &u)
         if rest:
             memcpy(end, data(w) + whole, rest * sizeof(real))
             memcpy(end + 16, data(g) + whole, rest * sizeof(real))
             memcpy(end + 32, data(m) + whole, rest * sizeof(real))
             u.state = 32
-            update_block(VL, end, end + 16, &u)
+            update_rows(1, VL, end, 0, end + 16, 0, &u)
             memcpy(data(w) + whole, end, rest * sizeof(real))
             if u.kind == UPDATE_MOMENTUM:
                 memcpy(data(m) + whole, end + 32, rest * sizeof(real))
@@ -218,21 +222,22 @@ def loss_and_gradient(str loss, outputs, targets):
     if batch == 0 or n == 0:
         raise ValueError(f"outputs: expected at least one row and one column, got shape {np.shape(y)}")
     if labels:
-        t = as_labels(targets, n)
+        t = as_labels(targets, n, "targets")
     else:
         t = as_matrix(targets, n, "targets", "")
     if cnp.PyArray_DIM(t, 0) != batch:
         raise ValueError(f"targets: expected {batch} rows, as many as outputs has, got {cnp.PyArray_DIM(t, 0)}")
     cdef cnp.ndarray gradient = empty_matrix(batch, n)
-    cdef real* memory = allocate(2 * batch * row)
-    cdef real* dy = memory + batch * row
+    cdef void* memory
+    cdef real* z = allocate(2 * batch * row, &memory)
+    cdef real* dy = z + batch * row
     cdef double total
-    copy_rows(batch, n, data(y), row_stride(y), memory, row)
+    copy_rows(batch, n, data(y), row_stride(y), z, row)
     if labels:
-        total = cross_entropy(batch, n, memory, row, <const int64_t*>cnp.PyArray_DATA(t), 1.0 / batch, dy, row,
+        total = cross_entropy(batch, n, z, row, <const int64_t*>cnp.PyArray_DATA(t), 1.0 / batch, dy, row,
                               &correct)
     else:
-        total = mse(batch, n, memory, row, data(t), row_stride(t), 1.0 / batch, dy, row)
+        total = mse(batch, n, z, row, data(t), row_stride(t), 1.0 / batch, dy, row)
     copy_rows(batch, n, dy, row, data(gradient), n)
     free(memory)
     return total / batch, gradient

@@ -32,7 +32,7 @@ cdef double mse(Py_ssize_t batch, Py_ssize_t n, const real* y, Py_ssize_t y_row,
             sums = vf_fma(d, d, sums)
             if dy != NULL:
                 vf_store(dy + whole, factor * d)
-        total += vf_first(vf_sum(sums))
+        total += vf_sum(sums, VL)
         y += y_row
         target += target_row
         if dy != NULL:
@@ -59,14 +59,14 @@ cdef double cross_entropy(Py_ssize_t batch, Py_ssize_t n, real* z, Py_ssize_t z_
         top = vf_load(z)
         for j from VL <= j < padded by VL:
             top = vf_max(top, vf_load(z + j))
-        largest = vf_first(vf_largest(top))
+        largest = vf_largest(top)
         sums = vf_set(0)
         for j from 0 <= j < padded by VL:
             e = v_exp(vf_load(z + j) - vf_set(largest))
             sums = sums + e
             if dz != NULL:
                 vf_store(dz + j, e)
-        exp_sum = vf_first(vf_sum(sums))
+        exp_sum = vf_sum(sums, VL)
         z_label = z[label[i]]
         total += log(exp_sum) + (<double>largest - <double>z_label)
         if z_label == largest:

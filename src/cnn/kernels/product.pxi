@@ -95,6 +95,7 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
     cdef const real* b
     cdef real* c
     cdef real* w
+    cdef real[8 * 3 * 16] sums
     cdef const real* s
     cdef const real* start = <const real*>ZEROS if p.start == NULL else p.start + t.j
     cdef Py_ssize_t s_row = 0 if t.first else c_row
@@ -139,19 +140,11 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
                 for q in range(nv):
                     vf_store(w + q * VL, updated(UPDATE_PLAIN, vf_load(w + q * VL), acc[r * nv + q], NULL, p.update))
                 w += c_row
-        elif p.update.kind == UPDATE_SGD:
-            w = p.param + (c - p.c)
-            for r in range(mr):
-                for q in range(nv):
-                    vf_store(w + q * VL, updated(UPDATE_SGD, vf_load(w + q * VL), acc[r * nv + q], NULL, p.update))
-                w += c_row
         else:
-            w = p.param + (c - p.c)
             for r in range(mr):
                 for q in range(nv):
-                    vf_store(w + q * VL, updated(UPDATE_MOMENTUM, vf_load(w + q * VL), acc[r * nv + q],
-                                                 w + q * VL + p.update.state, p.update))
-                w += c_row
+                    vf_store(sums + (r * nv + q) * VL, acc[r * nv + q])
+            update_rows(mr, nv * VL, p.param + (c - p.c), c_row, sums, nv * VL, p.update)
 
 
 ctypedef void (*tile_function)(const Tile* t) noexcept nogil
@@ -296,8 +289,8 @@ cdef void product(const Product* p) noexcept nogil:
     cdef bint packed = p.b_transposed or (p.m > 4 * TILE_MR and p.b_row * <Py_ssize_t>sizeof(real) > 4096)
     cdef Tile t
     t.p = p
-    # a fused update sees whole sums only: partial sums have no place to go
-    k_block = larger(1, p.k) if p.finish == FINISH_UPDATE else K_BLOCK
+    # an update or an addition needs whole sums: partial ones would have no place to go
+    k_block = larger(1, p.k) if p.finish == FINISH_UPDATE or p.finish == FINISH_ADD else K_BLOCK
     while True:
         t.k = smaller(k_block, p.k - k0)
         t.first = k0 == 0
@@ -343,49 +336,68 @@ cdef void product(const Product* p) noexcept nogil:
             break
 
 
+# LANES[o] is 1 in lane o and 0 elsewhere.
+cdef real[16][16] LANES
+
+
+cdef void fill_lanes() noexcept nogil:
+    cdef int o
+    for o in range(16):
+        LANES[o][o] = 1
+
+
+fill_lanes()
+
+
+cdef inline vf with_lane(vf a, Py_ssize_t o, vf b) noexcept nogil:
+    """a, but lane o from b."""
+    return vf_select_gt(vf_load(LANES[o]), vf_set(0), b, a)
+
+
+cdef inline vf dots(const int count, Py_ssize_t k, const real* x, const real* w, Py_ssize_t w_row, Py_ssize_t lane,
+                    vf y) noexcept nogil:
+    """y, but the lanes from `lane` on are the dot products of x with `count` rows of W^T. count is a literal."""
+    cdef vf s[4]
+    cdef vf x_l
+    cdef Py_ssize_t l, whole = k // VL * VL
+    cdef int q
+    for q in range(count):
+        s[q] = vf_set(0)
+    for l from 0 <= l < whole by VL:
+        x_l = vf_load(x + l)
+        for q in range(count):
+            s[q] = vf_fma(x_l, vf_load(w + q * w_row + l), s[q])
+    if whole < k:
+        x_l = vf_load_first(x + whole, k - whole)
+        for q in range(count):
+            s[q] = vf_fma(x_l, vf_load(w + q * w_row + whole), s[q])
+    for q in range(count):
+        y = with_lane(y, lane + q, vf_set(vf_sum(s[q], k)))
+    return y
+
+
 cdef void dot_rows(Py_ssize_t rows, Py_ssize_t k, Py_ssize_t n, const real* x, Py_ssize_t x_row, const real* w,
                    Py_ssize_t w_row, const real* bias, real floor, real* y, Py_ssize_t y_row) noexcept nogil:
     """Y (rows, n) = max(floor, X W + b) for a narrow layer: its weights lie transposed, W^T (n, k), rows padded to VL.
 
     One dot product of length k for each output: 2 k n FLOPs a row; x and W^T are read in vectors. The sum of an output
-    runs over the vectors in order and then over the lanes pairwise, whatever the number of rows.
+    runs over the vectors in order and then over the lanes pairwise, whatever the number of rows. bias may be NULL.
     """
-    cdef Py_ssize_t i, o, l, whole = k // VL * VL, rest = k - whole
-    cdef vf x_l, s0, s1, s2, s3
+    cdef Py_ssize_t i, o, group, end
+    cdef vf y_o
     for i in range(rows):
-        vf_store(y + round_up(n, VL) - VL, vf_set(0))       # the padding behind the last output
-        o = 0
-        while o + 4 <= n:
-            s0 = s1 = s2 = s3 = vf_set(0)
-            for l from 0 <= l < whole by VL:
-                x_l = vf_load(x + l)
-                s0 = vf_fma(x_l, vf_load(w + o * w_row + l), s0)
-                s1 = vf_fma(x_l, vf_load(w + (o + 1) * w_row + l), s1)
-                s2 = vf_fma(x_l, vf_load(w + (o + 2) * w_row + l), s2)
-                s3 = vf_fma(x_l, vf_load(w + (o + 3) * w_row + l), s3)
-            if rest:
-                x_l = vf_load_first(x + whole, rest)
-                s0 = vf_fma(x_l, vf_load(w + o * w_row + whole), s0)
-                s1 = vf_fma(x_l, vf_load(w + (o + 1) * w_row + whole), s1)
-                s2 = vf_fma(x_l, vf_load(w + (o + 2) * w_row + whole), s2)
-                s3 = vf_fma(x_l, vf_load(w + (o + 3) * w_row + whole), s3)
-            y[o] = vf_first(vf_sum(s0))
-            y[o + 1] = vf_first(vf_sum(s1))
-            y[o + 2] = vf_first(vf_sum(s2))
-            y[o + 3] = vf_first(vf_sum(s3))
-            o += 4
-        while o < n:
-            s0 = vf_set(0)
-            for l from 0 <= l < whole by VL:
-                s0 = vf_fma(vf_load(x + l), vf_load(w + o * w_row + l), s0)
-            if rest:
-                s0 = vf_fma(vf_load_first(x + whole, rest), vf_load(w + o * w_row + whole), s0)
-            y[o] = vf_first(vf_sum(s0))
-            o += 1
-        for o from 0 <= o < round_up(n, VL) by VL:
-            s0 = vf_load(y + o)
+        for group from 0 <= group < n by VL:
+            end = smaller(n, group + VL)
+            y_o = vf_set(0)
+            o = group
+            while o + 4 <= end:
+                y_o = dots(4, k, x, w + o * w_row, w_row, o - group, y_o)
+                o += 4
+            while o < end:
+                y_o = dots(1, k, x, w + o * w_row, w_row, o - group, y_o)
+                o += 1
             if bias != NULL:
-                s0 = s0 + vf_load(bias + o)
-            vf_store(y + o, vf_max(vf_set(floor), s0))
+                y_o = y_o + vf_load(bias + group)
+            vf_store(y + group, vf_max(vf_set(floor), y_o))
         x += x_row
         y += y_row

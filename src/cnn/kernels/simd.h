@@ -242,34 +242,51 @@ CNN_FN void vf_store_first(real *p, vf a, Py_ssize_t n)
 #define CNN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
 #endif
 #if CNN_LANES == 16
+#define CNN_XOR(s) 0 ^ s, 1 ^ s, 2 ^ s, 3 ^ s, 4 ^ s, 5 ^ s, 6 ^ s, 7 ^ s, \
+                   8 ^ s, 9 ^ s, 10 ^ s, 11 ^ s, 12 ^ s, 13 ^ s, 14 ^ s, 15 ^ s
 #define CNN_LO 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define CNN_HI 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif CNN_LANES == 8
+#define CNN_XOR(s) 0 ^ s, 1 ^ s, 2 ^ s, 3 ^ s, 4 ^ s, 5 ^ s, 6 ^ s, 7 ^ s
 #define CNN_LO 0, 8, 1, 9, 2, 10, 3, 11
 #define CNN_HI 4, 12, 5, 13, 6, 14, 7, 15
 #elif CNN_LANES == 4
+#define CNN_XOR(s) 0 ^ s, 1 ^ s, 2 ^ s, 3 ^ s
 #define CNN_LO 0, 4, 1, 5
 #define CNN_HI 2, 6, 3, 7
 #else
+#define CNN_XOR(s) 0 ^ s, 1 ^ s
 #define CNN_LO 0, 2
 #define CNN_HI 1, 3
 #endif
 CNN_FN vf vf_zip_lo(vf a, vf b) { return CNN_SHUFFLE(a, b, CNN_LO); }
 CNN_FN vf vf_zip_hi(vf a, vf b) { return CNN_SHUFFLE(a, b, CNN_HI); }
 
-/* The sum (the largest) of all lanes, in every lane; pairwise, always in the same order. */
-CNN_FN vf vf_sum(vf a)
+/* The sum of the first n lanes, the others being zero. Pairwise, lane i with lanes i ^ 8, i ^ 4, i ^ 2, i ^ 1: always in
+ * the same order, and no more rounds than n needs. */
+CNN_FN real vf_sum(vf a, Py_ssize_t n)
 {
-    for (int n = 1; n < CNN_LANES; n *= 2)
-        a = vf_zip_lo(a, a) + vf_zip_hi(a, a);
-    return a;
+#if CNN_LANES > 8
+    if (n > 8)
+        a = a + CNN_SHUFFLE(a, a, CNN_XOR(8));
+#endif
+#if CNN_LANES > 4
+    if (n > 4)
+        a = a + CNN_SHUFFLE(a, a, CNN_XOR(4));
+#endif
+#if CNN_LANES > 2
+    if (n > 2)
+        a = a + CNN_SHUFFLE(a, a, CNN_XOR(2));
+#endif
+    if (n > 1)
+        a = a + CNN_SHUFFLE(a, a, CNN_XOR(1));
+    return a[0];
 }
-CNN_FN vf vf_largest(vf a)
+CNN_FN real vf_largest(vf a)
 {
     for (int n = 1; n < CNN_LANES; n *= 2)
         a = vf_max(vf_zip_lo(a, a), vf_zip_hi(a, a));
-    return a;
+    return a[0];
 }
-CNN_FN real vf_first(vf a) { return a[0]; }
 
 #endif

@@ -34,16 +34,13 @@ cdef extern from "kernels/simd.h" nogil:
     vf vf_square_low(vf a, vf square)
     vf vf_zip_lo(vf a, vf b)
     vf vf_zip_hi(vf a, vf b)
-    vf vf_sum(vf a)
-    vf vf_largest(vf a)
-    real vf_first(vf a)
-
-cdef extern from "<stdlib.h>" nogil:
-    int posix_memalign(void** p, size_t alignment, size_t size)
+    real vf_sum(vf a, Py_ssize_t n)
+    real vf_largest(vf a)
 
 cdef extern from "<math.h>" nogil:
     const double INFINITY
     double log(double x)
+    double pow(double x, double y)
     double sqrt(double x)
     bint isfinite(double x)
     bint isnan(double x)
@@ -59,3 +56,16 @@ cdef inline Py_ssize_t smaller(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
 
 cdef inline Py_ssize_t larger(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return a if a > b else b
+
+
+cdef void copy_rows(Py_ssize_t rows, Py_ssize_t n, const real* a, Py_ssize_t a_row, real* b,
+                    Py_ssize_t b_row) noexcept nogil:
+    """b[i, :n] = a[i, :n]."""
+    cdef Py_ssize_t i
+    if n <= 0:
+        return
+    if a_row == n and b_row == n:
+        memcpy(b, a, rows * n * sizeof(real))
+        return
+    for i in range(rows):
+        memcpy(b + i * b_row, a + i * a_row, n * sizeof(real))

@@ -1,17 +1,16 @@
 # Vector mathematics: exp, expm1, log1p, tanh, sigmoid and the tail of the normal distribution, on every lane of a vf.
 #
 # All of it rests on one reduction, x = n ln 2 + r with n integral and |r| <= ln 2 / 2, and one polynomial for
-# exp(r) - 1.
-# Coefficients are minimax (Remez, for the relative error of what they serve), one set for float and one for double;
-# CNN_REAL64 is known when the C code is compiled, so that the other set vanishes.
+# exp(r) - 1. Coefficients are minimax (Remez, for the relative error of what they serve), one set for float and one
+# for double; CNN_REAL64 is known when the C code is compiled, so that the other set vanishes.
 #
 # What holds for every function below:
 #     NaN gives NaN; +-inf gives the limit; results are denormal where they should be. Arguments are cut off where the
 #     result no longer changes. vf_max(bound, x) and vf_min(bound, x), in this order, pass a NaN in x on.
-#     "ULP" is the largest error found, float32 / float64, in units in the last place of the exact result: in float32
-#     over 2**26 evenly spread bit patterns, in float64 over 10**7 points. Two numbers with a + b: with fused
-#     multiply-add, and without (SSE2).
-#     "Cost" counts vector operations on AVX-512, of them divisions, float32 / float64. SSE2 and AVX2 need 3 to 5 more.
+#     "ULP" is the largest error found, float32 / float64, in units in the last place of the exact result, with and
+#     without fused multiply-add: in float32 over 2**26 bit patterns spread over all of them, in float64 over 10**7
+#     points.
+#     "Cost" counts vector operations on AVX-512, float32 / float64. SSE2 and AVX2 need 3 to 5 more.
 
 
 cdef inline vf number(double x) noexcept nogil:
@@ -65,7 +64,7 @@ cdef inline vf exp_minus_one(vf r) noexcept nogil:
         odd = vf_fma(odd, u, number(0.16666666666666588))
         return vf_fma(vf_fma(odd, r, even), u, r)
     # few coefficients: by pairs, one multiply-add less to wait for than by even and odd powers
-    even = vf_fma(number(0.166665424), r, number(0.49999998))
+    even = vf_fma(number(0.16666542), r, number(0.49999997))
     odd = vf_fma(number(0.008366692), r, number(0.041667204))
     odd = vf_fma(number(0.0013882472), u, odd)
     return vf_fma(vf_fma(odd, u, even), u, r)
@@ -80,7 +79,7 @@ cdef inline vf exp_parts(vf x, vf* n) noexcept nogil:
 cdef inline vf v_exp(vf x) noexcept nogil:
     """exp(x) = 2**n exp(r).
 
-    ULP 1.1 / 1.1. Cost 16 / 22.
+    ULP 1.1 / 1.1. Cost 14 / 19.
     """
     cdef vf n, p
     p = exp_parts(vf_min(pick(89, 710), vf_max(pick(-104, -746), x)), &n)
@@ -91,7 +90,7 @@ cdef inline vf v_expm1(vf x) noexcept nogil:
     """exp(x) - 1 = 2**n (exp(r) - 1) + (2**n - 1), for x < 88 / 709; beyond, anything. expm1(-0.0) is 0.0.
 
     2**n - 1 is exact until exp(x) is all of the result, or 1 is.
-    ULP for x <= 0 1.2 / 1.2, for x > 0 1.9 / 2.4. Cost 15 / 21.
+    ULP for x <= 0 1.2 / 1.2, for x > 0 1.9 / 2.4. Cost 15 / 20.
     """
     cdef vf n, s, e
     x = vf_max(number(-40), x)
@@ -107,7 +106,7 @@ cdef inline vf v_log1p(vf x) noexcept nogil:
     With s = x / (2 + x), log(1 + x) = 2 atanh(s) = x - s (x - R(s**2)), where R(u) = 2 u / 3 + 2 u**2 / 5 + ... is of
     degree 4 / 10.
     The last step adds a small correction to an exact x: the error of s hardly counts.
-    ULP 1.3 / 1.2. Cost 8 with 1 division / 14 with 1.
+    ULP 1.3 / 1.2. Cost 8 / 14, one of them a division.
     """
     cdef vf s = x / (number(2) + x)
     cdef vf u = s * s
@@ -132,7 +131,7 @@ cdef inline vf v_log1p(vf x) noexcept nogil:
 cdef inline vf v_sigmoid(vf x) noexcept nogil:
     """1 / (1 + exp(-x)), computed as (1 or e) / (1 + e) with e = exp(-|x|) <= 1, so that nothing overflows.
 
-    ULP 2.4 / 2.4. Cost 18 with 1 division / 24 with 1.
+    ULP 2.4 / 2.4. Cost 18 / 23, one of them a division.
     """
     cdef vf n
     cdef vf e = exp_parts(vf_max(pick(-104, -746), minus_abs(x)), &n)
@@ -144,7 +143,7 @@ cdef inline vf v_tanh(vf x) noexcept nogil:
     """tanh(x) = sign(x) m / (2 - m) with m = 1 - exp(-2 |x|) by expm1's formula: small x lose nothing.
 
     r needs only one part of ln 2 here: its error is scaled by exp(-2 |x|), which shrinks faster than n grows.
-    ULP 2.5 / 2.5. Cost 18 with 1 division / 24 with 1.
+    ULP 2.5 / 2.6. Cost 19 / 24, one of them a division.
     """
     cdef vf a = vf_min(pick(10, 20), vf_abs(x))
     cdef vf n = vf_round_product(a, number(-2 * 1.4426950408889634))
@@ -157,10 +156,10 @@ cdef inline vf v_tanh(vf x) noexcept nogil:
 # ---- x times sigmoid(v): SiLU, and GELU in its tanh form
 
 cdef inline vf gated(vf x, vf low, vf v) noexcept nogil:
-    """x sigmoid(sign(x) v) for -1000 < v <= 0 is minus a function of |x|: x or x exp(v), divided by 1 + exp(v).
+    """x sigmoid(-sign(x) v), where v <= 0 is a function of |x|: x or x exp(v), divided by 1 + exp(v).
 
-    low is x, cut off where the result underflows. It is multiplied before 2**n is, so that a result that is a normal
-    number is not made from a denormal one.
+    low is x, cut off where the result is x or 0; v is at least -110 / -760. low is multiplied before 2**n is: exp(v)
+    may be denormal where the result is not.
     """
     cdef vf n
     cdef vf p = exp_parts(v, &n)

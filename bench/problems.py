@@ -1,0 +1,49 @@
+"""The numbers of a workload: data, initial parameters, hyper-parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from workloads import Workload
+
+LR = 0.01  # of SGD
+ADAM = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A workload's data and initial parameters, for so many steps."""
+
+    x: np.ndarray  # (rows, in)
+    y: np.ndarray  # (rows, out)
+    weights: list[tuple[np.ndarray, np.ndarray | None]]
+    steps: int
+
+    @property
+    def flat(self) -> np.ndarray:
+        """The parameters as one vector: weight, bias, weight, bias, ..."""
+        return flatten(self.weights)
+
+
+def flatten(pairs) -> np.ndarray:
+    """One vector of float64 from pairs of weight (in, out) and bias (out,), which may be None."""
+    return np.concatenate([np.asarray(a, np.float64).ravel() for pair in pairs for a in pair if a is not None])
+
+
+def problem(workload: Workload, steps: int) -> Problem:
+    """The data for so many steps, the same at every call: a shorter problem is the beginning of a longer one."""
+    dtype = np.dtype(workload.dtype)
+    n_in, n_out = workload.widths[0], workload.widths[-1]
+    one_batch = workload.full_batch or workload.kind != "fit"
+    rows = workload.batch if one_batch else steps * workload.batch
+    x = np.random.default_rng(1).standard_normal((rows, n_in)).astype(dtype)
+    y = np.random.default_rng(2).standard_normal((rows, n_out)).astype(dtype)
+    random = np.random.default_rng(3)
+    weights: list[tuple[np.ndarray, np.ndarray | None]] = []
+    for i, (a, b) in enumerate(zip(workload.widths[:-1], workload.widths[1:], strict=True)):
+        bound = a**-0.5
+        weight = random.uniform(-bound, bound, (a, b)).astype(dtype)
+        bias = random.uniform(-bound, bound, b).astype(dtype)
+        weights.append((weight, bias if workload.last_bias or i < len(workload.widths) - 2 else None))
+    return Problem(x, y, weights, steps)

@@ -1,0 +1,193 @@
+"""The naive truth: NumPy formulas in the precision of their arguments, written to be read.
+
+An implementation of its own, and no call into the library or a framework: whatever is wrong in the
+library cannot be wrong here in the same way, and the formulas can be checked by eye. Give float64 to
+judge float32 results, and np.longdouble, where it is wider, to judge float64. `Network` computes in
+float64.
+"""
+
+import math
+
+import numpy as np
+
+# activations -------------------------------------------------------------------------------------
+
+_erfc = np.vectorize(math.erfc, otypes=[np.float64])  # float64 whatever comes in
+# 2 sqrt(2 / pi), and its product with 0.044715; to more digits than float64 has
+_GELU_TANH = np.longdouble("1.59576912160573071175978423973752")
+_GELU_TANH_CUBE = np.longdouble("0.0713548162726002487763387522798797")
+
+
+def _sigmoid(z):
+    e = np.exp(-np.abs(z))  # at most 1: the formula 1 / (1 + exp(-z)) overflows
+    return np.where(z > 0, 1, e) / (1 + e)
+
+
+def _normal(z):
+    """The normal distribution's probability of a value below z, and its density at z."""
+    return _erfc(-z / math.sqrt(2)) / 2, np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+def _gelu_tanh_argument(z):
+    """t with gelu_tanh(z) = z sigmoid(t), and its derivative. (1 + tanh(u)) / 2 = sigmoid(2 u)."""
+    a, b = z.dtype.type(_GELU_TANH), z.dtype.type(_GELU_TANH_CUBE)
+    return a * z + b * z**3, a + 3 * b * z**2
+
+
+def activation(name, z, param=None):
+    """f(z) for finite z; param is the slope of leaky_relu (default 0.01) or elu's alpha (1)."""
+    z = np.asarray(z)
+    if name == "identity":
+        return z.copy()
+    if name == "relu":
+        return np.maximum(z, 0)
+    if name == "leaky_relu":
+        return np.where(z > 0, z, (0.01 if param is None else param) * z)
+    if name == "elu":
+        return np.where(z > 0, z, (1.0 if param is None else param) * np.expm1(np.minimum(z, 0)))
+    if name == "sigmoid":
+        return _sigmoid(z)
+    if name == "tanh":
+        return np.tanh(z)
+    if name == "gelu":
+        return z * _normal(z)[0]
+    if name == "gelu_tanh":
+        return z * _sigmoid(_gelu_tanh_argument(z)[0])
+    if name == "silu":
+        return z * _sigmoid(z)
+    if name == "softplus":
+        return np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))
+    raise ValueError(name)
+
+
+def activation_derivative(name, z, param=None):
+    """f'(z) for finite z; at a kink the derivative from the left."""
+    z = np.asarray(z)
+    if name == "identity":
+        return np.ones_like(z)
+    if name == "relu":
+        return np.where(z > 0, 1, 0).astype(z.dtype)
+    if name == "leaky_relu":
+        return np.where(z > 0, 1, 0.01 if param is None else param).astype(z.dtype)
+    if name == "elu":
+        return np.where(z > 0, 1, (1.0 if param is None else param) * np.exp(np.minimum(z, 0)))
+    if name == "sigmoid":
+        return _sigmoid(z) * _sigmoid(-z)
+    if name == "tanh":
+        return 4 * _sigmoid(2 * z) * _sigmoid(-2 * z)  # 1 - tanh(z)**2
+    if name == "gelu":
+        probability, density = _normal(z)
+        return probability + z * density
+    if name == "gelu_tanh":
+        t, slope = _gelu_tanh_argument(z)
+        return _sigmoid(t) + z * slope * _sigmoid(t) * _sigmoid(-t)
+    if name == "silu":
+        return _sigmoid(z) + z * _sigmoid(z) * _sigmoid(-z)
+    if name == "softplus":
+        return _sigmoid(z)
+    raise ValueError(name)
+
+
+# -- layers, losses, optimiser, network -----------------------------------------------------------
+
+
+def linear_forward(x, weight, bias=None):
+    """x W + b."""
+    z = x @ weight
+    return z if bias is None else z + bias
+
+
+def linear_backward(grad_output, x, weight):
+    """Gradients of x, W and b."""
+    return grad_output @ weight.T, x.T @ grad_output, grad_output.sum(axis=0)
+
+
+def mse(outputs, targets):
+    """Mean over all elements of (outputs - targets)**2, and its gradient."""
+    difference = outputs - np.reshape(targets, outputs.shape)
+    return np.mean(difference**2), 2 * difference / difference.size
+
+
+def cross_entropy(logits, labels):
+    """Mean over the rows of -log(softmax(logits)[label]), and its gradient."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    onehot = np.eye(logits.shape[1])[labels]
+    return -np.mean((log_p * onehot).sum(axis=1)), (np.exp(log_p) - onehot) / len(logits)
+
+
+LOSSES = {"mse": mse, "cross_entropy": cross_entropy}
+
+
+def sgd_step(param, grad, buffer=None, *, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False):
+    """The new parameters and momentum buffer, by the formulas of torch.optim.SGD.
+
+    buffer None: there has been no step with momentum yet.
+    """
+    step = grad + weight_decay * param
+    if momentum:
+        buffer = step if buffer is None else momentum * buffer + (1 - dampening) * step
+        step = step + momentum * buffer if nesterov else buffer
+    return param - lr * step, buffer
+
+
+class Network:
+    """A chain of layers.
+
+    layers: names, "linear" or an activation with its parameter, as [("linear", None), ("elu", 0.5)].
+    loss: a key of LOSSES, or None.
+    parameters: {"0.weight": (in, out), "0.bias": (out,), ...}, the number being the layer's place;
+    a linear layer without a bias has none.
+    """
+
+    def __init__(self, layers, loss, parameters):
+        self.layers = layers
+        self.loss = loss and LOSSES[loss]
+        self.parameters = {name: np.array(p, np.float64) for name, p in parameters.items()}
+        self.buffers = {}
+
+    def forward(self, x):
+        """The outputs; keeps what went into each layer."""
+        self.inputs = []
+        for i, (name, param) in enumerate(self.layers):
+            self.inputs.append(x := np.asarray(x, np.float64))
+            if name == "linear":
+                x = linear_forward(x, self.parameters[f"{i}.weight"], self.parameters.get(f"{i}.bias"))
+            else:
+                x = activation(name, x, param)
+        return x
+
+    def backward(self, grad):
+        """The gradients of x and of the parameters, by name."""
+        grads = {}
+        for i, (name, param) in reversed(list(enumerate(self.layers))):
+            x = self.inputs[i]
+            if name == "linear":
+                grad, grads[f"{i}.weight"], grads[f"{i}.bias"] = linear_backward(
+                    grad, x, self.parameters[f"{i}.weight"]
+                )
+            else:
+                grad = grad * activation_derivative(name, x, param)
+        return grad, {name: grads[name] for name in self.parameters}
+
+    def gradients(self, x, targets):
+        """The loss, its gradient with respect to x, and those with respect to the parameters."""
+        loss, grad = self.loss(self.forward(x), targets)
+        return loss, *self.backward(grad)
+
+    def train_step(self, x, targets, **hyper):
+        """One step of SGD; the loss before it. hyper: as for sgd_step."""
+        loss, _, grads = self.gradients(x, targets)
+        for name, grad in grads.items():
+            self.parameters[name], self.buffers[name] = sgd_step(
+                self.parameters[name], grad, self.buffers.get(name), **hyper
+            )
+        return loss
+
+    def distance_to_kinks(self):
+        """The least |z| that went into a ReLU, leaky ReLU or ELU at the last forward."""
+        kinked = ("relu", "leaky_relu", "elu")
+        return min(
+            (np.abs(z).min() for (name, _), z in zip(self.layers, self.inputs, strict=True) if name in kinked),
+            default=np.inf,
+        )

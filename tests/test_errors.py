@@ -1,0 +1,417 @@
+"""What Sequential refuses: the message names what was expected, what came and where; nothing has changed.
+
+Shapes and values are ValueErrors, types TypeErrors. Errors of layers, losses, optimisers, arrays and
+files used alone are tested with them.
+"""
+
+import gc
+
+import numpy as np
+import pytest
+from networks import batch_for, build
+
+import cnn
+
+SPEC = [(5, 9, True), ("tanh", None), (9, 3, True)]
+TAKER = r"for layer 0, Linear\(5, 9\)"
+GIVER = r"for the outputs of layer 2, Linear\(9, 3\)"
+
+
+class State:
+    """A model in the middle of training, and what must not change of it: all that the next step depends on."""
+
+    def __init__(self, loss, dtype):
+        self.loss, self.dtype = loss, dtype
+        self.x, self.y = batch_for(SPEC, loss, 6, dtype)
+        self.model, self.untouched = self.trained(), self.trained()
+
+    def trained(self):
+        optimizer = cnn.SGD(lr=0.1, momentum=0.9)
+        model, _ = build(SPEC, self.loss, dtype=self.dtype, optimizer=optimizer)
+        model.train_step(self.x, self.y)
+        model(self.x, self.y)
+        model.backward()  # leaves gradients
+        return model
+
+    def assert_unchanged(self):
+        """Parameters, gradients, momentum, number of steps and epochs, optimiser."""
+        model, untouched = self.model, self.untouched
+        np.testing.assert_array_equal(model.parameters, untouched.parameters)
+        np.testing.assert_array_equal(model.gradients, untouched.gradients)
+        assert model.get_config() == untouched.get_config()
+        for each in (model, untouched):
+            each.step()
+            each.train_step(self.x, self.y)
+            each.fit(self.x, self.y, batch_size=4)
+        np.testing.assert_array_equal(model.parameters, untouched.parameters)
+
+
+@pytest.fixture(params=["mse", "cross_entropy"])
+def state(request, isa, dtype):
+    state = State(request.param, dtype)
+    yield state
+    state.assert_unchanged()
+
+
+def with_x(model, y):
+    """All calls that take x; y fits it in the number of rows."""
+    return {
+        "predict": lambda x: model.predict(x),
+        "forward": lambda x: model.forward(x),
+        "call": lambda x: model(x),
+        "loss": lambda x: model(x, y(x)),
+        "loss_and_grad": lambda x: model.loss_and_grad(x, y(x)),
+        "train_step": lambda x: model.train_step(x, y(x)),
+        "fit": lambda x: model.fit(x, y(x)),
+        "evaluate": lambda x: model.evaluate(x, y(x)),
+    }
+
+
+CALLS = list(with_x(None, None))
+TRAINING = ("loss", "loss_and_grad", "train_step", "fit", "evaluate")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_shape_of_x(state, call):
+    call = with_x(state.model, lambda x: state.y)[call]
+    for shape in ((6, 4), (6, 6), (5,), (6, 5, 1), (1, 6, 5), (), (0, 4)):
+        got = str(shape).replace("(", r"\(").replace(")", r"\)")
+        with pytest.raises(ValueError, match=rf"^x: expected shape \(batch, 5\) {TAKER}, got {got}$"):
+            call(np.zeros(shape, state.dtype))
+    with pytest.raises(ValueError, match=rf"^x: expected shape \(batch, 5\) {TAKER}, got \(2, 2\)$"):
+        call([[1, 2], [3, 4]])
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("kind", ["c8", "c16", "O", "U3", "S3", "M8[s]", "m8[s]", "V4"])
+def test_type_of_x(state, call, kind):
+    call = with_x(state.model, lambda x: state.y)[call]
+    with pytest.raises(TypeError, match=r"^x: expected real numbers, got dtype "):
+        call(np.zeros((6, 5), kind))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_things_that_are_no_arrays(state, call):
+    call = with_x(state.model, lambda x: state.y)[call]
+    for x in (None, "text", [["a"] * 5] * 6, [[1j] * 5] * 6, object(), {1: 2}, [None] * 5):
+        with pytest.raises(TypeError, match=r"^x: expected real numbers, got dtype "):
+            call(x)
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        call([[1, 2, 3, 4, 5], [1, 2]])
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if call in TRAINING])
+def test_empty_batch(state, call):
+    """Training and losses are not defined on no rows. (predict gives no rows: test_predict.py.)"""
+    call = with_x(state.model, lambda x: state.y[:0])[call]
+    with pytest.raises(ValueError, match=r"empty batch|at least one row"):
+        call(state.x[:0])
+
+
+def with_y(model, x):
+    """All calls that take targets."""
+    return {
+        "loss": lambda y: model(x, y),
+        "loss_and_grad": lambda y: model.loss_and_grad(x, y),
+        "train_step": lambda y: model.train_step(x, y),
+        "fit": lambda y: model.fit(x, y),
+        "evaluate": lambda y: model.evaluate(x, y),
+        "validation": lambda y: model.fit(x, model.y, validation_data=(x, y)),
+    }
+
+
+@pytest.fixture(params=list(with_y(None, None)))
+def targets_of(request, state):
+    """A call that takes nothing but targets."""
+    state.model.y = state.y
+    return with_y(state.model, state.x)[request.param]
+
+
+def test_number_of_targets(state, targets_of):
+    for n in (0, 1, 5, 7):
+        message = f"expected 6 rows, as many as x has, got {n}$"
+        with pytest.raises(ValueError, match=message):
+            targets_of(np.zeros((n, 3)) if state.loss == "mse" else np.zeros(n, int))
+
+
+def test_shape_of_targets(state, targets_of):
+    if state.loss == "mse":
+        for shape in ((6,), (6, 2), (6, 1), (6, 3, 1), (), (3, 6)):
+            with pytest.raises(ValueError, match=rf": expected shape \(batch, 3\) {GIVER}, got \("):
+                targets_of(np.zeros(shape))
+    else:
+        for shape in ((6, 1), (6, 3), (), (1, 6)):
+            with pytest.raises(ValueError, match=r": .*expects class indices of shape \(batch,\), got \("):
+                targets_of(np.zeros(shape, int))
+
+
+def test_type_of_targets(state, targets_of):
+    for kind in ("c16", "O", "U3", "M8[s]") + (("f4", "f8", "?") if state.loss == "cross_entropy" else ()):
+        shape = (6, 3) if state.loss == "mse" else (6,)
+        expected = "real numbers" if state.loss == "mse" else "integer class indices"
+        with pytest.raises(TypeError, match=f": .*{expected}, got dtype "):
+            targets_of(np.zeros(shape, kind))
+
+
+@pytest.mark.parametrize("bad", [3, -1, 100, 2**62, -(2**63)])
+@pytest.mark.parametrize("place", [0, 5])
+def test_class_index_out_of_range(isa, dtype, bad, place):
+    """The place and the index are named."""
+    state = State("cross_entropy", dtype)
+    state.model.y = state.y
+    for call in with_y(state.model, state.x).values():
+        labels = state.y.copy()
+        labels[place] = bad
+        with pytest.raises(ValueError, match=rf"\[{place}\] is {bad}, expected a class index from 0 to 2$"):
+            call(labels)
+    state.assert_unchanged()
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_targets_without_a_loss(isa, dtype, loss):
+    model, _ = build(SPEC, dtype=dtype, optimizer=cnn.SGD())
+    x, y = batch_for(SPEC, loss, 6, dtype)
+    before = model.parameters
+    for call in (model, model.train_step, model.fit, model.evaluate, model.loss_and_grad):
+        with pytest.raises(RuntimeError, match="the model has no loss: let a loss stand last in its layers"):
+            call(x, y)
+    np.testing.assert_array_equal(model.parameters, before)
+    assert model(x).shape == (6, 3)
+
+
+# backward ----------------------------------------------------------------------------------------
+
+
+def test_grad_output(state):
+    model = state.model
+    model(state.x)
+    for grad_output, error, message in (
+        (np.ones((6, 2)), ValueError, rf"^grad_output: expected shape \(batch, 3\) {GIVER}, got \(6, 2\)"),
+        (np.ones(3), ValueError, rf"^grad_output: expected shape \(batch, 3\) {GIVER}, got \(3,\)"),
+        (1.0, ValueError, rf"^grad_output: expected shape \(batch, 3\) {GIVER}, got \(\)"),
+        (np.ones((5, 3)), ValueError, "^grad_output: expected 6 rows, as the last forward pass had, got 5"),
+        (np.ones((0, 3)), ValueError, "^grad_output: expected 6 rows, as the last forward pass had, got 0"),
+        (np.ones((6, 3), complex), TypeError, "^grad_output: expected real numbers, got dtype complex128"),
+        (np.ones((6, 3), object), TypeError, "^grad_output: expected real numbers, got dtype object"),
+        ("text", TypeError, "^grad_output: expected real numbers, got dtype"),
+    ):
+        for debug in (False, True):
+            with pytest.raises(error, match=message):
+                model.backward(grad_output, debug=debug)
+    state.untouched(state.x)
+
+
+# fit ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"epochs": 0}, ValueError, "^epochs: expected at least 1, got 0"),
+        ({"epochs": -3}, ValueError, "^epochs: expected at least 1, got -3"),
+        ({"epochs": 1.0}, TypeError, "^epochs: expected an int, got 1.0"),
+        ({"epochs": "2"}, TypeError, "^epochs: expected an int, got '2'"),
+        ({"epochs": None}, TypeError, "^epochs: expected an int, got None"),
+        ({"epochs": True}, TypeError, "^epochs: expected an int, got True"),
+        ({"batch_size": 0}, ValueError, "^batch_size: expected at least 1, got 0"),
+        ({"batch_size": -1}, ValueError, "^batch_size: expected at least 1, got -1"),
+        ({"batch_size": 2.5}, TypeError, "^batch_size: expected an int, got 2.5"),
+        ({"batch_size": None}, TypeError, "^batch_size: expected an int, got None"),
+        ({"progress": "yes"}, ValueError, "^progress: expected 'auto', True or False, got 'yes'"),
+        ({"progress": None}, ValueError, "^progress: expected 'auto', True or False, got None"),
+        ({"validation_data": 3}, ValueError, r"^validation_data: expected a pair \(x, y\)"),
+        ({"validation_data": ()}, ValueError, r"^validation_data: expected a pair \(x, y\)"),
+        ({"validation_data": (1, 2, 3)}, ValueError, r"^validation_data: expected a pair \(x, y\)"),
+        (
+            {"validation_data": (np.ones((2, 4)), None)},
+            ValueError,
+            rf"^validation_data\[0\]: expected shape \(batch, 5\) {TAKER}, got \(2, 4\)",
+        ),
+        (
+            {"validation_data": (np.ones((2, 5), complex), None)},
+            TypeError,
+            r"^validation_data\[0\]: expected real numbers",
+        ),
+        ({"epochs": 10**6, "nonsense": 1}, TypeError, "nonsense"),
+    ],
+    ids=str,
+)
+def test_arguments_of_fit(state, arguments, error, message):
+    with pytest.raises(error, match=message):
+        state.model.fit(state.x, state.y, **arguments)
+
+
+def test_errors_of_targets_name_them(state):
+    """`y` in fit, validation_data[1] in its validation data."""
+    labels = state.loss == "cross_entropy"
+    bad = np.zeros(5, int) if labels else np.zeros((5, 3))
+    with pytest.raises(ValueError, match=r"^y: expected 6 rows, as many as x has, got 5"):
+        state.model.fit(state.x, bad)
+    with pytest.raises(ValueError, match=r"^validation_data\[1\]: expected 6 rows, as many as x has, got 5"):
+        state.model.fit(state.x, state.y, validation_data=(state.x, bad))
+    empty = (state.x[:0], state.y[:0])
+    with pytest.raises(ValueError, match=r"^validation_data: expected at least one row, got none"):
+        state.model.fit(state.x, state.y, validation_data=empty)
+    wrong = np.full(6, 7) if labels else np.zeros((6, 2))
+    with pytest.raises(ValueError, match=r"^y\b"):
+        state.model.fit(state.x, wrong)
+    with pytest.raises(ValueError, match=r"^validation_data\[1\]"):
+        state.model.fit(state.x, state.y, validation_data=(state.x, wrong))
+
+
+def test_parameters(state):
+    model = state.model
+    n = model.parameters.size
+    for vector, error, message in (
+        (np.zeros(n - 1), ValueError, rf"^parameters: expected shape \({n},\), got \({n - 1},\)"),
+        (np.zeros((n, 1)), ValueError, rf"^parameters: expected shape \({n},\), got \({n}, 1\)"),
+        (0.0, ValueError, rf"^parameters: expected shape \({n},\), got \(\)"),
+        (np.zeros(n, complex), TypeError, "^parameters: expected real numbers, got dtype complex128"),
+        (["a"] * n, TypeError, "^parameters: expected real numbers, got dtype <U1"),
+        (None, TypeError, "^parameters: expected real numbers, got dtype object"),
+    ):
+        with pytest.raises(error, match=message):
+            model.parameters = vector
+
+
+# making a model ----------------------------------------------------------------------------------
+
+
+def test_widths_must_follow_from_one_another():
+    with pytest.raises(
+        ValueError,
+        match=r"^layer 2, Linear\(100, 10\): expects 100 inputs, but layer 0, Linear\(64, 128\), gives 128$",
+    ):
+        cnn.Sequential([cnn.Linear(64, 128), cnn.ReLU(), cnn.Linear(100, 10), cnn.CrossEntropyLoss()])
+    with pytest.raises(ValueError, match=r"^layer 1, Linear\(3, 4\): expects 3 inputs, but layer 0, Linear\(2, 5\)"):
+        cnn.Sequential([cnn.Linear(2, 5), cnn.Linear(3, 4)])
+
+
+@pytest.mark.parametrize(
+    ("layers", "error", "message"),
+    [
+        (list, ValueError, "^layers: expected at least one Linear, got none"),
+        (lambda: [cnn.ReLU()], ValueError, "^layers: expected at least one Linear, got none"),
+        (lambda: [cnn.MSELoss()], ValueError, "^layers: expected at least one Linear, got none"),
+        (
+            lambda: [cnn.Linear(2, 2), cnn.MSELoss(), cnn.ReLU()],
+            ValueError,
+            r"^layer 1, MSELoss\(\): a loss can only stand last",
+        ),
+        (
+            lambda: [cnn.Linear(2, 2), cnn.MSELoss(), cnn.MSELoss()],
+            ValueError,
+            r"^layer 1, MSELoss\(\): a loss can only stand last",
+        ),
+        (lambda: [cnn.Linear(2, 2), "relu"], TypeError, "^layer 1: expected a layer, got 'relu'"),
+        (lambda: [cnn.Linear(2, 2), None], TypeError, "^layer 1: expected a layer, got None"),
+        (
+            lambda: [cnn.Linear(2, 2), cnn.ReLU],
+            TypeError,
+            r"^layer 1: expected a layer, got <class 'cnn.layers.ReLU'> \(pass an object, not the class\)",
+        ),
+        (lambda: [cnn.Linear(2, 2), cnn.SGD()], TypeError, r"^layer 1: expected a layer, got SGD\("),
+        (lambda: [cnn.Sequential([cnn.Linear(2, 2)])], TypeError, r"^layer 0: expected a layer, got Sequential\("),
+        (lambda: cnn.Linear(2, 2), TypeError, r"^layers: expected a list of layers, got Linear\(2, 2\)"),
+        (lambda: None, TypeError, "^layers: expected a list of layers, got None"),
+        (lambda: 3, TypeError, "^layers: expected a list of layers, got 3"),
+    ],
+)
+def test_layers(layers, error, message):
+    with pytest.raises(error, match=message):
+        cnn.Sequential(layers())
+
+
+def test_a_layer_stands_in_one_place_of_one_model():
+    shared, relu = cnn.Linear(4, 4), cnn.ReLU()
+    with pytest.raises(ValueError, match=r"^layer 1, Linear\(4, 4\): stands in the model twice"):
+        cnn.Sequential([shared, shared])
+    with pytest.raises(ValueError, match=r"^layer 2, ReLU\(\): stands in the model twice"):
+        cnn.Sequential([relu, cnn.Linear(4, 4), relu])
+    model = cnn.Sequential([shared, cnn.ReLU()], seed=0)
+    before = model.parameters
+    fresh = cnn.Linear(4, 4)
+    with pytest.raises(ValueError, match=r"^layer 1, Linear\(4, 4\): belongs to another Sequential already"):
+        cnn.Sequential([fresh, shared])
+    np.testing.assert_array_equal(model.parameters, before)
+    shared.weight[0, 0] = 42
+    assert model.parameters[0] == 42
+    cnn.Sequential([fresh])  # is still free
+    del model
+    gc.collect()
+    assert cnn.Sequential([shared]).parameters[0] == 42
+
+
+def test_a_model_that_cannot_be_made_takes_no_layer():
+    """The layers are as before: their values, and free for another model."""
+    first, second = cnn.Linear(2, 3, seed=0), cnn.Linear(4, 5, seed=0)
+    weight = first.weight
+    with pytest.raises(ValueError, match="expects 4 inputs"):
+        cnn.Sequential([first, second], dtype="float64")
+    assert first.weight is weight
+    assert first.dtype == np.float32
+    huge = [first, cnn.Linear(3, 2**40), cnn.Linear(2**40, 2**20)]
+    with pytest.raises(MemoryError):
+        cnn.Sequential(huge)
+    assert first.weight is weight
+    model = cnn.Sequential([first])
+    np.testing.assert_array_equal(model.layers[0].weight, weight)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"seed": -1}, ValueError, r"^seed: expected at least 0 and below 2\*\*63, got -1"),
+        ({"seed": 2**63}, ValueError, r"^seed: expected at least 0 and below 2\*\*63, got 9223372036854775808"),
+        ({"seed": 1.0}, TypeError, "^seed: expected an int or None, got 1.0"),
+        ({"seed": "0"}, TypeError, "^seed: expected an int or None, got '0'"),
+        ({"seed": True}, TypeError, "^seed: expected an int or None, got True"),
+        ({"dtype": "float16"}, ValueError, "^dtype: expected float32 or float64, got 'float16'"),
+        ({"dtype": int}, ValueError, "^dtype: expected float32 or float64, got <class 'int'>"),
+        ({"dtype": None}, TypeError, "^dtype: expected float32 or float64, got None"),
+        ({"optimizer": "sgd"}, TypeError, "^optimizer: expected an optimiser such as cnn.SGD"),
+        ({"optimizer": cnn.MSELoss()}, TypeError, "^optimizer: expected an optimiser such as cnn.SGD"),
+    ],
+    ids=str,
+)
+def test_arguments_of_sequential(arguments, error, message):
+    with pytest.raises(error, match=message):
+        cnn.Sequential([cnn.Linear(2, 2)], **arguments)
+
+
+# for people --------------------------------------------------------------------------------------
+
+
+def test_summary(capsys):
+    spec = [(300, 1, True), ("relu", None), (1, 17, False)]
+    model, _ = build(spec, "mse", dtype="float64", optimizer=cnn.SGD(lr=0.1))
+    model.summary()
+    lines = capsys.readouterr().out.splitlines()
+    table = [line.split() for line in lines]
+    assert table[2] == ["0", "Linear(300,", "1)", "(batch,", "1)", "301", "600"]
+    assert table[4] == ["2", "Linear(1,", "17,", "bias=False)", "(batch,", "17)", "17", "34"]
+    assert "318 parameters, float64, SGD(lr=0.1)" in lines
+    assert any(line.startswith("634 FLOPs a sample forward") for line in lines)
+    assert repr(model) == (
+        "Sequential(\n"
+        "  (0): Linear(300, 1)\n"
+        "  (1): ReLU()\n"
+        "  (2): Linear(1, 17, bias=False)\n"
+        "  (3): MSELoss()\n"
+        ") float64"
+    )
+
+
+def test_a_model_is_a_sequence_of_its_layers():
+    layers = [cnn.Linear(2, 3), cnn.ReLU(), cnn.Linear(3, 1)]
+    model = cnn.Sequential([*layers, cnn.MSELoss()])
+    assert len(model) == 3
+    assert model[0] is layers[0]
+    assert model[-1] is layers[2]
+    assert list(model) == layers
+    assert isinstance(model.loss, cnn.MSELoss)
+    assert model.training is True
+    assert model.eval() is model
+    assert model.training is False
+    assert model.train() is model
+    assert model.training is True

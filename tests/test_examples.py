@@ -1,0 +1,80 @@
+"""The examples and the benchmark run, as a user would start them, and print and write what they say."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cnn
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(script, *arguments, cwd):
+    """Start a script of the project with this interpreter, with the cnn that is under test."""
+    package = str(Path(cnn.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": package, "MPLBACKEND": "Agg"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def is_picture(path):
+    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 20_000
+
+
+def percentages(text):
+    return [float(number) / 100 for number in re.findall(r"([\d.]+)%", text)]
+
+
+def test_digits(tmp_path):
+    result = run("examples/digits.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    accuracy, again = percentages(result.stdout)
+    assert accuracy == again >= 0.97
+    assert is_picture(tmp_path / "digits.png")
+    assert len(cnn.load(tmp_path / "digits.safetensors")) == 3
+    assert re.search(r"^epoch 30/30  loss 0\.\d+ .* val_accuracy 0\.9", result.stderr, re.MULTILINE)
+
+    check = run("examples/digits.py", "--check", "digits.safetensors", cwd=tmp_path)
+    assert float(check.stdout) == pytest.approx(accuracy, abs=1e-4)
+
+
+def test_digits_fails_below_the_required_accuracy(tmp_path):
+    (tmp_path / "files").mkdir()
+    result = run("examples/digits.py", "--epochs", 1, "--out", "files", cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.endswith("error: the accuracy is below 97%\n")
+    accuracy, again = percentages(result.stdout)
+    assert 0.8 < accuracy == again < 0.97
+    assert sorted(os.listdir(tmp_path / "files")) == ["digits.png", "digits.safetensors"]
+    assert os.listdir(tmp_path) == ["files"]
+
+
+def test_sine(tmp_path):
+    result = run("examples/sine.py", "--points", 20_000, "--out", tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = [line for line in result.stdout.splitlines() if line.startswith("1-")]
+    assert [row.split()[0] for row in rows] == ["1-3-1", "1-64-64-1"]
+    small, large = (float(row.split()[-2]) for row in rows)
+    assert small > 1  # a constant has 4.5
+    assert large < 0.05
+    assert is_picture(tmp_path / "sine.png")
+
+
+def test_quick_benchmark(tmp_path):
+    """It checks its results itself and prints two tables; the figures are not looked at."""
+    result = run("bench/quick.py", "--rounds", 1, "--seconds", 1e-5, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "NumPy" in result.stdout
+    tables = [line.count("|") for line in result.stdout.splitlines() if line.startswith("|")]
+    assert len(tables) == 2 + 4 + 2 + 2
+    assert len(set(tables)) == 1
+    assert os.listdir(tmp_path) == []

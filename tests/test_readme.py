@@ -1,0 +1,41 @@
+"""The Python blocks of the README run, in order, and print what their comments say."""
+
+import re
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_python_blocks(tmp_path, monkeypatch, capsys):
+    text = README.read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == text.count("```python") == 3
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), names)
+    expected = re.findall(r"^print\(.*\)  # (.*)$", "\n".join(blocks), re.MULTILINE)
+    assert len(expected) == 2
+    assert capsys.readouterr().out.splitlines() == expected
+    assert names["hidden"].shape == (10_000, 32)
+    assert (names["hidden"] > 0).any()
+    assert names["gradient"].any()
+    assert names["loss"] < 0.1
+
+
+def test_first_example_has_15_lines():
+    example = README.read_text().partition("```python\n")[2].partition("```")[0]
+    assert len(example.splitlines()) <= 18
+    assert len([line for line in example.splitlines() if line]) <= 15
+
+
+def test_links_and_pictures():
+    """Files that are linked are there; pictures are small enough to be part of the repository."""
+    links = re.findall(r"\]\(([^)#:]+)\)", README.read_text())
+    assert {"docs/digits.png", "docs/sine.png", "examples/digits.py"} <= set(links)
+    for link in links:
+        path = README.parent / link
+        assert path.is_file(), link
+        if path.suffix == ".png":
+            assert path.read_bytes().startswith(b"\x89PNG"), link
+            assert path.stat().st_size < 150_000, link
