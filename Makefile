@@ -1,4 +1,4 @@
-# make demo | test | test-peers | lint | dist | clean        (CONTRIBUTING.md says more)
+# make demo | test | test-peers | bench | bench-quick | lint | dist | clean        (CONTRIBUTING.md says more)
 #
 # Everything runs against the wheel, built from this tree and installed in a virtual environment.
 # Environments are made when they are missing, the wheel when a source has changed.
@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_PEERS ?= $(VENV)-peers
+VENV_BENCH ?= $(VENV)-bench
 DIST ?= dist
 PIP = bin/python -m pip --disable-pip-version-check
 PYTEST = env -u PYTHONPATH CNN_TEST_WHEEL=1 # the tests assert that they import the wheel
@@ -13,7 +14,7 @@ PYTEST = env -u PYTHONPATH CNN_TEST_WHEEL=1 # the tests assert that they import 
 SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE $(shell find src -type f \
     ! -name '*.so' ! -name '*.pyc' ! -path '*.egg-info/*')
 
-.PHONY: demo test test-peers lint dist clean
+.PHONY: demo test test-peers bench bench-quick lint dist clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -24,6 +25,12 @@ test: $(VENV)/test.stamp
 
 test-peers: $(VENV_PEERS)/peers.stamp
 	$(PYTEST) $(VENV_PEERS)/bin/python -m pytest tests/peers
+
+bench: $(VENV_BENCH)/bench.stamp
+	env -u PYTHONPATH $(VENV_BENCH)/bin/python bench/report.py --wheel $(VENV)/wheel/cnn-*.whl
+
+bench-quick: $(VENV_BENCH)/bench.stamp
+	env -u PYTHONPATH $(VENV_BENCH)/bin/python bench/report.py --quick
 
 lint: $(VENV)/test,lint.stamp
 	$(VENV)/bin/ruff check .
@@ -38,9 +45,9 @@ dist: | $(VENV)/bin/pip
 	$(VENV)/bin/python -m build --outdir $(DIST) .
 
 clean:
-	rm -rf build dist src/cnn.egg-info src/cnn/*.so .venv .venv-peers
+	rm -rf build dist src/cnn.egg-info src/cnn/*.so .venv .venv-peers .venv-bench
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .benchmarks .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 %/bin/pip:
 	@echo "$(PYTHON) -m venv $*"
@@ -63,4 +70,5 @@ $(1)/%.stamp: $(VENV)/wheel.stamp | $(1)/bin/pip
 endef
 $(eval $(call install,$(VENV)))
 $(eval $(call install,$(VENV_PEERS)))
+$(eval $(call install,$(VENV_BENCH)))
 .PRECIOUS: %/bin/pip %.stamp

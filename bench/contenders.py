@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -31,6 +31,7 @@ class Run:
     steps: int
     restart: Callable[[], None] = lambda: None  # back to the initial parameters
     form: str = ""  # which of several was taken
+    tried: dict[str, float] = field(default_factory=dict)  # form -> seconds a step, where several were tried
 
     def __call__(self):
         return self.call()
@@ -65,20 +66,21 @@ def batches(workload: Workload, problem: Problem) -> list[slice]:
 
 def fastest(forms: dict[str, Callable[[], Run]]) -> Run:
     """The run whose call takes the least time, each being tried three times after a first."""
-    best, chosen = float("inf"), None
+    runs, tried = {}, {}
     for name, make in forms.items():
-        run = make()
+        runs[name] = run = make()
         run.form = name
         if len(forms) == 1:
             return run
         run()
+        times = []
         for _ in range(3):
             start = time.perf_counter()
             run()
-            took = time.perf_counter() - start
-            if took < best:
-                best, chosen = took, run
-    assert chosen is not None
+            times.append(time.perf_counter() - start)
+        tried[name] = min(times) / run.steps
+    chosen = runs[min(tried, key=lambda name: tried[name])]
+    chosen.tried = tried
     chosen.restart()
     return chosen
 
@@ -400,9 +402,7 @@ class Jax(Contender):
             v = jax.tree.map(lambda v, g: v + (1 - beta2) * (g * g - v), v, grads)
             size = ADAM["lr"] / -jnp.expm1(t * np.log(beta1))  # 1 - beta**t, which float32 would round
             correction = 1 / -jnp.expm1(t * np.log(beta2))
-            params = jax.tree.map(
-                lambda p, m, v: p - size * m / (jnp.sqrt(v * correction) + ADAM["eps"]), params, m, v
-            )
+            params = jax.tree.map(lambda p, m, v: p - size * m / (jnp.sqrt(v * correction) + ADAM["eps"]), params, m, v)
             return (params, m, v, t), loss
 
         update = adam if workload.optimizer == "adam" else sgd
@@ -489,9 +489,7 @@ class Jax(Contender):
 
         _, mean_square = self._functions(workload, columns)
         compiled = jax.jit(jax.value_and_grad(lambda v, x, y: mean_square(self._tree(problem, v, columns), x, y)))
-        vector = jnp.concatenate(
-            [a.ravel() for pair in self._weights(problem, columns) for a in pair if a is not None]
-        )
+        vector = jnp.concatenate([a.ravel() for pair in self._weights(problem, columns) for a in pair if a is not None])
         x, y = (jnp.array(a.T.copy() if columns else a) for a in (problem.x, problem.y))
 
         def call():

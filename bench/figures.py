@@ -71,8 +71,7 @@ def draw_results(results: dict[str, Any], path: Path) -> None:
     shown = [who for who in STYLES if any(who in r.speeds for rows in panels for r in rows if isinstance(r, Row))]
     figure.legend(
         handles=[
-            Line2D([], [], color=STYLES[who][0], marker=STYLES[who][1], markersize=size(who), mec="white", ls="", label=LABELS[who])
-            for who in shown
+            Line2D([], [], ls="", mec="white", label=LABELS[who], markersize=size(who), **style(who)) for who in shown
         ],
         loc="upper left",
         bbox_to_anchor=(4.15 / width, 1 - 0.78 / height),
@@ -112,6 +111,11 @@ def _rows(results: dict[str, Any], panel: tuple) -> list[Row | str]:
     return rows
 
 
+def style(who: str) -> dict[str, str]:
+    colour, marker = STYLES[who]
+    return {"color": colour, "marker": marker}
+
+
 def size(who: str) -> float:
     return 11 if who == "cnn" else 7.5
 
@@ -141,12 +145,12 @@ def _draw_panel(axes, rows: list[Row | str], limit: float, *, first: bool) -> No
         if speeds["cnn"] > speeds[strongest]:
             axes.plot([speeds[strongest], speeds["cnn"]], [y, y], color="#a9cbe2", linewidth=5, zorder=2)
         for who, speed in speeds.items():
-            colour, marker = STYLES[who]
-            axes.plot(speed, y, marker, color=colour, markersize=size(who), mec="white", mew=0.8, zorder=5 if who == "cnn" else 4)
+            order = 5 if who == "cnn" else 4
+            axes.plot(speed, y, ls="", mec="white", mew=0.8, markersize=size(who), zorder=order, **style(who))
         if row.peak < limit * 0.95:
             axes.plot([row.peak] * 2, [y - 0.42, y + 0.42], color=LIMIT, linewidth=1.5, zorder=3)
             text = f"{row.workload.dtype}: {row.peak:.0f} "
-            axes.text(row.peak, y - 0.28, text, color=LIMIT, ha="right", va="center", fontsize=8.5)
+            axes.text(row.peak, y - 0.4, text, color=LIMIT, ha="right", va="center", fontsize=8.5)
         axes.text(-0.74, y, row.workload.id, transform=outside, va="center", fontsize=10.5)
         title = row.workload.title.replace(", no second bias", "")
         axes.text(-0.025, y, title, transform=outside, va="center", ha="right", fontsize=9, color=GREY)
@@ -162,7 +166,8 @@ def _draw_panel(axes, rows: list[Row | str], limit: float, *, first: bool) -> No
     axes.xaxis.set_major_locator(LogLocator(subs=ticks, numticks=20))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda speed, _: f"{speed:g}"))
-    axes.set_xlabel("GFLOP/s, logarithmic" + (": from one grid line to the next it is ten times" if len(ticks) == 1 else ""))
+    tenfold = ": from one grid line to the next it is ten times" if len(ticks) == 1 else ""
+    axes.set_xlabel(f"GFLOP/s, logarithmic{tenfold}")
 
 
 def draw_scaling(group: dict[str, Any], path: Path) -> None:
@@ -180,7 +185,7 @@ def draw_scaling(group: dict[str, Any], path: Path) -> None:
         limit = [row.flops / group["peak"][row.dtype] * 1e6 for row in rows]
         axes.fill_between(xs, limit, 1e-3, color=BEYOND, linewidth=0)
         axes.plot(xs, limit, color=LIMIT, linestyle=(0, (5, 3)), linewidth=1.5)
-        for who, (colour, marker) in STYLES.items():
+        for who in STYLES:
             times = [group["rows"][row.id].get(who) for row in rows]
             if not any(times):
                 continue
@@ -189,13 +194,12 @@ def draw_scaling(group: dict[str, Any], path: Path) -> None:
             axes.plot(
                 xs,
                 ys,
-                marker=marker,
-                color=colour,
                 linewidth=3 if own else 1.4,
                 markersize=9 if own else 6,
                 mec="white",
                 zorder=5 if own else 3,
                 label=LABELS[who],
+                **style(who),
             )
         axes.annotate(
             f"limit: the work at {group['peak']['float32'] / 1e9:.0f} GFLOP/s",

@@ -75,8 +75,9 @@ def measure_group(name: str, rows: list[str] | None, rounds: int | None, budget:
                 for who, times in measure(runs, rounds or group.rounds, budget).items():
                     result[who]["busy"] = times
         for who, times in result.items():
-            times |= {"form": runs[who].form, "error": errors[who], "steps": runs[who].steps}
-        del runs
+            run = runs[who]
+            times |= {"form": run.form, "tried": run.tried, "error": errors[who], "steps": run.steps}
+        del runs, run
         peak(0.05)
         found[workload.id] = result
         line = ", ".join(f"{who} {times['best'] * 1e6:.4g}" for who, times in result.items())

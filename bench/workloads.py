@@ -164,9 +164,7 @@ GROUPS = {
     "avx2": Group(
         tuple(_plain(ROW[id]) for id in MIDDLE), ("cnn", "numpy", "torch", "jax", "sklearn"), isa="v3", rounds=8
     ),
-    "scaling": Group(
-        (*SCALING_BATCH, *SCALING_WIDTH), ("cnn", "numpy", "torch", "jax", "sklearn"), rounds=6
-    ),
+    "scaling": Group((*SCALING_BATCH, *SCALING_WIDTH), ("cnn", "numpy", "torch", "jax", "sklearn"), rounds=6),
     "quick": Group(tuple(ROW[id] for id in QUICK), ("cnn", "numpy", "jax", "onnxruntime"), rounds=8),
 }
 

@@ -67,9 +67,10 @@ cdef inline vf updated(int kind, vf w, vf g, real* m_at, const Update* u) noexce
 cdef inline void update_loop(int kind, Py_ssize_t rows, Py_ssize_t n, real* w, Py_ssize_t w_row, const real* g,
                              Py_ssize_t g_row, const Update* u) noexcept nogil:
     cdef Py_ssize_t i, j
+    cdef Update own = u[0]      # stores to w cannot change it: it stays in registers
     for i in range(rows):
         for j from 0 <= j < n by VL:
-            vf_store(w + j, updated(kind, vf_load(w + j), vf_load(g + j), w + j + u.state, u))
+            vf_store(w + j, updated(kind, vf_load(w + j), vf_load(g + j), w + j + own.state, &own))
         w += w_row
         g += g_row
 

@@ -107,6 +107,15 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
         for r in range(mr):
             for q in range(nv):
                 acc[r * nv + q] = vf_load(s + r * s_row + q * VL)
+        if p.finish == FINISH_UPDATE:
+            for r in range(mr):
+                for q in range(nv):
+                    w = p.param + (c - p.c) + r * c_row + q * VL
+                    prefetch(w)
+                    if p.update.kind >= UPDATE_MOMENTUM:
+                        prefetch(w + p.update.state)
+                    if p.update.kind == UPDATE_ADAM:
+                        prefetch(w + p.update.state + p.update.block)
         for l in range(t.k):
             for q in range(nv):
                 b_k[q] = vf_load(b + q * VL)

@@ -84,12 +84,30 @@ cdef inline void sweep_rows(const int kind, const bint wants_dx, const int rows,
             sums[r] = s[r]
 
 
+cdef inline void halve(vf* part, const int count) noexcept nogil:
+    """Sum vectors 0 .. count - 1 with those from count on, the halves of each pair interleaved. count is a literal."""
+    cdef int r
+    for r in range(count):
+        part[r] = vf_zip_lo(part[r], part[r + count]) + vf_zip_hi(part[r], part[r + count])
+
+
+cdef inline vf sums_of(vf* part) noexcept nogil:
+    """The vector of the sums of VL vectors, in VL - 1 additions."""
+    if VL >= 16:
+        halve(part, 8)
+    if VL >= 8:
+        halve(part, 4)
+    if VL >= 4:
+        halve(part, 2)
+    halve(part, 1)
+    return part[0]
+
+
 cdef inline void sweep(const int kind, const bint wants_dx, Py_ssize_t k, Py_ssize_t n, const real* x, const real* dz,
                        real* w, Py_ssize_t w_row, const Update* u, real* dx) noexcept nogil:
-    """dx = W dz and the step on W (k, n), VL rows after VL rows: VL vectors of partial sums become the vector of their
-    sums in VL - 1 additions of interleaved halves."""
+    """dx = W dz and the step on W (k, n), VL rows after VL rows."""
     cdef vf part[16]
-    cdef Py_ssize_t i, r, rows, count
+    cdef Py_ssize_t i, r, rows
     for i from 0 <= i < k by VL:
         rows = smaller(VL, k - i)
         r = 0
@@ -105,12 +123,7 @@ cdef inline void sweep(const int kind, const bint wants_dx, Py_ssize_t k, Py_ssi
             while r < VL:
                 part[r] = vf_set(0)
                 r += 1
-            count = VL // 2
-            while count:
-                for r in range(count):
-                    part[r] = vf_zip_lo(part[r], part[r + count]) + vf_zip_hi(part[r], part[r + count])
-                count //= 2
-            vf_store(dx + i, part[0])
+            vf_store(dx + i, sums_of(part))
 
 
 cdef inline void sweep_transposed(const int kind, Py_ssize_t k, Py_ssize_t n, const real* x, const real* dz, real* w,

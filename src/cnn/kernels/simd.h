@@ -71,6 +71,9 @@ CNN_FN vf vf_load(const real *p) { return *(const vf_unaligned *)p; }
 CNN_FN void vf_store(real *p, vf a) { *(vf_unaligned *)p = a; }
 CNN_FN vf vf_set(real a) { return a - (vf){0}; }            /* all lanes a (keeps -0.0) */
 
+/* Fetch the line of p into L1: it will be written soon. */
+CNN_FN void prefetch(const real *p) { __builtin_prefetch(p, 1); }
+
 /* a * b + c with one rounding (SSE2: two). */
 CNN_FN vf vf_fma(vf a, vf b, vf c)
 {
