@@ -32,6 +32,7 @@ class Goal:
     achieved: float
     more_is_better: bool = True
     relative: bool = True
+    at_peak: float | None = None  # what would be achieved at the measured peak
 
     @property
     def score(self) -> float:
@@ -45,7 +46,8 @@ class Goal:
         return self.score >= 1
 
     def __str__(self) -> str:
-        return f"{self.row}: {self.what} {self.achieved:.3g}, {self.bound}"
+        at_peak = f" (at the peak of this machine it would be {self.at_peak:.3g})" if self.at_peak else ""
+        return f"{self.row}: {self.what} {self.achieved:.3g}, {self.bound}{at_peak}"
 
     @property
     def bound(self) -> str:
@@ -63,7 +65,9 @@ def of_row(workload: workloads.Workload, group: dict[str, Any]) -> Iterator[Goal
     own = times["cnn"]["best"]
     if workload.goal is not None:
         peer = strongest_peer(times)
-        yield Goal(workload.id, f"times as fast as {LABELS[peer]}", workload.goal, times[peer]["best"] / own)
+        ratio, least = times[peer]["best"] / own, workload.flops / group["peak"][workload.dtype]
+        what = f"times as fast as {LABELS[peer]}"
+        yield Goal(workload.id, what, workload.goal, ratio, at_peak=times[peer]["best"] / least)
     if workload.limit is not None:
         yield Goal(workload.id, "microseconds", workload.limit, own * 1e6, more_is_better=False, relative=False)
     if workload.peak is not None:

@@ -11,25 +11,19 @@ the peak if there is a gcc. Figures of different runs do not compare, their rati
 import argparse
 import os
 import platform
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import pairwise
-from pathlib import Path
 
-for _name in "CNN_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS":
-    os.environ[_name] = "1"
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+import machine
 
-import numpy as np  # noqa: E402, after the settings above
+machine.pin()
+
+import numpy as np  # noqa: E402, after the process is pinned
+from peak import Peak  # noqa: E402
 
 import cnn  # noqa: E402
 from cnn import _dispatch  # noqa: E402
@@ -64,54 +58,6 @@ def timed(call: Callable[[], object], n: int) -> float:
     for _ in range(n):
         call()
     return time.perf_counter() - start
-
-
-PEAK_SOURCE = r"""
-#include <stdio.h>
-#include <time.h>
-typedef float vf __attribute__((vector_size(WIDTH)));
-int main(void)
-{
-    double best = 0;
-    for (int round = 0; round < 200; round++) {
-        vf acc[12] = {0}, a = acc[0] + 0.999f, b = acc[0] + 0.001f;
-        struct timespec from, to;
-        clock_gettime(CLOCK_MONOTONIC, &from);
-        for (int i = 0; i < 100000; i++)
-            for (int j = 0; j < 12; j++) {
-                acc[j] = acc[j] * a + b;
-                __asm__ volatile("" : REGISTER(acc[j]));
-            }
-        clock_gettime(CLOCK_MONOTONIC, &to);
-        double seconds = (to.tv_sec - from.tv_sec) + 1e-9 * (to.tv_nsec - from.tv_nsec);
-        double flops = 2e5 * 12 * WIDTH / 4;
-        if (flops / seconds > best)
-            best = flops / seconds;
-    }
-    printf("%g\n", best);
-}
-"""
-
-
-def measured_peak() -> float | None:
-    """FLOP/s of multiply-adds in registers, in the widest vectors that the library uses here."""
-    compiler = shutil.which("gcc")
-    flags = {
-        "v4": ["-mavx512f", "-DWIDTH=64", '-DREGISTER="+v"'],
-        "v3": ["-mavx2", "-mfma", "-DWIDTH=32", '-DREGISTER="+x"'],
-        "baseline": ["-DWIDTH=16", '-DREGISTER="+x"'],
-    }[_dispatch.ISA]
-    if platform.machine() in ("aarch64", "arm64"):
-        flags = ["-DWIDTH=16", '-DREGISTER="+w"']
-    if compiler is None:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        source, program = Path(folder, "peak.c"), Path(folder, "peak")
-        source.write_text(PEAK_SOURCE)
-        command = [compiler, "-O3", "-ffp-contract=fast", *flags]
-        subprocess.run([*command, source, "-o", program], check=True)
-        output = subprocess.run([program], check=True, capture_output=True, text=True).stdout
-    return float(output)
 
 
 # ---- what is measured: products ------------------------------------------------------------------
@@ -334,16 +280,6 @@ def training(widths, batch: int, options) -> tuple[int, dict[str, float]]:
 # ---- the report ----------------------------------------------------------------------------------
 
 
-def machine() -> str:
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return f"{name}, {platform.system()}"
-
-
 def versions() -> str:
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     parts = [
@@ -378,7 +314,12 @@ def main() -> None:
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
         print(f"warning: the machine is busy, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
 
-    peaks = [measured_peak()]
+    try:
+        peak = Peak(_dispatch.ISA, "float32")
+    except RuntimeError:  # there is no compiler
+        peak = None
+    if peak:
+        peak(0.2)
     timings = [
         (f"{name}, {' x '.join(map(str, shape))}", flops, seconds)
         for shape in ((64, 784, 256), (1024, 1024, 1024))
@@ -388,16 +329,17 @@ def main() -> None:
         (f"step of {'-'.join(map(str, widths))}, batch {batch}", *training(widths, batch, options))
         for widths, batch in (((10, 20, 1), 1), ((784, 256, 10), 64))
     ]
-    peaks.append(measured_peak())  # the better one: the machine may have been busy
-    peak = max((p for p in peaks if p), default=None)
+    if peak:
+        peak(0.2)  # and the better one counts: the machine may have been busy
 
     def part(flops: float, seconds: float) -> str:
-        return f"{flops / seconds / peak:.0%}" if peak else "-"
+        return f"{flops / seconds / peak.best:.0%}" if peak else "-"
 
     contenders = ["cnn", "numpy", *PEERS]
     header = ["cnn, of peak", *(NAMES[name] for name in contenders)]
-    known = f"{peak / 1e9:.0f} GFLOP/s" if peak else "not measured, there is no gcc"
-    print(f"{machine()}; one core, one thread; float32; {versions()}.")
+    known = f"{peak.best / 1e9:.0f} GFLOP/s" if peak else "not measured, there is no gcc"
+    about = f"{machine.describe()['processor']}, {platform.system()}"
+    print(f"{about}; one core, one thread; float32; {versions()}.")
     print(f"Peak of the core, multiply-adds in registers: {known}.\n")
     table(
         ["GFLOP/s (batch x in x out)", *header],

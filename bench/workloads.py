@@ -144,7 +144,7 @@ class Group:
     contenders: tuple[str, ...] = ("cnn", "numpy", "torch", "jax", "sklearn", "onnxruntime")
     threads: int = 1  # and so many cores
     isa: str | None = None  # "v3": AVX2 for every contender that can be told
-    rounds: int = 15
+    rounds: int = 25
     busy: bool = False  # measured quiet, then again while another process keeps one core busy
 
 
@@ -160,12 +160,12 @@ GROUPS = {
         threads=2,
     ),
     "noisy": Group((_plain(ROW["mnist64"]),), ("cnn", "cnn-1", "torch", "jax", "sklearn"), threads=2, busy=True),
-    "float64": Group(tuple(_in_float64(ROW[id]) for id in MIDDLE), rounds=8),
+    "float64": Group(tuple(_in_float64(ROW[id]) for id in MIDDLE), rounds=10),
     "avx2": Group(
-        tuple(_plain(ROW[id]) for id in MIDDLE), ("cnn", "numpy", "torch", "jax", "sklearn"), isa="v3", rounds=8
+        tuple(_plain(ROW[id]) for id in MIDDLE), ("cnn", "numpy", "torch", "jax", "sklearn"), isa="v3", rounds=10
     ),
-    "scaling": Group((*SCALING_BATCH, *SCALING_WIDTH), ("cnn", "numpy", "torch", "jax", "sklearn"), rounds=6),
-    "quick": Group(tuple(ROW[id] for id in QUICK), ("cnn", "numpy", "jax", "onnxruntime"), rounds=8),
+    "scaling": Group((*SCALING_BATCH, *SCALING_WIDTH), ("cnn", "numpy", "torch", "jax", "sklearn"), rounds=8),
+    "quick": Group(tuple(ROW[id] for id in QUICK), ("cnn", "numpy", "jax", "onnxruntime"), rounds=10),
 }
 
 # Goals that are no comparison with a peer on one core.

@@ -131,6 +131,21 @@ def sgd_step(param, grad, buffer=None, *, lr, momentum=0.0, dampening=0.0, weigh
     return param - lr * step, buffer
 
 
+def adam_step(param, grad, state=None, *, lr, betas, eps, weight_decay, decoupled):
+    """The new parameters and state (m, v, steps), by the formulas of torch.optim.Adam; decoupled: of AdamW."""
+    m, v, t = (0.0, 0.0, 0) if state is None else state
+    t += 1
+    if decoupled:
+        param = param - lr * weight_decay * param
+    else:
+        grad = grad + weight_decay * param
+    m = betas[0] * m + (1 - betas[0]) * grad
+    v = betas[1] * v + (1 - betas[1]) * grad**2
+    m_hat = m / (1 - betas[0] ** t)
+    v_hat = v / (1 - betas[1] ** t)
+    return param - lr * m_hat / (np.sqrt(v_hat) + eps), (m, v, t)
+
+
 class Network:
     """A chain of layers.
 
@@ -175,11 +190,11 @@ class Network:
         loss, grad = self.loss(self.forward(x), targets)
         return loss, *self.backward(grad)
 
-    def train_step(self, x, targets, **hyper):
-        """One step of SGD; the loss before it. hyper: as for sgd_step."""
+    def train_step(self, x, targets, rule=sgd_step, **hyper):
+        """One step of sgd_step or adam_step, which `hyper` is for; the loss before it."""
         loss, _, grads = self.gradients(x, targets)
         for name, grad in grads.items():
-            self.parameters[name], self.buffers[name] = sgd_step(
+            self.parameters[name], self.buffers[name] = rule(
                 self.parameters[name], grad, self.buffers.get(name), **hyper
             )
         return loss

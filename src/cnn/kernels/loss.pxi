@@ -1,6 +1,6 @@
 # Losses with their gradients in one pass over the outputs. dy may be NULL: the loss alone. Every function returns the
 # sum over the batch and not the mean, so that parts add up; the gradient is that of the mean (times `scale`).
-# Rows of dy are padded to VL and their padding is set to zero: the products rely on it.
+# Rows of y and dy are padded to VL; the padding of y is zero, that of dy is set to zero: the products rely on it.
 
 cdef enum Loss:
     LOSS_NONE
@@ -28,7 +28,7 @@ cdef double mse(Py_ssize_t batch, Py_ssize_t n, const real* y, Py_ssize_t y_row,
             if dy != NULL:
                 vf_store(dy + j, factor * d)
         if whole < n:
-            d = vf_load_first(y + whole, n - whole) - vf_load_first(target + whole, n - whole)
+            d = vf_load(y + whole) - vf_load_first(target + whole, n - whole)
             sums = vf_fma(d, d, sums)
             if dy != NULL:
                 vf_store(dy + whole, factor * d)

@@ -368,18 +368,14 @@ cdef inline vf dots(const int count, Py_ssize_t k, const real* x, const real* w,
     """y, but the lanes from `lane` on are the dot products of x with `count` rows of W^T. count is a literal."""
     cdef vf s[4]
     cdef vf x_l
-    cdef Py_ssize_t l, whole = k // VL * VL
+    cdef Py_ssize_t l
     cdef int q
     for q in range(count):
         s[q] = vf_set(0)
-    for l from 0 <= l < whole by VL:
+    for l from 0 <= l < k by VL:
         x_l = vf_load(x + l)
         for q in range(count):
             s[q] = vf_fma(x_l, vf_load(w + q * w_row + l), s[q])
-    if whole < k:
-        x_l = vf_load_first(x + whole, k - whole)
-        for q in range(count):
-            s[q] = vf_fma(x_l, vf_load(w + q * w_row + whole), s[q])
     for q in range(count):
         y = with_lane(y, lane + q, vf_set(vf_sum(s[q], k)))
     return y
@@ -387,7 +383,9 @@ cdef inline vf dots(const int count, Py_ssize_t k, const real* x, const real* w,
 
 cdef void dot_rows(Py_ssize_t rows, Py_ssize_t k, Py_ssize_t n, const real* x, Py_ssize_t x_row, const real* w,
                    Py_ssize_t w_row, const real* bias, real floor, real* y, Py_ssize_t y_row) noexcept nogil:
-    """Y (rows, n) = max(floor, X W + b) for a narrow layer: its weights lie transposed, W^T (n, k), rows padded to VL.
+    """Y (rows, n) = max(floor, X W + b) for a narrow layer: its weights lie transposed, W^T (n, k).
+
+    The rows of X and W^T are padded to VL, with zeros.
 
     One dot product of length k for each output: 2 k n FLOPs a row; x and W^T are read in vectors. The sum of an output
     runs over the vectors in order and then over the lanes pairwise, whatever the number of rows. bias may be NULL.
