@@ -250,9 +250,7 @@ class Sequential:
         """
         return self._program.train_step(x, y, self._hyper(), get_num_threads())
 
-    def fit(
-        self, x, y, *, epochs=1, batch_size=32, shuffle=True, validation_data=None, threads=None, progress="auto"
-    ):
+    def fit(self, x, y, *, epochs=1, batch_size=32, shuffle=True, validation_data=None, threads=None, progress="auto"):
         """Train for a number of epochs, in native code.
 
         Parameters

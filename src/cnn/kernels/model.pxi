@@ -1,4 +1,4 @@
-# The class that Python sees: a Network, its workspaces, and calls that check their arguments and hand them to the walks.
+# The class that Python sees: a Network, its workspaces, and calls that check their arguments and start the walks.
 
 cdef enum Saved:
     SAVED_NOTHING

@@ -1,9 +1,10 @@
-# The program: a Sequential compiled to an array of ops over numbered buffers, and the walks along it. Plain C: no Python
-# object is touched here. The class that Python sees is in model.pxi.
+# The program: a Sequential compiled to an array of ops over numbered buffers, and the walks along it. Plain C: no
+# Python object is touched here. The class that Python sees is in model.pxi.
 #
 # Buffer 0 is the input of the model; every op reads buffer `src` and writes buffer `dst`. A buffer has a value, a
-# gradient and, where its op's activation needs it, the value before the activation, all (batch, width) with rows padded
-# to VL; the padding is zero. They live in a Workspace, which grows with the batch and is otherwise allocated once.
+# gradient and, where its op's activation needs it, the value before the activation, all (batch, width) with rows
+# padded to VL; the padding is zero. They live in a Workspace, which grows with the batch and is otherwise allocated
+# once.
 #
 # Weights lie as the products like them. Normally W is (in, out), its rows padded to VL and the bias one more row below.
 # A layer much narrower than a vector is kept transposed, (out, in), or most of each vector would be padding; its
@@ -12,11 +13,11 @@
 #
 # A pass over a batch has two parts, each shared among threads and done when all have finished:
 #
-#     rows      chunk by chunk of the batch: forward, the loss and its gradient, backward to the gradients of all buffers
+#     rows      chunk by chunk of the batch: forward, the loss and its gradient, backward to all buffers' gradients
 #     weights   piece by piece of the weight matrices: gradient, added up or used at once for the optimiser's step
 #
-# No sum runs across chunks or pieces, except that of the loss, which is kept for each block of LOSS_BLOCK rows and added
-# up in order: so results do not depend on threads or chunks.
+# No sum runs across chunks or pieces, except that of the loss, which is kept for each block of LOSS_BLOCK rows and
+# added up in order: so results do not depend on threads or chunks.
 
 cdef enum OpKind:
     OP_LINEAR           # z = x W + b, y = act(z)
@@ -54,7 +55,7 @@ cdef struct Network:
     real* grads
     real* state
     Py_ssize_t n_block
-    Py_ssize_t n_parameters # without the padding
+    Py_ssize_t n_parameters     # without the padding
     Py_ssize_t work         # multiply-adds of a forward pass of one row
     Py_ssize_t outputs      # width of the last buffer
     bint pad_input          # the first layer reads its input in whole vectors
@@ -81,7 +82,7 @@ cdef struct Pass:
     Py_ssize_t x_row
     const int64_t* order    # the rows of x and target to take, NULL: as they lie
     const char* target      # NULL: no loss
-    Py_ssize_t target_bytes # from a row of the targets to the next
+    Py_ssize_t target_bytes     # from a row of the targets to the next
     double* losses          # sum of each LOSS_BLOCK rows
     Py_ssize_t* correct     # how many of them are classified right
     double scale            # of the gradient of the loss

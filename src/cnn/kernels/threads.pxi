@@ -1,12 +1,12 @@
 # Threads: a small pool of our own, for work that repays the hand-over.
 #
-# `parallel(task, argument, threads)` runs task(argument, id) on the calling thread (id 0) and on threads - 1 workers, and
-# returns when all are done. Tasks share out their work through a counter (`claim`), so that a thread that is held up
-# takes less of it. No task's result depends on who does what: the number of threads never changes a number.
+# `parallel(task, argument, threads)` runs task(argument, id) on the calling thread (id 0) and on threads - 1 workers,
+# and returns when all are done. Tasks share out their work through a counter, so that a thread that is held up takes
+# less of it. No task's result depends on who does what: the number of threads never changes a number.
 #
 # Workers wait for the next task spinning for SPIN turns (about 20 microseconds: a training step follows a training
-# step), then sleep. One caller at a time has the pool; another one, in another Python thread, works alone meanwhile, and
-# so does a child after fork until it needs a pool of its own.
+# step), then sleep. One caller at a time has the pool; another one, in another Python thread, works alone meanwhile.
+# A child after fork starts with an empty pool of its own.
 #
 # Where a worker does not get a processor, because another process keeps it busy, waiting for it would cost more than it
 # brings. So the time that the caller waits at the end of a task is measured: after a long wait the next tasks run on
