@@ -205,8 +205,8 @@ def test_fused_step_is_the_explicit_one(isa, dtype, widths, batch, setting):
 def test_fused_step_of_one_sample(isa, dtype, widths, setting):
     """One step of plain SGD is w + (-lr x) dz here and w - lr (x dz) in the explicit loop.
 
-    Those products are rounded in other places: apart by at most three roundings of the step and one of w. The gradient
-    of x of a layer is summed in another order in the sweep: its n terms differ by n roundings of the largest.
+    Those products are rounded in other places: apart by at most three roundings of the step and one of w. Gradients
+    that a layer passes back are sums of a few terms, in this order or that, and differ by a rounding or two.
     """
     kind, hyper = ALL[setting]
     spec = chain(*widths)
@@ -290,7 +290,7 @@ def test_bad_betas(kind):
         with pytest.raises(TypeError, match="expected "):
             kind(betas=betas)
     for betas in ((0.9,), (0.9, 0.9, 0.9), ()):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"^betas: expected two numbers, got \("):
             kind(betas=betas)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import cnn
-from cnn import _cpu, _dispatch
+from cnn import _cpu, _dispatch, _threads
 
 RUNNABLE = _cpu.supported()
 FEATURES = {
@@ -146,7 +146,7 @@ def test_show_config():
     assert facts == {
         "instruction set": f"baseline (available: {', '.join(RUNNABLE)})",
         "dtypes": "float32, float64",
-        "threads": "1",
+        "threads": f"{cnn.get_num_threads()} (processors for this process: {_threads.available()})",
         "compiler": _cpu.COMPILER,
         "NumPy": np.__version__,
         "Python": platform.python_version(),

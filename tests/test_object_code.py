@@ -66,13 +66,13 @@ def counted(body, register):
     on_stack = [bool(re.search(r"\(%rsp|-0x[0-9a-f]+\(%rbp\)", operands)) for _, _, operands in body]
     broadcasts, loads = 0, set()
     for (_, name, operands), spill in zip(body, on_stack, strict=True):
-        source = operands.rpartition(",")[0]  # AT&T order: what is written comes last
-        if spill or not name.startswith("v") or "(%" not in source:
+        read = re.search(r"([-\w]*\(%[^)]*\))(\{1to\d+\})?,", operands)  # AT&T order: what is written comes last
+        if spill or not name.startswith("v") or not read:
             continue
-        if name.startswith("vbroadcast") or "{1to" in source:
+        if name.startswith("vbroadcast") or read[2]:
             broadcasts += 1
         else:
-            loads.add(re.search(r"[-\w]*\(%[^)]*\)", source)[0])
+            loads.add(read[1])
     return Loop(
         fused=len(fused),
         sums=len({operands.rpartition(",")[2] for operands in fused}),

@@ -117,6 +117,30 @@ def test_step_without_gradients_decays_only(isa, dtype):
     assert_close(model.parameters, 0.95 * before, 1e-6)
 
 
+@pytest.mark.parametrize("through", ["parameters", "layers"])
+@pytest.mark.parametrize("bad", ["x", "y"])
+@pytest.mark.parametrize("widths", [(5, 7, 2), (5, 20, 7, 3), (40, 33, 17, 2), (3, 9)], ids=str)
+def test_parameters_can_be_put_back_after_a_bad_step(isa, dtype, widths, bad, through):
+    """NaN is left nowhere: not in what pads the rows of the weights either, which the products read."""
+    spec = chain(*widths)
+    x, y = batch_for(spec, "mse", 6, dtype)
+    broken = {"x": x.copy(), "y": y.copy()}
+    broken[bad][-1, 0] = np.nan
+    for batch in (1, 6):
+        model, untouched = (build(spec, "mse", dtype=dtype, optimizer=cnn.SGD(lr=0.01))[0] for _ in range(2))
+        assert np.isnan(model.train_step(broken["x"][-batch:], broken["y"][-batch:]))
+        if through == "parameters":
+            model.parameters = untouched.parameters
+        else:
+            for own, other in zip(model.layers, untouched.layers, strict=True):
+                if isinstance(own, cnn.Linear):
+                    own.weight[...], own.bias[...] = other.weight, other.bias
+        np.testing.assert_array_equal(model.predict(x), untouched.predict(x))
+        for rows in (6, 1):
+            assert model.train_step(x[:rows], y[:rows]) == untouched.train_step(x[:rows], y[:rows])
+        np.testing.assert_array_equal(model.parameters, untouched.parameters)
+
+
 # the function on arrays --------------------------------------------------------------------------
 
 

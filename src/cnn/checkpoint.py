@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ def save(model: Any, path: str | os.PathLike) -> None:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write to a temporary file in the same folder, flush it to disk, rename it to `path`, flush the folder."""
+    import tempfile  # here, because it would be a third of the time that `import cnn` takes
+
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:

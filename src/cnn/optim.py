@@ -56,7 +56,9 @@ class Optimizer:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_config().items() if v)})"
+        default = type(self)().get_config()
+        shown = {k: v for k, v in self.get_config().items() if k == "lr" or v != default[k]}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
 
 class SGD(Optimizer):
@@ -159,10 +161,16 @@ class Adam(Optimizer):
 
     @betas.setter
     def betas(self, value):
+        if not isinstance(value, (tuple, list, np.ndarray)):
+            raise TypeError(f"betas: expected two numbers, got {value!r}")
+        if len(value) != 2:
+            raise ValueError(f"betas: expected two numbers, got {value!r}")
+        before = self.betas
         try:
             self.beta1, self.beta2 = value
-        except TypeError:
-            raise TypeError(f"betas: expected two numbers, got {value!r}") from None
+        except (TypeError, ValueError):
+            self.hyper[2:4] = before
+            raise
 
     def get_config(self):
         return {"lr": self.lr, "betas": list(self.betas), "eps": self.eps, "weight_decay": self.weight_decay}

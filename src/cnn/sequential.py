@@ -6,8 +6,7 @@ training.py, files in checkpoint.py.
 
 from __future__ import annotations
 
-import logging
-import secrets
+import os
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,6 @@ import numpy as np
 from . import checkpoint, layers, losses, optim, training
 from ._dispatch import kernels
 from ._threads import get_num_threads, threads_for
-
-log = logging.getLogger("cnn")
 
 
 class Sequential:
@@ -69,7 +66,7 @@ class Sequential:
         self.optimizer = optimizer
         self.training = True
         self._epochs_seen = 0  # by fit: each epoch has its own order
-        self._random_seed = secrets.randbits(63) if seed is None else self.seed
+        self._random_seed = int.from_bytes(os.urandom(8), "little") >> 1 if seed is None else self.seed
         self._compile()
 
     # from layers to the program ---------------------------------------------------------------------------------------
@@ -194,6 +191,9 @@ class Sequential:
         return grad_x
 
     def _report(self) -> None:
+        import logging
+
+        log = logging.getLogger("cnn")
         linears = dict(self._linears)
         for op in reversed(range(len(self._op_layers))):
             names = " + ".join(_name(i, self.layers[i]) for i in self._op_layers[op])

@@ -64,7 +64,7 @@ def fit(model, x, y, *, epochs, batch_size, shuffle, validation_data, threads, p
             while at < n:
                 stop = min(n, at + batches * batch_size)
                 began = time.perf_counter()
-                part, right, bad = program.train_batches(x, y, order, at, stop, batch_size, hyper, threads)
+                loss, right, bad = program.train_batches(x, y, order, at, stop, batch_size, hyper, threads, loss)
                 took = time.perf_counter() - began
                 if bad >= 0:
                     program.restore(before)
@@ -72,7 +72,6 @@ def fit(model, x, y, *, epochs, batch_size, shuffle, validation_data, threads, p
                         f"the loss is not finite in epoch {epoch}, batch {bad // batch_size}, at a learning "
                         f"rate of {model.optimizer.lr:g}; the parameters are those from before this epoch"
                     )
-                loss += part
                 correct += right
                 at = stop
                 bar.rows(epoch, at, loss / at)

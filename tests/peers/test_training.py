@@ -39,6 +39,8 @@ SETTINGS = {
         (40, 33, 17, 2),
     ),
     "adamw": ("AdamW", {"lr": 0.003, "weight_decay": 0.05}, (3, 64, 16, 5)),
+    "adamw_defaults": ("AdamW", {}, (6, 20, 3)),
+    "adamw_without_decay": ("AdamW", {"lr": 0.005, "betas": (0.8, 0.95), "weight_decay": 0.0}, (40, 33, 17, 2)),
 }
 
 
@@ -137,17 +139,20 @@ def test_activations_everywhere(each_isa, loss, batch):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_fit(isa, loss, batch_size):
+@pytest.mark.parametrize("setting", ["momentum", "adam_settings", "adamw"])
+def test_fit(isa, setting, loss, batch_size):
     """Epochs of 100 rows: the last batch is smaller, and the loss is the mean over the rows."""
-    hyper = {"lr": 0.02, "momentum": 0.9}
+    optimizer, hyper, _ = SETTINGS[setting]
+    close = CLOSE[optimizer]
     network = Network((6, 20, 3), "tanh")
     x, y = data(loss, 100, 6, 3)
     batches = [(x[i : i + batch_size], y[i : i + batch_size]) for i in range(0, 100, batch_size)]
-    model = network.cnn(LOSSES[loss][0](), dtype="float64", optimizer=cnn.SGD(**hyper), seed=1)
-    losses, final = torch_training(network, model.state_dict(), loss, "SGD", hyper, 5 * batches)
+    own = getattr(cnn, optimizer)(**hyper)
+    model = network.cnn(LOSSES[loss][0](), dtype="float64", optimizer=own, seed=1)
+    losses, final = torch_training(network, model.state_dict(), loss, optimizer, hyper, 5 * batches)
     history = model.fit(x, y, epochs=5, batch_size=batch_size, shuffle=False, progress=False)
     sizes = [len(x) for x, _ in batches]
     means = np.reshape(losses, (5, -1)) @ sizes / 100
-    np.testing.assert_allclose(history["loss"], means, **CLOSE["SGD"])
+    np.testing.assert_allclose(history["loss"], means, **close)
     for name, array in model.state_dict().items():
-        np.testing.assert_allclose(array, final[name], **CLOSE["SGD"], err_msg=name)
+        np.testing.assert_allclose(array, final[name], **close, err_msg=name)

@@ -72,7 +72,7 @@ cdef cnp.ndarray as_labels(object a, Py_ssize_t classes, str name):
     labels = given
     if cnp.PyArray_TYPE(labels) != cnp.NPY_INT64 or not cnp.PyArray_IS_C_CONTIGUOUS(labels) \
             or not cnp.PyArray_ISBEHAVED_RO(labels):
-        labels = np.ascontiguousarray(labels, dtype=np.int64)
+        labels = np.array(labels, dtype=np.int64, order="C")
     label = <const int64_t*>cnp.PyArray_DATA(labels)
     n = cnp.PyArray_DIM(labels, 0)
     for i in range(n):
@@ -113,6 +113,17 @@ cdef cnp.ndarray as_out(object out, tuple shape, str name, bint any_rows=False):
     if not (cnp.PyArray_IS_C_CONTIGUOUS(o) or any_rows and fits(o)):
         raise ValueError(f"{name}: expected a C-contiguous array, got strides {out.strides}")
     return o
+
+
+cdef cnp.ndarray as_output(object out, Py_ssize_t rows, Py_ssize_t columns):
+    """as_out for a matrix whose rows may lie apart; quick where all is well."""
+    cdef cnp.ndarray o
+    if cnp.PyArray_CheckExact(out):
+        o = out
+        if (cnp.PyArray_NDIM(o) == 2 and cnp.PyArray_DIM(o, 0) == rows and cnp.PyArray_DIM(o, 1) == columns
+                and cnp.PyArray_ISBEHAVED(o) and fits(o)):
+            return o
+    return as_out(out, (rows, columns), "out", any_rows=True)
 
 
 cdef bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:

@@ -30,6 +30,7 @@ cdef class Program:
     cdef Py_ssize_t batch       # rows of the last forward pass
     cdef Saved saved
     cdef str lost               # why nothing is saved
+    cdef bint finite            # the loss of the last forward pass; if not, NaN may reach the padding of the weights
     cdef bint training_busy
     cdef bint infer_busy
     cdef str takes
@@ -52,6 +53,7 @@ cdef class Program:
         if net.ops == NULL or net.buffers == NULL:
             raise MemoryError()
         self.takes, self.gives = where
+        self.finite = True
         self.lost = "there was no forward pass"
         for i, width in enumerate(widths):
             net.buffers[i].width = width
@@ -267,6 +269,7 @@ cdef class Program:
             with nogil:
                 loss = run_pass(&p, threads, &correct)
             self.batch = batch
+            self.finite = isfinite(loss)
             self.saved = SAVED_OUTPUTS if t is None else SAVED_LOSS
             return out if t is None else loss / batch
         finally:
@@ -289,7 +292,7 @@ cdef class Program:
                                  f"{cnp.PyArray_DIM(g, 0)}")
         self.enter()
         try:
-            self.reserve(&self.train, 0, True, threads)
+            threads = <int>smaller(threads, self.train.threads)     # a larger workspace would not hold the forward pass
             dx = empty_matrix(self.batch, width)
             if g is not None:
                 copy_rows(self.batch, self.net.outputs, data(g), row_stride(g), self.train.grad[last],
@@ -345,6 +348,8 @@ cdef class Program:
             update_rows(1, self.net.n_block, self.net.params, 0, self.net.grads, 0, &u)
         self.training_busy = False
         self.stepped(&u)
+        if not self.finite:
+            self.set_parameters(self.parameters)
         self.forget("a step has changed the parameters since")
 
     def zero_grads(self):
@@ -381,23 +386,25 @@ cdef class Program:
         finally:
             self.training_busy = False
         self.stepped(&u)
+        if not isfinite(loss):
+            self.set_parameters(self.parameters)
         if self.saved != SAVED_NOTHING:
             self.forget("train_step has run since")
         return loss / batch
 
     def train_batches(self, cnp.ndarray x, cnp.ndarray y, cnp.ndarray order, Py_ssize_t start, Py_ssize_t stop,
-                      Py_ssize_t batch_size, cnp.ndarray hyper, int threads):
+                      Py_ssize_t batch_size, cnp.ndarray hyper, int threads, double total):
         """train_step on batch after batch of rows start .. stop - 1, taken in `order` (None: as they lie).
 
-        Returns (sum of the loss over the rows, rows classified right, first row of the batch with a loss that is not
-        finite, or -1). x and y as `inputs` and `targets` give them, order int64.
+        Returns (total plus the sum of the loss over the rows, rows classified right, first row of the batch with a loss
+        that is not finite, or -1). x and y as `inputs` and `targets` give them, order int64.
         """
         cdef const double* rates = <const double*>cnp.PyArray_DATA(hyper)
         cdef int64_t* turn = NULL if order is None else <int64_t*>cnp.PyArray_DATA(order)
         cdef Py_ssize_t at = start, correct = 0, bad = -1
         cdef const real* all_x
         cdef const char* all_targets
-        cdef double total = 0, loss
+        cdef double loss
         cdef Update u
         cdef Pass p
         self.enter()
@@ -441,7 +448,7 @@ cdef class Program:
         if out is None:
             result = empty_matrix(batch, self.net.outputs)
         else:
-            result = as_out(out, (batch, self.net.outputs), "out", any_rows=True)
+            result = as_output(out, batch, self.net.outputs)
             if overlap(result, rows):
                 raise ValueError("out: shares memory with x")
         memset(&p, 0, sizeof(p))

@@ -29,6 +29,9 @@ cdef enum:
     OPTIMIZER_ADAM
     OPTIMIZER_ADAMW
 
+# With eps = 0 a parameter that has had no gradient stays as it is, instead of becoming 0 / 0. So does the padding.
+cdef real SMALLEST = CNN_PICK(1.1754943508222875e-38, 2.2250738585072014e-308)
+
 cdef struct Update:
     UpdateKind kind
     real lr                 # Adam: divided by 1 - beta1**t
@@ -59,7 +62,7 @@ cdef inline vf updated(int kind, vf w, vf g, real* m_at, const Update* u) noexce
         vf_store(m_at, m)
         v = vf_fma(vf_set(u.direct) * d, d, vf_set(u.keep) * vf_load(m_at + u.block))
         vf_store(m_at + u.block, v)
-        d = m / vf_fma(vf_sqrt(v), vf_set(u.ahead), vf_set(u.eps))
+        d = m / vf_max(vf_set(SMALLEST), vf_fma(vf_sqrt(v), vf_set(u.ahead), vf_set(u.eps)))
         w = vf_set(u.shrink) * w
     return vf_fma(vf_set(-u.lr), d, w)
 

@@ -106,6 +106,7 @@ cdef enum:
     LOSS_BLOCK = 64             # rows whose losses are added up before they join the others'
     CHUNK_BYTES = 1 << 19       # activations of one chunk of `predict`: half of L2
     CHUNK_ROWS = 128            # at least; a chunk packs W^T anew, which costs as much as a few rows
+    MOST_ROWS = 512             # at most; the activations of a chunk stay in L2 on the way back
     PIECE_ROWS = 128            # of W, at least; a piece packs dZ anew
     THREAD_WORK = 1 << 20       # multiply-adds below which a second thread is not called: about 20 microseconds
 
@@ -433,9 +434,9 @@ cdef double run_pass(Pass* p, int threads, Py_ssize_t* correct) noexcept nogil:
         threads = 1
     p.threads = threads
     if p.keep or p.backward:
-        p.chunk = p.batch
-        if threads > 1:
-            p.chunk = round_up(larger(CHUNK_ROWS, p.batch // (4 * threads) + 1), LOSS_BLOCK)
+        p.chunk = round_up(larger(CHUNK_ROWS, smaller(MOST_ROWS, p.batch // (4 * threads) + 1)), LOSS_BLOCK)
+        if threads == 1 and p.batch <= 2 * MOST_ROWS:
+            p.chunk = p.batch
     p.claimed = 0
     if p.forward or p.backward:
         parallel(rows_task, p, threads if p.chunk < p.batch else 1)
