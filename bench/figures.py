@@ -155,7 +155,7 @@ def _draw_panel(axes, rows: list[Row | str], limit: float, *, first: bool) -> No
         title = row.workload.title.replace(", no second bias", "")
         axes.text(-0.025, y, title, transform=outside, va="center", ha="right", fontsize=9, color=GREY)
         axes.text(1.02, y, duration(own), transform=outside, va="center", fontsize=10)
-        ratio = f"{row.times[strongest]['best'] / own:.3g}x"
+        ratio = f"{row.times[strongest]['best'] / own:.2f}x"
         axes.text(1.155, y, ratio, transform=outside, va="center", fontsize=10, weight="bold", color=STYLES["cnn"][0])
         axes.text(1.245, y, LABELS[strongest], transform=outside, va="center", fontsize=10)
     axes.set_yticks([])

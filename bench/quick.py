@@ -90,39 +90,39 @@ def forward_contenders(x, w, b) -> Contenders:
     return contenders
 
 
-def backward_contenders(grad, x, w) -> Contenders:
-    """(grad W^T, x^T grad, sum of grad)."""
-    ours, theirs = (
-        {
-            "grad_input": np.empty_like(x),
-            "grad_weight": np.empty_like(w),
-            "grad_bias": np.empty(w.shape[1], np.float32),
-        }
-        for _ in range(2)
-    )
+def backward_contenders(grad, x, w) -> tuple[Contenders, Contenders]:
+    """grad W^T, and (x^T grad, sum of grad)."""
+    dx, dw, db = np.empty_like(x), np.empty_like(w), np.empty(w.shape[1], np.float32)
+    dx_numpy, dw_numpy, db_numpy = (np.empty_like(a) for a in (dx, dw, db))
+    backward = _dispatch.kernels("float32").linear_backward  # cnn.functional always gives all three
 
-    def numpy_backward():
-        np.matmul(grad, w.T, out=theirs["grad_input"])
-        np.matmul(x.T, grad, out=theirs["grad_weight"])
-        np.sum(grad, axis=0, out=theirs["grad_bias"])
-        return tuple(theirs.values())
+    def numpy_weights():
+        np.matmul(x.T, grad, out=dw_numpy)
+        np.sum(grad, axis=0, out=db_numpy)
+        return dw_numpy, db_numpy
 
-    contenders: Contenders = {
-        "cnn": lambda: F.linear_backward(grad, x, w, **ours),
-        "numpy": numpy_backward,
+    inputs: Contenders = {
+        "cnn": lambda: backward(grad, x, w, dw, db, dx, False, True, False)[0],
+        "numpy": lambda: np.matmul(grad, w.T, out=dx_numpy),
+    }
+    weights: Contenders = {
+        "cnn": lambda: backward(grad, x, w, dw, db, dx, False, False, True)[1:],
+        "numpy": numpy_weights,
     }
     if "jax" in PEERS:
         import jax
 
-        compiled = jax.jit(lambda g, x, w: (g @ w.T, x.T @ g, g.sum(axis=0)))
-        arrays = [jax.device_put(a) for a in (grad, x, w)]
-        contenders["jax"] = lambda: jax.block_until_ready(compiled(*arrays))
+        jax_inputs, jax_weights = jax.jit(lambda g, w: g @ w.T), jax.jit(lambda g, x: (x.T @ g, g.sum(axis=0)))
+        g_, x_, w_ = (jax.device_put(a) for a in (grad, x, w))
+        inputs["jax"] = lambda: jax_inputs(g_, w_).block_until_ready()
+        weights["jax"] = lambda: jax.block_until_ready(jax_weights(g_, x_))
     if "torch" in PEERS:
         import torch
 
-        g, x_, wt = (torch.from_numpy(a) for a in (grad, x, np.ascontiguousarray(w.T)))
-        contenders["torch"] = lambda: (g @ wt, x_.T @ g, g.sum(0))
-    return contenders
+        g, xt, wt = (torch.from_numpy(a) for a in (grad, x, np.ascontiguousarray(w.T)))
+        inputs["torch"] = lambda: g @ wt
+        weights["torch"] = lambda: (xt.T @ g, g.sum(0))
+    return inputs, weights
 
 
 def check(name: str, actual, expected) -> None:
@@ -142,19 +142,16 @@ def products(batch: int, n_in: int, n_out: int, options) -> list[tuple[str, int,
     )
     x64, w64, b64, grad64 = (a.astype(np.float64) for a in (x, w, b, grad))
     flops = 2 * batch * n_in * n_out
+    inputs, weights = backward_contenders(grad, x, w)
     rows = []
-    for name, contenders, expected, cost in (
-        ("forward: X W + b, ReLU", forward_contenders(x, w, b), np.maximum(x64 @ w64 + b64, 0), flops),
-        (
-            "backward: dX, dW and db",
-            backward_contenders(grad, x, w),
-            (grad64 @ w64.T, x64.T @ grad64, grad64.sum(axis=0)),
-            2 * flops,
-        ),
+    for name, contenders, expected in (
+        ("X W + b, ReLU", forward_contenders(x, w, b), np.maximum(x64 @ w64 + b64, 0)),
+        ("dW and db", weights, (x64.T @ grad64, grad64.sum(axis=0))),
+        ("dX", inputs, grad64 @ w64.T),
     ):
         for peer, call in contenders.items():
             check(f"{name}, {peer}", call(), expected)
-        rows.append((name, cost, best_seconds(contenders, options.rounds, options.seconds)))
+        rows.append((name, flops, best_seconds(contenders, options.rounds, options.seconds)))
     return rows
 
 

@@ -87,8 +87,12 @@ def linear_forward(x, weight, bias, int act, double param, out, pre):
     return y
 
 
-def linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, bint accumulate):
-    """grad_input = grad_output weight^T, grad_weight = x^T grad_output, grad_bias = sum of grad_output's rows."""
+def linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, bint accumulate, bint inputs=True,
+                    bint weights=True):
+    """grad_input = grad_output weight^T, grad_weight = x^T grad_output, grad_bias = sum of grad_output's rows.
+
+    Without `inputs` or `weights` those results are left as they are.
+    """
     cdef cnp.ndarray w = as_matrix(weight, -1, "weight", "")
     cdef Py_ssize_t n_in = cnp.PyArray_DIM(w, 0), n_out = cnp.PyArray_DIM(w, 1)
     cdef cnp.ndarray a = as_matrix(x, n_in, "x", " for this weight")
@@ -126,19 +130,23 @@ def linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, 
         p.b, p.b_row = pw.at, pw.row
         p.b_transposed, p.b_valid = True, n_in
         p.c, p.c_row = pdx.at, pdx.row
-        product(&p)
+        if inputs:
+            product(&p)
         p.finish = FINISH_ADD if accumulate else FINISH_STORE
         p.m, p.n, p.k = n_in, width, batch
         p.a, p.a_row, p.a_col = data(a), 1, row_stride(a)
         p.b, p.b_row, p.b_transposed = pg.at, pg.row, False
         p.c, p.c_row = pdw.at, pdw.row
-        product(&p)
-        p.m, p.ones_row = 0, True
-        p.c = sums
-        product(&p)
-    memcpy(data(db), sums, n_out * sizeof(real))
-    unpad(pdw, dw)
-    unpad(pdx, dx)
+        if weights:
+            product(&p)
+            p.m, p.ones_row = 0, True
+            p.c = sums
+            product(&p)
+    if weights:
+        memcpy(data(db), sums, n_out * sizeof(real))
+        unpad(pdw, dw)
+    if inputs:
+        unpad(pdx, dx)
     free(memory)
     return dx, dw, db
 

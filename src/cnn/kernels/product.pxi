@@ -189,28 +189,30 @@ cdef tile_function TILE_TABLE[9][4]      # by rows and vectors
 cdef void fill_tile_table() noexcept nogil:
     TILE_TABLE[1][1] = tile_1x1
     TILE_TABLE[1][2] = tile_1x2
-    TILE_TABLE[1][3] = tile_1x3
     TILE_TABLE[2][1] = tile_2x1
     TILE_TABLE[2][2] = tile_2x2
-    TILE_TABLE[2][3] = tile_2x3
     TILE_TABLE[3][1] = tile_3x1
     TILE_TABLE[3][2] = tile_3x2
-    TILE_TABLE[3][3] = tile_3x3
     TILE_TABLE[4][1] = tile_4x1
     TILE_TABLE[4][2] = tile_4x2
-    TILE_TABLE[4][3] = tile_4x3
     if TILE_MR > 4:
         TILE_TABLE[5][1] = tile_5x1
         TILE_TABLE[5][2] = tile_5x2
-        TILE_TABLE[5][3] = tile_5x3
         TILE_TABLE[6][1] = tile_6x1
         TILE_TABLE[6][2] = tile_6x2
-        TILE_TABLE[6][3] = tile_6x3
+    if TILE_MR > 6:
         TILE_TABLE[7][1] = tile_7x1
         TILE_TABLE[7][2] = tile_7x2
-        TILE_TABLE[7][3] = tile_7x3
         TILE_TABLE[8][1] = tile_8x1
         TILE_TABLE[8][2] = tile_8x2
+    if TILE_NV > 2:
+        TILE_TABLE[1][3] = tile_1x3
+        TILE_TABLE[2][3] = tile_2x3
+        TILE_TABLE[3][3] = tile_3x3
+        TILE_TABLE[4][3] = tile_4x3
+        TILE_TABLE[5][3] = tile_5x3
+        TILE_TABLE[6][3] = tile_6x3
+        TILE_TABLE[7][3] = tile_7x3
         TILE_TABLE[8][3] = tile_8x3
 
 

@@ -60,8 +60,8 @@ typedef real vf_unaligned __attribute__((vector_size(CNN_BYTES), aligned(sizeof(
 #define TILE_MR 8
 #define TILE_NV 3
 #elif defined(__AVX2__)
-#define TILE_MR 4
-#define TILE_NV 3
+#define TILE_MR 6
+#define TILE_NV 2
 #else
 #define TILE_MR 4
 #define TILE_NV 2

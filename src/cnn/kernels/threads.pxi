@@ -74,7 +74,8 @@ cdef enum:
     MAX_THREADS = 255
     SPIN = 1000                 # turns of pause, about 20 microseconds
     LONG_WAIT = 100000          # nanoseconds; a wait is long if it is also half of the task's time
-    MOST_ALONE = 256            # tasks run on one thread after many long waits
+    MOST_ALONE = 4096           # tasks run on one thread after many long waits
+    FORGIVE = 256               # tasks without a long wait that halve the penalty
 
 cdef struct Pool:
     int64_t taken               # 1: a caller has it
@@ -88,7 +89,8 @@ cdef struct Pool:
     pthread_cond_t wake
     bint ready
     int64_t alone               # tasks still to be run on one thread
-    int64_t penalty             # how many it will be after the next long wait
+    int64_t penalty             # how many it was after the last long wait
+    int64_t good                # tasks since then
 
 cdef Pool POOL
 cdef int64_t[256] FIRST_TURN    # the turn in which a worker was started: the next one is its first
@@ -172,6 +174,9 @@ cdef void parallel(task_function task, void* argument, int threads) noexcept nog
     if ended - waited > LONG_WAIT and 2 * (ended - waited) > ended - began:
         POOL.penalty = smaller(MOST_ALONE, larger(8, 2 * POOL.penalty))
         POOL.alone = POOL.penalty
+        POOL.good = 0
     elif POOL.penalty > 0:
-        POOL.penalty -= 1
+        POOL.good += 1
+        if POOL.good % FORGIVE == 0:
+            POOL.penalty //= 2
     atomic_put(&POOL.taken, 0)
