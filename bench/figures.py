@@ -13,6 +13,7 @@ from goals import LABELS
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from PIL import Image  # comes with matplotlib
 
 # who -> (colour, marker): distinguishable without colour, and with any kind of colour vision
 STYLES = {
@@ -81,7 +82,13 @@ def draw_results(results: dict[str, Any], path: Path) -> None:
         columnspacing=1.1,
         borderpad=0,
     )
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture in 128 colours: a third of the size, and no difference to be seen in lines and text."""
     figure.savefig(path)
+    Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
 
 
 @dataclass
@@ -223,4 +230,4 @@ def draw_scaling(group: dict[str, Any], path: Path) -> None:
     panels[0].set_ylabel("µs a step")
     panels[0].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}"))
     panels[0].legend(frameon=False, loc="upper left")
-    figure.savefig(path)
+    save(figure, path)

@@ -75,6 +75,6 @@ def test_quick_benchmark(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "NumPy" in result.stdout
     tables = [line.count("|") for line in result.stdout.splitlines() if line.startswith("|")]
-    assert len(tables) == 2 + 4 + 2 + 2
+    assert len(tables) == 2 + 6 + 2 + 2
     assert len(set(tables)) == 1
     assert os.listdir(tmp_path) == []
