@@ -37,7 +37,7 @@ lint: $(VENV)/test,lint.stamp
 	$(VENV)/bin/ruff format --check .
 	PATH="$(abspath $(VENV)/bin):$$PATH" cython-lint src/cnn
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m mypy.stubtest cnn --ignore-missing-stub
+	$(VENV)/bin/python -m mypy.stubtest cnn --ignore-missing-stub --mypy-config-file pyproject.toml
 
 # The sdist, and the wheel built from that sdist.
 dist: | $(VENV)/bin/pip
