@@ -4,6 +4,7 @@ A description ("spec") is a list of (in, out, bias) for a linear layer and (name
 activation, as [(3, 8, True), ("elu", 0.5), (8, 1, False)].
 """
 
+import threading
 from itertools import pairwise
 
 import numpy as np
@@ -110,3 +111,47 @@ def specs(draw, widths=WIDTHS, depth=4, names=tuple(ACTIVATIONS)):
         spec += draw(activations(2, names))
         n = n_out
     return spec
+
+
+# ways to take a step: each returns the loss ---------------------------------------------------------
+
+
+def fused(model, x, y):
+    return model.train_step(x, y)
+
+
+def explicit(model, x, y):
+    loss = model(x, y)
+    model.zero_grads()
+    model.backward()
+    model.step()
+    return loss
+
+
+def native_loop(model, x, y):
+    return model.fit(x, y, batch_size=len(x), shuffle=False)["loss"][0]
+
+
+# Python's threads ---------------------------------------------------------------------------------
+
+
+def run_together(*calls):
+    """Run each call in a thread of its own, all starting at one moment; raise what they raise."""
+    barrier = threading.Barrier(len(calls))
+    errors = []
+
+    def run(call):
+        barrier.wait()
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(call,), daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=100)
+        assert not thread.is_alive(), "a thread hangs"
+    if errors:
+        raise errors[0]

@@ -6,7 +6,7 @@ Also, for every optimiser: that the step fused into `train_step` is the step of 
 import numpy as np
 import pytest
 import reference
-from networks import assert_close, assert_parameters, batch_for, build, chain
+from networks import assert_close, assert_parameters, batch_for, build, chain, explicit, fused, native_loop
 
 import cnn
 
@@ -24,22 +24,6 @@ SETTINGS = {
 RTOL = {np.dtype("float32"): 1e-3, np.dtype("float64"): 1e-10}
 # Widths below and above a vector's, no multiple of it, and one layer so narrow that it is kept transposed.
 SPEC = [(5, 7, True), ("tanh", None), (7, 33, False), ("tanh", None), (33, 2, True)]
-
-
-def fused(model, x, y):
-    return model.train_step(x, y)
-
-
-def explicit(model, x, y):
-    loss = model(x, y)
-    model.zero_grads()
-    model.backward()
-    model.step()
-    return loss
-
-
-def native_loop(model, x, y):
-    return model.fit(x, y, batch_size=len(x), shuffle=False)["loss"][0]
 
 
 def hyper_of(optimizer):

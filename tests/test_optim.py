@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import reference
-from networks import assert_close, assert_parameters, batch_for, build, chain
+from networks import assert_close, assert_parameters, batch_for, build, chain, explicit, fused, native_loop
 
 import cnn
 
@@ -17,22 +17,6 @@ COMBINATIONS = [
 # 50 steps through a small tanh network: an error of one step is neither damped nor amplified much.
 RTOL = {np.dtype("float32"): 2e-4, np.dtype("float64"): 1e-12}
 SPEC = [(5, 7, True), ("tanh", None), (7, 33, False), ("tanh", None), (33, 2, True)]
-
-
-def fused(model, x, y):
-    return model.train_step(x, y)
-
-
-def explicit(model, x, y):
-    loss = model(x, y)
-    model.zero_grads()
-    model.backward()
-    model.step()
-    return loss
-
-
-def native_loop(model, x, y):
-    return model.fit(x, y, batch_size=len(x), shuffle=False)["loss"][0]
 
 
 @pytest.mark.parametrize("hyper", COMBINATIONS, ids=str)

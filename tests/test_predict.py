@@ -7,7 +7,7 @@ import pytest
 from arrays import LAYOUTS, laid_out
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import ACTIVATIONS, assert_close, batch_for, build, chain, specs
+from networks import ACTIVATIONS, assert_close, batch_for, build, chain, run_together, specs
 
 import cnn
 
@@ -200,27 +200,6 @@ def test_evaluate(isa, dtype, loss):
 
 
 # threads -----------------------------------------------------------------------------------------
-
-
-def run_together(*calls):
-    """Run each call in a thread of its own, all starting at one moment; raise what they raise."""
-    barrier = threading.Barrier(len(calls))
-    errors = []
-
-    def run(call):
-        barrier.wait()
-        try:
-            call()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 def test_threads_may_predict_at_the_same_time(isa, dtype):

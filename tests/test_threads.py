@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from networks import assert_close, batch_for, build, chain
+from networks import assert_close, batch_for, build, chain, run_together
 
 import cnn
 from cnn import _threads, training
@@ -378,28 +378,6 @@ if __name__ == "__main__":
 
 
 # Python's threads -------------------------------------------------------------------------------------------------
-
-
-def run_together(*calls):
-    """Run each call in a thread of its own, all starting at one moment; raise what they raise."""
-    barrier = threading.Barrier(len(calls))
-    errors = []
-
-    def run(call):
-        barrier.wait()
-        try:
-            call()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(call,), daemon=True) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=100)
-        assert not thread.is_alive(), "a thread hangs"
-    if errors:
-        raise errors[0]
 
 
 def test_each_thread_trains_a_model(isa, dtype):

@@ -18,6 +18,9 @@ from networks import (
     chain,
     specs,
 )
+from networks import (
+    explicit as explicit_step,
+)
 
 import cnn
 
@@ -33,14 +36,6 @@ HYPER = [
 def pair(spec, loss, dtype, **hyper):
     """Two models with the same parameters."""
     return [build(spec, loss, dtype=dtype, optimizer=cnn.SGD(**hyper))[0] for _ in range(2)]
-
-
-def explicit_step(model, x, y):
-    loss = model(x, y)
-    model.zero_grads()
-    model.backward()
-    model.step()
-    return loss
 
 
 def assert_one_step_equal(fused, explicit, batch):

@@ -35,7 +35,6 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef extern from *:
     """
-    #include <sched.h>
     #include <time.h>
     static inline int64_t atomic_get(int64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
     static inline void atomic_put(int64_t *p, int64_t a) { __atomic_store_n(p, a, __ATOMIC_SEQ_CST); }
@@ -66,12 +65,10 @@ cdef extern from *:
     bint atomic_take(int64_t* p) nogil
     void spin_pause() nogil
     int64_t nanoseconds() nogil
-    int sched_yield() nogil
 
 ctypedef void (*task_function)(void* argument, int thread) noexcept nogil
 
 cdef enum:
-    MAX_THREADS = 255
     SPIN = 1000                 # turns of pause, about 20 microseconds
     LONG_WAIT = 100000          # nanoseconds; a wait is long if it is also half of the task's time
     MOST_ALONE = 4096           # tasks run on one thread after many long waits
@@ -93,7 +90,7 @@ cdef struct Pool:
     int64_t good                # tasks since then
 
 cdef Pool POOL
-cdef int64_t[256] FIRST_TURN    # the turn in which a worker was started: the next one is its first
+cdef int64_t[256] FIRST_TURN    # the turn in which a worker was started: the next is its first (at most 255 threads)
 
 
 cdef void* worker(void* argument) noexcept nogil:
