@@ -6,6 +6,7 @@ from . import functional
 from ._config import show_config
 from ._threads import get_num_threads, set_num_threads
 from .checkpoint import load
+from .export.c import to_c
 from .layers import (
     ELU,
     GELU,
@@ -47,4 +48,5 @@ __all__ = [
     "load",
     "set_num_threads",
     "show_config",
+    "to_c",
 ]
