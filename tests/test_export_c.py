@@ -137,8 +137,8 @@ def test_activations_far_out(dtype, tmp_path):
         outputs = call(library, name, x, 1)
         assert np.isnan(outputs[-1, 0]), name
         expected = model.predict(x)[:-1]
-        # GELU's erfc makes x**2 / 2 errors of one; what is about to be denormal is as good as zero.
-        np.testing.assert_allclose(outputs[:-1], expected, rtol=1e-5, atol=1e-36, err_msg=name)
+        # erfc makes x**2 / 2 roundings of one; float32's exp ends at 1e-38, which is multiplied by x.
+        np.testing.assert_allclose(outputs[:-1], expected, rtol=1e-5, atol=1e-32, err_msg=name)
 
 
 @pytest.fixture(scope="module")

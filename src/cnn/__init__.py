@@ -7,6 +7,9 @@ from ._config import show_config
 from ._threads import get_num_threads, set_num_threads
 from .checkpoint import load
 from .export.c import to_c
+from .export.onnx import from_onnx, to_onnx
+from .export.sklearn import from_sklearn
+from .export.torch import from_torch, to_torch
 from .layers import (
     ELU,
     GELU,
@@ -43,10 +46,15 @@ __all__ = [
     "Sigmoid",
     "Softplus",
     "Tanh",
+    "from_onnx",
+    "from_sklearn",
+    "from_torch",
     "functional",
     "get_num_threads",
     "load",
     "set_num_threads",
     "show_config",
     "to_c",
+    "to_onnx",
+    "to_torch",
 ]

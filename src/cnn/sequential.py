@@ -423,8 +423,8 @@ class Sequential:
             value = state_dict[name]
             if type(value).__module__.partition(".")[0] == "torch":
                 raise TypeError(
-                    f"state_dict: {name} is a PyTorch tensor. PyTorch keeps Linear.weight as (out, in); "
-                    "here it is (in, out): transpose the weights and pass NumPy arrays"
+                    f"state_dict: {name} is a PyTorch tensor. PyTorch keeps Linear.weight as (out, in), here it is "
+                    "(in, out): cnn.from_torch(module) makes a model of it"
                 )
             arrays[name] = np.asarray(value)
             if arrays[name].dtype.kind not in "fiub":

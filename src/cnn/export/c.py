@@ -181,9 +181,8 @@ class _Header:
         if self.place.get(0) != "x":
             self._copy("x", self.place[0], widths[0], _padded(widths[0]))
         for node in nodes:
-            self.body.append(f"\n    /* {node.name}: {node.layer!r} */")
-            writer = getattr(self, f"_{node.kind.lower()}", None) or self._activation
-            writer(node)
+            self.body.append(f"\n    /* {node.where} */")
+            getattr(self, f"_{node.kind}")(node)
         self.body.append("")
         self._copy(self.place[output], "y", widths[output], widths[output])
         return self._assembled()
@@ -238,13 +237,13 @@ static inline void {name}(const {real} *x, {real} *y)
             owner[value] = slot
             self.place[value] = f"h{slot}"
 
-        if all(node.kind == "Linear" for node in nodes if 0 in node.sources) and output != 0:
+        if all(node.kind == "linear" for node in nodes if 0 in node.sources) and output != 0:
             self.place[0] = "x"  # read number by number where it lies
         else:
             take(0)
         for i, node in enumerate(nodes):
             ended = [value for value in set(node.sources) if last[value] == i and value in owner]
-            if node.kind != "Linear":  # may work in place
+            if node.kind not in ("linear", "concat"):  # may work in place
                 free += [owner.pop(value) for value in ended]
             take(node.target)
             free += [owner.pop(value) for value in ended if value in owner]
@@ -265,12 +264,12 @@ static inline void {name}(const {real} *x, {real} *y)
         padded = np.zeros((len(rows), _padded(rows.shape[1])), self.model.dtype)
         padded[:, : rows.shape[1]] = rows
         self.constant_bytes += padded.nbytes
-        name = f"{self.name}_{what}_{node.name.replace('.', '_')}"
+        name = f"{self.name}_{what}_{node.key.replace('.', '_')}"
         shape = "".join(f"[{n}]" for n in padded.shape[2 - array.ndim :])
         lines = []
         for row in padded:
             cells = [self._number(value) for value in row]
-            text = ",\n".join("    " + ", ".join(cells[i : i + 8]) for i in range(0, len(cells), 8))
+            text = ",\n".join("    " + ", ".join(cells[i : i + 6]) for i in range(0, len(cells), 6))
             lines.append(f"{{\n{text}\n}}" if array.ndim == 2 else text)
         self.constants.append(f"static const {self.real} {name}{shape} = {{\n" + ",\n".join(lines) + "\n};\n\n")
         return name
@@ -323,12 +322,77 @@ static inline void {name}(const {real} *x, {real} *y)
             self._loop(n, f"{y}[j] += {_terms(x, weight, whole, n_in - whole)};")
 
     def _activation(self, node: Node) -> None:
-        steps = ACTIVATIONS.get(getattr(node.layer, "function", ""))
-        if steps is None:
-            raise ValueError(f"{node.where}: to_c cannot write this layer")
         v, n = self._in_place(node)
-        for target, formula in steps:
-            self._step(n, v, target, self._filled(formula, node.layer.param))
+        for target, formula in ACTIVATIONS[node.function]:
+            self._step(n, v, target, self._filled(formula, node.param))
+
+    def _softmax(self, node: Node) -> None:
+        self._exponentials(node, "v", "v / s")
+
+    def _log_softmax(self, node: Node) -> None:
+        self._exponentials(node, "t", f"v - m - log{self.suffix}(s)")
+
+    def _exponentials(self, node: Node, target: str, formula: str) -> None:
+        """m, the largest number, exp(v - m) in `target`, s, their sum, and with these a formula for v."""
+        v, n = self._in_place(node)
+        width = self.graph.widths[node.target]
+        self.body.append(f"    {{\n    {self.real} m = {v}[0], s = {self._number(0.0)};")
+        self._loop(width, f"m = {v}[j] > m ? {v}[j] : m;")
+        self._step(n, v, "clamp", "v - m")
+        self._step(n, v, target, self._filled("{exp}(t)"))
+        self._loop(width, f"s += {v if target == 'v' else 't'}[j];")
+        self._step(n, v, "v", formula)
+        self.body.append("    }")
+
+    def _batch_norm(self, node: Node) -> None:
+        layer = node.layer
+        mean, deviation = layer.running_mean, np.sqrt(np.asarray(layer.running_var, np.float64) + layer.eps)
+        scale = 1 / deviation if layer.weight is None else layer.weight / deviation
+        v, n = self._in_place(node)
+        bias = "" if layer.bias is None else f" + {self._constant(node, 'bias', layer.bias)}[j]"
+        mean, scale = self._constant(node, "mean", mean), self._constant(node, "scale", scale)
+        self._step(n, v, "v", f"(v - {mean}[j]) * {scale}[j]{bias}")
+
+    def _layer_norm(self, node: Node) -> None:
+        layer, width = node.layer, self.graph.widths[node.target]
+        v, n = self._in_place(node)
+        scale = "" if layer.weight is None else f" * {self._constant(node, 'weight', layer.weight)}[j]"
+        bias = "" if layer.bias is None else f" + {self._constant(node, 'bias', layer.bias)}[j]"
+        zero, columns = self._number(0.0), self._number(width)
+        self.body.append(f"    {{\n    {self.real} m = {zero}, s = {zero};")
+        self._loop(width, f"m += {v}[j];")
+        self.body.append(f"    m /= {columns};")
+        self._loop(width, f"s += ({v}[j] - m) * ({v}[j] - m);")
+        self.body.append(f"    s = {self._number(1.0)} / sqrt{self.suffix}(s / {columns} + {self._number(layer.eps)});")
+        self._step(n, v, "v", f"(v - m) * s{scale}{bias}")
+        self.body.append("    }")
+
+    def _add(self, node: Node) -> None:
+        self._elementwise(node, " + ")
+
+    def _multiply(self, node: Node) -> None:
+        self._elementwise(node, " * ")
+
+    def _elementwise(self, node: Node, sign: str) -> None:
+        y, n = self.place[node.target], _padded(self.graph.widths[node.target])
+        self._loop(n, f"{y}[j] = {sign.join(f'{self.place[source]}[j]' for source in node.sources)};")
+
+    def _maximum(self, node: Node) -> None:
+        """NaN wins. In t, as the result may lie where a source is."""
+        y, n = self.place[node.target], _padded(self.graph.widths[node.target])
+        first, *others = (self.place[source] for source in node.sources)
+        self._step(n, first, "t", "v")
+        for other in others:
+            self._step(n, other, "t", "(v < t) | (t != t) ? t : v")
+        self._step(n, y, "v", "t")
+
+    def _concat(self, node: Node) -> None:
+        y, at = self.place[node.target], 0
+        for source in node.sources:
+            width = self.graph.widths[source]
+            self._loop(width, f"{y}[{at} + j] = {self.place[source]}[j];")
+            at += width
+        self._copy(y, y, at, _padded(at))
 
     def _in_place(self, node: Node) -> tuple[str, int]:
         """The array of a node's result, which holds a copy of its source, and its padded width."""

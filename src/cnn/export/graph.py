@@ -15,19 +15,14 @@ NOTHING = ("Identity", "Dropout")  # layers that pass their input on, in evaluat
 class Node(NamedTuple):
     """One layer in its place."""
 
-    layer: Any
-    name: str  # the prefix of its parameters in `state_dict`
+    kind: str  # "linear", "activation", ...
     sources: tuple[int, ...]  # the values it reads
     target: int  # the value it writes
-
-    @property
-    def where(self) -> str:
-        """For error messages: "layer 2, Linear(64, 10)"."""
-        return f"layer {self.name}, {self.layer!r}"
-
-    @property
-    def kind(self) -> str:
-        return type(self.layer).__name__
+    layer: Any  # that holds the parameters
+    key: str  # the prefix of their names in `state_dict`
+    where: str  # for error messages: "layer 2, Linear(64, 10)"
+    function: str = ""  # of an activation: its name in `cnn.functional`
+    param: float = 0.0
 
 
 class Graph(NamedTuple):
@@ -49,7 +44,10 @@ def graph_of(model: Any) -> Graph:
     for i, layer in enumerate(model.layers):
         if type(layer).__name__ in NOTHING:
             continue
-        nodes.append(Node(layer, str(i), (at,), len(widths)))
+        linear = isinstance(layer, layers.Linear)
+        kind = "linear" if linear else "activation"
+        options = () if linear else (layer.function, layer.param)
+        nodes.append(Node(kind, (at,), len(widths), layer, str(i), f"layer {i}, {layer!r}", *options))
         at = len(widths)
-        widths.append(layer.out_features if isinstance(layer, layers.Linear) else widths[-1])
+        widths.append(layer.out_features if linear else widths[-1])
     return Graph(nodes, widths, at)
