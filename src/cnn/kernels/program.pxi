@@ -158,6 +158,8 @@ cdef struct Pass:
     int stop
     int back_start          # ... and back_start - 1 .. back_stop backward
     int back_stop
+    int norm                # between two phases: the batch norm whose columns are summed
+    bint norm_backward
 
 cdef enum:
     LINE = 64                   # bytes of a cache line
@@ -573,13 +575,13 @@ cdef void rows_task(void* argument, int thread) noexcept nogil:
 # The columns of a batch norm, between two phases ----------------------------------------------------------------------
 
 cdef void columns_task(void* argument, int thread) noexcept nogil:
-    """Statistics of the columns that the batch norm at p.stop reads, or, going back, the sums of its gradients."""
+    """Statistics of the columns that a batch norm reads, or, going back, the sums of its gradients."""
     cdef Pass* p = <Pass*>argument
     cdef const Network* net = p.net
-    cdef const Op* op = &net.ops[p.stop]
+    cdef const Op* op = &net.ops[p.norm]
     cdef Py_ssize_t column, columns, row = net.buffers[op.dst].row, x_row = net.buffers[op.src].row
     cdef const real* x = p.ws.value[op.src]
-    cdef real* kept = p.ws.extra[p.stop]
+    cdef real* kept = p.ws.extra[p.norm]
     if op.src == 0 and not p.gather:
         x, x_row = p.x, p.x_row
     while True:
@@ -587,12 +589,12 @@ cdef void columns_task(void* argument, int thread) noexcept nogil:
         if column >= op.n_out:
             break
         columns = smaller(COLUMNS, op.row - column)
-        if p.back_start < 0:
+        if not p.norm_backward:
             batch_norm_statistics(p.batch, column, columns, op.n_out, op.param, x, x_row, kept, kept + op.row,
                                   kept + 2 * op.row)
         else:
-            batch_norm_backward_sums(p.batch, column, columns, x, x_row, kept, kept + op.row, p.ws.grad[op.dst], row,
-                                     kept + 3 * op.row, kept + 4 * op.row)
+            batch_norm_backward_sums(p.batch, column, columns, op.n_out, x, x_row, kept, kept + op.row,
+                                     p.ws.grad[op.dst], row, kept + 3 * op.row, kept + 4 * op.row)
 
 
 cdef void track(Network* net, Op* op, const real* statistics, Py_ssize_t batch) noexcept nogil:
@@ -636,13 +638,14 @@ cdef void norm_gradient(Pass* p, int index, Py_ssize_t first, Py_ssize_t columns
     cdef real* part
     cdef int half, group
     if op.kind == OP_LAYER_NORM:
-        layer_norm_weight_sums(p.batch, first, columns, x, x_row, extra, dy, row, sums, sums + columns)
+        layer_norm_weight_sums(p.batch, first, columns, op.n_out, x, x_row, extra, dy, row, sums - first,
+                               sums + columns - first)
     elif p.ws.training:
         memcpy(sums, extra + 3 * op.row + first, columns * sizeof(real))
         memcpy(sums + columns, extra + 4 * op.row + first, columns * sizeof(real))
     else:
-        batch_norm_backward_sums(p.batch, first, columns, x, x_row, extra, extra + op.row, dy, row, sums - first,
-                                 sums + columns - first)
+        batch_norm_backward_sums(p.batch, first, columns, op.n_out, x, x_row, extra, extra + op.row, dy, row,
+                                 sums - first, sums + columns - first)
     for half in range(2):
         if not (op.has_bias if half else op.has_weight):
             continue
@@ -709,10 +712,11 @@ cdef void run_rows(Pass* p) noexcept nogil:
     parallel(rows_task, p, p.threads if p.chunk < p.batch else 1)
 
 
-cdef void run_columns(Pass* p, int index) noexcept nogil:
-    p.stop = index
+cdef void run_columns(Pass* p, int norm, bint backward) noexcept nogil:
+    p.norm = norm
+    p.norm_backward = backward
     p.claimed = 0
-    parallel(columns_task, p, p.threads if p.net.ops[index].row > COLUMNS else 1)
+    parallel(columns_task, p, p.threads if p.net.ops[norm].row > COLUMNS else 1)
 
 
 cdef double run_pass(Pass* p, int threads, double* weight, Py_ssize_t* correct) noexcept nogil:
@@ -742,9 +746,7 @@ cdef double run_pass(Pass* p, int threads, double* weight, Py_ssize_t* correct) 
     if p.forward:
         for s in range(segments):
             if s > 0:
-                p.back_start = -1
-                run_columns(p, net.segments[s])
-                p.back_start = 0
+                run_columns(p, net.segments[s], False)
                 track(net, &net.ops[net.segments[s]], p.ws.extra[net.segments[s]], p.batch)
             p.start = net.segments[s]
             p.stop = net.segments[s + 1] if s + 1 < segments else net.n_ops
@@ -754,12 +756,12 @@ cdef double run_pass(Pass* p, int threads, double* weight, Py_ssize_t* correct) 
     if p.backward:
         for s in range(segments - 1, -1, -1):
             if s + 1 < segments or not p.forward:
-                p.start = p.stop = 0
+                p.start = p.stop = -1
                 p.back_start = net.segments[s + 1] + 1 if s + 1 < segments else net.n_ops
                 p.back_stop = net.segments[s] + (s > 0)
                 run_rows(p)
             if s > 0:
-                run_columns(p, net.segments[s])
+                run_columns(p, net.segments[s], True)
     p.claimed = 0
     if p.weights:
         parallel(weights_task, p, threads)
@@ -799,11 +801,3 @@ cdef double train_sample(const Network* net, Workspace* ws, const real* x, const
         if op.slope_of >= 0:
             slope_in_place(net, ws, &net.ops[op.slope_of], 0, 1)
     return loss
-
-
-cdef double train_batch(Pass* p, int threads, Py_ssize_t* correct) noexcept nogil:
-    """One training step; the sum of the loss over the rows of the batch."""
-    if p.batch > 1:
-        return run_pass(p, threads, correct)
-    cdef Py_ssize_t row = p.order[0] if p.order != NULL else 0
-    return train_sample(p.net, p.ws, p.x + row * p.x_row, p.target + row * p.target_bytes, p.update, correct)
