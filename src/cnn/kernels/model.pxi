@@ -63,7 +63,8 @@ cdef class Program:
         if (net.ops == NULL or net.sources == NULL or net.adds == NULL or net.segments == NULL
                 or net.buffers == NULL):
             raise MemoryError()
-        fill_loss(&net.loss, loss, net.outputs)
+        if loss is not None:
+            fill_loss(&net.loss, loss, net.outputs)
         self.takes, self.gives = where
         self.finite = True
         self.lost = "there was no forward pass"
@@ -331,8 +332,10 @@ cdef class Program:
         p.x_row = row_stride(x)
         p.gather = self.net.pad_input
         if t is not None:
+            p.loss = self.net.loss
+            p.loss.labels = cnp.PyArray_NDIM(t) == 1
             p.target = <const char*>cnp.PyArray_DATA(t)
-            p.target_bytes = sizeof(int64_t) if self.net.loss.labels else row_stride(t) * sizeof(real)
+            p.target_bytes = sizeof(int64_t) if p.loss.labels else row_stride(t) * sizeof(real)
         if w is not None:
             p.weight = data(w)
 

@@ -135,6 +135,7 @@ cdef struct Pass:
     const real* x
     Py_ssize_t x_row
     const int64_t* order    # the rows of x and target to take, NULL: as they lie
+    LossSpec loss           # the network's, with `labels` as the targets are
     const char* target      # NULL: no loss
     Py_ssize_t target_bytes     # from a row of the targets to the next
     const real* weight      # of the rows, NULL: one each
@@ -517,13 +518,13 @@ cdef void walk_backward(const Network* net, Workspace* ws, Py_ssize_t first, Py_
             add_rows(batch, round_up(op.n_in, VL), dx, dx_row, True, row_of(ws.grad, net, op.src, first), dx_row)
 
 
-cdef double batch_loss(const Network* net, Workspace* ws, Py_ssize_t first, Py_ssize_t batch, const char* target,
-                       Py_ssize_t target_bytes, const real* weight, double scale, bint gradient,
+cdef double batch_loss(const Network* net, const LossSpec* loss, Workspace* ws, Py_ssize_t first, Py_ssize_t batch,
+                       const char* target, Py_ssize_t target_bytes, const real* weight, double scale, bint gradient,
                        Py_ssize_t* correct) noexcept nogil:
     """Sum of the loss over some rows; with gradient, that of the outputs goes to their buffer, times scale."""
     cdef int last = net.n_buffers - 1
     cdef Py_ssize_t row = net.buffers[last].row
-    return loss_rows(&net.loss, batch, net.outputs, row_of(ws.value, net, last, first), row, target, target_bytes,
+    return loss_rows(loss, batch, net.outputs, row_of(ws.value, net, last, first), row, target, target_bytes,
                      weight, scale, row_of(ws.grad, net, last, first) if gradient else NULL, row, correct)
 
 
@@ -553,7 +554,7 @@ cdef void pass_rows(Pass* p, Py_ssize_t first, Py_ssize_t batch, int thread) noe
             for i from 0 <= i < batch by LOSS_BLOCK:
                 block = (first + i) // LOSS_BLOCK
                 p.correct[block] = 0
-                p.losses[block] = batch_loss(net, ws, at + i, smaller(LOSS_BLOCK, batch - i),
+                p.losses[block] = batch_loss(net, &p.loss, ws, at + i, smaller(LOSS_BLOCK, batch - i),
                                              target + i * p.target_bytes, p.target_bytes,
                                              p.weight + first + i if p.weight != NULL else NULL, p.scale, p.keep,
                                              &p.correct[block])
@@ -696,7 +697,7 @@ cdef void weights_task(void* argument, int thread) noexcept nogil:
 
 cdef void gather_targets(Pass* p) noexcept nogil:
     """Targets and weights of the rows of an order, one after the other."""
-    cdef Py_ssize_t i, bytes = sizeof(int64_t) if p.net.loss.labels else p.net.outputs * sizeof(real)
+    cdef Py_ssize_t i, bytes = sizeof(int64_t) if p.loss.labels else p.net.outputs * sizeof(real)
     for i in range(p.batch):
         memcpy(p.ws.targets + i * bytes, p.target + p.order[i] * p.target_bytes, bytes)
     p.target, p.target_bytes = p.ws.targets, bytes
@@ -736,10 +737,9 @@ cdef double run_pass(Pass* p, int threads, double* weight, Py_ssize_t* correct) 
     if p.target != NULL:
         if p.order != NULL:
             gather_targets(p)
-        rows_weight = loss_weight(&net.loss, p.batch, p.target, p.target_bytes, p.weight)
+        rows_weight = loss_weight(&p.loss, p.batch, p.target, p.target_bytes, p.weight)
         weight[0] += rows_weight
-        # of rows that all weigh nothing, the mean is nothing
-        p.scale *= 1.0 if not net.loss.mean else 1 / rows_weight if rows_weight > 0 else 0
+        p.scale *= loss_scale(&p.loss, rows_weight)
     if net.n_segments > 1 and not p.ws.training and p.forward:
         use_running(net, p.ws)
     p.back_start = p.back_stop = 0
@@ -772,8 +772,8 @@ cdef double run_pass(Pass* p, int threads, double* weight, Py_ssize_t* correct) 
     return total
 
 
-cdef double train_sample(const Network* net, Workspace* ws, const real* x, const char* target, const Update* u,
-                         Py_ssize_t* correct) noexcept nogil:
+cdef double train_sample(const Network* net, const LossSpec* spec, Workspace* ws, const real* x, const char* target,
+                         const Update* u, Py_ssize_t* correct) noexcept nogil:
     """Forward, loss, backward and step of one sample; its loss."""
     cdef int i
     cdef const Op* op
@@ -783,8 +783,8 @@ cdef double train_sample(const Network* net, Workspace* ws, const real* x, const
     if net.pad_input:
         memcpy(ws.value[0], x, net.buffers[0].width * sizeof(real))
         x = ws.value[0]
-    walk_forward(net, ws, 0, 1, x, 0, True, ws.panel)
-    loss = loss_rows(net, ws, 0, 1, target, 0, 1, True, correct)
+    walk_forward(net, ws, 0, 1, x, 0, True, ws.panel, 0, net.n_ops)
+    loss = batch_loss(net, spec, ws, 0, 1, target, 0, NULL, 1, True, correct)
     for i in range(net.n_ops - 1, -1, -1):
         op = &net.ops[i]
         dz = ws.grad[op.dst]

@@ -106,8 +106,8 @@ cdef double train_batch(Pass* p, const Stepper* s, bint single, int threads, dou
     if p.batch > 1 or not single:
         return run_pass(p, threads, weight, correct)
     row = p.order[0] if p.order != NULL else 0
-    weight[0] += 1
-    loss = train_sample(p.net, p.ws, p.x + row * p.x_row, p.target + row * p.target_bytes, s.updates, correct)
+    weight[0] += loss_weight(&p.loss, 1, p.target + row * p.target_bytes, 0, NULL)
+    loss = train_sample(p.net, &p.loss, p.ws, p.x + row * p.x_row, p.target + row * p.target_bytes, s.updates, correct)
     if p.out != NULL:
         memcpy(p.out, p.ws.value[p.net.n_buffers - 1], p.net.outputs * sizeof(real))
     return loss

@@ -42,6 +42,7 @@ cdef extern from "kernels/simd.h" nogil:
 
 cdef extern from "<math.h>" nogil:
     const double INFINITY
+    const double NAN
     double log(double x)
     double pow(double x, double y)
     double sqrt(double x)
