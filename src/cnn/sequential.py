@@ -126,7 +126,7 @@ class Sequential:
     def _hyper(self) -> np.ndarray:
         if self._optimizer is None:
             raise RuntimeError("the model has no optimizer: pass one to Sequential, or set model.optimizer")
-        return self._optimizer.hyper
+        return self._optimizer.table
 
     # the explicit loop ------------------------------------------------------------------------------------------------
 

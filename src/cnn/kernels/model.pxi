@@ -82,7 +82,7 @@ cdef class Program:
         n = net.n_block
         if n < 0 or n > (<Py_ssize_t>1 << 58):
             raise MemoryError("the network is too large for this machine's addresses")
-        net.params = allocate(4 * n, &self.memory)
+        net.params = allocate(5 * n, &self.memory)
         net.grads = net.params + n
         net.state = net.grads + n
         self.allocations += 1
@@ -229,12 +229,12 @@ cdef class Program:
                 p.target_bytes = row_stride(t) * sizeof(real)
 
     cdef Update update(self, cnp.ndarray hyper):
-        """The coefficients of the next step, from an optimiser's array of hyper-parameters."""
+        """The coefficients of the next step, from an optimiser's table of hyper-parameters."""
         return self.next_update(<const double*>cnp.PyArray_DATA(hyper))
 
     cdef Update next_update(self, const double* hyper) noexcept nogil:
-        return coefficients(hyper, self.momentum_steps if hyper[0] == <int>OPTIMIZER_SGD else self.steps,
-                            self.net.state - self.net.params, self.net.n_block)
+        return coefficients(hyper, NULL, self.steps, self.momentum_steps, self.net.state - self.net.params,
+                            self.net.n_block)
 
     cdef void stepped(self, const Update* u) noexcept nogil:
         """Count a step."""
@@ -429,7 +429,7 @@ cdef class Program:
                         p.target = all_targets + at * p.target_bytes
                     loss = train_batch(&p, threads, &correct)
                     self.stepped(&u)
-                    if u.kind == UPDATE_ADAM or self.momentum_steps == 1:
+                    if depends_on_step(u.kind) or self.momentum_steps == 1:
                         u = self.next_update(rates)
                     if not isfinite(loss):
                         bad = at
@@ -616,7 +616,7 @@ cdef class Program:
 
     def reset(self):
         """Clear the optimiser's state, for another optimiser."""
-        memset(self.net.state, 0, 2 * self.net.n_block * sizeof(real))
+        memset(self.net.state, 0, 3 * self.net.n_block * sizeof(real))
         self.steps = self.momentum_steps = 0
 
     def restore(self, saved):

@@ -51,7 +51,7 @@ cdef struct Network:
     Op* ops
     Buffer* buffers
     Loss loss
-    real* params            # blocks of n_block reals: parameters, gradients, and two of optimiser state
+    real* params            # blocks of n_block reals: parameters, gradients, and three of optimiser state
     real* grads
     real* state
     Py_ssize_t n_block
