@@ -11,14 +11,13 @@ def described(part: Any) -> dict[str, Any] | None:
 
 
 def known(kind: str) -> dict[str, type]:
-    """The classes by name that may stand as a "layer", "loss", "optimizer" or "schedule"."""
-    from . import branches, layers, losses, optim, regularization, schedules, sequential, softmax
+    """The classes by name that may stand as a "layer", "loss" or "optimizer"."""
+    from . import branches, layers, losses, optim, regularization, sequential, softmax
 
     modules: dict[str, tuple] = {
         "layer": (layers, regularization, softmax, branches, sequential),
         "loss": (losses,),
         "optimizer": (optim,),
-        "schedule": (schedules,),
     }
     return {name: getattr(module, name) for module in modules[kind] for name in module.__all__}
 
@@ -38,6 +37,4 @@ def built(part: Any, kind: str) -> Any:
         return classes[name](*(built(branch, "layer") for branch in arguments["branches"]))
     if name == "Sequential":
         return classes[name].from_config(arguments)
-    if arguments.get("schedule") is not None:
-        arguments["schedule"] = built(arguments["schedule"], "schedule")
     return classes[name](**arguments)

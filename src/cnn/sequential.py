@@ -258,7 +258,7 @@ class Sequential(layers.Layer):
         schedule = self._optimizer.schedule
         if schedule is None or schedule.interval != "step":
             return None
-        return self._optimizer.rates(self._program.steps, 1)
+        return schedule.rates(self._program.steps, 1, self._optimizer.lr, self._optimizer.table[0, optim.MOMENTUM])
 
     def zero_grads(self) -> None:
         """Set all gradients to zero."""
@@ -387,11 +387,10 @@ class Sequential(layers.Layer):
         ValueError, TypeError
             If x or y do not fit, or there are no rows.
         """
-        loss, correct = self._program.evaluate(x, y, get_num_threads())
-        return self._scores(loss, correct, len(x))
+        return self._scores(*self._program.evaluate(x, y, None, get_num_threads()), len(x))
 
-    def _scores(self, loss: float, correct: int, n: int) -> dict[str, float]:
-        scores = {"loss": loss}
+    def _scores(self, loss: float, weight: float, correct: float, n: int) -> dict[str, float]:
+        scores = {"loss": loss / weight}
         if isinstance(self.loss, losses.CrossEntropyLoss):
             scores["accuracy"] = correct / n
         return scores
@@ -551,7 +550,7 @@ class Sequential(layers.Layer):
     def summary(self) -> None:
         """Print a table of the layers, with output shapes, parameters, FLOPs a sample and memory."""
         rows = [("", "layer", "output", "parameters", "FLOPs / sample")]
-        width = self._linears[0][1].in_features
+        width = self._graph.widths[0]
         flops = 0
         for i, layer in enumerate([*self.layers, *([self.loss] if self.loss else [])]):
             count = cost = 0
