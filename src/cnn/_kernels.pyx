@@ -34,3 +34,4 @@ include "kernels/arrays.pxi"        # from Python objects to pointers
 include "kernels/targets.pxi"       # targets and weights, checked
 include "kernels/model.pxi"         # the class that Python sees
 include "kernels/functional.pxi"    # the kernels on plain NumPy arrays
+include "kernels/embed.pxi"         # prediction for C and Cython programs

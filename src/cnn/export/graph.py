@@ -1,21 +1,18 @@
 """A model as the list of nodes that the writers (onnx.py, c.py) go along: what `predict` computes, without the loss.
 
-Nodes read and write numbered values; value 0 is the input. What does nothing when a model predicts is left out.
+It is the graph that the native program is made of (compilation.py) with activations as nodes of their own and without
+what does nothing when a model predicts.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .. import layers
-
-NOTHING = ("Identity", "Dropout")  # layers that pass their input on, in evaluation mode
-
 
 class Node(NamedTuple):
-    """One layer in its place."""
+    """One step of the computation. Values are numbered; value 0 is the input of the model."""
 
-    kind: str  # "linear", "activation", ...
+    kind: str  # "linear", "activation", ...: those of the native program
     sources: tuple[int, ...]  # the values it reads
     target: int  # the value it writes
     layer: Any  # that holds the parameters
@@ -37,17 +34,23 @@ def graph_of(model: Any) -> Graph:
 
     if not isinstance(model, Sequential):
         raise TypeError(f"model: expected a cnn.Sequential, got {type(model).__name__}")
-    first = next(layer for layer in model.layers if isinstance(layer, layers.Linear))
+    compiled = model._graph
+    widths = list(compiled.widths)
+    stands_for = list(range(len(widths)))  # of each buffer, the value that is in it
     nodes: list[Node] = []
-    widths = [first.in_features]
-    at = 0
-    for i, layer in enumerate(model.layers):
-        if type(layer).__name__ in NOTHING:
+    for op, places in zip(compiled.ops, compiled.places, strict=True):
+        sources = tuple(stands_for[source] for source in op["src"])
+        place, buffer = places[0], op["dst"]
+        if op["kind"] == "dropout":
+            stands_for[buffer] = sources[0]
             continue
-        linear = isinstance(layer, layers.Linear)
-        kind = "linear" if linear else "activation"
-        options = () if linear else (layer.function, layer.param)
-        nodes.append(Node(kind, (at,), len(widths), layer, str(i), f"layer {i}, {layer!r}", *options))
-        at = len(widths)
-        widths.append(layer.out_features if linear else widths[-1])
-    return Graph(nodes, widths, at)
+        function, param = op.get("act", "identity"), op.get("param", 0.0)
+        if op["kind"] != "activation":
+            nodes.append(Node(op["kind"], sources, buffer, place.layer, place.key, str(place)))
+        if function != "identity":
+            if op["kind"] == "linear":
+                place, sources = places[-1], (buffer,)
+                buffer = stands_for[buffer] = len(widths)
+                widths.append(widths[op["dst"]])
+            nodes.append(Node("activation", sources, buffer, place.layer, place.key, str(place), function, param))
+    return Graph(nodes, widths, stands_for[len(compiled.widths) - 1])
