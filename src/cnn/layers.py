@@ -128,11 +128,7 @@ class Parametric(Layer):
 
     def _array(self, name: str) -> np.ndarray | None:
         if not self._arrays:
-            owner = self._owner()
-            if owner is not None:
-                owner._program  # noqa: B018, makes the program, which this layer joins
-            else:
-                self._own()
+            self._own()
         return self._arrays[name]
 
     def _assign(self, name: str, value) -> None:
