@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import functional
+from . import functional, initializers
 from ._dispatch import kernels
 
 __all__ = [
@@ -60,13 +60,17 @@ class Linear(Layer):
         Of the parameters, as long as the layer is used alone; a `Sequential` brings its own.
     seed : int, optional
         For the initial parameters, as long as the layer is used alone. None: different at every run.
+    weight_init, bias_init : str, dict or callable
+        Initial values: a name as "kaiming_uniform", "orthogonal", "zeros"; an object as
+        `cnn.initializers.KaimingUniform(nonlinearity="tanh")`; or a callable (shape, rng) -> array, rng a
+        `numpy.random.Generator`. A callable of your own is not saved with the model (its values are).
 
     Attributes
     ----------
     weight : ndarray of shape (in_features, out_features)
-        Initially uniform in +-1/sqrt(in_features) (Kaiming uniform with a = sqrt(5), as in PyTorch's Linear).
+        By default uniform in +-1/sqrt(in_features) (Kaiming uniform with a = sqrt(5), as in PyTorch's Linear).
     bias : ndarray of shape (out_features,), or None
-        Initially from the same distribution.
+        By default from the same distribution.
     grad_weight, grad_bias : ndarray
         Gradients of the same shapes; `backward` adds to them.
 
@@ -86,7 +90,17 @@ class Linear(Layer):
     array([[ 3.6, -0.8]], dtype=float32)
     """
 
-    def __init__(self, in_features, out_features, bias=True, *, dtype="float32", seed=None):
+    def __init__(
+        self,
+        in_features,
+        out_features,
+        bias=True,
+        *,
+        dtype="float32",
+        seed=None,
+        weight_init="default",
+        bias_init="default",
+    ):
         for name, n in (("in_features", in_features), ("out_features", out_features)):
             if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
                 raise TypeError(f"{name}: expected an int, got {n!r}")
@@ -97,22 +111,36 @@ class Linear(Layer):
         self.has_bias = bool(bias)
         self.dtype = kernels(dtype).DTYPE
         self.seed = seed
+        self.weight_init, self.bias_init = (
+            init if isinstance(init, str) and init == "default" else initializers.get(init, name)
+            for name, init in (("weight_init", weight_init), ("bias_init", bias_init))
+        )
+        if getattr(self.bias_init, "weights_only", False):
+            raise ValueError(f"bias_init: {self.bias_init!r} is for weight matrices")
         self._arrays: dict[str, np.ndarray | None] = {}
         self._model: Any = None  # weak reference to the Sequential that holds it
         self._x: np.ndarray | None = None
 
     def _draw(self, bits: np.random.PCG64) -> dict[str, np.ndarray | None]:
         """Initial parameters. Made of the generator's raw bits, whose stream NumPy promises to keep."""
-        bound = self.in_features**-0.5
-
-        def uniform(*shape):
-            unit = (bits.random_raw(int(np.prod(shape))) >> np.uint64(11)) * 2.0**-53
-            return ((2 * unit - 1) * bound).reshape(shape).astype(self.dtype)
-
+        rng = np.random.Generator(bits)
         return {
-            "weight": uniform(self.in_features, self.out_features),
-            "bias": uniform(self.out_features) if self.has_bias else None,
+            "weight": self._initial("weight_init", (self.in_features, self.out_features), rng),
+            "bias": self._initial("bias_init", (self.out_features,), rng) if self.has_bias else None,
         }
+
+    def _initial(self, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+        init = getattr(self, name)
+        if isinstance(init, str):
+            return initializers.symmetric(rng, shape, self.in_features**-0.5).astype(self.dtype)
+        values = np.asarray(init(shape, rng))
+        if values.dtype.kind not in "fiub":
+            raise TypeError(f"{self!r}: {name}: expected real numbers, got dtype {values.dtype}")
+        if values.shape != shape:
+            raise ValueError(f"{self!r}: {name}: expected shape {shape}, got {values.shape}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{self!r}: {name}: expected finite numbers, got NaN or infinity")
+        return values.astype(self.dtype)
 
     def _array(self, name: str) -> np.ndarray | None:
         if not self._arrays:
@@ -219,10 +247,17 @@ class Linear(Layer):
         self._changed()
 
     def get_config(self):
-        return {"in_features": self.in_features, "out_features": self.out_features, "bias": self.has_bias}
+        config = {"in_features": self.in_features, "out_features": self.out_features, "bias": self.has_bias}
+        return config | self._initializers()
+
+    def _initializers(self) -> dict[str, Any]:
+        """Those that are neither the default nor a callable of the user's own."""
+        configs = {name: initializers.config_of(getattr(self, name)) for name in ("weight_init", "bias_init")}
+        return {name: config for name, config in configs.items() if config is not None}
 
     def __repr__(self) -> str:
-        return f"Linear({self.in_features}, {self.out_features}{'' if self.has_bias else ', bias=False'})"
+        options = ({} if self.has_bias else {"bias": False}) | self._initializers()
+        return f"Linear({self.in_features}, {self.out_features}{''.join(f', {k}={v!r}' for k, v in options.items())})"
 
 
 class Activation(Layer):
