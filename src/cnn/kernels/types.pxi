@@ -41,6 +41,8 @@ cdef extern from "kernels/simd.h" nogil:
 
 cdef extern from "<math.h>" nogil:
     const double INFINITY
+    const double NAN
+    double fabs(double x)
     double log(double x)
     double pow(double x, double y)
     double sqrt(double x)
