@@ -105,7 +105,8 @@ class BatchNorm1d(Norm):
     """
 
     statistic_names = ("running_mean", "running_var")
-    _op: Any = None  # the program and the number of the op that count the batches
+    _tracked = 0  # batches, as long as the layer is used alone
+    _op: Any = None  # in a model, the program and the number of the op that count them
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, *, dtype="float32"):
         self.num_features = integer("num_features", num_features, 1)
@@ -125,6 +126,19 @@ class BatchNorm1d(Norm):
         super()._join(model, program, op, dtype, bits)
         self._op = program, op
         program.set_tracked(op, tracked)
+
+    def forward(self, x):
+        """y for x of shape (batch, num_features), in the layer's dtype; keeps what `backward` needs.
+
+        Takes the statistics of the batch and adds them to the running ones if `training`, which is so at first.
+        """
+        alone = self._program_for(self.num_features, self.dtype)
+        alone.set_tracked(0, self.num_batches_tracked)
+        y = super().forward(x)
+        self._tracked = alone.tracked(0)
+        if self._op is not None:
+            self._op[0].set_tracked(self._op[1], self._tracked)
+        return y
 
     def _compile(self, graph, source, place):
         return self._add(graph, source, place, "batch_norm", momentum=-1.0 if self.momentum is None else self.momentum)
@@ -147,7 +161,8 @@ class BatchNorm1d(Norm):
 
     @property
     def num_batches_tracked(self) -> int:
-        return 0 if self._op is None else self._op[0].tracked(self._op[1])
+        """Batches that the running statistics have seen."""
+        return self._tracked if self._op is None else self._op[0].tracked(self._op[1])
 
     def get_config(self):
         return {
