@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from . import functional
+from . import functional, initializers
 from ._config import show_config
 from ._threads import get_num_threads, set_num_threads
 from .checkpoint import load
@@ -24,6 +24,7 @@ from .layers import (
 )
 from .losses import CrossEntropyLoss, MSELoss
 from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
+from .regularization import BatchNorm1d, Dropout, LayerNorm
 from .schedules import (
     ConstantLR,
     CosineAnnealingLR,
@@ -38,6 +39,7 @@ from .schedules import (
     StepLR,
 )
 from .sequential import Sequential
+from .softmax import LogSoftmax, Softmax
 from .training import DivergenceError, History
 
 __all__ = [
@@ -47,17 +49,21 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "BatchNorm1d",
     "ConstantLR",
     "CosineAnnealingLR",
     "CosineAnnealingWarmRestarts",
     "CrossEntropyLoss",
     "DivergenceError",
+    "Dropout",
     "ExponentialLR",
     "History",
     "Identity",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LinearLR",
+    "LogSoftmax",
     "MSELoss",
     "MultiStepLR",
     "OneCycleLR",
@@ -69,6 +75,7 @@ __all__ = [
     "SequentialLR",
     "SiLU",
     "Sigmoid",
+    "Softmax",
     "Softplus",
     "StepLR",
     "Tanh",
@@ -77,6 +84,7 @@ __all__ = [
     "from_torch",
     "functional",
     "get_num_threads",
+    "initializers",
     "load",
     "set_num_threads",
     "show_config",
