@@ -3,7 +3,7 @@
 __version__ = "0.1.0"
 
 from . import functional, initializers
-from ._config import show_config
+from ._config import get_include, show_config
 from ._threads import get_num_threads, set_num_threads
 from .checkpoint import load
 from .export.c import to_c
@@ -83,6 +83,7 @@ __all__ = [
     "from_sklearn",
     "from_torch",
     "functional",
+    "get_include",
     "get_num_threads",
     "initializers",
     "load",

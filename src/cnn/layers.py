@@ -385,7 +385,9 @@ class Linear(Parametric):
 
     def __repr__(self) -> str:
         config = self.get_config()
-        options = [f"{k}={v!r}" for k, v in config.items() if k not in ("in_features", "out_features") and v is not True]
+        options = [
+            f"{k}={v!r}" for k, v in config.items() if k not in ("in_features", "out_features") and v is not True
+        ]
         return f"Linear({', '.join([str(self.in_features), str(self.out_features), *options])})"
 
 
