@@ -98,8 +98,8 @@ class Layer:
 class Parametric(Layer):
     """A layer with arrays: parameters, their gradients, running statistics. In a model they are views of its memory.
 
-    They are made when they are first asked for. A layer that is handed to a model before that gets them from the model's
-    seed; afterwards it brings its own.
+    They are made when they are first asked for. A layer that is handed to a model before that gets them from the
+    model's seed; afterwards it brings its own.
     """
 
     parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")
@@ -385,7 +385,9 @@ class Linear(Parametric):
 
     def __repr__(self) -> str:
         config = self.get_config()
-        options = [f"{k}={v!r}" for k, v in config.items() if k not in ("in_features", "out_features") and v is not True]
+        options = [
+            f"{k}={v!r}" for k, v in config.items() if k not in ("in_features", "out_features") and v is not True
+        ]
         return f"Linear({', '.join([str(self.in_features), str(self.out_features), *options])})"
 
 
