@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from . import functional, initializers
 from ._config import get_include, show_config
 from ._threads import get_num_threads, set_num_threads
+from .branches import Add, Concat, Maximum, Multiply
 from .checkpoint import load
 from .export.c import to_c
 from .export.onnx import from_onnx, to_onnx
@@ -49,7 +50,9 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Add",
     "BatchNorm1d",
+    "Concat",
     "ConstantLR",
     "CosineAnnealingLR",
     "CosineAnnealingWarmRestarts",
@@ -65,7 +68,9 @@ __all__ = [
     "LinearLR",
     "LogSoftmax",
     "MSELoss",
+    "Maximum",
     "MultiStepLR",
+    "Multiply",
     "OneCycleLR",
     "PolynomialLR",
     "RMSprop",

@@ -98,8 +98,8 @@ class Layer:
 class Parametric(Layer):
     """A layer with arrays: parameters, their gradients, running statistics. In a model they are views of its memory.
 
-    They are made when they are first asked for. A layer that is handed to a model before that gets them from the model's
-    seed; afterwards it brings its own.
+    They are made when they are first asked for. A layer that is handed to a model before that gets them from the
+    model's seed; afterwards it brings its own.
     """
 
     parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")

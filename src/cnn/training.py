@@ -64,9 +64,7 @@ def fit(model, x, y, *, epochs, batch_size, shuffle, validation_data, threads, p
             while at < n:
                 stop = min(n, at + batches * batch_size)
                 began = time.perf_counter()
-                bad = program.train_batches(
-                    x, y, None, order, at, stop, batch_size, None, None, threads, 1, totals
-                )
+                bad = program.train_batches(x, y, None, order, at, stop, batch_size, None, None, threads, 1, totals)
                 took = time.perf_counter() - began
                 if bad >= 0:
                     program.restore(before)
