@@ -11,9 +11,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from every_layer import inputs_of, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import ACTIVATIONS, PARAMS, build, chain, specs
+from networks import ACTIVATIONS, PARAMS, build, chain
 from onnx import TensorProto, helper, numpy_helper
 
 import cnn
@@ -37,9 +38,8 @@ def run(path, x):
 
 
 def assert_same(model, path):
-    n_in = next(layer.in_features for layer in model.layers if isinstance(layer, cnn.Linear))
     for rows in 1, 7:
-        x = (2 * np.random.default_rng(rows).standard_normal((rows, n_in))).astype(model.dtype)
+        x = inputs_of(model, rows, scale=2)
         expected = model.predict(x)
         y = run(path, x)
         assert y.dtype == model.dtype
@@ -57,11 +57,11 @@ def test_every_activation(opset, dtype, tmp_path):
             assert_same(model, tmp_path / "model.onnx")
 
 
-@settings(max_examples=40)
-@given(spec=specs(depth=3), dtype=st.sampled_from(["float32", "float64"]), opset=st.sampled_from(OPSETS))
-def test_random_networks(tmp_path_factory, spec, dtype, opset):
+@settings(max_examples=60)
+@given(seed=st.integers(0, 2**32), dtype=st.sampled_from(["float32", "float64"]), opset=st.sampled_from(OPSETS))
+def test_random_networks_of_every_layer(tmp_path_factory, seed, dtype, opset):
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    model, _ = build(spec, dtype=dtype)
+    model = random_model(seed, dtype)
     cnn.to_onnx(model, path, opset=opset)
     assert_same(model, path)
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from every_layer import inputs_of, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import ACTIVATIONS, PARAMS, build, chain, specs
+from networks import ACTIVATIONS, PARAMS, build, chain
 from torch import nn
 
 import cnn
@@ -25,10 +26,9 @@ MODULES = {
 }
 
 
-def assert_same(model, net, dtype, rows=20):
+def assert_same(model, net, dtype):
     """Equal within 1e-6, of each row's largest number: the error of a sum is relative to its terms."""
-    n_in = next(layer.in_features for layer in net.modules() if isinstance(layer, nn.Linear))
-    x = np.random.default_rng(0).standard_normal((rows, n_in)).astype(dtype)
+    x = inputs_of(model, 20)
     with torch.no_grad():
         expected = net(torch.from_numpy(x)).numpy()
     outputs = model.predict(x)
@@ -57,15 +57,25 @@ def test_every_activation(name, dtype):
         assert_same(model, cnn.to_torch(model), dtype)
 
 
-@settings(max_examples=30)
-@given(spec=specs(names=[name for name in ACTIVATIONS if name != "softplus"]), dtype=st.sampled_from(list(RTOL)))
-def test_random_networks(spec, dtype):
-    model, _ = build(spec, dtype=dtype)
+@settings(max_examples=60)
+@given(seed=st.integers(0, 2**32), dtype=st.sampled_from(list(RTOL)))
+def test_random_networks_of_every_layer(seed, dtype):
+    model = random_model(seed, dtype, branches=False).eval()
     net = cnn.to_torch(model)
     assert_same(model, net, dtype)
     again = cnn.from_torch(net)
-    np.testing.assert_array_equal(again.parameters, model.parameters)
     assert list(map(repr, again.layers)) == list(map(repr, model.layers))
+    theirs = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    assert list(theirs) == list(model.state_dict()) == list(again.state_dict())
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(again.state_dict()[name], array, err_msg=name)
+        np.testing.assert_array_equal(theirs[name].T, array, err_msg=name)
+
+
+def test_branches_are_refused():
+    model = cnn.Sequential([cnn.Linear(2, 2), cnn.Sequential([cnn.Add(cnn.Linear(2, 2), cnn.Identity())])])
+    with pytest.raises(TypeError, match=r"layer 1\.0, Add\(.*\): has no counterpart in torch\.nn"):
+        cnn.to_torch(model)
 
 
 def test_softplus_by_its_threshold():
@@ -124,10 +134,22 @@ def test_one_layer_and_nested_chains():
         (nn.Sequential(nn.Linear(2, 2), nn.Softplus(threshold=5)), "expected beta=1 and a threshold of at least 20"),
         (nn.Linear(2, 2).half(), r"weight: expected float32 or float64, got torch\.float16; module\.fl"),
         (nn.Linear(2, 2, dtype=torch.bfloat16), r"weight: expected float32 or float64, got torch\.bfloat16"),
-        (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()), "parameters of one dtype, got float32, float64"),
+        (
+            nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()),
+            r"expected one dtype, but 0\.bias is float32 and 1\.bias is float64",
+        ),
         (nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "module: ParametrizedLinear.*: has no counterpart"),
         (torch.ones(3), r"module: expected a torch\.nn\.Module or its state_dict, got Tensor"),
         (nn.Linear, "module: expected .* got type"),
+        (
+            nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)),
+            "module 1, .*: expected running st",
+        ),
+        (
+            nn.Sequential(nn.Linear(2, 2), nn.LayerNorm((2, 2))),
+            "module 1, .*: expected a normalized_shape of one dimens",
+        ),
+        (nn.Sequential(nn.Linear(2, 2), nn.Softmax(dim=0)), r"module 1, Softmax\(dim=0\): expected dim=1, the columns"),
     ],
 )
 def test_what_from_torch_refuses(module, message):

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 
 from .. import layers
+from ..compilation import in_features
+from ..regularization import BatchNorm1d, Dropout, LayerNorm
 from ..sequential import Sequential
+from ..softmax import LogSoftmax, Softmax
 
 # PyTorch's Softplus is the identity from `threshold` on. At its default, 20, that is 2e-9 from log(1 + exp(z)); from
 # 40 on the two are one number in float64.
@@ -26,8 +29,8 @@ def from_torch(module, *, activation=None, loss=None, optimizer=None) -> Sequent
     ----------
     module : torch.nn.Module or mapping of str to torch.Tensor
         A `torch.nn.Sequential`, nested ones included, or one layer: Linear, Identity, ReLU, LeakyReLU, ELU, Sigmoid,
-        Tanh, GELU, SiLU, Softplus. Or a `state_dict`, if it is of Linear layers alone: their sizes follow
-        from the shapes, what stands between them is `activation`.
+        Tanh, GELU, SiLU, Softplus, Softmax, LogSoftmax, Dropout, BatchNorm1d, LayerNorm. Or a `state_dict`, if it is
+        of Linear layers alone: their sizes follow from the shapes, what stands between them is `activation`.
     activation : Layer, or a class or function that makes one, optional
         For a `state_dict`: `cnn.ReLU()` or `cnn.ReLU`, for example.
     loss, optimizer : optional
@@ -56,75 +59,120 @@ def from_torch(module, *, activation=None, loss=None, optimizer=None) -> Sequent
     if isinstance(module, torch.nn.Module):
         if activation is not None:
             raise TypeError("activation: is for a state_dict; a module brings its own")
-        found: list[layers.Layer] = []
-        _convert(module, "", found)
+        tensors = module.state_dict()
     elif isinstance(module, Mapping):
-        found = _from_state_dict(module, activation)
+        tensors = module
     else:
         raise TypeError(f"module: expected a torch.nn.Module or its state_dict, got {type(module).__name__}")
-    dtypes = {layer.dtype for layer in found if isinstance(layer, layers.Linear)}
-    if len(dtypes) > 1:
-        raise TypeError(f"module: expected parameters of one dtype, got {', '.join(sorted(map(str, dtypes)))}")
-    return Sequential([*found, *([loss] if loss is not None else [])], optimizer, dtypes.pop() if dtypes else "float32")
+    dtype = _dtype(tensors)
+    parts = _from_state_dict(tensors, activation) if tensors is module else _parts(module, "", dtype)
+    return Sequential([*parts, *([loss] if loss is not None else [])], optimizer, dtype)
 
 
-def _array(tensor: Any, name: str) -> np.ndarray:
-    """A parameter as a NumPy array, float32 or float64."""
+def _dtype(tensors: Mapping) -> str:
+    """The dtype of all tensors but counters: "float32" or "float64"."""
     import torch
 
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{name}: expected float32 or float64, got {tensor.dtype}; module.float() converts")
-    return tensor.detach().cpu().numpy()
+    found = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in (torch.float32, torch.float64) and not name.endswith("num_batches_tracked"):
+            raise TypeError(f"{name}: expected float32 or float64, got {tensor.dtype}; module.float() converts")
+        if tensor.is_floating_point():
+            found[str(tensor.dtype).removeprefix("torch.")] = name
+    if len(found) > 1:
+        raise TypeError(f"module: expected one dtype, but {' and '.join(f'{v} is {k}' for k, v in found.items())}")
+    return next(iter(found), "float32")
 
 
-def _linear(weight: Any, bias: Any, name: str) -> layers.Linear:
-    w = _array(weight, f"{name}.weight".lstrip("."))
-    layer = layers.Linear(w.shape[1], w.shape[0], bias=bias is not None, dtype=w.dtype)
-    layer.weight = w.T
-    if bias is not None:
-        layer.bias = _array(bias, f"{name}.bias".lstrip("."))
+def _copied(layer: layers.Parametric, module: Any, *names: str) -> layers.Layer:
+    """The layer with a module's arrays."""
+    for name in names:
+        tensor = getattr(module, name)
+        if tensor is not None:
+            setattr(layer, name, tensor.detach().cpu().numpy())
     return layer
 
 
-def _convert(module: Any, place: str, found: list[layers.Layer]) -> None:
-    """Add the layers that a module consists of."""
+def _linear(weight: Any, bias: Any, dtype: str) -> layers.Linear:
+    layer = layers.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=dtype)
+    layer.weight = weight.detach().cpu().numpy().T
+    if bias is not None:
+        layer.bias = bias.detach().cpu().numpy()
+    return layer
+
+
+def _batch_norm(module: Any, where: str, dtype: str) -> layers.Layer:
+    if module.running_mean is None:
+        raise TypeError(f"{where}: expected running statistics (track_running_stats=True)")
+    layer = BatchNorm1d(module.num_features, module.eps, module.momentum, module.affine, dtype=dtype)
+    layer._tracked = int(module.num_batches_tracked)
+    return _copied(layer, module, "weight", "bias", "running_mean", "running_var")
+
+
+def _layer_norm(module: Any, where: str, dtype: str) -> layers.Layer:
+    if len(module.normalized_shape) != 1:
+        raise TypeError(f"{where}: expected a normalized_shape of one dimension")
+    affine, bias = module.weight is not None, module.bias is not None
+    layer = LayerNorm(module.normalized_shape[0], module.eps, affine, bias or not affine, dtype=dtype)
+    return _copied(layer, module, "weight", "bias")
+
+
+def _softmax(kind: type) -> Callable[..., layers.Layer]:
+    def made(module: Any, where: str, dtype: str) -> layers.Layer:
+        if module.dim not in (1, -1, None):
+            raise TypeError(f"{where}: expected dim=1, the columns")
+        return kind()
+
+    return made
+
+
+def _softplus(module: Any, where: str, dtype: str) -> layers.Layer:
+    if module.beta != 1 or module.threshold < SOFTPLUS_LEAST:
+        raise TypeError(f"{where}: expected beta=1 and a threshold of at least {SOFTPLUS_LEAST}")
+    return layers.Softplus()
+
+
+def _parts(module: Any, place: str, dtype: str) -> list[layers.Layer]:
+    """The layers that a module consists of. A chain in a chain stays one, so that names in `state_dict` stay."""
     from torch import nn
 
-    shown = repr(module)
-    shown = shown if "\n" not in shown else f"{type(module).__name__}(...)"
+    shown = repr(module) if "\n" not in repr(module) else f"{type(module).__name__}(...)"
     where = f"module {place}, {shown}" if place else f"module: {shown}"
     if module._forward_hooks or module._forward_pre_hooks:
         raise TypeError(f"{where}: has forward hooks (as weight_norm sets them), which are not carried over")
+    name = type(module).__name__
     if type(module) is nn.Sequential:
-        for name, child in module.named_children():
-            _convert(child, f"{place}.{name}".lstrip("."), found)
-        return
-    if type(module) is nn.Linear:
-        found.append(_linear(module.weight, module.bias, place))
-        return
-    if type(module) is nn.Softplus and (module.beta != 1 or module.threshold < SOFTPLUS_LEAST):
-        raise TypeError(f"{where}: expected beta=1 and a threshold of at least {SOFTPLUS_LEAST}")
-    twin = _TWINS.get(type(module).__name__)
-    if twin is None or type(module) is not getattr(nn, type(module).__name__, None):
-        raise TypeError(
-            f"{where}: has no counterpart here; known are Sequential, Linear and {', '.join(_TWINS)} of torch.nn"
-        )
-    found.append(twin(module))
+        found: list[layers.Layer] = []
+        for child, inner in module.named_children():
+            parts = _parts(inner, f"{place}.{child}".lstrip("."), dtype)
+            nested = type(inner) is nn.Sequential and in_features(parts) is not None
+            found += [Sequential(parts, dtype=dtype)] if nested else parts
+        return found
+    if name not in _TWINS or type(module) is not getattr(nn, name):
+        known = ", ".join(["Sequential", *_TWINS])
+        raise TypeError(f"{where}: has no counterpart here; known are {known} of torch.nn")
+    return [_TWINS[name](module, where, dtype)]
 
 
-# torch.nn's activation, by name -> ours
-_TWINS: dict[str, Callable[[Any], layers.Layer]] = {
-    "Identity": lambda module: layers.Identity(),
-    "ReLU": lambda module: layers.ReLU(),
-    "LeakyReLU": lambda module: layers.LeakyReLU(module.negative_slope),
-    "ELU": lambda module: layers.ELU(module.alpha),
-    "Sigmoid": lambda module: layers.Sigmoid(),
-    "Tanh": lambda module: layers.Tanh(),
-    "GELU": lambda module: layers.GELU(module.approximate),
-    "SiLU": lambda module: layers.SiLU(),
-    "Softplus": lambda module: layers.Softplus(),
+# torch.nn's module, by name -> ours, from the module, its place for messages and the dtype
+_TWINS: dict[str, Callable[[Any, str, str], layers.Layer]] = {
+    "Linear": lambda module, where, dtype: _linear(module.weight, module.bias, dtype),
+    "Identity": lambda module, where, dtype: layers.Identity(),
+    "ReLU": lambda module, where, dtype: layers.ReLU(),
+    "LeakyReLU": lambda module, where, dtype: layers.LeakyReLU(module.negative_slope),
+    "ELU": lambda module, where, dtype: layers.ELU(module.alpha),
+    "Sigmoid": lambda module, where, dtype: layers.Sigmoid(),
+    "Tanh": lambda module, where, dtype: layers.Tanh(),
+    "GELU": lambda module, where, dtype: layers.GELU(module.approximate),
+    "SiLU": lambda module, where, dtype: layers.SiLU(),
+    "Softplus": _softplus,
+    "Softmax": _softmax(Softmax),
+    "LogSoftmax": _softmax(LogSoftmax),
+    "Dropout": lambda module, where, dtype: Dropout(module.p),
+    "BatchNorm1d": _batch_norm,
+    "LayerNorm": _layer_norm,
 }
 
 
@@ -146,12 +194,12 @@ def _from_state_dict(tensors: Mapping, activation: Any) -> list[layers.Layer]:
         label = f"{prefix}.weight".lstrip(".")
         if "weight" not in group:
             raise ValueError(f"state_dict: {label} is missing")
-        if np.ndim(group["weight"]) != 2:
+        if group["weight"].ndim != 2:
             raise ValueError(
                 f"state_dict: {label} has shape {tuple(group['weight'].shape)}, that of a Linear has 2 dimensions: "
                 "pass the module itself"
             )
-        layer = _linear(group["weight"], group.get("bias"), prefix)
+        layer = _linear(group["weight"], group.get("bias"), _dtype(tensors))
         if last is not None:
             if layer.in_features != width:
                 raise ValueError(f"state_dict: {label} expects {layer.in_features} inputs, but {last} gives {width}")
@@ -200,29 +248,47 @@ def to_torch(model):
     TypeError
         If model is no Sequential, or a layer has no counterpart in torch.nn; the message names it.
     """
-    import torch
 
     if not isinstance(model, Sequential):
         raise TypeError(f"model: expected a cnn.Sequential, got {type(model).__name__}")
-    net = torch.nn.Sequential(*(_to_module(layer, f"layer {i}, {layer!r}") for i, layer in enumerate(model.layers)))
-    return net.to(getattr(torch, model.dtype.name)).train(model.training)
+    return _to_module(model, "", model.dtype).train(model.training)
 
 
-def _to_module(layer: layers.Layer, where: str) -> Any:
+def _to_module(layer: Any, place: str, dtype: np.dtype) -> Any:
     import torch
     from torch import nn
 
+    name, real = type(layer).__name__, getattr(torch, dtype.name)
+    if isinstance(layer, Sequential):
+        return nn.Sequential(
+            *(_to_module(part, f"{place}.{i}".lstrip("."), dtype) for i, part in enumerate(layer.layers))
+        )
     if isinstance(layer, layers.Linear):
-        dtype = getattr(torch, layer.dtype.name)
-        linear = nn.utils.skip_init(nn.Linear, layer.in_features, layer.out_features, bias=layer.has_bias, dtype=dtype)
-        with torch.no_grad():
-            linear.weight.copy_(torch.from_numpy(layer.weight.T))
-            if layer.has_bias:
-                linear.bias.copy_(torch.from_numpy(layer.bias))
-        return linear
+        linear = nn.utils.skip_init(nn.Linear, layer.in_features, layer.out_features, bias=layer.has_bias, dtype=real)
+        return _filled(linear, {"weight": layer.weight.T, "bias": layer.bias})
+    if isinstance(layer, BatchNorm1d):
+        norm = nn.BatchNorm1d(layer.num_features, layer.eps, layer.momentum, layer.affine, dtype=real)
+        names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        return _filled(norm, {name: getattr(layer, name) for name in names})
+    if isinstance(layer, LayerNorm):
+        affine = layer.elementwise_affine
+        norm = nn.LayerNorm(layer.normalized_shape, layer.eps, affine, layer.has_bias, dtype=real)
+        return _filled(norm, {"weight": layer.weight, "bias": layer.bias})
+    if isinstance(layer, Softmax):  # LogSoftmax too
+        return getattr(nn, name)(dim=1)
     if isinstance(layer, layers.Softplus):
         return nn.Softplus(threshold=SOFTPLUS_EXACT)
-    name = type(layer).__name__
     if name not in _TWINS:
-        raise TypeError(f"{where}: has no counterpart in torch.nn")
+        raise TypeError(f"layer {place}, {layer!r}: has no counterpart in torch.nn")
     return getattr(nn, name)(**layer.get_config())
+
+
+def _filled(module: Any, arrays: dict[str, Any]) -> Any:
+    """The module with these numbers in its tensors, None where there is no tensor."""
+    import torch
+
+    with torch.no_grad():
+        for name, array in arrays.items():
+            if array is not None:
+                getattr(module, name).copy_(torch.from_numpy(np.array(array)))
+    return module
