@@ -55,7 +55,7 @@ def models():
     """name -> model: every activation with every parameter, and random networks, in both dtypes."""
     specs = [[(5, 7, True), (name, param)] for name in ACTIVATIONS for param in PARAMS.get(name, (None,))]
     known = {f"net{i}_{dtype}": build(spec, dtype=dtype)[0] for i, spec in enumerate(specs) for dtype in TOLERANCE}
-    return known | {f"random{i}_{dtype}": random_model(i, dtype) for i in range(30) for dtype in TOLERANCE}
+    return known | {f"random{i}_{dtype}": random_model(i, dtype) for i in range(10) for dtype in TOLERANCE}
 
 
 @pytest.mark.parametrize("flags", [("-O2",), ("-O3", "-march=native")], ids=" ".join)

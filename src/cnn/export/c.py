@@ -383,7 +383,7 @@ static inline void {name}(const {real} *x, {real} *y)
         first, *others = (self.place[source] for source in node.sources)
         self._step(n, first, "t", "v")
         for other in others:
-            self._step(n, other, "t", "(v < t) | (t != t) ? t : v")
+            self._step(n, other, "t", "((v < t) | (t != t)) ? t : v")
         self._step(n, y, "v", "t")
 
     def _concat(self, node: Node) -> None:

@@ -50,7 +50,8 @@ def graph_of(model: Any) -> Graph:
         if function != "identity":
             if op["kind"] == "linear":
                 place, sources = places[-1], (buffer,)
-                buffer = stands_for[buffer] = len(widths)
+                stands_for[buffer] = len(widths)
+                buffer = len(widths)
                 widths.append(widths[op["dst"]])
             nodes.append(Node("activation", sources, buffer, place.layer, place.key, str(place), function, param))
     return Graph(nodes, widths, stands_for[len(compiled.widths) - 1])
