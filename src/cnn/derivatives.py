@@ -1,7 +1,7 @@
 """Derivative products of a model: what `Sequential.vjp`, `jvp`, `hvp` and their relatives do.
 
-Never a Jacobian matrix on the way; `jacobian` puts one together, column by column or row by row, for small networks. All
-are of the model in evaluation mode. The native walks are kernels/tangent.pxi.
+Never a Jacobian matrix on the way; `jacobian` puts one together, column by column or row by row, for small networks.
+All are of the model in evaluation mode. The native walks are kernels/tangent.pxi.
 """
 
 from __future__ import annotations

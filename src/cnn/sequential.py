@@ -393,8 +393,8 @@ class Sequential(layers.Layer):
         grad_output : array_like of shape (batch, out_features), optional
             Without y; None: ones, for a model with one output its second derivatives.
         parameters : bool
-            Whether the mixed product is wanted too: the gradient in the parameters of sum(grad_output * J v), for losses
-            on derivatives of the network.
+            Whether the mixed product is wanted too: the gradient in the parameters of sum(grad_output * J v), for
+            losses on derivatives of the network.
 
         Returns
         -------
@@ -411,9 +411,9 @@ class Sequential(layers.Layer):
         return (of_inputs, mixed) if parameters else of_inputs
 
     def hessian_operator(self, x, y, gauss_newton=False):
-        """`hvp` (or `gnvp`) on x, y as a scipy.sparse.linalg.LinearOperator, for `eigsh`, `cg` and the like. Needs SciPy.
+        """`hvp` (or `gnvp`) on x, y as a scipy.sparse.linalg.LinearOperator, for `eigsh`, `cg` and the like.
 
-        It uses the parameters as they are when it is applied.
+        Needs SciPy. It uses the parameters as they are when it is applied.
         """
         return derivatives.hessian_operator(self, x, y, bool(gauss_newton))
 
