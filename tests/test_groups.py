@@ -331,3 +331,14 @@ BAD = [
 def test_errors(kind, arguments, error, message):
     with pytest.raises(error, match=f"^{message}"):
         kind(**arguments)
+
+
+def test_what_cannot_be_changed():
+    """Models have taken it over: a change would not reach them."""
+    optimizer = cnn.Adam(clip_norm=0.5)
+    for name, value in (("decay_bias", False), ("clip_norm", 1.0), ("clip_value", None), ("ema_decay", 0.5)):
+        with pytest.raises(AttributeError, match=f"^{name}: can only be set when the optimiser is made"):
+            setattr(optimizer, name, value)
+    with pytest.raises(AttributeError):
+        optimizer.groups = []
+    assert optimizer.get_config() == cnn.Adam(clip_norm=0.5).get_config()
