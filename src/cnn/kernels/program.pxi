@@ -121,12 +121,37 @@ cdef Py_ssize_t padded_row(Py_ssize_t width, Py_ssize_t rows) noexcept nogil:
     return row if row // per_line % 2 else row + per_line
 
 
+cdef extern from *:
+    """
+    #if defined(__linux__)
+    #include <sys/mman.h>
+    #endif
+    #define HUGE_PAGE ((size_t)1 << 21)
+    /* Ask for huge pages: a large matrix is read in more pages than the processor remembers addresses of. */
+    static inline void use_huge_pages(void *at, size_t bytes)
+    {
+    #if defined(MADV_HUGEPAGE)
+        madvise(at, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+    #else
+        (void)at, (void)bytes;
+    #endif
+    }
+    """
+    size_t HUGE_PAGE
+    void use_huge_pages(void* at, size_t bytes) nogil
+
+
 cdef real* allocate(Py_ssize_t n, void** memory) except NULL:
     """n zeroed reals, aligned to a cache line, in new memory that is to be freed. Untouched pages take no memory."""
-    memory[0] = calloc(n * sizeof(real) + LINE, 1)
+    cdef size_t size = n * sizeof(real), unit = HUGE_PAGE if size >= 2 * HUGE_PAGE else LINE
+    cdef real* at
+    memory[0] = calloc(size + unit, 1)
     if memory[0] == NULL:
-        raise MemoryError(f"cannot allocate {n * sizeof(real)} bytes")
-    return <real*>(<uintptr_t>memory[0] // LINE * LINE + LINE)
+        raise MemoryError(f"cannot allocate {size} bytes")
+    at = <real*>(<uintptr_t>memory[0] // unit * unit + unit)
+    if unit == HUGE_PAGE:
+        use_huge_pages(at, size)
+    return at
 
 
 cdef void forward_linear(const Op* op, Py_ssize_t batch, const real* x, Py_ssize_t x_row, const real* params,

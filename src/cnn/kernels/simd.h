@@ -73,6 +73,8 @@ CNN_FN vf vf_set(real a) { return a - (vf){0}; }            /* all lanes a (keep
 
 /* Fetch the line of p into L1: it will be written soon. */
 CNN_FN void prefetch(const real *p) { __builtin_prefetch(p, 1); }
+/* Fetch it into L2: it will be read later. */
+CNN_FN void prefetch_ahead(const real *p) { __builtin_prefetch(p, 0, 2); }
 
 /* a * b + c with one rounding (SSE2: two). */
 CNN_FN vf vf_fma(vf a, vf b, vf c)

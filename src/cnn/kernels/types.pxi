@@ -21,6 +21,7 @@ cdef extern from "kernels/simd.h" nogil:
     void vf_store_first(real* p, vf a, Py_ssize_t n)
     vf vf_set(real a)
     void prefetch(const real* p)
+    void prefetch_ahead(const real* p)
     vf vf_fma(vf a, vf b, vf c)
     vf vf_select_gt(vf x, vf y, vf a, vf b)
     vf vf_max(vf a, vf b)
