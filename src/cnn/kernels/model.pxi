@@ -133,7 +133,7 @@ cdef class Program:
     cdef int reserve(self, Workspace* ws, Py_ssize_t batch, bint training, int threads) except -1:
         """Make room for a batch: a new workspace if this one is too small. The old one stays if memory is short."""
         cdef Workspace grown
-        cdef Py_ssize_t n = 0, size, blocks
+        cdef Py_ssize_t n = 0, size, blocks, widest = 0
         cdef int b, part, n_buffers = self.net.n_buffers
         cdef real* at
         if batch <= ws.capacity and threads <= ws.threads:
@@ -142,7 +142,9 @@ cdef class Program:
         batch = larger(batch, larger(ws.capacity, 1))
         grown.threads = <int>larger(threads, ws.threads)
         grown.capacity = batch
-        grown.panel_size = panel_size(batch if training else 0)
+        for b in range(n_buffers):
+            widest = larger(widest, self.net.buffers[b].width)
+        grown.panel_size = panel_size(batch, widest) if training else panel_size(0, 0)
         blocks = batch // LOSS_BLOCK + 1
         for b in range(n_buffers):
             size = batch * self.net.buffers[b].row

@@ -33,9 +33,12 @@ cdef enum:
     MANY_PANELS = 16    # that read A one after the other: packing it pays
 
 
-cdef inline Py_ssize_t panel_size(Py_ssize_t batch) noexcept nogil:
-    """Reals of workspace for the products of a batch: the weight gradient's k, the batch, is never cut into blocks."""
-    return larger(K_BLOCK, batch) * TILE_NV * VL + A_BLOCK
+cdef inline Py_ssize_t panel_size(Py_ssize_t batch, Py_ssize_t widest) noexcept nogil:
+    """Reals of workspace for the products of a batch with weights of at most `widest` columns; 0, 0 without gradients.
+
+    The weight gradient's k, the batch, is never cut into blocks.
+    """
+    return larger(K_BLOCK, batch) * TILE_NV * VL + (A_BLOCK if widest > (MANY_PANELS - 1) * TILE_NV * VL else 0)
 
 
 cdef struct Product:
@@ -65,7 +68,7 @@ cdef struct Product:
     bint act_saved_is_input
     real* act_out               # forward: where f(C) goes, laid out like c
     Py_ssize_t act_width        # columns that f is applied to
-    real* panel                 # workspace of panel_size(k) reals
+    real* panel                 # workspace of panel_size reals
 
 
 cdef struct Tile:

@@ -427,26 +427,29 @@ cdef void weights_task(void* argument, int thread) noexcept nogil:
     cdef const Network* net = p.net
     cdef const Op* op
     cdef const real* x
-    cdef Py_ssize_t x_row, rows, piece, first, claimed = atomic_add(&p.claimed, 1), at = 0
+    cdef Py_ssize_t x_row, rows, tiles_down, piece, pieces, first, end, claimed = atomic_add(&p.claimed, 1), at = 0
     cdef int i
     for i in range(net.n_ops - 1, -1, -1):
         op = &net.ops[i]
         if op.kind != OP_LINEAR:
             continue
         rows = op.n_out if op.transposed else op.n_in
-        piece = rows if p.threads == 1 else larger(PIECE_ROWS, round_up(rows // (4 * p.threads) + 1, TILE_MR))
-        first = 0
-        while first < rows:
+        tiles_down = (rows + TILE_MR - 1) // TILE_MR
+        # as many for each thread, and equal but for one tile: the last to finish is not far behind
+        pieces = smaller(4, rows // (PIECE_ROWS * p.threads)) * p.threads if p.threads > 1 else 1
+        pieces = larger(1, pieces)
+        for piece in range(pieces):
             if at == claimed:
+                first = tiles_down * piece // pieces * TILE_MR
+                end = smaller(rows, tiles_down * (piece + 1) // pieces * TILE_MR)
                 x, x_row = p.ws.value[op.src], net.buffers[op.src].row
                 if op.src == 0 and not p.gather:
                     x, x_row = p.x, p.x_row
-                weight_gradient(op, first, smaller(piece, rows - first), p.batch, x, x_row, p.ws.grad[op.dst],
+                weight_gradient(op, first, end - first, p.batch, x, x_row, p.ws.grad[op.dst],
                                 net.buffers[op.dst].row, net, p.update, p.overwrite,
                                 p.ws.panel + thread * p.ws.panel_size)
                 claimed = atomic_add(&p.claimed, 1)
             at += 1
-            first += piece
 
 
 # A batch --------------------------------------------------------------------------------------------------------------
@@ -459,7 +462,7 @@ cdef double run_pass(Pass* p, int threads, Py_ssize_t* correct) noexcept nogil:
         threads = 1
     p.threads = threads
     if p.keep or p.backward:
-        p.chunk = round_up(larger(CHUNK_ROWS, smaller(MOST_ROWS, p.batch // (4 * threads) + 1)), LOSS_BLOCK)
+        p.chunk = round_up(larger(CHUNK_ROWS, smaller(MOST_ROWS, p.batch // (2 * threads))), LOSS_BLOCK)
         if threads == 1 and p.batch <= 2 * MOST_ROWS:
             p.chunk = p.batch
     p.claimed = 0
