@@ -99,7 +99,7 @@ class Sequential:
                 self._op_layers.append([i])
         taker = next(_name(i, x) for i, x in enumerate(self.layers) if isinstance(x, layers.Linear))
         where = (f" for {taker}", f" for the outputs of {giver}")
-        self._program = self._kernels.Program(widths, ops, self.loss and self.loss.function, where)
+        self._program = self._kernels.Program(widths, ops, self.loss and self.loss.spec(), where)
         self._linears = [
             (op, self.layers[members[0]]) for op, members in enumerate(self._op_layers) if ops[op][0] == "linear"
         ]
@@ -126,7 +126,7 @@ class Sequential:
     def _hyper(self) -> np.ndarray:
         if self._optimizer is None:
             raise RuntimeError("the model has no optimizer: pass one to Sequential, or set model.optimizer")
-        return self._optimizer.hyper
+        return self._optimizer.table
 
     # the explicit loop ------------------------------------------------------------------------------------------------
 

@@ -18,8 +18,8 @@ cdef class Program:
         Width of each buffer; the first is the input's.
     ops : list of tuple
         ("linear", src, dst, act, act_param, bias) or ("activation", src, dst, act, act_param); act from ACTIVATIONS.
-    loss : str or None
-        A key of LOSSES.
+    loss : dict or None
+        A loss's `spec()`.
     where : tuple of str
         What takes the inputs and what gives the outputs, for error messages.
     """
@@ -47,7 +47,8 @@ cdef class Program:
         net.n_ops = len(ops)
         net.n_buffers = len(widths)
         net.outputs = widths[net.n_buffers - 1]
-        net.loss = LOSSES[loss] if loss is not None else LOSS_NONE
+        if loss is not None:
+            fill_loss(&net.loss, loss, net.outputs)
         net.ops = <Op*>calloc(net.n_ops, sizeof(Op))
         net.buffers = <Buffer*>calloc(net.n_buffers, sizeof(Buffer))
         if net.ops == NULL or net.buffers == NULL:
@@ -82,7 +83,7 @@ cdef class Program:
         n = net.n_block
         if n < 0 or n > (<Py_ssize_t>1 << 58):
             raise MemoryError("the network is too large for this machine's addresses")
-        net.params = allocate(4 * n, &self.memory)
+        net.params = allocate(5 * n, &self.memory)
         net.grads = net.params + n
         net.state = net.grads + n
         self.allocations += 1
@@ -118,6 +119,7 @@ cdef class Program:
     def __dealloc__(self):
         self.release(&self.train)
         self.release(&self.infer)
+        clear_loss(&self.net.loss)
         free(self.memory)
         free(self.net.ops)
         free(self.net.buffers)
@@ -206,18 +208,9 @@ cdef class Program:
 
     def targets(self, y, Py_ssize_t batch, name="targets"):
         """y as the loss can read it: class indices (batch,) or numbers (batch, out_features)."""
-        cdef cnp.ndarray t
-        if self.net.loss == LOSS_NONE:
+        if self.net.loss.kind == LOSS_NONE:
             raise RuntimeError("targets were given, but the model has no loss: let a loss stand last in its layers")
-        if self.net.loss == LOSS_CROSS_ENTROPY:
-            t = as_labels(y, self.net.outputs, name)
-        else:
-            if self.net.outputs == 1 and np.ndim(y) == 1:
-                y = np.asarray(y)[:, None]
-            t = as_matrix(y, self.net.outputs, name, self.gives)
-        if cnp.PyArray_DIM(t, 0) != batch:
-            raise ValueError(f"{name}: expected {batch} rows, as many as x has, got {cnp.PyArray_DIM(t, 0)}")
-        return t
+        return as_targets(&self.net.loss, y, batch, self.net.outputs, name, self.gives)
 
     cdef void set_rows(self, Pass* p, cnp.ndarray x, cnp.ndarray t) noexcept:
         """The arrays of a pass, t or None: as `inputs` and `targets` give them."""
@@ -225,18 +218,18 @@ cdef class Program:
         p.x_row = row_stride(x)
         p.gather = self.net.pad_input
         if t is not None:
+            p.loss = self.net.loss
+            p.loss.labels = cnp.PyArray_NDIM(t) == 1
             p.target = <const char*>cnp.PyArray_DATA(t)
-            p.target_bytes = sizeof(int64_t)
-            if self.net.loss == LOSS_MSE:
-                p.target_bytes = row_stride(t) * sizeof(real)
+            p.target_bytes = sizeof(int64_t) if p.loss.labels else row_stride(t) * sizeof(real)
 
     cdef Update update(self, cnp.ndarray hyper):
-        """The coefficients of the next step, from an optimiser's array of hyper-parameters."""
+        """The coefficients of the next step, from an optimiser's table of hyper-parameters."""
         return self.next_update(<const double*>cnp.PyArray_DATA(hyper))
 
     cdef Update next_update(self, const double* hyper) noexcept nogil:
-        return coefficients(hyper, self.momentum_steps if hyper[0] == <int>OPTIMIZER_SGD else self.steps,
-                            self.net.state - self.net.params, self.net.n_block)
+        return coefficients(hyper, NULL, self.steps, self.momentum_steps, self.net.state - self.net.params,
+                            self.net.n_block)
 
     cdef void stepped(self, const Update* u) noexcept nogil:
         """Count a step."""
@@ -431,7 +424,7 @@ cdef class Program:
                         p.target = all_targets + at * p.target_bytes
                     loss = train_batch(&p, threads, &correct)
                     self.stepped(&u)
-                    if u.kind == UPDATE_ADAM or self.momentum_steps == 1:
+                    if depends_on_step(u.kind) or self.momentum_steps == 1:
                         u = self.next_update(rates)
                     if not isfinite(loss):
                         bad = at
@@ -618,7 +611,7 @@ cdef class Program:
 
     def reset(self):
         """Clear the optimiser's state, for another optimiser."""
-        memset(self.net.state, 0, 2 * self.net.n_block * sizeof(real))
+        memset(self.net.state, 0, 3 * self.net.n_block * sizeof(real))
         self.steps = self.momentum_steps = 0
 
     def restore(self, saved):

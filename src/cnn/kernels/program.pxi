@@ -50,8 +50,8 @@ cdef struct Network:
     int n_buffers
     Op* ops
     Buffer* buffers
-    Loss loss
-    real* params            # blocks of n_block reals: parameters, gradients, and two of optimiser state
+    LossSpec loss
+    real* params            # blocks of n_block reals: parameters, gradients, and three of optimiser state
     real* grads
     real* state
     Py_ssize_t n_block
@@ -81,6 +81,7 @@ cdef struct Pass:
     const real* x
     Py_ssize_t x_row
     const int64_t* order    # the rows of x and target to take, NULL: as they lie
+    LossSpec loss           # the network's, with `labels` as the targets are
     const char* target      # NULL: no loss
     Py_ssize_t target_bytes     # from a row of the targets to the next
     double* losses          # sum of each LOSS_BLOCK rows
@@ -359,17 +360,14 @@ cdef void walk_backward(const Network* net, Workspace* ws, Py_ssize_t first, Py_
                        net.params, row_of(ws.grad, net, op.src, first), net.buffers[op.src].row, few, panel)
 
 
-cdef double loss_rows(const Network* net, Workspace* ws, Py_ssize_t first, Py_ssize_t batch, const char* target,
-                      Py_ssize_t target_bytes, double scale, bint gradient, Py_ssize_t* correct) noexcept nogil:
+cdef double output_loss(const Network* net, const LossSpec* loss, Workspace* ws, Py_ssize_t first, Py_ssize_t batch,
+                        const char* target, Py_ssize_t target_bytes, double scale, bint gradient,
+                        Py_ssize_t* correct) noexcept nogil:
     """Sum of the loss over some rows; with gradient, that of the outputs goes to their buffer, times scale."""
     cdef int last = net.n_buffers - 1
     cdef Py_ssize_t row = net.buffers[last].row
-    cdef real* y = row_of(ws.value, net, last, first)
-    cdef real* dy = row_of(ws.grad, net, last, first) if gradient else NULL
-    if net.loss == LOSS_MSE:
-        return mse(batch, net.outputs, y, row, <const real*>target, target_bytes // <Py_ssize_t>sizeof(real), scale, dy,
-                   row)
-    return cross_entropy(batch, net.outputs, y, row, <const int64_t*>target, scale, dy, row, correct)
+    return loss_rows(loss, batch, net.outputs, row_of(ws.value, net, last, first), row, target, target_bytes, NULL,
+                     scale, row_of(ws.grad, net, last, first) if gradient else NULL, row, correct)
 
 
 cdef void pass_rows(Pass* p, Py_ssize_t first, Py_ssize_t batch, int thread) noexcept nogil:
@@ -390,7 +388,7 @@ cdef void pass_rows(Pass* p, Py_ssize_t first, Py_ssize_t batch, int thread) noe
     if p.gather:
         x, x_row = row_of(ws.value, net, 0, at), net.buffers[0].row
     if p.order != NULL and p.target != NULL:
-        target_bytes = net.outputs * sizeof(real) if net.loss == LOSS_MSE else sizeof(int64_t)
+        target_bytes = sizeof(int64_t) if p.loss.labels else net.outputs * sizeof(real)
         target = ws.targets + first * target_bytes
         for i in range(batch):
             memcpy(ws.targets + (first + i) * target_bytes, p.target + p.order[first + i] * p.target_bytes,
@@ -404,8 +402,8 @@ cdef void pass_rows(Pass* p, Py_ssize_t first, Py_ssize_t batch, int thread) noe
         for i from 0 <= i < batch by LOSS_BLOCK:
             block = (first + i) // LOSS_BLOCK
             p.correct[block] = 0
-            p.losses[block] = loss_rows(net, ws, at + i, smaller(LOSS_BLOCK, batch - i), target + i * target_bytes,
-                                        target_bytes, p.scale, p.keep, &p.correct[block])
+            p.losses[block] = output_loss(net, &p.loss, ws, at + i, smaller(LOSS_BLOCK, batch - i),
+                                          target + i * target_bytes, target_bytes, p.scale, p.keep, &p.correct[block])
     if p.backward:
         walk_backward(net, ws, first, batch, x, x_row, p.input_grad, p.batch <= FEW_ROWS, panel)
 
@@ -478,8 +476,8 @@ cdef double run_pass(Pass* p, int threads, Py_ssize_t* correct) noexcept nogil:
     return total
 
 
-cdef double train_sample(const Network* net, Workspace* ws, const real* x, const char* target, const Update* u,
-                         Py_ssize_t* correct) noexcept nogil:
+cdef double train_sample(const Network* net, const LossSpec* spec, Workspace* ws, const real* x, const char* target,
+                         const Update* u, Py_ssize_t* correct) noexcept nogil:
     """Forward, loss, backward and step of one sample; its loss."""
     cdef int i
     cdef const Op* op
@@ -490,7 +488,7 @@ cdef double train_sample(const Network* net, Workspace* ws, const real* x, const
         memcpy(ws.value[0], x, net.buffers[0].width * sizeof(real))
         x = ws.value[0]
     walk_forward(net, ws, 0, 1, x, 0, True, ws.panel)
-    loss = loss_rows(net, ws, 0, 1, target, 0, 1, True, correct)
+    loss = output_loss(net, spec, ws, 0, 1, target, 0, 1, True, correct)
     for i in range(net.n_ops - 1, -1, -1):
         op = &net.ops[i]
         dz = ws.grad[op.dst]
@@ -514,4 +512,4 @@ cdef double train_batch(Pass* p, int threads, Py_ssize_t* correct) noexcept nogi
     if p.batch > 1:
         return run_pass(p, threads, correct)
     cdef Py_ssize_t row = p.order[0] if p.order != NULL else 0
-    return train_sample(p.net, p.ws, p.x + row * p.x_row, p.target + row * p.target_bytes, p.update, correct)
+    return train_sample(p.net, &p.loss, p.ws, p.x + row * p.x_row, p.target + row * p.target_bytes, p.update, correct)

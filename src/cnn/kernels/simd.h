@@ -239,6 +239,21 @@ CNN_FN void vf_store_first(real *p, vf a, Py_ssize_t n)
 #endif
 }
 
+/* The first n lanes (1 <= n <= VL) of a, the others of b. */
+CNN_FN vf vf_first(vf a, Py_ssize_t n, vf b)
+{
+#if defined(__AVX512F__)
+    return (vf)CNN_PICK(_mm512_mask_blend_ps, _mm512_mask_blend_pd)(CNN_FIRST(n), b, a);
+#elif defined(__AVX2__)
+    return vf_blend((vi)CNN_FIRST(n), a, b);
+#else
+    vi lane = {0};
+    for (int i = 0; i < CNN_LANES; i++)
+        lane[i] = i;
+    return vf_blend(lane < (real_int)n, a, b);
+#endif
+}
+
 /* Lanes of the first halves (lo) or second halves (hi) of a and b in turn: a0 b0 a1 b1 ... Log2(VL) rounds of these
  * transpose a block of VL x VL, and sum VL vectors into the vector of their sums. */
 #if defined(__clang__)
