@@ -318,6 +318,32 @@ cdef void finish_chunk(const Product* p, Py_ssize_t i, Py_ssize_t rows, Py_ssize
 cdef real ONE = 1
 
 
+cdef void sum_rows(Py_ssize_t k, Py_ssize_t n, const real* b, Py_ssize_t b_row, real* sums) noexcept nogil:
+    """sums(j) = sum over l < k of B(l, j), j < n, n a multiple of VL.
+
+    In eight chains, or each addition would wait for the one before: row l goes to chain l % 8, and the chains are added
+    pairwise at the end. The order depends on k only.
+    """
+    cdef vf s[8]
+    cdef const real* at
+    cdef Py_ssize_t j, l
+    cdef int i
+    for j from 0 <= j < n by VL:
+        at = b + j
+        for i in range(8):
+            s[i] = vf_set(0)
+        for l from 0 <= l <= k - 8 by 8:
+            for i in range(8):
+                s[i] = s[i] + vf_load(at + i * b_row)
+            at += 8 * b_row
+        for i in range(8):
+            if i < k % 8:
+                s[i] = s[i] + vf_load(at + i * b_row)
+        for i in range(4):
+            s[i] = s[i] + s[i + 4]
+        vf_store(sums + j, (s[0] + s[2]) + (s[1] + s[3]))
+
+
 cdef void product(const Product* p) noexcept nogil:
     """C = A B with everything that Product asks for; 2 m n k FLOPs.
 
@@ -355,6 +381,7 @@ cdef void product_rows(const Product* p, Py_ssize_t i0, Py_ssize_t m, Py_ssize_t
     cdef bint packed = p.b_transposed or (m > 4 * TILE_MR and p.b_row * <Py_ssize_t>sizeof(real) > 4096)
     cdef const real* a = p.a + i0 * p.a_row + k0 * p.a_col
     cdef real* a_packed = p.panel + k * TILE_NV * VL
+    cdef real[3 * 16] sums
     cdef Tile t
     t.p = p
     t.k = k
@@ -392,19 +419,24 @@ cdef void product_rows(const Product* p, Py_ssize_t i0, Py_ssize_t m, Py_ssize_t
             if t.last and p.act != IDENTITY:
                 finish_chunk(p, i, t.i - i, j, nv * VL)
         if p.ones_row and last_rows:
+            sum_rows(k, nv * VL, t.b, t.b_row, sums)
             t.a, t.a_row, t.a_col, t.packed = &ONE, 0, 0, False
+            t.b, t.b_row, t.k = sums, 0, 1
             run_tiles(&t, 1, 1, nv)
+            t.k = k
         j += nv * VL
 
 
-# LANES[o] is 1 in lane o and 0 elsewhere.
+# LANES[o] is 1 in lane o and 0 elsewhere, FOURS[o] in lanes 4 o to 4 o + 3.
 cdef real[16][16] LANES
+cdef real[4][16] FOURS
 
 
 cdef void fill_lanes() noexcept nogil:
     cdef int o
     for o in range(16):
         LANES[o][o] = 1
+        FOURS[o // 4][o] = 1
 
 
 fill_lanes()
@@ -428,6 +460,8 @@ cdef inline vf dots(const int count, Py_ssize_t k, const real* x, const real* w,
         x_l = vf_load(x + l)
         for q in range(count):
             s[q] = vf_fma(x_l, vf_load(w + q * w_row + l), s[q])
+    if count == 4 and VL >= 4:
+        return vf_select_gt(vf_load(FOURS[lane // 4]), vf_set(0), vf_sum4(s[0], s[1], s[2], s[3]), y)
     for q in range(count):
         y = with_lane(y, lane + q, vf_set(vf_sum(s[q], k)))
     return y

@@ -38,6 +38,7 @@ cdef extern from "kernels/simd.h" nogil:
     vf vf_zip_lo(vf a, vf b)
     vf vf_zip_hi(vf a, vf b)
     real vf_sum(vf a, Py_ssize_t n)
+    vf vf_sum4(vf a, vf b, vf c, vf d)
     real vf_largest(vf a)
 
 cdef extern from "<math.h>" nogil:
