@@ -347,14 +347,17 @@ cdef void sum_rows(Py_ssize_t k, Py_ssize_t n, const real* b, Py_ssize_t b_row, 
 cdef void product(const Product* p) noexcept nogil:
     """C = A B with everything that Product asks for; 2 m n k FLOPs.
 
-    The m rows are cut into tiles of near-equal height, the columns into panels of near-equal width: no thin rest.
+    X^T is packed where many panels read it, as many rows at a time as A_BLOCK holds: unpacked, each tile would touch
+    k cache lines far apart, once for each panel.
     """
     cdef Py_ssize_t vectors = p.n // VL
     cdef Py_ssize_t panels = (vectors + TILE_NV - 1) // TILE_NV
     cdef Py_ssize_t k_block, rows, blocks, block, i0, m, k0 = 0
     cdef bint pack_a
     # an update or an addition needs whole sums: partial ones would have no place to go
-    k_block = larger(1, p.k) if p.finish == FINISH_UPDATE or p.finish == FINISH_ADD else smaller(larger(1, p.k), K_BLOCK)
+    k_block = larger(1, p.k)
+    if p.finish != FINISH_UPDATE and p.finish != FINISH_ADD:
+        k_block = smaller(k_block, K_BLOCK)
     rows = A_BLOCK // k_block // TILE_MR * TILE_MR
     pack_a = p.a_col != 1 and panels >= MANY_PANELS and rows >= 32 * TILE_MR and p.m > 0
     blocks = (p.m + rows - 1) // rows if pack_a else 1
@@ -371,7 +374,10 @@ cdef void product(const Product* p) noexcept nogil:
 
 cdef void product_rows(const Product* p, Py_ssize_t i0, Py_ssize_t m, Py_ssize_t k0, Py_ssize_t k, bint last_rows,
                        bint pack_a) noexcept nogil:
-    """What a block of A, rows i0.. and columns k0.., adds to C."""
+    """What a block of A, m rows from i0 and k columns from k0 on, adds to C.
+
+    The rows are cut into tiles of near-equal height, the columns into panels of near-equal width: no thin rest.
+    """
     cdef Py_ssize_t row_tiles = (m + TILE_MR - 1) // TILE_MR
     cdef Py_ssize_t height = m // row_tiles if row_tiles else 0
     cdef Py_ssize_t taller = m % row_tiles if row_tiles else 0        # so many tiles have one row more
