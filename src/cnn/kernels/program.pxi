@@ -1,8 +1,8 @@
 # The program: a Sequential compiled to an array of ops over numbered buffers, and the walks along it. Plain C: no
 # Python object is touched here. The class that Python sees is in model.pxi.
 #
-# Buffer 0 is the input of the model; every op reads one or more buffers and writes buffer `dst`. A buffer has a value, a
-# gradient and, where its op's activation needs it, the value before the activation, all (batch, width) with rows
+# Buffer 0 is the input of the model; every op reads one or more buffers and writes buffer `dst`. A buffer has a value,
+# a gradient and, where its op's activation needs it, the value before the activation, all (batch, width) with rows
 # padded to VL; the padding is zero. They live in a Workspace, which grows with the batch and is otherwise allocated
 # once. A buffer that several ops read gets the sum of their gradients: going back, the first to be visited stores its
 # part and the others add theirs (`adds`).
@@ -187,12 +187,37 @@ cdef Py_ssize_t padded_row(Py_ssize_t width, Py_ssize_t rows) noexcept nogil:
     return row if row // per_line % 2 else row + per_line
 
 
+cdef extern from *:
+    """
+    #if defined(__linux__)
+    #include <sys/mman.h>
+    #endif
+    #define HUGE_PAGE ((size_t)1 << 21)
+    /* Ask for huge pages: a large matrix is read in more pages than the processor remembers addresses of. */
+    static inline void use_huge_pages(void *at, size_t bytes)
+    {
+    #if defined(MADV_HUGEPAGE)
+        madvise(at, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+    #else
+        (void)at, (void)bytes;
+    #endif
+    }
+    """
+    size_t HUGE_PAGE
+    void use_huge_pages(void* at, size_t bytes) nogil
+
+
 cdef real* allocate(Py_ssize_t n, void** memory) except NULL:
     """n zeroed reals, aligned to a cache line, in new memory that is to be freed. Untouched pages take no memory."""
-    memory[0] = calloc(n * sizeof(real) + LINE, 1)
+    cdef size_t size = n * sizeof(real), unit = HUGE_PAGE if size >= 2 * HUGE_PAGE else LINE
+    cdef real* at
+    memory[0] = calloc(size + unit, 1)
     if memory[0] == NULL:
-        raise MemoryError(f"cannot allocate {n * sizeof(real)} bytes")
-    return <real*>(<uintptr_t>memory[0] // LINE * LINE + LINE)
+        raise MemoryError(f"cannot allocate {size} bytes")
+    at = <real*>(<uintptr_t>memory[0] // unit * unit + unit)
+    if unit == HUGE_PAGE:
+        use_huge_pages(at, size)
+    return at
 
 
 cdef void forward_linear(const Op* op, Py_ssize_t batch, const real* x, Py_ssize_t x_row, const real* params,
@@ -332,7 +357,8 @@ cdef inline real* row_of(real** buffers, const Network* net, int b, Py_ssize_t f
     return buffers[b] + first * net.buffers[b].row
 
 
-cdef inline const real* source(const Network* net, Workspace* ws, int b, Py_ssize_t first, const real* x) noexcept nogil:
+cdef inline const real* source(const Network* net, Workspace* ws, int b, Py_ssize_t first,
+                               const real* x) noexcept nogil:
     """Row `first` of what an op reads: buffer 0 may lie where the caller has it."""
     return x if b == 0 else row_of(ws.value, net, b, first)
 
@@ -401,7 +427,8 @@ cdef void walk_forward(const Network* net, Workspace* ws, Py_ssize_t first, Py_s
         elif op.kind == OP_SOFTMAX or op.kind == OP_LOG_SOFTMAX:
             softmax_rows(op.kind == OP_LOG_SOFTMAX, batch, op.n_out, src, src_row, dst, row)
         elif op.kind == OP_DROPOUT:
-            dropout_rows(batch, op.n_out, op.param if ws.training else 0, op.key, ws.row0 + first, src, src_row, dst, row)
+            dropout_rows(batch, op.n_out, op.param if ws.training else 0, op.key, ws.row0 + first, src, src_row, dst,
+                         row)
         elif op.kind == OP_LAYER_NORM:
             layer_norm_rows(batch, op.n_out, op.param, src, src_row, norm_weight(net, op), norm_bias(net, op), dst, row,
                             ws.extra[i] + 2 * first)
@@ -462,7 +489,8 @@ cdef void backward_gate(const Network* net, Workspace* ws, const Op* op, Py_ssiz
         elif op.kind == OP_MULTIPLY:
             multiply_backward_rows(batch, n, sources, rows, op.n_src, s, dy, row, op.adds[s], da, b_row)
         else:
-            maximum_backward_rows(batch, n, sources, rows, s, sources[s], rows[s], y, row, dy, row, op.adds[s], da, b_row)
+            maximum_backward_rows(batch, n, sources, rows, s, sources[s], rows[s], y, row, dy, row, op.adds[s], da,
+                                  b_row)
         if op.kind == OP_CONCAT:
             dy += net.buffers[b].width
 
@@ -665,32 +693,35 @@ cdef void weights_task(void* argument, int thread) noexcept nogil:
     cdef const Op* op
     cdef const real* x
     cdef real* panel = p.ws.panel + thread * p.ws.panel_size
-    cdef Py_ssize_t x_row, rows, piece, first, claimed = atomic_add(&p.claimed, 1), at = 0
+    cdef Py_ssize_t x_row, rows, unit, units, piece, pieces, first, end, claimed = atomic_add(&p.claimed, 1), at = 0
     cdef int i
     for i in range(net.n_ops - 1, -1, -1):
         op = &net.ops[i]
         if op.kind == OP_LINEAR:
-            rows = op.n_out if op.transposed else op.n_in
-            piece = rows if p.threads == 1 else larger(PIECE_ROWS, round_up(rows // (4 * p.threads) + 1, TILE_MR))
+            # as many for each thread, and equal but for one tile: the last to finish is not far behind
+            rows, unit = op.n_out if op.transposed else op.n_in, TILE_MR
+            pieces = smaller(4, rows // (PIECE_ROWS * p.threads)) * p.threads if p.threads > 1 else 1
         elif op.has_weight or op.has_bias:
-            rows = op.row
-            piece = COLUMNS
+            rows, unit = op.row, COLUMNS
+            pieces = rows
         else:
             continue
-        first = 0
-        while first < rows:
+        units = (rows + unit - 1) // unit
+        pieces = larger(1, smaller(pieces, units))
+        for piece in range(pieces):
             if at == claimed:
+                first = units * piece // pieces * unit
+                end = smaller(rows, units * (piece + 1) // pieces * unit)
                 x, x_row = p.ws.value[op.src], net.buffers[op.src].row
                 if op.src == 0 and not p.gather:
                     x, x_row = p.x, p.x_row
                 if op.kind == OP_LINEAR:
-                    weight_gradient(op, first, smaller(piece, rows - first), p.batch, x, x_row, p.ws.grad[op.dst],
+                    weight_gradient(op, first, end - first, p.batch, x, x_row, p.ws.grad[op.dst],
                                     net.buffers[op.dst].row, net, p.update, p.overwrite, panel)
                 else:
-                    norm_gradient(p, i, first, smaller(piece, rows - first), x, x_row, panel)
+                    norm_gradient(p, i, first, end - first, x, x_row, panel)
                 claimed = atomic_add(&p.claimed, 1)
             at += 1
-            first += piece
 
 
 # A batch --------------------------------------------------------------------------------------------------------------
@@ -731,7 +762,7 @@ cdef double run_pass(Pass* p, int threads, double* weight, Py_ssize_t* correct) 
         threads = 1
     p.threads = threads
     if p.keep or p.backward:
-        p.chunk = round_up(larger(CHUNK_ROWS, smaller(MOST_ROWS, p.batch // (4 * threads) + 1)), LOSS_BLOCK)
+        p.chunk = round_up(larger(CHUNK_ROWS, smaller(MOST_ROWS, p.batch // (2 * threads))), LOSS_BLOCK)
         if threads == 1 and p.batch <= 2 * MOST_ROWS:
             p.chunk = p.batch
     if p.target != NULL:
