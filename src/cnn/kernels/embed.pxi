@@ -35,7 +35,7 @@ cdef enum:
 
 
 cdef Py_ssize_t scratch_reals(const Network* net, Py_ssize_t rows, Workspace* ws, real* at) noexcept nogil:
-    """Reals that the buffers, and what the ops keep, take for some rows. With a workspace: lay them out from `at` on."""
+    """Reals for the values of some rows and for what the ops keep. With a workspace: lay them out from `at` on."""
     cdef Py_ssize_t n = 0
     cdef int i
     for i in range(net.n_buffers):
@@ -103,7 +103,7 @@ def handle(Program program):
     e.net = net
     e.chunk = larger(smaller(EMBEDDED_BYTES // row, LOSS_BLOCK), 1)
     e.model.scratch = (2 * LINE + (net.n_buffers + net.n_ops) * sizeof(real*)
-                       + (scratch_reals(net, e.chunk, NULL, NULL) + panel_size(0)) * sizeof(real))
+                       + (scratch_reals(net, e.chunk, NULL, NULL) + panel_size(0, 0)) * sizeof(real))
     e.program = <PyObject*>program
     Py_INCREF(program)
     try:
