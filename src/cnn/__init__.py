@@ -18,7 +18,18 @@ from .layers import (
     Softplus,
     Tanh,
 )
-from .losses import CrossEntropyLoss, MSELoss
+from .losses import (
+    BCEWithLogitsLoss,
+    CallableLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+    PoissonNLLLoss,
+    QuantileLoss,
+    SmoothL1Loss,
+)
 from .optim import SGD, Adam, AdamW
 from .sequential import Sequential
 from .training import DivergenceError, History
@@ -29,17 +40,25 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "BCEWithLogitsLoss",
+    "CallableLoss",
     "CrossEntropyLoss",
     "DivergenceError",
     "History",
+    "HuberLoss",
     "Identity",
+    "L1Loss",
     "LeakyReLU",
     "Linear",
     "MSELoss",
+    "NLLLoss",
+    "PoissonNLLLoss",
+    "QuantileLoss",
     "ReLU",
     "Sequential",
     "SiLU",
     "Sigmoid",
+    "SmoothL1Loss",
     "Softplus",
     "Tanh",
     "functional",
