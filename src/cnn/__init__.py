@@ -2,9 +2,10 @@
 
 __version__ = "0.1.0"
 
-from . import functional
+from . import functional, initializers
 from ._config import show_config
 from ._threads import get_num_threads, set_num_threads
+from .branches import Add, Concat, Maximum, Multiply
 from .checkpoint import load
 from .layers import (
     ELU,
@@ -30,39 +31,77 @@ from .losses import (
     QuantileLoss,
     SmoothL1Loss,
 )
-from .optim import SGD, Adam, AdamW
+from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
+from .regularization import BatchNorm1d, Dropout, LayerNorm
+from .schedules import (
+    ConstantLR,
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    ExponentialLR,
+    LinearLR,
+    MultiStepLR,
+    OneCycleLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
 from .sequential import Sequential
+from .softmax import LogSoftmax, Softmax
 from .training import DivergenceError, History
 
 __all__ = [
     "ELU",
     "GELU",
     "SGD",
+    "Adagrad",
     "Adam",
     "AdamW",
+    "Add",
     "BCEWithLogitsLoss",
+    "BatchNorm1d",
     "CallableLoss",
+    "Concat",
+    "ConstantLR",
+    "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts",
     "CrossEntropyLoss",
     "DivergenceError",
+    "Dropout",
+    "ExponentialLR",
     "History",
     "HuberLoss",
     "Identity",
     "L1Loss",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
+    "LinearLR",
+    "LogSoftmax",
     "MSELoss",
+    "Maximum",
+    "MultiStepLR",
+    "Multiply",
     "NLLLoss",
+    "OneCycleLR",
     "PoissonNLLLoss",
+    "PolynomialLR",
     "QuantileLoss",
+    "RMSprop",
     "ReLU",
+    "ReduceLROnPlateau",
     "Sequential",
+    "SequentialLR",
     "SiLU",
     "Sigmoid",
     "SmoothL1Loss",
+    "Softmax",
     "Softplus",
+    "StepLR",
     "Tanh",
     "functional",
     "get_num_threads",
+    "initializers",
     "load",
     "set_num_threads",
     "show_config",

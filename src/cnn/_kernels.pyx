@@ -27,7 +27,9 @@ include "kernels/softmax.pxi"       # softmax and log-softmax, on rows
 include "kernels/dropout.pxi"       # dropout, its masks by counter
 include "kernels/norm.pxi"          # layer and batch normalisation
 include "kernels/threads.pxi"       # the pool of threads
+include "kernels/gates.pxi"         # sums, products, maxima of branches
 include "kernels/program.pxi"       # ops over buffers, and the walks over them
+include "kernels/step.pxi"          # the optimiser's step on a whole network
 include "kernels/arrays.pxi"        # from Python objects to pointers
 include "kernels/targets.pxi"       # targets and weights, checked
 include "kernels/model.pxi"         # the class that Python sees

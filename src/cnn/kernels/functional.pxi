@@ -202,8 +202,8 @@ def sgd_step(param, grad, momentum_buffer, double lr, double momentum, double da
         m = as_out(momentum_buffer, np.shape(w), "momentum_buffer")
         refuse_overlap(m, "momentum_buffer", w, g)
     refuse_overlap(w, "param", g)
-    cdef double[6] hyper = [<double>(<int>OPTIMIZER_SGD), lr, momentum, dampening, weight_decay, nesterov]
-    cdef Update u = coefficients(hyper, not first, data(m) - data(w), 0)
+    cdef double[8] hyper = [<double>(<int>OPTIMIZER_SGD), lr, momentum, weight_decay, 1, dampening, nesterov, 0]
+    cdef Update u = coefficients(hyper, NULL, not first, not first, data(m) - data(w), 0)
     if first and momentum != 0:
         m.fill(0)                               # whatever is there, it is no momentum
     cdef Py_ssize_t n = w.size, whole = n // VL * VL, rest = n - whole
