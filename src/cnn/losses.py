@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ._checks import choice, flag, integer, number, positive
 from ._dispatch import kernels
 from .functional import real_dtype
 
@@ -38,28 +39,9 @@ __all__ = [
 ]
 
 
-def _number(name: str, value, low: float = 0.0, high: float = np.inf, *, open_low: bool = False) -> float:
-    """A finite number from low to high, as a float."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not (np.isfinite(value) and low <= value <= high) or (open_low and value == low):
-        wanted = f"above {low:g}" if open_low else f"of at least {low:g}"
-        most = "" if high == np.inf else f" and at most {high:g}"
-        raise ValueError(f"{name}: expected a finite number {wanted}{most}, got {value}")
-    return float(value)
-
-
-def _flag(name: str, value) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
-    return bool(value)
-
-
-def _index(name: str, value) -> int:
-    """An int that int64 can hold."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an int, got {value!r}")
-    if not -(2**63) <= value < 2**63:
+def _int64(name: str, value) -> int:
+    """An int of 64 bits."""
+    if integer(name, value, -(2**63)) >= 2**63:
         raise ValueError(f"{name}: expected an int of 64 bits, got {value}")
     return int(value)
 
@@ -99,9 +81,7 @@ class Loss:
     column: ClassVar[str | None] = None  # the argument that has a number for each output
 
     def __init__(self, *, reduction="mean"):
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
-        self.reduction = reduction
+        self.reduction = choice("reduction", reduction, ("mean", "sum"))
         self._gradient: np.ndarray | None = None
 
     def forward(self, outputs, targets, sample_weight=None) -> float:
@@ -225,7 +205,7 @@ class HuberLoss(Loss):
 
     def __init__(self, *, delta=1.0, reduction="mean"):
         super().__init__(reduction=reduction)
-        self.delta = _number("delta", delta, open_low=True)
+        self.delta = positive("delta", delta)
 
     def _parameters(self) -> dict[str, Any]:
         return {"delta": self.delta}
@@ -245,7 +225,7 @@ class SmoothL1Loss(Loss):
 
     def __init__(self, *, beta=1.0, reduction="mean"):
         super().__init__(reduction=reduction)
-        self.beta = _number("beta", beta)
+        self.beta = number("beta", beta, 0)
 
     def _parameters(self) -> dict[str, Any]:
         return {"delta": self.beta, "unit": self.beta}
@@ -271,7 +251,7 @@ class BCEWithLogitsLoss(Loss):
     def __init__(self, *, pos_weight=None, reduction="mean"):
         super().__init__(reduction=reduction)
         one = pos_weight is not None and np.ndim(pos_weight) == 0
-        self.pos_weight = _number("pos_weight", pos_weight) if one else _weights("pos_weight", pos_weight)
+        self.pos_weight = number("pos_weight", pos_weight, 0) if one else _weights("pos_weight", pos_weight)
 
 
 class CrossEntropyLoss(Loss):
@@ -308,8 +288,10 @@ class CrossEntropyLoss(Loss):
     def __init__(self, weight=None, *, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
         super().__init__(reduction=reduction)
         self.weight = _weights("weight", weight)
-        self.ignore_index = _index("ignore_index", ignore_index)
-        self.label_smoothing = _number("label_smoothing", label_smoothing, 0, 1)
+        self.ignore_index = _int64("ignore_index", ignore_index)
+        self.label_smoothing = number("label_smoothing", label_smoothing, 0)
+        if label_smoothing > 1:
+            raise ValueError(f"label_smoothing: expected at most 1, got {label_smoothing}")
 
     def _parameters(self) -> dict[str, Any]:
         return {"ignore_index": self.ignore_index, "smoothing": self.label_smoothing}
@@ -335,7 +317,7 @@ class NLLLoss(Loss):
     def __init__(self, weight=None, *, ignore_index=-100, reduction="mean"):
         super().__init__(reduction=reduction)
         self.weight = _weights("weight", weight)
-        self.ignore_index = _index("ignore_index", ignore_index)
+        self.ignore_index = _int64("ignore_index", ignore_index)
 
     def _parameters(self) -> dict[str, Any]:
         return {"ignore_index": self.ignore_index}
@@ -362,9 +344,9 @@ class PoissonNLLLoss(Loss):
 
     def __init__(self, *, log_input=True, full=False, eps=1e-8, reduction="mean"):
         super().__init__(reduction=reduction)
-        self.log_input = _flag("log_input", log_input)
-        self.full = _flag("full", full)
-        self.eps = _number("eps", eps)
+        self.log_input = flag("log_input", log_input)
+        self.full = flag("full", full)
+        self.eps = number("eps", eps, 0)
 
     def _parameters(self) -> dict[str, Any]:
         return {"log_input": self.log_input, "full": self.full, "eps": self.eps}
