@@ -1,15 +1,15 @@
-# Losses: value, gradient and second derivative of each row, in as few passes over the outputs as they need. Plain C; what
-# Python gives is checked in targets.pxi.
+# Losses: value, gradient and second derivative of each row, in as few passes over the outputs as they need. Plain C;
+# what Python gives is checked in targets.pxi.
 #
-# What they return is a weighted sum over the rows and no mean, so that parts of a batch add up; dividing by the sum of the
-# weights (loss_weight) is the caller's, who puts it into `scale`. The mean over the columns of an elementwise loss is
-# taken here. Gradients may be NULL: the loss alone.
+# What they return is a weighted sum over the rows and no mean, so that parts of a batch add up; dividing by the sum of
+# the weights (loss_weight) is the caller's, who puts it into `scale`. The mean over the columns of an elementwise loss
+# is taken here. dy may be NULL: the loss alone.
 #
-# A row counts with the weight of its sample times that of its class. Rows whose class index is ignore_index, and rows of
-# weight 0, have the loss 0 and the gradient 0, whatever their outputs are.
+# A row counts with the weight of its sample times that of its class. Rows whose class index is ignore_index, and rows
+# of sample weight 0, have the loss 0 and the gradient 0, whatever their outputs are.
 #
-# Rows of y, dy, v and hv are padded to VL, those of targets are not. The padding of y is not relied upon where that
-# matters; that of dy and hv is set to zero: the products rely on it.
+# Rows of y, dy, v and hv are padded to VL, those of targets are not. The padding of y is zero, or for the losses of
+# classes anything; that of dy and hv is set to zero: the products rely on it.
 
 cdef enum LossKind:
     LOSS_NONE
