@@ -8,8 +8,7 @@
 
 cdef enum:
     SUM_ROWS = 64           # rows that are added up as reals before they join the others' sum, in double
-    SUM_VECTORS = 4         # of columns that are summed side by side: one line of each row at a time would leave the
-                            # adder waiting
+    SUM_VECTORS = 4         # vectors of columns that are summed side by side: a single sum would wait for its adder
 
 cdef enum ColumnSum:
     SUM_VALUES              # of x
