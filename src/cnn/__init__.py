@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from . import functional, initializers
 from ._config import show_config
 from ._threads import get_num_threads, set_num_threads
+from .branches import Add, Concat, Maximum, Multiply
 from .checkpoint import load
 from .layers import (
     ELU,
@@ -45,7 +46,9 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Add",
     "BatchNorm1d",
+    "Concat",
     "ConstantLR",
     "CosineAnnealingLR",
     "CosineAnnealingWarmRestarts",
@@ -61,7 +64,9 @@ __all__ = [
     "LinearLR",
     "LogSoftmax",
     "MSELoss",
+    "Maximum",
     "MultiStepLR",
+    "Multiply",
     "OneCycleLR",
     "PolynomialLR",
     "RMSprop",

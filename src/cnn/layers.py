@@ -98,8 +98,8 @@ class Layer:
 class Parametric(Layer):
     """A layer with arrays: parameters, their gradients, running statistics. In a model they are views of its memory.
 
-    They are made when they are first asked for. A layer that is handed to a model before that gets them from the model's
-    seed; afterwards it brings its own.
+    They are made when they are first asked for. A layer that is handed to a model before that gets them from the
+    model's seed; afterwards it brings its own.
     """
 
     parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")
@@ -128,11 +128,7 @@ class Parametric(Layer):
 
     def _array(self, name: str) -> np.ndarray | None:
         if not self._arrays:
-            owner = self._owner()
-            if owner is not None:
-                owner._program  # noqa: B018, makes the program, which this layer joins
-            else:
-                self._own()
+            self._own()
         return self._arrays[name]
 
     def _assign(self, name: str, value) -> None:
@@ -389,7 +385,9 @@ class Linear(Parametric):
 
     def __repr__(self) -> str:
         config = self.get_config()
-        options = [f"{k}={v!r}" for k, v in config.items() if k not in ("in_features", "out_features") and v is not True]
+        options = [
+            f"{k}={v!r}" for k, v in config.items() if k not in ("in_features", "out_features") and v is not True
+        ]
         return f"Linear({', '.join([str(self.in_features), str(self.out_features), *options])})"
 
 
