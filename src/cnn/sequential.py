@@ -557,6 +557,7 @@ class Sequential(layers.Layer):
         return {name: a for _, place in self._parametric for name, a in self._named_of(place, *kinds).items()}
 
     def _named_of(self, place: Place, *kinds: str) -> dict[str, np.ndarray]:
+        place.layer._array("weight")  # makes the arrays, if they have not been made
         arrays = {f"{place.key}.{kind}": place.layer._arrays.get(kind) for kind in kinds}
         return {name: a for name, a in arrays.items() if a is not None}
 
