@@ -5,7 +5,10 @@ __version__ = "0.1.0"
 from . import functional
 from ._config import show_config
 from ._threads import get_num_threads, set_num_threads
+from .batches import Blocks
+from .callbacks import Callback, CSVLogger, EarlyStopping, LambdaCallback, TensorBoardLogger
 from .checkpoint import load
+from .history import History
 from .layers import (
     ELU,
     GELU,
@@ -21,7 +24,7 @@ from .layers import (
 from .losses import CrossEntropyLoss, MSELoss
 from .optim import SGD, Adam, AdamW
 from .sequential import Sequential
-from .training import DivergenceError, History
+from .training import DivergenceError
 
 __all__ = [
     "ELU",
@@ -29,10 +32,15 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Blocks",
+    "CSVLogger",
+    "Callback",
     "CrossEntropyLoss",
     "DivergenceError",
+    "EarlyStopping",
     "History",
     "Identity",
+    "LambdaCallback",
     "LeakyReLU",
     "Linear",
     "MSELoss",
@@ -42,6 +50,7 @@ __all__ = [
     "Sigmoid",
     "Softplus",
     "Tanh",
+    "TensorBoardLogger",
     "functional",
     "get_num_threads",
     "load",
