@@ -173,7 +173,7 @@ class EarlyStopping(Callback):
             return
         self.best, self.best_epoch, self._waited = value, epoch, 0
         if self.restore_best_weights:
-            self._saved = self.model._program.snapshot()
+            self._saved = self.model._program.snapshot(self.model.optimizer.states)
 
     def on_train_end(self, logs):
         if self._saved is not None:

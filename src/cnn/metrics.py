@@ -329,6 +329,8 @@ class Metrics:
 
     def check(self, targets: np.ndarray, width: int) -> None:
         """ValueError if a metric is not defined for such targets and `width` outputs."""
+        if width == 1 and targets.ndim == 1:
+            targets = targets[:, None]
         for metric in self.list:
             metric.check(targets, width)
 
@@ -338,6 +340,8 @@ class Metrics:
 
     def update(self, targets: np.ndarray, outputs: np.ndarray) -> None:
         """Count a block; rows whose target is the loss's `ignore_index` are left out."""
+        if outputs.shape[1] == 1 and targets.ndim == 1:
+            targets = targets[:, None]
         if self.ignored is not None and targets.ndim == 1:
             kept = targets != self.ignored
             if not kept.all():

@@ -5,8 +5,11 @@ Where the rows come from is in batches.py; what is made of the numbers is in met
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +56,9 @@ class Context:
         return y
 
     def weights(self, w, n: int, name: str) -> np.ndarray:
+        """w as the loss can read it."""
+        if self.own_loss:
+            raise ValueError(f"{name}: expected none with a loss of your own, which weighs the rows itself")
         return self.program.weights(w, n, name)
 
     def no_rows(self, names: Names) -> ValueError:
@@ -171,6 +177,8 @@ def _fit(
     validation = _validation(model, source, validation_data, validation_split, epochs - initial_epoch)
     ignored = getattr(model.loss, "ignore_index", None)
     if class_weight is not None:
+        if context.own_loss:
+            raise ValueError("class_weight: expected none with a loss of your own, which weighs the rows itself")
         blocks = source.labels() if hasattr(source, "labels") else None
         context.class_weights = _class_weights(class_weight, blocks, program.outputs, ignored)
     meter, val_meter = (_Meter(metrics, model, program) for _ in range(2))
@@ -207,14 +215,12 @@ def _fit(
             trainer = _Trainer(context, model, meter, schedule, chosen, bar, threads)
             for call in overridden(chosen, "on_train_begin"):
                 call({})
-            before = earlier = None
             for epoch in range(initial_epoch + 1, epochs + 1):
                 if trainer.stopped():
                     break
-                earlier, before = before, program.snapshot()
                 for call in overridden(chosen, "on_epoch_begin"):
                     call(epoch, {})
-                logs = trainer.epoch(source, epoch, seen, before, earlier)
+                logs = trainer.epoch(source, epoch, seen)
                 seen += 1
                 model._epochs_seen = seen
                 if validation is not None:
@@ -376,34 +382,34 @@ class _Trainer:
         self.groups = 1  # steps of the optimiser in one native call
         self.rows = 0
         self.lr = np.nan
+        self.before: Any = None  # snapshots of the epoch's beginning, and of that of the epoch before
+        self.earlier: Any = None
         self.train = self.own_batches if context.own_loss else self.program.train_batches
 
     def stopped(self) -> bool:
         return self.model.stop_training or any(callback.stop for callback in self.callbacks)
 
-    def epoch(self, source: Source, epoch: int, seen: int, before, earlier) -> dict[str, float]:
+    def epoch(self, source: Source, epoch: int, seen: int) -> dict[str, float]:
         """Train one epoch; its scores."""
+        self.earlier, self.before = self.before, self.program.snapshot()
         totals = np.zeros(4)  # weighted sum of the loss, sum of weights, rows classified right, rows
         self.rows = batches = 0
         self.meter.reset()
         rates = self.schedule.of(seen, 1) if self.schedule and not self.schedule.per_step else None
         parts = source.parts(seen)
         while True:
-            try:
+            with self.undone():
                 part = next(parts, None)
-            except Exception:
-                self.program.restore(before)
-                raise
             if part is None:
                 break
-            done = self.part(part, epoch, batches, totals, rates, before, earlier)
+            done = self.part(part, epoch, batches, totals, rates)
             self.rows += done
             batches += -(-done // part.batch_size)
             if done < len(part.x) or (self.on_batch_end and self.stopped()):
                 break
         return {**self.model._scores(*totals), **self.meter.results()}
 
-    def part(self, part, epoch: int, batches: int, totals: np.ndarray, rates, before, earlier) -> int:
+    def part(self, part, epoch: int, batches: int, totals: np.ndarray, rates) -> int:
         """Train on a part; the rows that were done, all of them unless a callback ends the training."""
         n, batch_size = len(part.x), part.batch_size
         group = self.accumulate * batch_size
@@ -426,7 +432,7 @@ class _Trainer:
             took = time.perf_counter() - began
             if bad >= 0:
                 lr = self.model.optimizer.lr if now is None else now[(bad - at) // group, 0]
-                self.diverged(epoch, batches + bad // batch_size, lr, before, earlier)
+                self.diverged(epoch, batches + bad // batch_size, lr)
             at = stop
             if self.on_batch_end:
                 totals += sums
@@ -446,19 +452,48 @@ class _Trainer:
             self.meter.update(y, out[:at])
         return at
 
-    def diverged(self, epoch: int, batch: int, lr: float, before, earlier) -> None:
+    @contextlib.contextmanager
+    def undone(self):
+        """Put back what the epoch has changed, if a batch cannot be had, or a loss of the user's own fails."""
+        try:
+            yield
+        except Exception:
+            self.program.restore(self.before)
+            raise
+
+    def diverged(self, epoch: int, batch: int, lr: float) -> None:
         """Put back the last epoch whose parameters are finite, and say so."""
-        self.program.restore(before)
-        if earlier is not None and not np.isfinite(self.program.parameters).all():
-            self.program.restore(earlier)  # the step of the last batch made numbers that no loss has seen
+        self.program.restore(self.before)
+        if self.earlier is not None and not np.isfinite(self.program.parameters).all():
+            self.program.restore(self.earlier)  # the step of the last batch made numbers that no loss has seen
         raise DivergenceError(
             f"the loss is not finite in epoch {epoch}, batch {batch}, at a learning "
             f"rate of {lr:g}; the parameters are those from before this epoch"
         )
 
     def own_batches(self, x, y, w, order, start, stop, batch_size, rates, out, threads, accumulate, totals) -> int:
-        """`train_batches` with a loss of the user's own, called for each batch."""
-        raise NotImplementedError
+        """`train_batches` with a loss of the user's own, which is called for each batch."""
+        program, loss = self.program, self.model.loss
+        group = accumulate * batch_size
+        for step, first in enumerate(range(start, stop, group)):
+            last = min(stop, first + group)
+            count = -(-(last - first) // batch_size)
+            program.zero_grads()
+            for at in range(first, last, batch_size):
+                end = min(last, at + batch_size)
+                rows = slice(at, end) if order is None else order[at:end]
+                outputs = program.forward(x[rows], None, threads)
+                with self.undone():
+                    value, gradient = loss.value_and_gradient(outputs, y[rows])
+                if not math.isfinite(value):
+                    return at
+                program.backward(gradient / count, threads)
+                if out is not None:
+                    out[at:end] = outputs
+                totals += (value * (end - at), end - at, 0, end - at)
+            program.step(None if rates is None else rates[step])
+        program.zero_grads()
+        return -1
 
 
 # evaluate -------------------------------------------------------------------------------------------------------------
@@ -483,7 +518,11 @@ def _evaluate(model, program, source: Source, meter: _Meter, threads) -> dict[st
         for at in range(0, n, step):
             rows = slice(at, at + step)
             x, y = part.x[rows], part.y[rows]
-            sums = program.evaluate(x, y, None if part.w is None else part.w[rows], threads)
+            if source.context.own_loss:
+                value, _ = model.loss.value_and_gradient(program.predict(x, None, threads), y)
+                sums = (value * len(x), len(x), 0)
+            else:
+                sums = program.evaluate(x, y, None if part.w is None else part.w[rows], threads)
             counted = len(x) if ignored is None or y.ndim > 1 else np.count_nonzero(y != ignored)
             totals += (*sums, counted)
             if meter:
