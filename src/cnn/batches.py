@@ -6,6 +6,7 @@ rows of an array are one part; of a file each block is one, so that reading stay
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 from collections.abc import Iterable, Iterator
@@ -57,6 +58,20 @@ class Source:
         """Raise what can be raised before anything is trained: `metrics` has a method check(targets)."""
 
 
+class Rows(Source):
+    """A source of rows that are numbered: they can be split, and their targets gone over."""
+
+    rows: int
+
+    def split(self, n: int) -> Rows:
+        """Give away the rows from number n on, as a source of their own."""
+        raise NotImplementedError
+
+    def labels(self) -> Iterator[np.ndarray]:
+        """All targets, in one or more arrays."""
+        raise NotImplementedError
+
+
 class Blocks:
     """Rows of arrays that do not fit into memory, read and converted block by block.
 
@@ -94,21 +109,20 @@ class Blocks:
 # arrays in memory -----------------------------------------------------------------------------------------------------
 
 
-class _Arrays(Source):
+class _Arrays(Rows):
     def __init__(self, context, x, y, w, names: Names):
         self.context = context
         self.names = names
         program = context.program
-        self.x = program.inputs(x, names.x)
+        self.x: np.ndarray = program.inputs(x, names.x)
         self.y = context.targets(y, len(self.x), names.y)
         if len(self.x) == 0:
             raise context.no_rows(names)
         self.w = None if w is None else context.weights(w, len(self.x), names.w)
         self.rows = len(self.x)
-        self.order = None
+        self.order: np.ndarray | None = None
 
     def split(self, n: int) -> _Arrays:
-        """Give away the rows from number n on."""
         rest = object.__new__(_Arrays)
         rest.__dict__.update(self.__dict__)
         rest.x, rest.y, rest.w = self.x[n:], self.y[n:], None if self.w is None else self.w[n:]
@@ -163,15 +177,15 @@ class _Mapped:
     A map opened copy-on-write may differ from the file; it is read through the map, after a look at the file's size.
     """
 
-    def __init__(self, array: np.ndarray, owner: np.memmap, name: str):
+    def __init__(self, array: np.ndarray, owner: Any, name: str):
         self.array = array
         self.name = name
         self.shape = array.shape
         self.dtype = array.dtype
-        self.path = owner.filename
-        self.private = owner.mode == "c"
-        if self.path is None:
+        if owner.filename is None:
             raise ValueError(f"{name}: expected a memory map of a file with a name")
+        self.path: str = os.fspath(owner.filename)
+        self.private = owner.mode == "c"
         # Where the array begins in the file: the map begins at a multiple of the granularity.
         begin = np.frombuffer(owner._mmap, np.uint8).__array_interface__["data"][0]
         begin -= owner.offset - owner.offset % mmap.ALLOCATIONGRANULARITY
@@ -211,11 +225,11 @@ class _Mapped:
         if self.private:
             self.span(start, stop, self.size())
             return np.array(self.array[start:stop])
-        with open(self.path, "rb", buffering=0) as file:
+        with io.FileIO(self.path) as file:
             low, size = self.span(start, stop, os.fstat(file.fileno()).st_size)
             if self.buffer.size < size:
                 self.buffer = np.empty(size, np.uint8)
-            room = memoryview(self.buffer)[:size]
+            room = self.buffer.data[:size]
             file.seek(low)
             while len(room):
                 n = file.readinto(room[:PIECE_BYTES])
@@ -243,7 +257,7 @@ def _rows_of(array, name: str):
     return _Slices(array, name)
 
 
-class _Blocks(Source):
+class _Blocks(Rows):
     def __init__(self, context, blocks: Blocks, names: Names):
         self.context = context
         self.names = names
@@ -268,7 +282,6 @@ class _Blocks(Source):
         self.block = -(-self.block // group) * group
 
     def split(self, n: int) -> _Blocks:
-        """Give away the rows from number n on."""
         rest = object.__new__(_Blocks)
         rest.__dict__.update(self.__dict__)
         rest.start, rest.rows = self.start + n, self.rows - n
@@ -324,6 +337,7 @@ class _Iterable(Source):
         self.context = context
         self.names = names
         self.batches = batches
+        self.training = False
         self.sequence = hasattr(batches, "__len__") and hasattr(batches, "__getitem__")
         if self.sequence and len(batches) == 0:
             raise context.no_rows(names)
@@ -341,10 +355,11 @@ class _Iterable(Source):
     def parts(self, epoch):
         context = self.context
         batches: Iterable = self.batches
-        group = 1 if epoch is None else context.accumulate
+        self.training = epoch is not None
+        group = context.accumulate if self.training else 1
         if self.sequence:
             order: Any = range(len(self.batches))
-            if epoch is not None and context.shuffle:
+            if self.training and context.shuffle:
                 order = context.permutation(len(self.batches), context.seed, epoch).tolist()
             batches = (self.batches[i] for i in order)
         found: list = []
@@ -365,6 +380,9 @@ class _Iterable(Source):
     def part(self, batches: list, first: int) -> Part:
         """Batches that make one step of the optimiser together, as one part."""
         parts = [self.one(batch, f"{self.names.all}: batch {first + i}") for i, batch in enumerate(batches)]
+        if self.training:
+            for part in parts:
+                self.context.program.check_batches(part.batch_size, part.batch_size)
         if len(parts) == 1:
             return parts[0]
         sizes = [part.batch_size for part in parts]
@@ -423,8 +441,8 @@ def source_of(context, x, y, w, names: Names, epochs: int = 1, arrays: bool = Fa
         return _Blocks(context, x, names)
     if y is not None or arrays:
         if any(mapped(a) is not None for a in (x, y)):
-            as_array = (a if mapped(a) is not None else np.asarray(a) for a in (x, y))
-            return _Blocks(context, Blocks(*as_array, w), names)
+            x, y = (a if mapped(a) is not None else np.asarray(a) for a in (x, y))
+            return _Blocks(context, Blocks(x, y, w), names)
         return _Arrays(context, x, y, w, names)
     if isinstance(x, (np.ndarray, dict, str, bytes)) or not (hasattr(x, "__iter__") or hasattr(x, "__getitem__")):
         raise TypeError(

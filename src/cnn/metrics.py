@@ -78,7 +78,7 @@ class Accuracy(_Classifying):
 
     def update(self, targets, outputs):
         true, predicted = self.classes(targets, outputs)
-        self.right += np.count_nonzero(true == predicted)
+        self.right += int(np.count_nonzero(true == predicted))
         self.count += true.size
 
     def result(self):
@@ -142,7 +142,7 @@ class TopK(Metric):
         true = (targets if targets.ndim == 1 else targets.argmax(axis=1))[:, None]
         own = np.take_along_axis(outputs, true, axis=1)
         above = (outputs > own) | ((outputs == own) & (np.arange(outputs.shape[1]) < true))
-        self.right += np.count_nonzero((np.count_nonzero(above, axis=1) < self.k) & ~np.isnan(own[:, 0]))
+        self.right += int(np.count_nonzero((np.count_nonzero(above, axis=1) < self.k) & ~np.isnan(own[:, 0])))
         self.count += len(outputs)
 
     def result(self):

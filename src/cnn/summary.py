@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Any
 
 from . import layers
+from .branches import Branches
 
 HEAD = ("", "layer", "output", "parameters", "FLOPs / sample")
 
 
 def table(model) -> tuple[list[tuple[str, ...]], int]:
-    """The rows of the table, a tuple of texts for each layer, and the FLOPs of a sample forward."""
-    rows = []
+    """The rows of the table, a tuple of texts for each layer, and the FLOPs of a sample forward.
+
+    Layers inside of others stand below them, under the names that begin theirs in `state_dict`.
+    """
+    graph = model._graph
+    model._named()  # the layers' arrays are made with the program
+    op_of = {id(place.layer): op for op, places in zip(graph.ops, graph.places, strict=True) for place in places}
+    rows: list[tuple[str, ...]] = []
     total = 0
-    width = next(layer for layer in model.layers if isinstance(layer, layers.Linear)).in_features
-    parts: list[Any] = [*model.layers, *([model.loss] if model.loss else [])]
-    for i, layer in enumerate(parts):
-        count = cost = 0
-        if isinstance(layer, layers.Linear):
-            width = layer.out_features
-            count = (layer.in_features + layer.has_bias) * width
-            cost = 2 * layer.in_features * width
+    for place in graph.seen.values():
+        layer = place.layer
+        op = op_of.get(id(layer))
+        count = 0
+        if isinstance(layer, layers.Parametric):
+            count = sum(a.size for a in model._named_of(place, "weight", "bias").values())
+        cost = 2 * layer.in_features * layer.out_features if isinstance(layer, layers.Linear) else 0
         total += cost
-        shape = "scalar" if layer is model.loss else f"(batch, {width})"
-        rows.append((str(i), repr(layer), shape, f"{count:,}" if count else "", f"{cost:,}" if cost else ""))
+        holds = isinstance(layer, (Branches, type(model)))
+        shape = "" if op is None else f"(batch, {graph.widths[op['dst']]})"
+        name = type(layer).__name__ if holds else repr(layer)
+        rows.append((place.key, name, shape, f"{count:,}" if count else "", f"{cost:,}" if cost else ""))
+    if model.loss is not None:
+        rows.append((str(len(model.layers)), repr(model.loss), "scalar", "", ""))
     return rows, total
 
 
 def notes(model, flops: int) -> list[str]:
     """What stands below the table."""
+    program = model._program
     optimizer = f", {model.optimizer!r}" if model.optimizer else ""
     return [
-        f"{model._program.n_parameters:,} parameters, {model.dtype}{optimizer}",
+        f"{program.n_parameters:,} parameters, {model.dtype}{optimizer}",
         f"{flops:,} FLOPs a sample forward, about three times that in training",
-        f"{model._program.nbytes / 1024:,.1f} KiB of memory now, workspaces for the largest batch so far included",
+        f"{program.nbytes / 1024:,.1f} KiB of memory now, workspaces for the largest batch so far included",
     ]
 
 

@@ -9,17 +9,18 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from . import losses
-from ._adapter import Adapter
-from .batches import Blocks, Names, Source, source_of
+from .batches import Blocks, Names, Part, Rows, Source, source_of
 from .callbacks import Callback, EarlyStopping, overridden
 from .history import History
 from .metrics import Metrics
+from .optim import MOMENTUM, Optimizer
 from .progress import Progress
+from .schedules import ReduceLROnPlateau
 
 SLICE = 0.05  # seconds that one native call may take
 EVALUATION_WORK = 1 << 30  # multiply-adds of one native call of evaluation; fixed, so that sums are always cut alike
@@ -30,11 +31,16 @@ class DivergenceError(ArithmeticError):
     """The loss became infinite or NaN. The parameters are those from before the epoch in which it did."""
 
 
+def outputs_of(model) -> int:
+    """How many outputs a model has."""
+    return model._graph.widths[-1]
+
+
 class Context:
     """What sources of batches need to know of the model and of the call."""
 
     def __init__(self, model, purpose: str, batch_size: int = 1, shuffle: bool = False, accumulate: int = 1):
-        self.program = Adapter(model)
+        self.program = model._program
         self.own_loss = isinstance(model.loss, getattr(losses, "CallableLoss", ()))
         self.dtype = model.dtype
         self.purpose = purpose
@@ -44,7 +50,6 @@ class Context:
         self.seed = model._random_seed
         self.permutation = model._kernels.permutation
         self.class_weights: np.ndarray | None = None
-        self.inputs = self.program.inputs
 
     def targets(self, y, n: int, name: str) -> np.ndarray:
         """y as the loss can read it, n rows."""
@@ -168,8 +173,7 @@ def _fit(
         raise ValueError(f"progress: expected 'auto', True or False, got {progress!r}")
     if resume and checkpoint is None:
         raise ValueError("resume: expected a folder as checkpoint with it, got none")
-    if model.optimizer is None:
-        raise RuntimeError("the model has no optimizer: pass one to Sequential, or set model.optimizer")
+    model._need_optimizer()
 
     context = Context(model, "training needs", int(batch_size), bool(shuffle), int(accumulation_steps))
     program = context.program
@@ -179,16 +183,18 @@ def _fit(
     if class_weight is not None:
         if context.own_loss:
             raise ValueError("class_weight: expected none with a loss of your own, which weighs the rows itself")
-        blocks = source.labels() if hasattr(source, "labels") else None
-        context.class_weights = _class_weights(class_weight, blocks, program.outputs, ignored)
-    meter, val_meter = (_Meter(metrics, model, program) for _ in range(2))
+        blocks = source.labels() if isinstance(source, Rows) else None
+        context.class_weights = _class_weights(class_weight, blocks, outputs_of(model), ignored)
+    meter, val_meter = (_Meter(metrics, model) for _ in range(2))
     source.check(meter)
+    if isinstance(source, Rows):
+        program.check_batches(source.rows, context.batch_size)
     if validation is not None:
         validation.check(val_meter)
     names = [*model._scored, *meter.names]
     names += [f"val_{name}" for name in names] * (validation is not None)
     chosen = _callbacks(callbacks, early_stopping)
-    schedule = _Schedule(model, source, initial_epoch, epochs, names)
+    schedule = _Schedule(model.optimizer, names)
     if schedule:
         names.append("lr")
     for callback in chosen:
@@ -208,7 +214,7 @@ def _fit(
     model.stop_training = False
     for callback in chosen:
         callback.model, callback.stop = model, False
-    program.set_parameters(program.parameters)  # a step that diverged may have left NaN in the padding
+    program.clear_padding()  # a step that diverged may have left NaN there
     logs: dict[str, float] = {}
     try:
         with Progress(progress, initial_epoch, epochs, source.rows) as bar:
@@ -254,7 +260,7 @@ def _validation(model, source: Source, data, split, epochs: int) -> Source | Non
     if split:
         if data is not None:
             raise ValueError("validation_split: expected no validation_data with it")
-        if not hasattr(source, "split") or source.rows is None:
+        if not isinstance(source, Rows):
             raise ValueError("validation_split: an iterable of batches cannot be split: pass validation_data")
         n = int(source.rows * (1 - split))
         if not 0 < n < source.rows:
@@ -273,7 +279,8 @@ def _validation(model, source: Source, data, split, epochs: int) -> Source | Non
     if isinstance(data, (tuple, list)) and not (batches and data):
         if len(data) not in (2, 3) or np.isscalar(data[0]):
             raise ValueError("validation_data: expected a pair (x, y), or (x, y, sample_weight), or batches of them")
-        return source_of(context, *data, *[None] * (3 - len(data)), VALIDATION, arrays=True)
+        w = data[2] if len(data) == 3 else None
+        return source_of(context, data[0], data[1], w, VALIDATION, arrays=True)
     if isinstance(data, (np.ndarray, dict, str, bytes)) or not hasattr(data, "__iter__"):
         raise ValueError("validation_data: expected a pair (x, y), or (x, y, sample_weight), or batches of them")
     return source_of(context, data, None, None, VALIDATION, epochs)
@@ -303,12 +310,18 @@ def _callbacks(callbacks, early_stopping) -> list[Callback]:
     return chosen
 
 
+def _counted(model, y: np.ndarray) -> int:
+    """The rows of targets that count: those whose target is not to be ignored."""
+    ignored = getattr(model.loss, "ignore_index", None)
+    return len(y) if ignored is None or y.ndim > 1 else int(np.count_nonzero(y != ignored))
+
+
 class _Meter(Metrics):
     """The metrics of one call, with room for the outputs of a part."""
 
-    def __init__(self, wanted, model, program):
+    def __init__(self, wanted, model):
         super().__init__(wanted, model, free=tuple(model._scored))
-        self.width = program.outputs if self else 0
+        self.width = outputs_of(model)
         self.dtype = model.dtype
         self.outputs = np.empty((0, self.width), self.dtype)
 
@@ -326,36 +339,29 @@ class _Meter(Metrics):
 
 
 class _Schedule:
-    """The rates that the optimiser's schedule, if it has one, gives for the steps of native calls."""
+    """The rates that the optimiser's schedule, if it has one, gives for steps and epochs."""
 
-    def __init__(self, model, source: Source, initial_epoch: int, epochs: int, names: list[str]):
-        self.optimizer = model.optimizer
-        self.schedule = getattr(self.optimizer, "schedule", None)
-        self.monitor = None
-        if self.schedule is None:
-            return
-        self.per_step = getattr(self.schedule, "interval", "epoch") == "step"
-        if hasattr(self.schedule, "step"):
-            self.monitor = getattr(self.schedule, "monitor", None)
-            if self.monitor is None:
-                self.monitor = "val_loss" if "val_loss" in names else "loss"
-            if self.monitor not in names:
-                raise ValueError(f"schedule: no {self.monitor!r} to monitor: there are {', '.join(names)}")
+    def __init__(self, optimizer: Optimizer, names: list[str]):
+        self.optimizer = optimizer
+        self.schedule = cast(Any, optimizer.schedule)
+        self.watches = isinstance(self.schedule, ReduceLROnPlateau)
+        if self.watches:
+            self.schedule.metric(dict.fromkeys(names, 0.0))  # a ValueError, if it is not there
 
     def __bool__(self) -> bool:
         return self.schedule is not None
 
-    def of(self, first: int, count: int) -> np.ndarray:
-        """lr and momentum of `count` steps or epochs, (count, 2)."""
-        optimizer = self.optimizer
-        momentum = getattr(optimizer, "momentum", None)
-        if momentum is None:
-            momentum = getattr(optimizer, "beta1", np.nan)
-        return np.ascontiguousarray(self.schedule.rates(first, count, optimizer.lr, momentum), dtype=np.float64)
+    @property
+    def per_step(self) -> bool:
+        return self.schedule.interval == "step"
+
+    def rates(self, first: int, count: int) -> np.ndarray:
+        """lr and momentum of so many steps or epochs, (count, 2)."""
+        return self.schedule.rates(first, count, self.optimizer.lr, self.optimizer.table[0, MOMENTUM])
 
     def epoch_done(self, logs: dict[str, float]) -> None:
-        if self.monitor is not None:
-            self.schedule.step(logs[self.monitor])
+        if self.watches:
+            self.schedule.step(self.schedule.metric(logs))
 
 
 class _Trainer:
@@ -384,6 +390,7 @@ class _Trainer:
         self.lr = np.nan
         self.before: Any = None  # snapshots of the epoch's beginning, and of that of the epoch before
         self.earlier: Any = None
+        self.ignores = getattr(model.loss, "ignore_index", None) is not None
         self.train = self.own_batches if context.own_loss else self.program.train_batches
 
     def stopped(self) -> bool:
@@ -391,11 +398,11 @@ class _Trainer:
 
     def epoch(self, source: Source, epoch: int, seen: int) -> dict[str, float]:
         """Train one epoch; its scores."""
-        self.earlier, self.before = self.before, self.program.snapshot()
+        self.earlier, self.before = self.before, self.program.snapshot(self.model.optimizer.states)
         totals = np.zeros(4)  # weighted sum of the loss, sum of weights, rows classified right, rows
         self.rows = batches = 0
         self.meter.reset()
-        rates = self.schedule.of(seen, 1) if self.schedule and not self.schedule.per_step else None
+        rates = self.schedule.rates(seen, 1) if self.schedule and not self.schedule.per_step else None
         parts = source.parts(seen)
         while True:
             with self.undone():
@@ -409,18 +416,18 @@ class _Trainer:
                 break
         return {**self.model._scores(*totals), **self.meter.results()}
 
-    def part(self, part, epoch: int, batches: int, totals: np.ndarray, rates) -> int:
+    def part(self, part: Part, epoch: int, batches: int, totals: np.ndarray, rates) -> int:
         """Train on a part; the rows that were done, all of them unless a callback ends the training."""
         n, batch_size = len(part.x), part.batch_size
         group = self.accumulate * batch_size
         out = self.meter.room(n)
-        schedule = self.schedule
+        schedule, program = self.schedule, self.program
         at = 0
         while at < n:
             stop = min(n, at + (1 if self.on_batch_end else self.groups) * group)
             steps = -(-(stop - at) // group)
             if schedule:
-                now = schedule.of(self.program.steps, steps) if schedule.per_step else np.repeat(rates, steps, axis=0)
+                now = np.repeat(rates, steps, axis=0) if rates is not None else schedule.rates(program.steps, steps)
                 self.lr = float(now[-1, 0])
             else:
                 now = None
@@ -447,9 +454,11 @@ class _Trainer:
                 self.bar.batch(epoch, self.rows + at, self.model._scores(*totals)["loss"])
             longer = min(4.0, SLICE / max(took, 1e-9))
             self.groups = max(1, int(min(self.groups, n) * longer))
-        if self.meter:
+        if out is not None or self.ignores:
             y = part.y[:at] if part.order is None else part.y[part.order[:at]]
-            self.meter.update(y, out[:at])
+            totals[3] -= at - _counted(self.model, y)
+            if out is not None:
+                self.meter.update(y, out[:at])
         return at
 
     @contextlib.contextmanager
@@ -490,7 +499,7 @@ class _Trainer:
                 program.backward(gradient / count, threads)
                 if out is not None:
                     out[at:end] = outputs
-                totals += (value * (end - at), end - at, 0, end - at)
+                totals += np.array((value * (end - at), end - at, 0, end - at))
             program.step(None if rates is None else rates[step])
         program.zero_grads()
         return -1
@@ -502,7 +511,7 @@ class _Trainer:
 def evaluate(model, x, y, sample_weight, metrics, threads) -> dict[str, float]:
     """See Sequential.evaluate."""
     context = Context(model, "expected")
-    meter = _Meter(metrics, model, context.program)
+    meter = _Meter(metrics, model)
     source = source_of(context, x, y, sample_weight, Names())
     source.check(meter)
     return _evaluate(model, context.program, source, meter, threads)
@@ -512,7 +521,6 @@ def _evaluate(model, program, source: Source, meter: _Meter, threads) -> dict[st
     step = max(256, min(1 << 18, EVALUATION_WORK // max(1, len(program.parameters))))
     totals = np.zeros(4)
     meter.reset()
-    ignored = getattr(model.loss, "ignore_index", None)
     for part in source.parts(None):
         n = len(part.x)
         for at in range(0, n, step):
@@ -523,8 +531,10 @@ def _evaluate(model, program, source: Source, meter: _Meter, threads) -> dict[st
                 sums = (value * len(x), len(x), 0)
             else:
                 sums = program.evaluate(x, y, None if part.w is None else part.w[rows], threads)
-            counted = len(x) if ignored is None or y.ndim > 1 else np.count_nonzero(y != ignored)
-            totals += (*sums, counted)
+            totals += np.array((*sums, _counted(model, y)))
             if meter:
                 meter.update(y, program.predict(x, meter.room(len(x)), threads))
-    return {**model._scores(*totals), **meter.results()}
+    scores = model._scores(*totals)
+    if not source.context.own_loss:
+        scores["loss"] += program.penalty()
+    return {**scores, **meter.results()}
