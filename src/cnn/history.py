@@ -27,6 +27,16 @@ class History(dict):
         for name, value in logs.items():
             self.setdefault(name, []).append(value)
 
+    def goes_on(self, epochs: int, names: list[str]) -> bool:
+        """Whether this is the history of that many epochs with these numbers, which a further run can be added to."""
+        return self.epochs[-1:] == [epochs] and set(self) == set(names)
+
+    def copy(self) -> History:
+        """A copy of it and of its lists."""
+        copy = History({name: list(values) for name, values in self.items()})
+        copy.epochs = list(self.epochs)
+        return copy
+
     @property
     def best_epoch(self) -> int | None:
         """The epoch with the lowest "val_loss", or without validation the lowest "loss"; None if there is none."""

@@ -368,7 +368,8 @@ class Sequential(layers.Layer):
             An int is its patience; True is 10.
         initial_epoch : int
             How many epochs have been done: a run that is continued has the orders, and the rates of a schedule by
-            epoch, that one run would have had. 0: after the epochs that this model has done.
+            epoch, that one run would have had, and its history goes on where `model.history` ends, if that has the same
+            numbers. 0: a new history; orders and rates are those after the epochs that this model has done.
         accumulation_steps : int
             Batches whose mean gradient makes one step of the optimiser.
         threads : int, optional

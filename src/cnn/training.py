@@ -210,7 +210,10 @@ def _fit(
 
     # Without initial_epoch a model goes on where its last fit ended: each epoch has its own order and rates.
     seen = initial_epoch or model._epochs_seen
-    history = model.history = History()
+    history = History()
+    if initial_epoch and model.history is not None and model.history.goes_on(initial_epoch, names):
+        history = model.history.copy()
+    model.history = history
     model.stop_training = False
     for callback in chosen:
         callback.model, callback.stop = model, False
