@@ -2,10 +2,11 @@
 
 __version__ = "0.1.0"
 
-from . import functional
+from . import functional, initializers
 from ._config import show_config
 from ._threads import get_num_threads, set_num_threads
 from .batches import Blocks
+from .branches import Add, Concat, Maximum, Multiply
 from .callbacks import Callback, CSVLogger, EarlyStopping, LambdaCallback, TensorBoardLogger
 from .checkpoint import load
 from .history import History
@@ -23,6 +24,7 @@ from .layers import (
 )
 from .losses import CrossEntropyLoss, MSELoss
 from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
+from .regularization import BatchNorm1d, Dropout, LayerNorm
 from .schedules import (
     ConstantLR,
     CosineAnnealingLR,
@@ -37,6 +39,7 @@ from .schedules import (
     StepLR,
 )
 from .sequential import Sequential
+from .softmax import LogSoftmax, Softmax
 from .training import DivergenceError
 
 __all__ = [
@@ -46,24 +49,32 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Add",
+    "BatchNorm1d",
     "Blocks",
     "CSVLogger",
     "Callback",
+    "Concat",
     "ConstantLR",
     "CosineAnnealingLR",
     "CosineAnnealingWarmRestarts",
     "CrossEntropyLoss",
     "DivergenceError",
+    "Dropout",
     "EarlyStopping",
     "ExponentialLR",
     "History",
     "Identity",
     "LambdaCallback",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LinearLR",
+    "LogSoftmax",
     "MSELoss",
+    "Maximum",
     "MultiStepLR",
+    "Multiply",
     "OneCycleLR",
     "PolynomialLR",
     "RMSprop",
@@ -73,12 +84,14 @@ __all__ = [
     "SequentialLR",
     "SiLU",
     "Sigmoid",
+    "Softmax",
     "Softplus",
     "StepLR",
     "Tanh",
     "TensorBoardLogger",
     "functional",
     "get_num_threads",
+    "initializers",
     "load",
     "set_num_threads",
     "show_config",
