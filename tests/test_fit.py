@@ -2,6 +2,7 @@
 
 import io
 import re
+import signal
 import sys
 import threading
 from _thread import interrupt_main
@@ -595,9 +596,7 @@ def test_accumulation_of_batches_of_many_sizes():
     spec = chain(5, 9, 3)
     x, y = batch_for(spec, "mse", 30, np.float64)
     batches = [(x[:10], y[:10]), (x[:7], y[:7]), (x[:8], y[:8])]
-    with pytest.raises(
-        ValueError, match=r"^accumulation_steps: expected batches of one .* got \[10, 7, 8\] rows"
-    ):
+    with pytest.raises(ValueError, match=r"^accumulation_steps: expected batches of one .* got \[10, 7, 8\] rows"):
         model_of(spec, "mse", "float64").fit(batches, accumulation_steps=3, shuffle=False)
 
 
@@ -668,6 +667,38 @@ def test_divergence_in_a_later_epoch(isa, dtype):
     assert np.isfinite(kept.parameters).all()
 
 
+def test_divergence_by_the_last_step_of_an_epoch():
+    """It makes numbers that no loss has seen; they are not what is put back."""
+    x = np.ones((4, 1))
+    y = np.array([[1.0], [1.0], [1.0], [1e150]])
+    model = cnn.Sequential([cnn.Linear(1, 1), cnn.MSELoss()], optimizer=cnn.SGD(lr=0.0), dtype="float64", seed=0)
+    before = model.parameters
+
+    def last(batch, logs):
+        model.optimizer.lr = 1e200 if batch == 3 else 0.0
+
+    callback = cnn.LambdaCallback(on_batch_end=lambda batch, logs: last(batch + 1, logs))
+    with pytest.raises(cnn.DivergenceError, match=r"in epoch 2, batch 0, "):
+        model.fit(x, y, epochs=3, batch_size=1, shuffle=False, callbacks=[callback])
+    np.testing.assert_array_equal(model.parameters, before)
+    assert len(model.history["loss"]) == 1
+
+
+@pytest.mark.parametrize("source", ["blocks", "batches"])
+def test_divergence_names_the_batch_of_the_epoch(source):
+    """Counted through all blocks; with the rate of the schedule at that step."""
+    spec = chain(5, 9, 3)
+    x, y = batch_for(spec, "mse", 40, np.float64)
+    x[21] = np.nan
+    data = cnn.Blocks(x, y, rows=8) if source == "blocks" else [(x[i : i + 4], y[i : i + 4]) for i in range(0, 40, 4)]
+    optimizer = cnn.SGD(lr=0.1, schedule=cnn.LinearLR(start_factor=0.5, total_iters=10, interval="step"))
+    model, _ = build(spec, "mse", optimizer=optimizer)
+    before = model.parameters
+    with pytest.raises(cnn.DivergenceError, match=r"in epoch 1, batch 5, at a learning rate of 0\.075;"):
+        model.fit(data, batch_size=4, shuffle=False)
+    np.testing.assert_array_equal(model.parameters, before)
+
+
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
 @pytest.mark.parametrize(("row", "batch_size", "batch"), [(0, 4, 0), (13, 4, 3), (13, 1, 13), (23, 30, 0)])
 def test_the_batch_of_a_nan_is_named(isa, dtype, loss, row, batch_size, batch):
@@ -709,6 +740,45 @@ def test_keyboard_interrupt(isa, rows, batch_size):
     assert np.isfinite(model.predict(x[:50])).all()
     assert np.isfinite(model.train_step(x[:50], y[:50]))
     assert np.isfinite(model.fit(x[:50], y[:50], epochs=2)["loss"]).all()
+
+
+class Interrupted:
+    """Batches without end; SIGINT comes while they are trained on."""
+
+    def __init__(self, x, y):
+        self.batch = x, y
+
+    def __iter__(self):
+        while True:
+            yield self.batch
+
+
+@pytest.mark.parametrize("where", ["array", "blocks", "batches", "validation", "callback"])
+def test_sigint(where):
+    """Wherever it comes: fit ends, the epochs so far are kept, and the model can be used and fitted again."""
+    spec = chain(8, 64, 3)
+    model = model_of(spec, "mse", "float32", lr=1e-4)
+    x, y = batch_for(spec, "mse", 1000, np.float32)
+    many = np.tile(x, (100, 1)), np.tile(y, (100, 1))
+    arguments = {
+        "array": {"x": x, "y": y},
+        "blocks": {"x": cnn.Blocks(*many, rows=1000)},
+        "batches": {"x": Interrupted(x, y)},
+        "validation": {"x": x[:10], "y": y[:10], "validation_data": many},
+        "callback": {"x": x, "y": y, "callbacks": [cnn.LambdaCallback(on_batch_end=lambda batch, logs: None)]},
+    }[where]
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(epochs=10**6, **arguments)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert model._program.steps > 0
+    assert all(len(values) == len(model.history.epochs) for values in model.history.values())
+    assert np.isfinite(model.parameters).all()
+    assert len(model.fit(x, y, epochs=2)["loss"]) == 2
 
 
 # learning ----------------------------------------------------------------------------------------

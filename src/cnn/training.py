@@ -230,13 +230,14 @@ def _fit(
                 for call in overridden(chosen, "on_epoch_begin"):
                     call(epoch, {})
                 logs = trainer.epoch(source, epoch, seen)
-                seen += 1
-                model._epochs_seen = seen
                 if validation is not None:
-                    scores = _evaluate(model, program, validation, val_meter, threads)
+                    with trainer.undone():
+                        scores = _evaluate(model, program, validation, val_meter, threads)
                     logs |= {f"val_{name}": value for name, value in scores.items()}
                 if schedule:
                     logs["lr"] = trainer.lr
+                seen += 1
+                model._epochs_seen = seen
                 history.record(epoch, logs)
                 bar.epoch(epoch, trainer.rows, logs)
                 for call in overridden(chosen, "on_epoch_end"):
@@ -417,7 +418,8 @@ class _Trainer:
             batches += -(-done // part.batch_size)
             if done < len(part.x) or (self.on_batch_end and self.stopped()):
                 break
-        return {**self.model._scores(*totals), **self.meter.results()}
+        with self.undone():
+            return {**self.model._scores(*totals), **self.meter.results()}
 
     def part(self, part: Part, epoch: int, batches: int, totals: np.ndarray, rates) -> int:
         """Train on a part; the rows that were done, all of them unless a callback ends the training."""
@@ -466,7 +468,7 @@ class _Trainer:
 
     @contextlib.contextmanager
     def undone(self):
-        """Put back what the epoch has changed, if a batch cannot be had, or a loss of the user's own fails."""
+        """Put back what the epoch has changed, if a batch cannot be had, or a function of the user's own fails."""
         try:
             yield
         except Exception:
