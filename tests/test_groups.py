@@ -181,6 +181,34 @@ def test_average(isa, dtype, step, decay):
         assert_close(model._program.average, average, 4 * np.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("batch", [1, 6])
+@pytest.mark.parametrize("clip_norm", [None, 0.4])
+def test_penalties(isa, dtype, batch, clip_norm):
+    """l1 sum |W| + l2 sum W**2: its gradient is part of every step, before clipping; of a weight of 0 it is 0."""
+    penalties = [(0.01, 0.0), (0.0, 0.03), (0.02, 0.01)]
+    shapes = [(5, 33), (33, 17), (17, 2)]  # the last is kept transposed
+    layers = [cnn.Linear(*n, l1=l1, l2=l2) for n, (l1, l2) in zip(shapes, penalties, strict=True)]
+    spec = [(*shapes[0], True), ("tanh", None), (*shapes[1], True), ("tanh", None), (*shapes[2], True)]
+    parts = [layers[0], cnn.Tanh(), layers[1], cnn.Tanh(), layers[2], cnn.MSELoss()]
+    model = cnn.Sequential(parts, optimizer=cnn.SGD(lr=0.05, clip_norm=clip_norm), dtype=dtype, seed=0)
+    layers[1].weight[3, 4] = 0
+    _, network = build(spec, "mse", dtype=dtype)
+    network.parameters = {name: a.astype(np.float64) for name, a in model.state_dict().items()}
+    x, y = batch_for(spec, "mse", batch, dtype)
+
+    def penalised(grads):
+        for layer, (l1, l2) in zip((0, 2, 4), penalties, strict=True):
+            w = network.parameters[f"{layer}.weight"]
+            grads[f"{layer}.weight"] = grads[f"{layer}.weight"] + l1 * np.sign(w) + 2 * l2 * w
+        return clipped(clip_norm, None)(grads)
+
+    arguments = hyper_by_name(network.parameters, cnn.SGD, {"lr": 0.05})
+    for step in 4 * WAYS:
+        step(model, x, y)
+        reference_step(network, x, y, cnn.SGD, arguments, penalised)
+        assert_parameters(model, network, RTOL[dtype])
+
+
 # the table --------------------------------------------------------------------------------------------------------
 
 NAMES = ["0.weight", "0.bias", "2.weight", "3.1.0.weight", "3.1.0.bias", "3.1.2.weight", "3.1.2.bias", "31.weight"]
