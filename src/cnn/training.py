@@ -41,7 +41,7 @@ class Context:
 
     def __init__(self, model, purpose: str, batch_size: int = 1, shuffle: bool = False, accumulate: int = 1):
         self.program = model._program
-        self.own_loss = isinstance(model.loss, getattr(losses, "CallableLoss", ()))
+        self.own_loss = isinstance(model.loss, losses.CallableLoss)
         self.dtype = model.dtype
         self.purpose = purpose
         self.batch_size = batch_size
