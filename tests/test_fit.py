@@ -554,9 +554,14 @@ def test_reduce_on_plateau():
     model, _ = build(spec, "mse", optimizer=cnn.SGD(lr=0.1, schedule=schedule))
     history = model.fit(x, y, epochs=7, metrics=[plateau])
     assert history["lr"] == pytest.approx([0.1, 0.1, 0.1, 0.01, 0.001, 0.001, 0.0001])
+    for validation in ({}, {"validation_data": (x, y)}):  # by itself val_loss, or loss
+        schedule = cnn.ReduceLROnPlateau()
+        model, _ = build(spec, "mse", optimizer=cnn.SGD(lr=0.1, schedule=schedule))
+        history = model.fit(x, y, epochs=3, **validation)
+        assert schedule.best == min(history["val_loss" if validation else "loss"])
     schedule = cnn.ReduceLROnPlateau(monitor="val_auc")
     model, _ = build(spec, "mse", optimizer=cnn.SGD(lr=0.1, schedule=schedule))
-    with pytest.raises(ValueError, match=r"^monitor: expected one of 'loss', 'val_loss', got 'val_auc'"):
+    with pytest.raises(ValueError, match=r"^schedule: no 'val_auc' to monitor: there are loss, val_loss$"):
         model.fit(x, y, validation_data=(x, y))
     assert model._program.steps == 0
 

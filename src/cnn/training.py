@@ -23,7 +23,7 @@ from .progress import Progress
 from .schedules import ReduceLROnPlateau
 
 SLICE = 0.05  # seconds that one native call may take
-EVALUATION_WORK = 1 << 30  # multiply-adds of one native call of evaluation; fixed, so that sums are always cut alike
+EVALUATION_WORK = 1 << 28  # multiply-adds of one native call of evaluation; fixed, so that sums are always cut alike
 VALIDATION = Names("validation_data[0]", "validation_data[1]", "validation_data[2]", "validation_data")
 
 
@@ -348,9 +348,11 @@ class _Schedule:
     def __init__(self, optimizer: Optimizer, names: list[str]):
         self.optimizer = optimizer
         self.schedule = cast(Any, optimizer.schedule)
-        self.watches = isinstance(self.schedule, ReduceLROnPlateau)
-        if self.watches:
-            self.schedule.metric(dict.fromkeys(names, 0.0))  # a ValueError, if it is not there
+        self.watched: str | None = None  # the number that the schedule reacts to
+        if isinstance(self.schedule, ReduceLROnPlateau):
+            self.watched = self.schedule.monitor or ("val_loss" if "val_loss" in names else "loss")
+            if self.watched not in names:
+                raise ValueError(f"schedule: no {self.watched!r} to monitor: there are {', '.join(names)}")
 
     def __bool__(self) -> bool:
         return self.schedule is not None
@@ -364,8 +366,8 @@ class _Schedule:
         return self.schedule.rates(first, count, self.optimizer.lr, self.optimizer.table[0, MOMENTUM])
 
     def epoch_done(self, logs: dict[str, float]) -> None:
-        if self.watches:
-            self.schedule.step(self.schedule.metric(logs))
+        if self.watched is not None:
+            self.schedule.step(logs[self.watched])
 
 
 class _Trainer:
@@ -523,7 +525,7 @@ def evaluate(model, x, y, sample_weight, metrics, threads) -> dict[str, float]:
 
 
 def _evaluate(model, program, source: Source, meter: _Meter, threads) -> dict[str, float]:
-    step = max(256, min(1 << 18, EVALUATION_WORK // max(1, len(program.parameters))))
+    step = max(256, min(1 << 17, EVALUATION_WORK // max(1, program.n_parameters)))
     totals = np.zeros(4)
     meter.reset()
     for part in source.parts(None):
