@@ -5,8 +5,11 @@ __version__ = "0.1.0"
 from . import functional, initializers
 from ._config import show_config
 from ._threads import get_num_threads, set_num_threads
+from .batches import Blocks
 from .branches import Add, Concat, Maximum, Multiply
+from .callbacks import Callback, CSVLogger, EarlyStopping, LambdaCallback, TensorBoardLogger
 from .checkpoint import load
+from .history import History
 from .layers import (
     ELU,
     GELU,
@@ -48,7 +51,7 @@ from .schedules import (
 )
 from .sequential import Sequential
 from .softmax import LogSoftmax, Softmax
-from .training import DivergenceError, History
+from .training import DivergenceError
 
 __all__ = [
     "ELU",
@@ -60,7 +63,10 @@ __all__ = [
     "Add",
     "BCEWithLogitsLoss",
     "BatchNorm1d",
+    "Blocks",
+    "CSVLogger",
     "CallableLoss",
+    "Callback",
     "Concat",
     "ConstantLR",
     "CosineAnnealingLR",
@@ -68,11 +74,13 @@ __all__ = [
     "CrossEntropyLoss",
     "DivergenceError",
     "Dropout",
+    "EarlyStopping",
     "ExponentialLR",
     "History",
     "HuberLoss",
     "Identity",
     "L1Loss",
+    "LambdaCallback",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
@@ -99,6 +107,7 @@ __all__ = [
     "Softplus",
     "StepLR",
     "Tanh",
+    "TensorBoardLogger",
     "functional",
     "get_num_threads",
     "initializers",
