@@ -131,9 +131,9 @@ def sgd_step(param, grad, buffer=None, *, lr, momentum=0.0, dampening=0.0, weigh
     return param - lr * step, buffer
 
 
-def adam_step(param, grad, state=None, *, lr, betas, eps, weight_decay, decoupled):
-    """The new parameters and state (m, v, steps), by the formulas of torch.optim.Adam; decoupled: of AdamW."""
-    m, v, t = (0.0, 0.0, 0) if state is None else state
+def adam_step(param, grad, state=None, *, lr, betas, eps, weight_decay, decoupled, amsgrad=False):
+    """The new parameters and state (m, v, largest v, steps), by torch.optim.Adam's formulas; decoupled: AdamW's."""
+    m, v, largest, t = (0.0, 0.0, 0.0, 0) if state is None else state
     t += 1
     if decoupled:
         param = param - lr * weight_decay * param
@@ -141,9 +141,30 @@ def adam_step(param, grad, state=None, *, lr, betas, eps, weight_decay, decouple
         grad = grad + weight_decay * param
     m = betas[0] * m + (1 - betas[0]) * grad
     v = betas[1] * v + (1 - betas[1]) * grad**2
+    largest = np.maximum(largest, v)
     m_hat = m / (1 - betas[0] ** t)
-    v_hat = v / (1 - betas[1] ** t)
-    return param - lr * m_hat / (np.sqrt(v_hat) + eps), (m, v, t)
+    v_hat = (largest if amsgrad else v) / (1 - betas[1] ** t)
+    return param - lr * m_hat / (np.sqrt(v_hat) + eps), (m, v, largest, t)
+
+
+def rmsprop_step(param, grad, state=None, *, lr, alpha, eps, weight_decay, momentum, centered):
+    """The new parameters and state (v, mean gradient, momentum buffer), by the formulas of torch.optim.RMSprop."""
+    v, mean, buffer = (0.0, 0.0, 0.0) if state is None else state
+    grad = grad + weight_decay * param
+    v = alpha * v + (1 - alpha) * grad**2
+    mean = alpha * mean + (1 - alpha) * grad
+    step = grad / (np.sqrt(v - mean**2 if centered else v) + eps)
+    if momentum:
+        step = buffer = momentum * buffer + step
+    return param - lr * step, (v, mean, buffer)
+
+
+def adagrad_step(param, grad, state=None, *, lr, lr_decay, weight_decay, initial_accumulator_value, eps):
+    """The new parameters and state (sum of squares, steps), by the formulas of torch.optim.Adagrad."""
+    total, t = (initial_accumulator_value, 0) if state is None else state
+    grad = grad + weight_decay * param
+    total = total + grad**2
+    return param - lr / (1 + t * lr_decay) * grad / (np.sqrt(total) + eps), (total, t + 1)
 
 
 class Network:
@@ -191,7 +212,7 @@ class Network:
         return loss, *self.backward(grad)
 
     def train_step(self, x, targets, rule=sgd_step, **hyper):
-        """One step of sgd_step or adam_step, which `hyper` is for; the loss before it."""
+        """One step of `rule`, which `hyper` is for; the loss before it."""
         loss, _, grads = self.gradients(x, targets)
         for name, grad in grads.items():
             self.parameters[name], self.buffers[name] = rule(

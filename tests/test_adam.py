@@ -212,8 +212,9 @@ def test_fused_step_of_one_sample(isa, dtype, widths, setting):
 
 
 def test_defaults_are_pytorchs():
-    assert cnn.Adam().get_config() == {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
-    assert cnn.AdamW().get_config() == {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 1e-2}
+    defaults = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False}
+    assert cnn.Adam().get_config() == defaults
+    assert cnn.AdamW().get_config() == {**defaults, "weight_decay": 1e-2}
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

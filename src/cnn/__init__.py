@@ -19,7 +19,20 @@ from .layers import (
     Tanh,
 )
 from .losses import CrossEntropyLoss, MSELoss
-from .optim import SGD, Adam, AdamW
+from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
+from .schedules import (
+    ConstantLR,
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    ExponentialLR,
+    LinearLR,
+    MultiStepLR,
+    OneCycleLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
 from .sequential import Sequential
 from .training import DivergenceError, History
 
@@ -27,20 +40,33 @@ __all__ = [
     "ELU",
     "GELU",
     "SGD",
+    "Adagrad",
     "Adam",
     "AdamW",
+    "ConstantLR",
+    "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts",
     "CrossEntropyLoss",
     "DivergenceError",
+    "ExponentialLR",
     "History",
     "Identity",
     "LeakyReLU",
     "Linear",
+    "LinearLR",
     "MSELoss",
+    "MultiStepLR",
+    "OneCycleLR",
+    "PolynomialLR",
+    "RMSprop",
     "ReLU",
+    "ReduceLROnPlateau",
     "Sequential",
+    "SequentialLR",
     "SiLU",
     "Sigmoid",
     "Softplus",
+    "StepLR",
     "Tanh",
     "functional",
     "get_num_threads",

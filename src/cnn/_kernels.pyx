@@ -21,10 +21,16 @@ include "kernels/activation.pxi"    # activations and their derivatives, on rows
 include "kernels/optimizer.pxi"     # the update of one vector of parameters
 include "kernels/product.pxi"       # matrix products, tile by tile, with what is fused into them
 include "kernels/sample.pxi"        # the same for one row: products with a vector
-include "kernels/loss.pxi"          # losses with their gradients
+include "kernels/loss.pxi"          # losses with their derivatives
 include "kernels/random.pxi"        # shuffling
+include "kernels/softmax.pxi"       # softmax and log-softmax, on rows
+include "kernels/dropout.pxi"       # dropout, its masks by counter
+include "kernels/norm.pxi"          # layer and batch normalisation
 include "kernels/threads.pxi"       # the pool of threads
+include "kernels/gates.pxi"         # sums, products, maxima of branches
 include "kernels/program.pxi"       # ops over buffers, and the walks over them
+include "kernels/step.pxi"          # the optimiser's step on a whole network
 include "kernels/arrays.pxi"        # from Python objects to pointers
+include "kernels/targets.pxi"       # targets and weights, checked
 include "kernels/model.pxi"         # the class that Python sees
 include "kernels/functional.pxi"    # the kernels on plain NumPy arrays

@@ -33,7 +33,7 @@ class Loss:
             If the arrays are not made of real numbers, or class indices are not integers.
         """
         k = kernels(real_dtype(outputs))
-        loss, self._gradient = k.loss_and_gradient(self.function, outputs, targets)
+        loss, self._gradient = k.loss_and_gradient(self.spec(), outputs, targets)
         return loss
 
     __call__ = forward
@@ -46,6 +46,10 @@ class Loss:
         if self._gradient is None:
             raise RuntimeError("backward needs a forward pass to go back over, but there was none")
         return self._gradient.copy()
+
+    def spec(self) -> dict:
+        """What the kernels need to know."""
+        return {"kind": self.function, "name": type(self).__name__, "mean": True, "ignore_index": -100}
 
     def get_config(self) -> dict:
         """The constructor's arguments."""

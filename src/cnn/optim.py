@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-__all__ = ["SGD", "Adam", "AdamW"]
+from . import schedules
+from ._checks import flag, number, positive
+
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
+
+# The columns of Optimizer.table, as in kernels/optimizer.pxi; those from OWN on are each optimiser's own.
+CODE, LR, MOMENTUM, WEIGHT_DECAY, RATIO, OWN, COLUMNS = 0, 1, 2, 3, 4, 5, 8
 
 
 class _Hyper:
-    """A hyper-parameter: a number in the optimiser's array, which the kernels read at every step."""
+    """A hyper-parameter: a column of the optimiser's table, which the kernels read at every step."""
 
-    def __init__(self, index: int, low: float = 0.0, high: float = np.inf):
-        self.index = index
+    def __init__(self, column: int, low: float = 0.0, high: float = np.inf):
+        self.column = column
         self.low = low
         self.high = high
 
@@ -21,44 +28,271 @@ class _Hyper:
         self.name = name
 
     def __get__(self, optimizer, owner=None):
-        return self if optimizer is None else float(optimizer.hyper[self.index])
+        return self if optimizer is None else float(optimizer.table[0, self.column])
 
     def __set__(self, optimizer, value):
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-            raise TypeError(f"{self.name}: expected a number, got {value!r}")
-        if not (np.isfinite(value) and self.low <= value < self.high):
-            below = "" if self.high == np.inf else f" and below {self.high:g}"
-            raise ValueError(f"{self.name}: expected a finite number of at least {self.low:g}{below}, got {value}")
-        optimizer.hyper[self.index] = value
+        self._store(optimizer, number(self.name, value, self.low, self.high))
+
+    def _store(self, optimizer, value: float) -> None:
+        optimizer.table[:, self.column] = value
+
+
+class _LearningRate(_Hyper):
+    """Of row 0; those of the groups keep their ratio to it."""
+
+    def _store(self, optimizer, value):
+        ratio = optimizer.table[:, RATIO]
+        tied = ~np.isnan(ratio)
+        optimizer.table[tied, LR] = value * ratio[tied]
+
+
+class _WeightDecay(_Hyper):
+    """Of row 0, and of the groups that have none of their own."""
+
+    def _store(self, optimizer, value):
+        optimizer.table[optimizer._shares_decay, WEIGHT_DECAY] = value
+
+
+class _Flag:
+    """A hyper-parameter that is True or False."""
+
+    def __init__(self, column: int):
+        self.column = column
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, optimizer, owner=None):
+        return self if optimizer is None else bool(optimizer.table[0, self.column])
+
+    def __set__(self, optimizer, value):
+        optimizer._allow(self.name, flag(self.name, value))
+        optimizer.table[:, self.column] = value
 
 
 class Optimizer:
-    """What every optimiser has: an array of hyper-parameters, a code for the kernels, a configuration.
+    """What every optimiser has: a table of hyper-parameters, groups of layers, a schedule, clipping, averaging.
 
-    The hyper-parameters can be changed between steps (`optimizer.lr = 0.01`). Biases decay as weights do. One optimiser
-    may serve several models: momentum buffers and the like belong to the models.
+    The hyper-parameters can be changed between steps (`optimizer.lr = 0.01`). One optimiser may serve several models:
+    momentum buffers and the like belong to the models.
+
+    Parameters
+    ----------
+    groups : list of dict, optional
+        Layers with hyper-parameters of their own: ``{"layers": [0, "3.1"], "lr": 0.01, "weight_decay": 0.0}``. A layer
+        is named by the prefix of its arrays in `Sequential.state_dict`; the name of a container stands for all in it.
+        What a group does not say is the optimiser's.
+    decay_bias : bool
+        Whether biases, and the weights of normalisations, decay as the other weights do.
+    clip_norm : float, optional
+        Above 0. Gradients whose norm, over all parameters together, is larger are scaled down to it
+        (torch.nn.utils.clip_grad_norm_).
+    clip_value : float, optional
+        Above 0. Every number of the gradients is brought between -clip_value and clip_value
+        (torch.nn.utils.clip_grad_value_), before clip_norm.
+    ema_decay : float, optional
+        At least 0 and below 1. After each step average = decay average + (1 - decay) parameters, which starts as a copy
+        of the parameters at the first step (torch.optim.swa_utils.get_ema_multi_avg_fn).
+    schedule : Schedule, optional
+        Of the learning rate: see `cnn.schedules`.
+
+    Attributes
+    ----------
+    lr : float
+        Changing it changes the learning rates of the groups in proportion.
+    table : ndarray of shape (rows, 8), float64
+        What the kernels read: row 0 is the optimiser's, then one row a group; without `decay_bias` as many again for
+        the biases, without weight decay.
     """
 
-    code: ClassVar[int]  # of the kernels, hyper[0]
-    lr = _Hyper(1)
+    code: ClassVar[int]  # of the kernels
+    has_momentum: ClassVar[bool] = True  # or beta1: something that a schedule can cycle
+    lr = _LearningRate(LR)
+    weight_decay = _WeightDecay(WEIGHT_DECAY)
 
-    def __init__(self):
-        self.hyper = np.zeros(6)
-        self.hyper[0] = self.code
+    def __init__(
+        self,
+        lr,
+        weight_decay,
+        *,
+        groups=None,
+        decay_bias=True,
+        clip_norm=None,
+        clip_value=None,
+        ema_decay=None,
+        schedule=None,
+    ):
+        lr = number("lr", lr, 0)
+        weight_decay = number("weight_decay", weight_decay, 0)
+        self._decay_bias = flag("decay_bias", decay_bias)
+        self._groups = _checked_groups(groups)
+        named = [{}, *self._groups]
+        rows = np.zeros((len(named), COLUMNS))
+        rows[:, CODE] = self.code
+        rows[:, LR] = [group.get("lr", lr) for group in named]
+        rows[:, RATIO] = [
+            group["lr"] / lr if lr and "lr" in group else np.nan if "lr" in group else 1 for group in named
+        ]
+        rows[:, WEIGHT_DECAY] = [group.get("weight_decay", weight_decay) for group in named]
+        self.table = rows if self._decay_bias else np.concatenate([rows, rows])
+        self.table[len(named) :, WEIGHT_DECAY] = 0
+        self._shares_decay = np.zeros(len(self.table), bool)
+        self._shares_decay[: len(named)] = ["weight_decay" not in group for group in named]
+        self.clip_norm = clip_norm
+        self.clip_value = clip_value
+        self.ema_decay = ema_decay
+        self.schedule = schedule
+
+    def _allow(self, name: str, value: bool) -> None:
+        """ValueError if the flag `name` cannot have this value."""
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The groups as passed in, with their present learning rates (a copy)."""
+        now = []
+        for row, group in enumerate(self._groups, 1):
+            now.append({**group, "layers": list(group["layers"])})
+            if "lr" in group:
+                now[-1]["lr"] = float(self.table[row, LR])
+        return now
+
+    @property
+    def decay_bias(self) -> bool:
+        return self._decay_bias
+
+    @property
+    def clip_norm(self) -> float | None:
+        return self._clip_norm
+
+    @clip_norm.setter
+    def clip_norm(self, value):
+        self._clip_norm = None if value is None else positive("clip_norm", value)
+
+    @property
+    def clip_value(self) -> float | None:
+        return self._clip_value
+
+    @clip_value.setter
+    def clip_value(self, value):
+        self._clip_value = None if value is None else positive("clip_value", value)
+
+    @property
+    def ema_decay(self) -> float | None:
+        return self._ema_decay
+
+    @ema_decay.setter
+    def ema_decay(self, value):
+        self._ema_decay = None if value is None else number("ema_decay", value, 0, 1)
+
+    @property
+    def schedule(self) -> schedules.Schedule | None:
+        return self._schedule
+
+    @schedule.setter
+    def schedule(self, value):
+        if isinstance(value, dict):
+            value = schedules.from_config(value)
+        if value is not None and not isinstance(value, schedules.Schedule):
+            raise TypeError(f"schedule: expected a schedule such as cnn.StepLR(10), got {value!r}")
+        if value is not None and value.cycles_momentum and not self.has_momentum:
+            raise ValueError(f"schedule: {value!r} cycles the momentum, which {type(self).__name__} does not have")
+        self._schedule = value
 
     @property
     def states(self) -> int:
         """How many numbers of state each parameter has."""
         raise NotImplementedError
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as JSON can hold them."""
+    def _momentum_comes(self) -> bool:
+        """Whether there is a momentum, now or by the schedule."""
+        return bool(self.table[0, MOMENTUM]) or (self.schedule is not None and self.schedule.cycles_momentum)
+
+    def assign(self, names: Sequence[str], dims: Sequence[int]) -> np.ndarray:
+        """The row of the table for each of a model's parameter arrays.
+
+        Parameters
+        ----------
+        names : sequence of str
+            As in `state_dict`: "0.weight", "0.bias", "3.1.0.weight".
+        dims : sequence of int
+            How many dimensions each has; those of 1 count as biases.
+
+        Returns
+        -------
+        ndarray of shape (len(names),), int64
+
+        Raises
+        ------
+        ValueError
+            If a group names a layer that no array belongs to, or an array belongs to two groups.
+        """
+        rows = np.zeros(len(names), np.int64)
+        for row, group in enumerate(self._groups, 1):
+            for layer in group["layers"]:
+                members = [i for i, name in enumerate(names) if name.startswith(f"{layer}.")]
+                if not members:
+                    known = dict.fromkeys(name.rpartition(".")[0] for name in names)
+                    raise ValueError(
+                        f"groups[{row - 1}]: no parameters are in a layer {layer!r}; the layers that have some are "
+                        f"{', '.join(known)}"
+                    )
+                for i in members:
+                    if rows[i]:
+                        raise ValueError(f"groups: {names[i]} is in groups[{rows[i] - 1}] and in groups[{row - 1}]")
+                rows[members] = row
+        if not self._decay_bias:
+            rows[np.asarray(dims) == 1] += 1 + len(self._groups)
+        return rows
+
+    def _own_config(self) -> dict[str, Any]:
+        """The arguments that this optimiser has beside those of all."""
         raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON can hold them; what all optimisers share only where it is in use."""
+        schedule = self.schedule
+        shared = {
+            "groups": self.groups or None,
+            "decay_bias": None if self.decay_bias else False,
+            "clip_norm": self.clip_norm,
+            "clip_value": self.clip_value,
+            "ema_decay": self.ema_decay,
+            "schedule": schedule and {"name": type(schedule).__name__, **schedule.get_config()},
+        }
+        used = {name: value for name, value in shared.items() if value is not None}
+        return {"lr": self.lr, **self._own_config(), **used}
 
     def __repr__(self) -> str:
         default = type(self)().get_config()
-        shown = {k: v for k, v in self.get_config().items() if k == "lr" or v != default[k]}
+        shown = {k: getattr(self, k) for k, v in self.get_config().items() if k == "lr" or v != default.get(k)}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
+
+
+def _checked_groups(groups) -> list[dict[str, Any]]:
+    """Copies of the groups, checked; the models' layers are looked up in `assign`."""
+    if groups is None:
+        return []
+    if not isinstance(groups, (list, tuple)):
+        raise TypeError(f"groups: expected a list of dicts, got {groups!r}")
+    checked = []
+    for i, group in enumerate(groups):
+        where = f"groups[{i}]"
+        if not isinstance(group, dict):
+            raise TypeError(f"{where}: expected a dict, got {group!r}")
+        if unknown := [key for key in group if key not in ("layers", "lr", "weight_decay")]:
+            raise ValueError(f"{where}: unknown {', '.join(map(repr, unknown))}: expected layers, lr, weight_decay")
+        layers = group.get("layers")
+        if not isinstance(layers, (list, tuple)):
+            raise TypeError(f"{where}: expected a list of layers' names as 'layers', got {layers!r}")
+        if not layers:
+            raise ValueError(f"{where}: expected at least one layer's name, got none")
+        for layer in layers:
+            if isinstance(layer, bool) or not isinstance(layer, (int, np.integer, str)):
+                raise TypeError(f"{where}: expected a layer's name, such as 0 or '3.1', got {layer!r}")
+        layers = [layer if isinstance(layer, str) else int(layer) for layer in layers]
+        rates = {key: number(f"{where}: {key}", group[key], 0) for key in ("lr", "weight_decay") if key in group}
+        checked.append({"layers": layers, **rates})
+    return checked
 
 
 class SGD(Optimizer):
@@ -79,41 +313,34 @@ class SGD(Optimizer):
     dampening : float
     nesterov : bool
         Needs a momentum and no dampening.
+    **common
+        groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
     code = 0
-    momentum = _Hyper(2)
-    dampening = _Hyper(3, low=-np.inf)
-    weight_decay = _Hyper(4)
+    momentum = _Hyper(MOMENTUM)
+    dampening = _Hyper(OWN, low=-np.inf)
+    nesterov = _Flag(OWN + 1)
 
-    def __init__(self, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False):
-        super().__init__()
-        self.lr = lr
+    def __init__(self, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, **common):
+        super().__init__(lr, weight_decay, **common)
         self.momentum = momentum
         self.dampening = dampening
-        self.weight_decay = weight_decay
         self.nesterov = nesterov
 
-    @property
-    def nesterov(self) -> bool:
-        return bool(self.hyper[5])
-
-    @nesterov.setter
-    def nesterov(self, value: bool):
+    def _allow(self, name, value):
         if value and (self.momentum == 0 or self.dampening != 0):
             raise ValueError(
                 "nesterov: expected a momentum and no dampening with it, got "
                 f"momentum={self.momentum}, dampening={self.dampening}"
             )
-        self.hyper[5] = bool(value)
 
     @property
     def states(self):
-        return int(self.momentum != 0)
+        return int(self._momentum_comes())
 
-    def get_config(self):
+    def _own_config(self):
         return {
-            "lr": self.lr,
             "momentum": self.momentum,
             "dampening": self.dampening,
             "weight_decay": self.weight_decay,
@@ -139,21 +366,27 @@ class Adam(Optimizer):
         beta1 and beta2, each at least 0 and below 1.
     eps, weight_decay : float
         At least 0.
+    amsgrad : bool
+        Take the largest v so far in the last line (AMSGrad: Reddi, Kale and Kumar, 2018).
+    **common
+        groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
     code = 1
-    states = 2
-    beta1 = _Hyper(2, high=1.0)
-    beta2 = _Hyper(3, high=1.0)
-    eps = _Hyper(4)
-    weight_decay = _Hyper(5)
+    beta1 = _Hyper(MOMENTUM, high=1.0)
+    beta2 = _Hyper(OWN, high=1.0)
+    eps = _Hyper(OWN + 1)
+    amsgrad = _Flag(OWN + 2)
 
-    def __init__(self, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
-        super().__init__()
-        self.lr = lr
+    def __init__(self, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, **common):
+        super().__init__(lr, weight_decay, **common)
         self.betas = betas
         self.eps = eps
-        self.weight_decay = weight_decay
+        self.amsgrad = amsgrad
+
+    @property
+    def states(self):
+        return 2 + self.amsgrad
 
     @property
     def betas(self) -> tuple[float, float]:
@@ -165,15 +398,20 @@ class Adam(Optimizer):
             raise TypeError(f"betas: expected two numbers, got {value!r}")
         if len(value) != 2:
             raise ValueError(f"betas: expected two numbers, got {value!r}")
-        before = self.betas
+        before = self.table.copy()
         try:
             self.beta1, self.beta2 = value
         except (TypeError, ValueError):
-            self.hyper[2:4] = before
+            self.table[...] = before
             raise
 
-    def get_config(self):
-        return {"lr": self.lr, "betas": list(self.betas), "eps": self.eps, "weight_decay": self.weight_decay}
+    def _own_config(self):
+        return {
+            "betas": list(self.betas),
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+            "amsgrad": self.amsgrad,
+        }
 
 
 class AdamW(Adam):
@@ -183,11 +421,106 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    lr, betas, eps, weight_decay
+    lr, betas, eps, weight_decay, amsgrad
         As for `Adam`.
+    **common
+        groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
     code = 2
 
-    def __init__(self, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
-        super().__init__(lr, betas, eps, weight_decay)
+    def __init__(self, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False, **common):
+        super().__init__(lr, betas, eps, weight_decay, amsgrad, **common)
+
+
+class RMSprop(Optimizer):
+    """RMSprop (Hinton, 2012), by the formulas of torch.optim.RMSprop.
+
+    With gradient g, parameters w and averages v of its square and a of itself::
+
+        d = g + weight_decay w
+        v = alpha v + (1 - alpha) d**2
+        a = alpha a + (1 - alpha) d               (centered: Graves, 2013; else a = 0)
+        s = d / (sqrt(v - a**2) + eps)
+        m = momentum m + s                        (without a momentum m = s)
+        w = w - lr m
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate, at least 0.
+    alpha : float
+        At least 0 and below 1.
+    eps, weight_decay, momentum : float
+        At least 0.
+    centered : bool
+    **common
+        groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
+    """
+
+    code = 3
+    momentum = _Hyper(MOMENTUM)
+    alpha = _Hyper(OWN, high=1.0)
+    eps = _Hyper(OWN + 1)
+    centered = _Flag(OWN + 2)
+
+    def __init__(self, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0, centered=False, **common):
+        super().__init__(lr, weight_decay, **common)
+        self.alpha = alpha
+        self.eps = eps
+        self.momentum = momentum
+        self.centered = centered
+
+    @property
+    def states(self):
+        return 3 if self.centered else 2 if self._momentum_comes() else 1
+
+    def _own_config(self):
+        return {
+            "alpha": self.alpha,
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+            "momentum": self.momentum,
+            "centered": self.centered,
+        }
+
+
+class Adagrad(Optimizer):
+    """Adagrad (Duchi, Hazan and Singer, 2011), by the formulas of torch.optim.Adagrad.
+
+    With gradient g, parameters w and the sum v of its squares, at step t = 1, 2, ...::
+
+        d = g + weight_decay w
+        v = v + d**2
+        w = w - lr / (1 + (t - 1) lr_decay) d / (sqrt(v + initial_accumulator_value) + eps)
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate, at least 0.
+    lr_decay, weight_decay, initial_accumulator_value, eps : float
+        At least 0.
+    **common
+        groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
+    """
+
+    code = 4
+    states = 1
+    has_momentum = False
+    lr_decay = _Hyper(OWN)
+    eps = _Hyper(OWN + 1)
+    initial_accumulator_value = _Hyper(OWN + 2)
+
+    def __init__(self, lr=1e-2, lr_decay=0.0, weight_decay=0.0, initial_accumulator_value=0.0, eps=1e-10, **common):
+        super().__init__(lr, weight_decay, **common)
+        self.lr_decay = lr_decay
+        self.initial_accumulator_value = initial_accumulator_value
+        self.eps = eps
+
+    def _own_config(self):
+        return {
+            "lr_decay": self.lr_decay,
+            "weight_decay": self.weight_decay,
+            "initial_accumulator_value": self.initial_accumulator_value,
+            "eps": self.eps,
+        }

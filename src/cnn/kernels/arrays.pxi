@@ -58,29 +58,6 @@ cdef cnp.ndarray as_vector(object a, Py_ssize_t n, str name):
     return v if fits(v) else converted(v.copy(), name)
 
 
-cdef cnp.ndarray as_labels(object a, Py_ssize_t classes, str name):
-    """a as contiguous int64 class indices of shape (batch,), all of them in 0 .. classes - 1."""
-    cdef cnp.ndarray labels
-    cdef const int64_t* label
-    cdef Py_ssize_t i, n
-    cdef int64_t bad
-    given = a if cnp.PyArray_CheckExact(a) else np.asarray(a)
-    if given.dtype.kind not in "iu" and given.size:
-        raise TypeError(f"{name}: CrossEntropyLoss expects integer class indices, got dtype {given.dtype}")
-    if given.ndim != 1:
-        raise ValueError(f"{name}: CrossEntropyLoss expects class indices of shape (batch,), got {given.shape}")
-    labels = given
-    if cnp.PyArray_TYPE(labels) != cnp.NPY_INT64 or not cnp.PyArray_IS_C_CONTIGUOUS(labels) \
-            or not cnp.PyArray_ISBEHAVED_RO(labels):
-        labels = np.array(labels, dtype=np.int64, order="C")
-    label = <const int64_t*>cnp.PyArray_DATA(labels)
-    n = cnp.PyArray_DIM(labels, 0)
-    for i in range(n):
-        if <uint64_t>label[i] >= <uint64_t>classes:
-            raise ValueError(f"{name}[{i}] is {given[i]}, expected a class index from 0 to {classes - 1}")
-    return labels
-
-
 cdef inline real* data(cnp.ndarray a) noexcept nogil:
     return <real*>cnp.PyArray_DATA(a)
 

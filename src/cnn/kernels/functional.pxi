@@ -202,8 +202,8 @@ def sgd_step(param, grad, momentum_buffer, double lr, double momentum, double da
         m = as_out(momentum_buffer, np.shape(w), "momentum_buffer")
         refuse_overlap(m, "momentum_buffer", w, g)
     refuse_overlap(w, "param", g)
-    cdef double[6] hyper = [<double>(<int>OPTIMIZER_SGD), lr, momentum, dampening, weight_decay, nesterov]
-    cdef Update u = coefficients(hyper, not first, data(m) - data(w), 0)
+    cdef double[8] hyper = [<double>(<int>OPTIMIZER_SGD), lr, momentum, weight_decay, 1, dampening, nesterov, 0]
+    cdef Update u = coefficients(hyper, NULL, not first, not first, data(m) - data(w), 0)
     if first and momentum != 0:
         m.fill(0)                               # whatever is there, it is no momentum
     cdef Py_ssize_t n = w.size, whole = n // VL * VL, rest = n - whole
@@ -222,30 +222,40 @@ def sgd_step(param, grad, momentum_buffer, double lr, double momentum, double da
                 memcpy(data(m) + whole, end + 32, rest * sizeof(real))
 
 
-def loss_and_gradient(str loss, outputs, targets):
-    """(mean loss, its gradient with respect to the outputs) of outputs (batch, n)."""
-    cdef cnp.ndarray y = as_matrix(outputs, -1, "outputs", ""), t
+def loss_and_gradient(loss, outputs, targets, sample_weight=None):
+    """(loss, its gradient with respect to the outputs) of outputs (batch, n); loss: a loss's `spec()`."""
+    cdef cnp.ndarray y = as_matrix(outputs, -1, "outputs", ""), t, w = None, gradient
     cdef Py_ssize_t batch = cnp.PyArray_DIM(y, 0), n = cnp.PyArray_DIM(y, 1), row = round_up(n, VL), correct = 0
-    cdef bint labels = LOSSES[loss] == LOSS_CROSS_ENTROPY
+    cdef Py_ssize_t target_bytes
+    cdef const char* target
+    cdef const real* weight = NULL
+    cdef LossSpec spec
+    cdef void* memory
+    cdef real* z
+    cdef double total, weights, scale
     if batch == 0 or n == 0:
         raise ValueError(f"outputs: expected at least one row and one column, got shape {np.shape(y)}")
-    if labels:
-        t = as_labels(targets, n, "targets")
-    else:
-        t = as_matrix(targets, n, "targets", "")
-    if cnp.PyArray_DIM(t, 0) != batch:
-        raise ValueError(f"targets: expected {batch} rows, as many as outputs has, got {cnp.PyArray_DIM(t, 0)}")
-    cdef cnp.ndarray gradient = empty_matrix(batch, n)
-    cdef void* memory
-    cdef real* z = allocate(2 * batch * row, &memory)
-    cdef real* dy = z + batch * row
-    cdef double total
-    copy_rows(batch, n, data(y), row_stride(y), z, row)
-    if labels:
-        total = cross_entropy(batch, n, z, row, <const int64_t*>cnp.PyArray_DATA(t), 1.0 / batch, dy, row,
+    fill_loss(&spec, loss, n)
+    try:
+        t = as_targets(&spec, targets, batch, n, "targets", "", "outputs")
+        if sample_weight is not None:
+            w = as_weights(sample_weight, batch, "sample_weight")
+            weight = data(w)
+        spec.labels = cnp.PyArray_NDIM(t) == 1
+        target = <const char*>cnp.PyArray_DATA(t)
+        target_bytes = sizeof(int64_t) if spec.labels else row_stride(t) * sizeof(real)
+        weights = loss_weight(&spec, batch, target, target_bytes, weight)
+        if spec.mean and weights == 0:
+            raise ValueError("the mean loss is not defined: every row is ignored or has the weight 0")
+        scale = loss_scale(&spec, weights)
+        gradient = empty_matrix(batch, n)
+        z = allocate(2 * batch * row, &memory)
+        copy_rows(batch, n, data(y), row_stride(y), z, row)
+        with nogil:
+            total = loss_rows(&spec, batch, n, z, row, target, target_bytes, weight, scale, z + batch * row, row,
                               &correct)
-    else:
-        total = mse(batch, n, z, row, data(t), row_stride(t), 1.0 / batch, dy, row)
-    copy_rows(batch, n, dy, row, data(gradient), n)
-    free(memory)
-    return total / batch, gradient
+        copy_rows(batch, n, z + batch * row, row, data(gradient), n)
+        free(memory)
+        return total / weights if spec.mean else total, gradient
+    finally:
+        clear_loss(&spec)

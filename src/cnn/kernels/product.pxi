@@ -114,7 +114,7 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
                     prefetch(w)
                     if p.update.kind >= UPDATE_MOMENTUM:
                         prefetch(w + p.update.state)
-                    if p.update.kind == UPDATE_ADAM:
+                    if p.update.kind >= UPDATE_ADAM:
                         prefetch(w + p.update.state + p.update.block)
         for l in range(t.k):
             for q in range(nv):

@@ -170,5 +170,9 @@ cdef void sample_backward(bint transposed, Py_ssize_t k, Py_ssize_t n, const rea
         sample_step(UPDATE_SGD, transposed, k, n, x, dz, w, w_row, bias, u, dx)
     elif u.kind == UPDATE_ADAM:
         sample_step(UPDATE_ADAM, transposed, k, n, x, dz, w, w_row, bias, u, dx)
-    else:
+    elif u.kind == UPDATE_MOMENTUM:
         sample_step(UPDATE_MOMENTUM, transposed, k, n, x, dz, w, w_row, bias, u, dx)
+    elif u.kind == UPDATE_AMSGRAD:
+        sample_step(UPDATE_AMSGRAD, transposed, k, n, x, dz, w, w_row, bias, u, dx)
+    else:
+        sample_step(UPDATE_RMSPROP, transposed, k, n, x, dz, w, w_row, bias, u, dx)

@@ -133,6 +133,9 @@ CNN_FN vf vf_min(vf a, vf b)
 #endif
 }
 
+/* max that gives NaN where either is NaN. */
+CNN_FN vf vf_largest_of(vf a, vf b) { return vf_blend(a != a, a, vf_max(a, b)); }
+
 CNN_FN vf vf_abs(vf a) { return (vf)((vi)a & ~(vi)vf_set((real)-0.0)); }
 CNN_FN vf vf_copysign(vf a, vf sign)
 {
@@ -234,6 +237,21 @@ CNN_FN void vf_store_first(real *p, vf a, Py_ssize_t n)
     for (int i = 0; i < CNN_LANES; i++)
         if (i < n)
             p[i] = a[i];
+#endif
+}
+
+/* The first n lanes (1 <= n <= VL) of a, the others of b. */
+CNN_FN vf vf_first(vf a, Py_ssize_t n, vf b)
+{
+#if defined(__AVX512F__)
+    return (vf)CNN_PICK(_mm512_mask_blend_ps, _mm512_mask_blend_pd)(CNN_FIRST(n), b, a);
+#elif defined(__AVX2__)
+    return vf_blend((vi)CNN_FIRST(n), a, b);
+#else
+    vi lane = {0};
+    for (int i = 0; i < CNN_LANES; i++)
+        lane[i] = i;
+    return vf_blend(lane < (real_int)n, a, b);
 #endif
 }
 

@@ -19,12 +19,14 @@ cdef extern from "kernels/simd.h" nogil:
     void vf_store(real* p, vf a)
     vf vf_load_first(const real* p, Py_ssize_t n)
     void vf_store_first(real* p, vf a, Py_ssize_t n)
+    vf vf_first(vf a, Py_ssize_t n, vf b)
     vf vf_set(real a)
     void prefetch(const real* p)
     vf vf_fma(vf a, vf b, vf c)
     vf vf_select_gt(vf x, vf y, vf a, vf b)
     vf vf_max(vf a, vf b)
     vf vf_min(vf a, vf b)
+    vf vf_largest_of(vf a, vf b)
     vf vf_abs(vf a)
     vf vf_copysign(vf a, vf sign)
     vf vf_sqrt(vf a)
@@ -40,6 +42,8 @@ cdef extern from "kernels/simd.h" nogil:
 
 cdef extern from "<math.h>" nogil:
     const double INFINITY
+    const double NAN
+    double fabs(double x)
     double log(double x)
     double pow(double x, double y)
     double sqrt(double x)

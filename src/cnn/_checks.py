@@ -1,0 +1,57 @@
+"""Arguments that are numbers or choices: checked, with errors that name them and say what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def number(name: str, value, low: float = -np.inf, high: float = np.inf) -> float:
+    """value as a float, if it is a finite number of at least low and below high.
+
+    Raises
+    ------
+    TypeError
+        If it is no real number; bool is none.
+    ValueError
+        If it is out of range, or not finite.
+    """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not (np.isfinite(value) and low <= value < high):
+        at_least = "" if low == -np.inf else f" of at least {low:g}"
+        below = "" if high == np.inf else f" and below {high:g}"
+        raise ValueError(f"{name}: expected a finite number{at_least}{below}, got {value}")
+    return float(value)
+
+
+def positive(name: str, value) -> float:
+    """value as a float, if it is a finite number above 0; errors as those of `number`."""
+    if number(name, value) <= 0:
+        raise ValueError(f"{name}: expected a number above 0, got {value}")
+    return float(value)
+
+
+def integer(name: str, value, low: int) -> int:
+    """value as an int, if it is an integer of at least low: TypeError and ValueError otherwise."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an int, got {value!r}")
+    if value < low:
+        raise ValueError(f"{name}: expected at least {low}, got {value}")
+    return int(value)
+
+
+def flag(name: str, value) -> bool:
+    """value, if it is True or False: TypeError otherwise."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def choice(name: str, value, known: Sequence[str]) -> Any:
+    """value, if it is one of the known: ValueError otherwise."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
+    return value

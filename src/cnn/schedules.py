@@ -1,0 +1,586 @@
+"""Schedules of the learning rate: closed formulas in the number of steps, or epochs, that have been done.
+
+A schedule hangs on the optimiser, ``cnn.SGD(lr=0.1, schedule=cnn.StepLR(30))``, and `fit` asks it for the learning
+rates of many steps at once. Names, arguments and values are PyTorch's (torch.optim.lr_scheduler), except that a
+schedule says itself what it counts: `interval` is "epoch", or "step" for steps of the optimiser. None holds a count of
+its own, so one can serve several models; only `ReduceLROnPlateau` has a state.
+
+With t the count, from 0 on, and lr the optimiser's learning rate, which the schedule leaves as it is.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ._checks import choice, flag, integer, number, positive
+
+__all__ = [
+    "ConstantLR",
+    "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts",
+    "ExponentialLR",
+    "LinearLR",
+    "MultiStepLR",
+    "OneCycleLR",
+    "PolynomialLR",
+    "ReduceLROnPlateau",
+    "SequentialLR",
+    "StepLR",
+]
+
+INTERVALS = ("step", "epoch")
+
+
+class Schedule:
+    """What every schedule has.
+
+    Attributes
+    ----------
+    interval : {"step", "epoch"}
+        What is counted: steps of the optimiser, or epochs.
+    cycles_momentum : bool
+        Whether it gives the momentum too, or Adam's beta1.
+    """
+
+    cycles_momentum = False
+
+    def __init__(self, interval):
+        self.interval = choice("interval", interval, INTERVALS)
+
+    def rates(self, first: int, count: int, lr: float, momentum: float = np.nan) -> np.ndarray:
+        """Learning rates, and momenta, of the steps (or epochs) first .. first + count - 1, counted from 0.
+
+        Parameters
+        ----------
+        first, count : int
+            At least 0.
+        lr, momentum : float
+            The optimiser's own.
+
+        Returns
+        -------
+        ndarray of shape (count, 2), float64
+            Column 0: learning rates. Column 1: momenta, or NaN where they are not this schedule's business.
+        """
+        t = np.arange(integer("first", first, 0), first + integer("count", count, 0))
+        rates = np.full((count, 2), np.nan)
+        rates[:, 0] = self._lr(t, float(lr))
+        if self.cycles_momentum:
+            rates[:, 1] = self._momentum(t)
+        return rates
+
+    def _lr(self, t: np.ndarray, lr: float) -> Any:
+        """The learning rates after t steps, an int64 array."""
+        raise NotImplementedError
+
+    def _momentum(self, t: np.ndarray) -> Any:
+        """The momenta after t steps; NaN where the schedule leaves it alone."""
+        return np.nan
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON can hold them."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def __repr__(self) -> str:
+        parameters = inspect.signature(type(self)).parameters
+        shown = {name: getattr(self, name) for name, p in parameters.items() if getattr(self, name) != p.default}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    def plot(self, count: int, lr: float = 1.0, ax=None):
+        """Draw the learning rate, and the momentum if it is cycled, over `count` steps or epochs.
+
+        Parameters
+        ----------
+        count : int
+        lr : float
+            The optimiser's.
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; None: a new figure.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+        """
+        import matplotlib.pyplot as plt
+
+        if ax is None:
+            ax = plt.subplots()[1]
+        rates = self.rates(0, count, lr)
+        ax.plot(rates[:, 0], label="learning rate")
+        ax.set_xlabel(self.interval)
+        ax.set_ylabel("learning rate")
+        if self.cycles_momentum:
+            twin = ax.twinx()
+            twin.plot(rates[:, 1], color="C1", label="momentum")
+            twin.set_ylabel("momentum")
+            ax.figure.legend(loc="upper right")
+        return ax
+
+
+def from_config(config: Mapping[str, Any]) -> Schedule:
+    """The schedule that ``{"name": "StepLR", "step_size": 30, ...}`` describes.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    TypeError
+        If the arguments are not that schedule's.
+    """
+    arguments = dict(config)
+    name = choice("schedule's name", arguments.pop("name", None), __all__)
+    return globals()[name](**arguments)
+
+
+class ConstantLR(Schedule):
+    """lr factor for the first total_iters steps, then lr (torch.optim.lr_scheduler.ConstantLR).
+
+    Parameters
+    ----------
+    factor : float
+        From 0 to 1.
+    total_iters : int
+        At least 1.
+    interval : {"epoch", "step"}
+    """
+
+    def __init__(self, factor=1.0 / 3, total_iters=5, interval="epoch"):
+        super().__init__(interval)
+        self.factor = _fraction("factor", factor)
+        self.total_iters = integer("total_iters", total_iters, 1)
+
+    def _lr(self, t, lr):
+        return np.where(t < self.total_iters, lr * self.factor, lr)
+
+
+class LinearLR(Schedule):
+    """lr times a factor that goes in a line from start_factor to end_factor: a warm-up
+    (torch.optim.lr_scheduler.LinearLR).
+
+    Parameters
+    ----------
+    start_factor : float
+        Above 0, at most 1.
+    end_factor : float
+        From 0 to 1; reached after total_iters steps, and kept.
+    total_iters : int
+        At least 1.
+    interval : {"epoch", "step"}
+    """
+
+    def __init__(self, start_factor=1.0 / 3, end_factor=1.0, total_iters=5, interval="epoch"):
+        super().__init__(interval)
+        self.start_factor = _fraction("start_factor", positive("start_factor", start_factor))
+        self.end_factor = _fraction("end_factor", end_factor)
+        self.total_iters = integer("total_iters", total_iters, 1)
+
+    def _lr(self, t, lr):
+        part = np.minimum(t, self.total_iters) / self.total_iters
+        return lr * (self.start_factor + (self.end_factor - self.start_factor) * part)
+
+
+class PolynomialLR(Schedule):
+    """lr (1 - t / total_iters)**power, then 0 (torch.optim.lr_scheduler.PolynomialLR).
+
+    Parameters
+    ----------
+    total_iters : int
+        At least 1.
+    power : float
+        Above 0.
+    interval : {"epoch", "step"}
+    """
+
+    def __init__(self, total_iters=5, power=1.0, interval="epoch"):
+        super().__init__(interval)
+        self.total_iters = integer("total_iters", total_iters, 1)
+        self.power = positive("power", power)
+
+    def _lr(self, t, lr):
+        return lr * (1 - np.minimum(t, self.total_iters) / self.total_iters) ** self.power
+
+
+class StepLR(Schedule):
+    """lr gamma**(t // step_size) (torch.optim.lr_scheduler.StepLR).
+
+    Parameters
+    ----------
+    step_size : int
+        At least 1.
+    gamma : float
+        At least 0.
+    interval : {"epoch", "step"}
+    """
+
+    def __init__(self, step_size, gamma=0.1, interval="epoch"):
+        super().__init__(interval)
+        self.step_size = integer("step_size", step_size, 1)
+        self.gamma = number("gamma", gamma, 0)
+
+    def _lr(self, t, lr):
+        return lr * self.gamma ** (t // self.step_size)
+
+
+class MultiStepLR(Schedule):
+    """lr gamma**(how many milestones are at most t) (torch.optim.lr_scheduler.MultiStepLR).
+
+    Parameters
+    ----------
+    milestones : sequence of int
+        At least 0, none below the one before it.
+    gamma : float
+        At least 0.
+    interval : {"epoch", "step"}
+    """
+
+    def __init__(self, milestones, gamma=0.1, interval="epoch"):
+        super().__init__(interval)
+        self.milestones = _milestones(milestones, 0)
+        self.gamma = number("gamma", gamma, 0)
+
+    def _lr(self, t, lr):
+        return lr * self.gamma ** np.searchsorted(self.milestones, t, side="right")
+
+
+class ExponentialLR(Schedule):
+    """lr gamma**t (torch.optim.lr_scheduler.ExponentialLR).
+
+    Parameters
+    ----------
+    gamma : float
+        At least 0.
+    interval : {"epoch", "step"}
+    """
+
+    def __init__(self, gamma, interval="epoch"):
+        super().__init__(interval)
+        self.gamma = number("gamma", gamma, 0)
+
+    def _lr(self, t, lr):
+        return lr * self.gamma**t
+
+
+class CosineAnnealingLR(Schedule):
+    """eta_min + (lr - eta_min) (1 + cos(pi t / T_max)) / 2 (torch.optim.lr_scheduler.CosineAnnealingLR).
+
+    After T_max steps it rises again, as PyTorch's does.
+
+    Parameters
+    ----------
+    T_max : int
+        At least 1.
+    eta_min : float
+        At least 0.
+    interval : {"epoch", "step"}
+    """
+
+    def __init__(self, T_max, eta_min=0.0, interval="epoch"):
+        super().__init__(interval)
+        self.T_max = integer("T_max", T_max, 1)
+        self.eta_min = number("eta_min", eta_min, 0)
+
+    def _lr(self, t, lr):
+        return _cosine(lr, self.eta_min, t / self.T_max)
+
+
+class CosineAnnealingWarmRestarts(Schedule):
+    """Cosines from lr to eta_min, one after the other, of T_0, T_0 T_mult, T_0 T_mult**2, ... steps
+    (torch.optim.lr_scheduler.CosineAnnealingWarmRestarts; Loshchilov and Hutter, 2017).
+
+    Parameters
+    ----------
+    T_0, T_mult : int
+        At least 1.
+    eta_min : float
+        At least 0.
+    interval : {"epoch", "step"}
+    """
+
+    def __init__(self, T_0, T_mult=1, eta_min=0.0, interval="epoch"):
+        super().__init__(interval)
+        self.T_0 = integer("T_0", T_0, 1)
+        self.T_mult = integer("T_mult", T_mult, 1)
+        self.eta_min = number("eta_min", eta_min, 0)
+
+    def _lr(self, t, lr):
+        if self.T_mult == 1:
+            return _cosine(lr, self.eta_min, t % self.T_0 / self.T_0)
+        starts = [0]
+        while starts[-1] <= t.max(initial=0):
+            starts.append(starts[-1] + self.T_0 * self.T_mult ** (len(starts) - 1))
+        cycle = np.searchsorted(starts, t, side="right") - 1
+        lengths = np.diff(starts)
+        return _cosine(lr, self.eta_min, (t - np.take(starts, cycle)) / lengths[cycle])
+
+
+class OneCycleLR(Schedule):
+    """From max_lr / div_factor up to max_lr and down to that start divided by final_div_factor; the momentum, or Adam's
+    beta1, the other way (torch.optim.lr_scheduler.OneCycleLR; Smith and Topin, 2018).
+
+    The optimiser's own lr is not used. After total_steps the last value is kept, where PyTorch raises an error.
+
+    Parameters
+    ----------
+    max_lr : float
+        Above 0.
+    total_steps : int
+        At least 1: in `fit` epochs times batches an epoch.
+    pct_start : float
+        From 0 to 1: which part of the steps goes up.
+    anneal_strategy : {"cos", "linear"}
+    cycle_momentum : bool
+        Whether the momentum goes from max_momentum down to base_momentum and up again.
+    base_momentum, max_momentum : float
+        At least 0 and below 1.
+    div_factor, final_div_factor : float
+        Above 0.
+    three_phase : bool
+        As steep down to the start as up, then on to the end.
+    interval : {"step", "epoch"}
+    """
+
+    def __init__(
+        self,
+        max_lr,
+        total_steps,
+        *,
+        pct_start=0.3,
+        anneal_strategy="cos",
+        cycle_momentum=True,
+        base_momentum=0.85,
+        max_momentum=0.95,
+        div_factor=25.0,
+        final_div_factor=1e4,
+        three_phase=False,
+        interval="step",
+    ):
+        super().__init__(interval)
+        self.max_lr = positive("max_lr", max_lr)
+        self.total_steps = integer("total_steps", total_steps, 1)
+        self.pct_start = _fraction("pct_start", pct_start)
+        self.anneal_strategy = choice("anneal_strategy", anneal_strategy, ("cos", "linear"))
+        self.cycle_momentum = flag("cycle_momentum", cycle_momentum)
+        self.base_momentum = number("base_momentum", base_momentum, 0, 1)
+        self.max_momentum = number("max_momentum", max_momentum, 0, 1)
+        self.div_factor = positive("div_factor", div_factor)
+        self.final_div_factor = positive("final_div_factor", final_div_factor)
+        self.three_phase = flag("three_phase", three_phase)
+
+    @property
+    def cycles_momentum(self):
+        return self.cycle_momentum
+
+    def _annealed(self, t, low, high, end):
+        """From low to high and on to end, or, in three phases, to low again and on to end."""
+        rise = self.pct_start * self.total_steps - 1
+        phases = [(rise, low, high), (self.total_steps - 1, high, end)]
+        if self.three_phase:
+            fall = 2 * self.pct_start * self.total_steps - 2
+            phases = [phases[0], (fall, high, low), (self.total_steps - 1, low, end)]
+        t = np.minimum(t, self.total_steps - 1)
+        ends = np.array([phase[0] for phase in phases])
+        phase = np.argmax((t[:, None] <= ends) | (ends == ends[-1]), axis=1)
+        starts = np.array([0.0, *ends[:-1]])[phase]
+        length = ends[phase] - starts
+        part = np.divide(t - starts, length, out=np.ones(len(t)), where=length != 0)
+        begin, to = (np.array([values[i] for values in phases])[phase] for i in (1, 2))
+        return begin + (to - begin) * part if self.anneal_strategy == "linear" else _cosine(begin, to, part)
+
+    def _lr(self, t, lr):
+        low = self.max_lr / self.div_factor
+        return self._annealed(t, low, self.max_lr, low / self.final_div_factor)
+
+    def _momentum(self, t):
+        return self._annealed(t, self.max_momentum, self.base_momentum, self.max_momentum)
+
+
+class SequentialLR(Schedule):
+    """One schedule after the other, each counting from its own start (torch.optim.lr_scheduler.SequentialLR).
+
+    A warm-up of 5 epochs, then a cosine: ``SequentialLR([LinearLR(0.1, total_iters=5), CosineAnnealingLR(95)], [5])``.
+
+    Parameters
+    ----------
+    schedules : sequence of Schedule
+        All of one interval, which is this schedule's too; no ReduceLROnPlateau.
+    milestones : sequence of int
+        At least 1 and increasing: where the second schedule begins, the third, ...
+    """
+
+    def __init__(self, schedules, milestones):
+        if isinstance(schedules, Schedule) or not isinstance(schedules, Sequence) or isinstance(schedules, str):
+            raise TypeError(f"schedules: expected a list of schedules, got {schedules!r}")
+        schedules = [from_config(one) if isinstance(one, dict) else one for one in schedules]
+        if not schedules:
+            raise ValueError("schedules: expected at least one schedule, got none")
+        for i, one in enumerate(schedules):
+            if not isinstance(one, Schedule):
+                raise TypeError(f"schedules[{i}]: expected a schedule, got {one!r}")
+            if isinstance(one, ReduceLROnPlateau):
+                raise ValueError(f"schedules[{i}]: ReduceLROnPlateau has no course and cannot be one of several")
+            if one.interval != schedules[0].interval:
+                expected = schedules[0].interval
+                raise ValueError(f"schedules[{i}]: expected interval {expected!r}, as the first, got {one.interval!r}")
+        self.schedules = schedules
+        self.milestones = _milestones(milestones, 1)
+        if len(self.milestones) != len(schedules) - 1:
+            raise ValueError(f"milestones: expected {len(schedules) - 1}, one less than schedules, got {milestones!r}")
+        if len(set(self.milestones)) < len(self.milestones):
+            raise ValueError(f"milestones: expected increasing numbers, got {milestones!r}")
+        super().__init__(schedules[0].interval)
+
+    @property
+    def cycles_momentum(self):
+        return any(one.cycles_momentum for one in self.schedules)
+
+    def _joined(self, t, course):
+        """course(schedule, its own count), each over its own part of t."""
+        which = np.searchsorted(self.milestones, t, side="right")
+        joined = np.empty(len(t))
+        for i, (one, start) in enumerate(zip(self.schedules, [0, *self.milestones], strict=True)):
+            mine = which == i
+            joined[mine] = course(one, t[mine] - start)
+        return joined
+
+    def _lr(self, t, lr):
+        return self._joined(t, lambda one, own: one._lr(own, lr))
+
+    def _momentum(self, t):
+        return self._joined(t, lambda one, own: one._momentum(own) if one.cycles_momentum else np.nan)
+
+    def get_config(self):
+        schedules = [{"name": type(one).__name__, **one.get_config()} for one in self.schedules]
+        return {"schedules": schedules, "milestones": list(self.milestones)}
+
+
+class ReduceLROnPlateau(Schedule):
+    """Multiplies the learning rate by `factor` when a metric has not improved for more than `patience` epochs
+    (torch.optim.lr_scheduler.ReduceLROnPlateau).
+
+    `fit` calls `step` after each epoch. This is the only schedule with a state; see `state_dict`.
+
+    Parameters
+    ----------
+    mode : {"min", "max"}
+        Whether less is better, or more.
+    factor : float
+        At least 0 and below 1.
+    patience : int
+        At least 0.
+    threshold : float
+        At least 0: how much is an improvement.
+    threshold_mode : {"rel", "abs"}
+        Whether it is a part of the best value so far, or a difference to it.
+    cooldown : int
+        At least 0: epochs after a reduction that are not counted.
+    min_lr : float
+        At least 0.
+    eps : float
+        At least 0: smaller reductions are not made.
+    monitor : str
+        The key of the metric in the logs of `fit`. Without validation data "val_loss" is "loss".
+    """
+
+    def __init__(
+        self,
+        mode="min",
+        factor=0.1,
+        patience=10,
+        threshold=1e-4,
+        threshold_mode="rel",
+        cooldown=0,
+        min_lr=0.0,
+        eps=1e-8,
+        monitor="val_loss",
+    ):
+        super().__init__("epoch")
+        self.mode = choice("mode", mode, ("min", "max"))
+        self.factor = number("factor", factor, 0, 1)
+        self.patience = integer("patience", patience, 0)
+        self.threshold = number("threshold", threshold, 0)
+        self.threshold_mode = choice("threshold_mode", threshold_mode, ("rel", "abs"))
+        self.cooldown = integer("cooldown", cooldown, 0)
+        self.min_lr = number("min_lr", min_lr, 0)
+        self.eps = number("eps", eps, 0)
+        if not isinstance(monitor, str):
+            raise TypeError(f"monitor: expected a str, got {monitor!r}")
+        self.monitor = monitor
+        self.load_state_dict({"best": None, "num_bad_epochs": 0, "cooldown_counter": 0, "reductions": 0})
+
+    def metric(self, logs: Mapping[str, float]) -> float:
+        """What this schedule watches, from the logs of an epoch. ValueError if it is not there, with what is."""
+        for key in (self.monitor, "loss") if self.monitor == "val_loss" else (self.monitor,):
+            if key in logs:
+                return logs[key]
+        raise ValueError(f"monitor: expected one of {', '.join(map(repr, logs))}, got {self.monitor!r}")
+
+    def step(self, metric: float) -> None:
+        """Count an epoch that ended with this value of the metric. NaN is no improvement."""
+        metric = float(metric)
+        if self._better(metric):
+            self.best = metric
+            self.num_bad_epochs = 0
+        else:
+            self.num_bad_epochs += 1
+        if self.cooldown_counter > 0:
+            self.cooldown_counter -= 1
+            self.num_bad_epochs = 0
+        if self.num_bad_epochs > self.patience:
+            self.reductions += 1
+            self.cooldown_counter = self.cooldown
+            self.num_bad_epochs = 0
+
+    def _better(self, metric: float) -> bool:
+        sign = 1 if self.mode == "max" else -1
+        best = -sign * np.inf if self.best is None else self.best
+        margin = sign * self.threshold
+        limit = best * (1 + margin) if self.threshold_mode == "rel" else best + margin
+        return sign * metric > sign * limit
+
+    def _lr(self, t, lr):
+        for _ in range(self.reductions):
+            reduced = max(lr * self.factor, self.min_lr)
+            if lr - reduced <= self.eps:
+                break
+            lr = reduced
+        return lr
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as JSON can hold it: best (None: no epoch yet), num_bad_epochs, cooldown_counter, reductions."""
+        return {name: getattr(self, name) for name in ("best", "num_bad_epochs", "cooldown_counter", "reductions")}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set the state to what `state_dict` returned. ValueError if it has other keys."""
+        names = ("best", "num_bad_epochs", "cooldown_counter", "reductions")
+        if set(state) != set(names):
+            raise ValueError(f"state: expected {', '.join(names)}, got {', '.join(map(str, state))}")
+        best = None if state["best"] is None else float(state["best"])
+        counts = [integer(name, state[name], 0) for name in names[1:]]
+        self.best: float | None = best
+        self.num_bad_epochs, self.cooldown_counter, self.reductions = counts
+
+
+def _cosine(begin, end, part):
+    """From begin to end as part goes from 0 to 1, along half a cosine."""
+    return end + (begin - end) * (1 + np.cos(np.pi * part)) / 2
+
+
+def _fraction(name: str, value) -> float:
+    """value as a float, if it is a number from 0 to 1."""
+    if number(name, value, 0) > 1:
+        raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
+    return float(value)
+
+
+def _milestones(values, low: int) -> list[int]:
+    """values as a list of integers of at least low, none below the one before it."""
+    if isinstance(values, str) or not isinstance(values, (Sequence, np.ndarray)):
+        raise TypeError(f"milestones: expected a list of int, got {values!r}")
+    milestones = [integer(f"milestones[{i}]", value, low) for i, value in enumerate(values)]
+    if sorted(milestones) != milestones:
+        raise ValueError(f"milestones: expected increasing numbers, got {values!r}")
+    return milestones
