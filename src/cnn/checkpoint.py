@@ -31,6 +31,7 @@ from . import container, durable
 
 FORMAT_VERSION = 2
 TRAINING = "cnn.training/"
+HISTORY = "history/"  # follows it
 METADATA = {1: {"format", "version", "config"}, 2: {"format", "version", "config", "digest"}}  # besides "training"
 WIDTHS = ("in_features", "out_features", "num_features", "normalized_shape")  # of layers, in their configurations
 MOST_LAYERS = 10_000
@@ -70,11 +71,12 @@ def _parts(model: Any, training_state: bool, epoch: int | None = None, history: 
 
 def _training_state(model: Any, epoch: int | None, history: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What `_set_training_state` sets: arrays, and numbers as JSON can hold them."""
-    history = History(model.history or {}) if history is None else history
-    schedule = _schedule(model)
     arrays = dict(model._program.state(_states(model)))
-    arrays["epochs"] = np.array(history.epochs, np.int64)
-    arrays |= {f"history/{name}": np.array(values, np.float64) for name, values in history.items()}
+    history = model.history if history is None else history
+    if history is not None:
+        arrays["epochs"] = np.array(history.epochs, np.int64)
+        arrays |= {HISTORY + name: np.array(values, np.float64) for name, values in history.items()}
+    schedule = _schedule(model)
     numbers = {
         "epoch": model._epochs_seen if epoch is None else epoch,
         "epochs_seen": model._epochs_seen,
@@ -224,8 +226,6 @@ def _tables(value: Any) -> Iterator[dict]:
 
 def _set_training_state(model: Any, arrays: dict[str, np.ndarray], numbers: Any) -> int:
     """Set what `_training_state` gave, checked; returns the last epoch done."""
-    from .training import History
-
     names = {"epoch", "epochs_seen", "random_seed", "schedule", "training"}
     if not isinstance(numbers, dict) or numbers.keys() != names:
         raise ValueError(f"training: expected {', '.join(sorted(names))}, got {container.short(numbers)}")
@@ -234,27 +234,34 @@ def _set_training_state(model: Any, arrays: dict[str, np.ndarray], numbers: Any)
             raise ValueError(f"training: {name}: expected an integer of at least 0, got {container.short(n)}")
     if not isinstance(numbers["training"], bool):
         raise ValueError(f"training: training: expected true or false, got {container.short(numbers['training'])}")
-    epochs = arrays.pop("epochs", None)
-    if epochs is None or epochs.ndim != 1 or epochs.dtype != np.int64:
-        raise ValueError("epochs: expected a vector of integers")
-    history = History()
-    for name in [name for name in arrays if name.startswith("history/")]:
-        values = arrays.pop(name)
-        if values.ndim != 1 or values.dtype != np.float64:
-            raise ValueError(f"{container.short(name)}: expected a vector of float64")
-        history[name.removeprefix("history/")] = values.tolist()
-    history.epochs = epochs.tolist()
+    history = {name: a for name, a in arrays.items() if name == "epochs" or name.startswith(HISTORY)}
+    model.history = _history(history) if history else None
     schedule = _schedule(model)
     if (schedule is None) != (numbers["schedule"] is None):
-        raise ValueError(f"training: schedule: the state {container.short(numbers['schedule'])} is not of {schedule!r}")
+        raise ValueError(f"training: schedule: {container.short(numbers['schedule'])} is no state of {schedule!r}")
     if schedule is not None:
         schedule.load_state_dict(numbers["schedule"])
     model._random_seed = numbers["random_seed"]
+    model._program.set_seed(model._random_seed)
+    model._program.set_state({name: a for name, a in arrays.items() if name not in history}, _states(model))
     model._epochs_seen = numbers["epochs_seen"]
-    model._program.set_state(arrays, _states(model))
-    model.history = history
     model.train(numbers["training"])
     return numbers["epoch"]
+
+
+def _history(arrays: dict[str, np.ndarray]) -> Any:
+    """The History of which these are the arrays."""
+    from .training import History
+
+    for name, values in arrays.items():
+        dtype = np.dtype(np.float64 if name.startswith(HISTORY) else np.int64)
+        if values.ndim != 1 or values.dtype != dtype:
+            raise ValueError(f"{container.short(name)}: expected a vector of {dtype}, got {values.dtype}{values.shape}")
+    if "epochs" not in arrays:
+        raise ValueError("epochs: expected them with a history")
+    history = History({name.removeprefix(HISTORY): a.tolist() for name, a in arrays.items() if name != "epochs"})
+    history.epochs = arrays["epochs"].tolist()
+    return history
 
 
 # while training -------------------------------------------------------------------------------------------------------
@@ -394,17 +401,23 @@ class Saver:
 
 
 def _adopt(model: Any, saved: Any, path: str) -> None:
-    """Make a model what another of the same configuration is; ValueError, and no change, if it has another one."""
+    """Make a model what another of the same configuration is; ValueError, and no change, if it has another one.
+
+    Its optimiser and schedule stay the same objects: callbacks may know them.
+    """
     own, other = model.get_config(), saved.get_config()
     for key in ("layers", "loss", "dtype"):
         if own[key] != other[key]:
             raise ValueError(f"{path}: is of another architecture: expected {key} {own[key]}, got {other[key]}")
-    if type(model.optimizer) is not type(saved.optimizer):
-        raise ValueError(f"{path}: is of another optimizer: expected {model.optimizer!r}, got {saved.optimizer!r}")
-    if model.optimizer is not None:
-        vars(model.optimizer).update(vars(saved.optimizer))
+    optimizer = model.optimizer
+    kinds = [part and (part["name"], part.get("schedule")) for part in (own["optimizer"], other["optimizer"])]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"{path}: is of another optimizer: expected {optimizer!r}, got {saved.optimizer!r}")
+    arrays, numbers = _training_state(saved, None, None)
+    if optimizer is not None:
+        schedule = optimizer.schedule
+        vars(optimizer).update(vars(saved.optimizer))
+        optimizer.schedule = schedule
+        model.optimizer = optimizer  # the program reads its table anew
     model.load_weights(saved.state_dict())
-    model._random_seed = saved._random_seed
-    model._epochs_seen = saved._epochs_seen
-    model._program.set_state(saved._program.state(_states(saved)), _states(model))
-    model.history = saved.history
+    _set_training_state(model, arrays, numbers | {"training": model.training})
