@@ -1,7 +1,7 @@
 """Branches: `Add`, `Multiply`, `Maximum` and `Concat` join layers or whole chains that all read the same input.
 
-Going back, the gradient of that input is the sum over the branches (the copy gate). `Identity` among the branches makes a
-residual connection, `Multiply` a gated unit, `Maximum` a maxout unit.
+Going back, the gradient of that input is the sum over the branches (the copy gate). `Identity` among the branches makes
+a residual connection, `Multiply` a gated unit, `Maximum` a maxout unit.
 """
 
 from __future__ import annotations

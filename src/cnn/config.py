@@ -32,7 +32,7 @@ def built(part: Any, kind: str) -> Any:
     name = arguments.pop("name")
     classes = known(kind)
     if name not in classes:
-        raise ValueError(f"unknown {kind} {name!r}: expected one of {', '.join(classes)}")
+        raise ValueError(f"unknown name {name!r}: expected a {kind}, one of {', '.join(classes)}")
     if "branches" in arguments:
         return classes[name](*(built(branch, "layer") for branch in arguments["branches"]))
     if name == "Sequential":

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import functional
+from . import functional, initializers
 from ._dispatch import kernels
 from ._threads import get_num_threads
 from .compilation import Graph, Place, chain, program
@@ -98,8 +98,8 @@ class Layer:
 class Parametric(Layer):
     """A layer with arrays: parameters, their gradients, running statistics. In a model they are views of its memory.
 
-    They are made when they are first asked for. A layer that is handed to a model before that gets them from the model's
-    seed; afterwards it brings its own.
+    They are made when they are first asked for. A layer that is handed to a model before that gets them from the
+    model's seed; afterwards it brings its own.
     """
 
     parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")
@@ -128,11 +128,7 @@ class Parametric(Layer):
 
     def _array(self, name: str) -> np.ndarray | None:
         if not self._arrays:
-            owner = self._owner()
-            if owner is not None:
-                owner._program  # noqa: B018, makes the program, which this layer joins
-            else:
-                self._own()
+            self._own()
         return self._arrays[name]
 
     def _assign(self, name: str, value) -> None:
@@ -247,13 +243,17 @@ class Linear(Parametric):
         Of the parameters, as long as the layer is used alone; a `Sequential` brings its own.
     seed : int, optional
         For the initial parameters, as long as the layer is used alone. None: different at every run.
+    weight_init, bias_init : str, dict or callable
+        Initial values: a name as "kaiming_uniform", "orthogonal", "zeros"; an object as
+        `cnn.initializers.KaimingUniform(nonlinearity="tanh")`; or a callable (shape, rng) -> array, rng a
+        `numpy.random.Generator`. A callable of your own is not saved with the model (its values are).
 
     Attributes
     ----------
     weight : ndarray of shape (in_features, out_features)
-        Initially uniform in +-1/sqrt(in_features) (Kaiming uniform with a = sqrt(5), as in PyTorch's Linear).
+        By default uniform in +-1/sqrt(in_features) (Kaiming uniform with a = sqrt(5), as in PyTorch's Linear).
     bias : ndarray of shape (out_features,), or None
-        Initially from the same distribution.
+        By default from the same distribution.
     grad_weight, grad_bias : ndarray
         Gradients of the same shapes; `backward` adds to them.
 
@@ -273,7 +273,19 @@ class Linear(Parametric):
     array([[ 3.6, -0.8]], dtype=float32)
     """
 
-    def __init__(self, in_features, out_features, bias=True, *, l1=0.0, l2=0.0, dtype="float32", seed=None):
+    def __init__(
+        self,
+        in_features,
+        out_features,
+        bias=True,
+        *,
+        weight_init="default",
+        bias_init="default",
+        l1=0.0,
+        l2=0.0,
+        dtype="float32",
+        seed=None,
+    ):
         for name, n in (("in_features", in_features), ("out_features", out_features)):
             if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
                 raise TypeError(f"{name}: expected an int, got {n!r}")
@@ -286,20 +298,34 @@ class Linear(Parametric):
         self.l2 = _finite("l2", l2, low=0.0)
         super().__init__(dtype)
         self.seed = seed
+        self.weight_init, self.bias_init = (
+            init if isinstance(init, str) and init == "default" else initializers.get(init, name)
+            for name, init in (("weight_init", weight_init), ("bias_init", bias_init))
+        )
+        if getattr(self.bias_init, "weights_only", False):
+            raise ValueError(f"bias_init: {self.bias_init!r} is for weight matrices")
         self._x: np.ndarray | None = None
 
     def _draw(self, bits: np.random.PCG64) -> dict[str, np.ndarray | None]:
         """Initial parameters. Made of the generator's raw bits, whose stream NumPy promises to keep."""
-        bound = self.in_features**-0.5
-
-        def uniform(*shape):
-            unit = (bits.random_raw(int(np.prod(shape))) >> np.uint64(11)) * 2.0**-53
-            return ((2 * unit - 1) * bound).reshape(shape).astype(self.dtype)
-
+        rng = np.random.Generator(bits)
         return {
-            "weight": uniform(self.in_features, self.out_features),
-            "bias": uniform(self.out_features) if self.has_bias else None,
+            "weight": self._initial("weight_init", (self.in_features, self.out_features), rng),
+            "bias": self._initial("bias_init", (self.out_features,), rng) if self.has_bias else None,
         }
+
+    def _initial(self, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+        init = getattr(self, name)
+        if isinstance(init, str):
+            return initializers.symmetric(rng, shape, self.in_features**-0.5).astype(self.dtype)
+        values = np.asarray(init(shape, rng))
+        if values.dtype.kind not in "fiub":
+            raise TypeError(f"{self!r}: {name}: expected real numbers, got dtype {values.dtype}")
+        if values.shape != shape:
+            raise ValueError(f"{self!r}: {name}: expected shape {shape}, got {values.shape}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{self!r}: {name}: expected finite numbers, got NaN or infinity")
+        return values.astype(self.dtype)
 
     def _in_features(self):
         return self.in_features
@@ -352,11 +378,16 @@ class Linear(Parametric):
 
     def get_config(self):
         config = {"in_features": self.in_features, "out_features": self.out_features, "bias": self.has_bias}
-        return config | {name: value for name, value in (("l1", self.l1), ("l2", self.l2)) if value}
+        options = {"l1": self.l1, "l2": self.l2}
+        for name in ("weight_init", "bias_init"):
+            options[name] = initializers.config_of(getattr(self, name))
+        return config | {name: value for name, value in options.items() if value}
 
     def __repr__(self) -> str:
         config = self.get_config()
-        options = [f"{k}={v!r}" for k, v in config.items() if k not in ("in_features", "out_features") and v is not True]
+        options = [
+            f"{k}={v!r}" for k, v in config.items() if k not in ("in_features", "out_features") and v is not True
+        ]
         return f"Linear({', '.join([str(self.in_features), str(self.out_features), *options])})"
 
 

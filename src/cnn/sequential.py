@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
+import zlib
 from typing import Any
 
 import numpy as np
@@ -78,12 +79,9 @@ class Sequential(layers.Layer):
         self._nested_in: Any = None  # weak reference to the model that this one is part of
         self._graph = self._checked()
         self._parametric = self._graph.parameters()
-        for _, place in self._parametric:
-            place.layer._model = weakref.ref(self)
         self._optimizer: Any = None
+        self._make_program()
         self.optimizer = optimizer
-        if self.loss is not None:  # without one, it may be part of another model, and gets its parameters there
-            self._program  # noqa: B018
 
     # from layers to the program ---------------------------------------------------------------------------------------
 
@@ -91,7 +89,7 @@ class Sequential(layers.Layer):
         """The graph of the layers; what is wrong with them is said here."""
         width = compilation.in_features(self.layers)
         if width is None:
-            raise ValueError("layers: expected at least one Linear, or another layer that fixes the width of the input")
+            raise ValueError("layers: expected at least one Linear, got none: nothing says how wide the input is")
         graph = Graph([width])
         chain(graph, self.layers, 0)
         for place in graph.seen.values():
@@ -102,21 +100,37 @@ class Sequential(layers.Layer):
             raise ValueError("layers: expected at least one layer that computes something")
         return graph
 
+    def _make_program(self) -> None:
+        """Make the native program, and move the layers' arrays into it."""
+        spec = None if self.loss is None else self.loss.spec()
+        program = compilation.program(self._kernels, self._graph, spec, self._random_seed)
+        inner = [place.layer for place in self._graph.seen.values() if isinstance(place.layer, Sequential)]
+        for model in inner:
+            model._move_into(self)
+        bits = np.random.PCG64(self._random_seed)
+        self._drawn = [place.layer for _, place in self._parametric if not place.layer._arrays]
+        for op, place in self._parametric:
+            place.layer._join(self, program, op, self.dtype, bits)
+        self._compiled = program
+        self._initial = zlib.crc32(program.parameters)
+
+    def _move_into(self, model: Sequential) -> None:
+        """Become part of another model, which computes for this one from now on.
+
+        Parameters that this model has drawn without a seed of its own, and that nobody has changed, are drawn anew.
+        """
+        if self._compiled is not None:
+            if self.seed is None and zlib.crc32(self._compiled.parameters) == self._initial:
+                for layer in self._drawn:
+                    layer._arrays = {}
+            self._compiled = None
+        self._nested_in = weakref.ref(model)
+
     @property
     def _program(self):
-        """The native program. Made when it is first needed; the layers' arrays move into it then."""
+        """The native program."""
         if self._compiled is None:
-            if self._nested_in is not None and self._nested_in() is not None:
-                raise RuntimeError("this Sequential is part of another model, which computes for it: use that one")
-            spec = None if self.loss is None else self.loss.spec()
-            self._compiled = compilation.program(self._kernels, self._graph, spec, self._random_seed)
-            bits = np.random.PCG64(self._random_seed)
-            for op, place in self._parametric:
-                place.layer._join(self, self._compiled, op, self.dtype, bits)
-            for place in self._graph.seen.values():
-                if isinstance(place.layer, Sequential):
-                    place.layer._nested_in = weakref.ref(self)
-            self._set_optimizer()
+            raise RuntimeError("this Sequential is part of another model, which computes for it: use that one")
         return self._compiled
 
     def _set_optimizer(self) -> None:
@@ -390,9 +404,9 @@ class Sequential(layers.Layer):
         return self._scores(*self._program.evaluate(x, y, None, get_num_threads()), len(x))
 
     def _scores(self, loss: float, weight: float, correct: float, n: int) -> dict[str, float]:
-        scores = {"loss": loss / weight}
+        scores = {"loss": float(loss / weight)}
         if isinstance(self.loss, losses.CrossEntropyLoss):
-            scores["accuracy"] = correct / n
+            scores["accuracy"] = float(correct / n)
         return scores
 
     def train(self, mode: bool = True) -> Sequential:
@@ -408,7 +422,6 @@ class Sequential(layers.Layer):
 
     def _named(self, *kinds: str) -> dict[str, np.ndarray]:
         """Views of the arrays, by their names in `state_dict`."""
-        self._program  # noqa: B018, the arrays are views of it
         return {name: a for _, place in self._parametric for name, a in self._named_of(place, *kinds).items()}
 
     def _named_of(self, place: Place, *kinds: str) -> dict[str, np.ndarray]:

@@ -64,9 +64,7 @@ def fit(model, x, y, *, epochs, batch_size, shuffle, validation_data, threads, p
             while at < n:
                 stop = min(n, at + batches * batch_size)
                 began = time.perf_counter()
-                bad = program.train_batches(
-                    x, y, None, order, at, stop, batch_size, None, None, threads, 1, totals
-                )
+                bad = program.train_batches(x, y, None, order, at, stop, batch_size, None, None, threads, 1, totals)
                 took = time.perf_counter() - began
                 if bad >= 0:
                     program.restore(before)
@@ -81,7 +79,7 @@ def fit(model, x, y, *, epochs, batch_size, shuffle, validation_data, threads, p
             model._epochs_seen += 1
             logs = model._scores(*totals[:3], n)
             if validation_data is not None:
-                scores = model._scores(*program.evaluate(x_val, y_val, threads), len(x_val))
+                scores = model._scores(*program.evaluate(x_val, y_val, None, threads), len(x_val))
                 logs |= {f"val_{name}": value for name, value in scores.items()}
             for name, value in logs.items():
                 history.setdefault(name, []).append(value)

@@ -914,7 +914,10 @@ cdef class Program:
     def state(self, int states):
         """What training depends on beside the parameters and the running statistics, as a dict of arrays: "state.0", ...
         the blocks of the optimiser, "ema", packed as the parameters are, and "counters"."""
-        arrays = {f"state.{i}": self.packed(self.net.state + i * self.net.n_block) for i in range(states)}
+        cdef int i
+        arrays = {}
+        for i in range(states):
+            arrays[f"state.{i}"] = self.packed(self.net.state + i * self.net.n_block)
         if self.average is not None:
             arrays["ema"] = self.average
         arrays["counters"] = self.counters()
@@ -922,7 +925,8 @@ cdef class Program:
 
     def set_state(self, arrays, int states):
         """Put back what `state` returned; ValueError, and nothing changed, if it is that of another network or optimiser."""
-        names = [f"state.{i}" for i in range(states)] + ["counters"]
+        cdef int i
+        names = [f"state.{block}" for block in range(states)] + ["counters"]
         ema = [] if self.stepper.average == NULL or "ema" not in arrays else ["ema"]
         if missing := [name for name in names if name not in arrays]:
             raise ValueError(f"training state: missing {', '.join(missing)}")
@@ -930,8 +934,9 @@ cdef class Program:
             raise ValueError(f"training state: unknown {', '.join(unknown)}; expected {', '.join(names)}")
         vectors = [as_vector(arrays[name], self.net.n_parameters, name) for name in names[:states] + ema]
         counts = np.ascontiguousarray(arrays["counters"], np.int64)
-        if counts.shape != (2 + self.net.n_segments,) or counts.min() < 0:
-            raise ValueError(f"counters: expected {2 + self.net.n_segments} counts, got {arrays['counters']}")
+        expected = 2 + self.net.n_segments
+        if counts.shape != (expected,) or counts.min() < 0:
+            raise ValueError(f"counters: expected {expected} counts, got {counts}")
         self.enter()
         try:
             for i in range(states):
