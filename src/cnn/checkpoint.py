@@ -31,7 +31,7 @@ from . import container, durable
 
 FORMAT_VERSION = 2
 TRAINING = "cnn.training/"
-HISTORY = "history/"  # follows it
+EPOCHS, HISTORY = "epochs", "history/"  # follow it: the numbers of the history's epochs, and what there is of each
 METADATA = {1: {"format", "version", "config"}, 2: {"format", "version", "config", "digest"}}  # besides "training"
 WIDTHS = ("in_features", "out_features", "num_features", "normalized_shape")  # of layers, in their configurations
 MOST_LAYERS = 10_000
@@ -74,12 +74,13 @@ def _training_state(model: Any, epoch: int | None, history: Any) -> tuple[dict[s
     arrays = dict(model._program.state(_states(model)))
     history = model.history if history is None else history
     if history is not None:
-        arrays["epochs"] = np.array(history.epochs, np.int64)
+        arrays[EPOCHS] = np.array(history.epochs, np.int64)
         arrays |= {HISTORY + name: np.array(values, np.float64) for name, values in history.items()}
     schedule = _schedule(model)
     numbers = {
         "epoch": model._epochs_seen if epoch is None else epoch,
         "epochs_seen": model._epochs_seen,
+        "history": None if history is None else list(history),
         "random_seed": model._random_seed,
         "schedule": schedule and schedule.state_dict(),
         "training": model.training,
@@ -226,7 +227,7 @@ def _tables(value: Any) -> Iterator[dict]:
 
 def _set_training_state(model: Any, arrays: dict[str, np.ndarray], numbers: Any) -> int:
     """Set what `_training_state` gave, checked; returns the last epoch done."""
-    names = {"epoch", "epochs_seen", "random_seed", "schedule", "training"}
+    names = {"epoch", "epochs_seen", "history", "random_seed", "schedule", "training"}
     if not isinstance(numbers, dict) or numbers.keys() != names:
         raise ValueError(f"training: expected {', '.join(sorted(names))}, got {container.short(numbers)}")
     for name in ("epoch", "epochs_seen", "random_seed"):
@@ -234,8 +235,8 @@ def _set_training_state(model: Any, arrays: dict[str, np.ndarray], numbers: Any)
             raise ValueError(f"training: {name}: expected an integer of at least 0, got {container.short(n)}")
     if not isinstance(numbers["training"], bool):
         raise ValueError(f"training: training: expected true or false, got {container.short(numbers['training'])}")
-    history = {name: a for name, a in arrays.items() if name == "epochs" or name.startswith(HISTORY)}
-    model.history = _history(history) if history else None
+    arrays = dict(arrays)
+    model.history = None if numbers["history"] is None else _history(arrays, numbers["history"])
     schedule = _schedule(model)
     if (schedule is None) != (numbers["schedule"] is None):
         raise ValueError(f"training: schedule: {container.short(numbers['schedule'])} is no state of {schedule!r}")
@@ -243,24 +244,27 @@ def _set_training_state(model: Any, arrays: dict[str, np.ndarray], numbers: Any)
         schedule.load_state_dict(numbers["schedule"])
     model._random_seed = numbers["random_seed"]
     model._program.set_seed(model._random_seed)
-    model._program.set_state({name: a for name, a in arrays.items() if name not in history}, _states(model))
+    model._program.set_state(arrays, _states(model))
     model._epochs_seen = numbers["epochs_seen"]
     model.train(numbers["training"])
     return numbers["epoch"]
 
 
-def _history(arrays: dict[str, np.ndarray]) -> Any:
-    """The History of which these are the arrays."""
+def _history(arrays: dict[str, np.ndarray], names: Any) -> Any:
+    """The History of these names; takes its arrays from the others."""
     from .training import History
 
-    for name, values in arrays.items():
-        dtype = np.dtype(np.float64 if name.startswith(HISTORY) else np.int64)
-        if values.ndim != 1 or values.dtype != dtype:
-            raise ValueError(f"{container.short(name)}: expected a vector of {dtype}, got {values.dtype}{values.shape}")
-    if "epochs" not in arrays:
-        raise ValueError("epochs: expected them with a history")
-    history = History({name.removeprefix(HISTORY): a.tolist() for name, a in arrays.items() if name != "epochs"})
-    history.epochs = arrays["epochs"].tolist()
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"training: history: expected a list of names, got {container.short(names)}")
+
+    def taken(name, dtype):
+        values = arrays.pop(name, None)
+        if values is None or values.ndim != 1 or values.dtype != dtype:
+            raise ValueError(f"{container.short(name)}: expected a vector of {np.dtype(dtype)}")
+        return values.tolist()
+
+    history = History({name: taken(HISTORY + name, np.float64) for name in names})
+    history.epochs = taken(EPOCHS, np.int64)
     return history
 
 
