@@ -9,6 +9,13 @@ cdef enum:
     GIL_WORK = 20000        # multiply-adds below which letting go of the GIL (35 ns) costs more than it frees
 
 
+cdef const double* rates_of(cnp.ndarray rates) noexcept:
+    """A schedule's lr and momentum, step by step; NULL for None."""
+    if rates is None:
+        return NULL
+    return <const double*>cnp.PyArray_DATA(rates)
+
+
 cdef class Program:
     """A compiled network: parameters, gradients, optimiser state and the walks over them. Private to the library.
 
@@ -285,7 +292,7 @@ cdef class Program:
         self.training_busy = True
         return 0
 
-    cdef Pass training_pass(self, Py_ssize_t batch):
+    cdef Pass training_pass(self, Py_ssize_t batch) noexcept nogil:
         """A Pass over the training workspace, all else zero."""
         cdef Pass p
         memset(&p, 0, sizeof(p))
@@ -501,7 +508,7 @@ cdef class Program:
         """Take the optimiser's step with the gradients as they are; rates: None, or the schedule's lr and momentum."""
         self.has_optimizer()
         self.enter()
-        prepare(&self.stepper, &self.net, NULL if rates is None else <const double*>cnp.PyArray_DATA(rates))
+        prepare(&self.stepper, &self.net, rates_of(rates))
         with nogil:
             clip(&self.stepper, &self.net)
             sweep_updates(&self.net, self.stepper.updates)
@@ -546,7 +553,7 @@ cdef class Program:
         self.enter()
         try:
             self.reserve(&self.train, batch, True, threads)
-            prepare(&self.stepper, &self.net, NULL if rates is None else <const double*>cnp.PyArray_DATA(rates))
+            prepare(&self.stepper, &self.net, rates_of(rates))
             p = self.training_pass(batch)
             self.set_rows(&p, rows, t, v)
             p.forward = p.keep = p.backward = p.weights = True
@@ -591,7 +598,7 @@ cdef class Program:
         """
         cdef int64_t* turn = NULL if order is None else <int64_t*>cnp.PyArray_DATA(order)
         cdef double* total = <double*>cnp.PyArray_DATA(totals)
-        cdef const double* rate = NULL if rates is None else <const double*>cnp.PyArray_DATA(rates)
+        cdef const double* rate = rates_of(rates)
         cdef Py_ssize_t at = start, correct = 0, bad = -1, group = 0, left = 0
         cdef Stepper* s = &self.stepper
         cdef bint whole = s.whole, single = self.single(w) and accumulate == 1, ready = False

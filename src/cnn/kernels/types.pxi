@@ -44,6 +44,7 @@ cdef extern from "<math.h>" nogil:
     const double INFINITY
     const double NAN
     double fabs(double x)
+    double exp(double x)
     double log(double x)
     double pow(double x, double y)
     double sqrt(double x)
