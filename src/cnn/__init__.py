@@ -5,8 +5,11 @@ __version__ = "0.1.0"
 from . import functional, initializers
 from ._config import show_config
 from ._threads import get_num_threads, set_num_threads
+from .batches import Blocks
 from .branches import Add, Concat, Maximum, Multiply
+from .callbacks import Callback, CSVLogger, EarlyStopping, LambdaCallback, TensorBoardLogger
 from .checkpoint import load
+from .history import History
 from .layers import (
     ELU,
     GELU,
@@ -37,7 +40,7 @@ from .schedules import (
 )
 from .sequential import Sequential
 from .softmax import LogSoftmax, Softmax
-from .training import DivergenceError, History
+from .training import DivergenceError
 
 __all__ = [
     "ELU",
@@ -48,6 +51,9 @@ __all__ = [
     "AdamW",
     "Add",
     "BatchNorm1d",
+    "Blocks",
+    "CSVLogger",
+    "Callback",
     "Concat",
     "ConstantLR",
     "CosineAnnealingLR",
@@ -55,9 +61,11 @@ __all__ = [
     "CrossEntropyLoss",
     "DivergenceError",
     "Dropout",
+    "EarlyStopping",
     "ExponentialLR",
     "History",
     "Identity",
+    "LambdaCallback",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
@@ -80,6 +88,7 @@ __all__ = [
     "Softplus",
     "StepLR",
     "Tanh",
+    "TensorBoardLogger",
     "functional",
     "get_num_threads",
     "initializers",
