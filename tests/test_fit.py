@@ -595,9 +595,7 @@ def test_accumulation_of_batches_of_many_sizes():
     spec = chain(5, 9, 3)
     x, y = batch_for(spec, "mse", 30, np.float64)
     batches = [(x[:10], y[:10]), (x[:7], y[:7]), (x[:8], y[:8])]
-    with pytest.raises(
-        ValueError, match=r"^accumulation_steps: expected batches of one .* got \[10, 7, 8\] rows"
-    ):
+    with pytest.raises(ValueError, match=r"^accumulation_steps: expected batches of one .* got \[10, 7, 8\] rows"):
         model_of(spec, "mse", "float64").fit(batches, accumulation_steps=3, shuffle=False)
 
 

@@ -242,6 +242,10 @@ def _set_training_state(model: Any, arrays: dict[str, np.ndarray], numbers: Any)
         raise ValueError(f"training: schedule: {container.short(numbers['schedule'])} is no state of {schedule!r}")
     if schedule is not None:
         schedule.load_state_dict(numbers["schedule"])
+    for name, a in arrays.items():
+        dtype = np.dtype(np.int64) if name == "counters" else model.dtype
+        if a.dtype != dtype:
+            raise ValueError(f"training: {container.short(name)}: expected dtype {dtype}, got {a.dtype}")
     model._random_seed = numbers["random_seed"]
     model._program.set_seed(model._random_seed)
     model._program.set_state(arrays, _states(model))
@@ -260,7 +264,7 @@ def _history(arrays: dict[str, np.ndarray], names: Any) -> Any:
     def taken(name, dtype):
         values = arrays.pop(name, None)
         if values is None or values.ndim != 1 or values.dtype != dtype:
-            raise ValueError(f"{container.short(name)}: expected a vector of {np.dtype(dtype)}")
+            raise ValueError(f"training: {container.short(name)}: expected a vector of {np.dtype(dtype)}")
         return values.tolist()
 
     history = History({name: taken(HISTORY + name, np.float64) for name in names})
