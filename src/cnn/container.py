@@ -103,7 +103,7 @@ class Container:
         arrays = {}
         for name, tensor in self.tensors.items():
             arrays[name] = array = np.empty(tensor.shape, tensor.dtype)
-            rest = memoryview(array.reshape(-1).view(np.uint8))
+            rest = array.reshape(-1).view(np.uint8).data
             while len(rest):
                 n = self.file.readinto(rest[: 64 * BLOCK])  # type: ignore[attr-defined]
                 if not n:

@@ -9,7 +9,7 @@ is the same bytes for the same model. Every third input is sealed again, as if b
 digest of its content, so that what comes after that check is reached too. Such a file may be a good file of another
 model: then the model must hold the file's numbers, and be the same after it is saved and loaded again.
 
-No input may take more than MEMORY bytes. The same seed gives the same inputs. Prints the counts, and ends with 1 at any
+No input may take more than MEMORY bytes (where there is /proc). The same seed gives the same inputs. Prints the counts, and ends with 1 at any
 failure; the inputs that failed are in files whose names are printed.
 """
 
@@ -285,9 +285,10 @@ def main(count=100_000, seed=0):
     warnings.simplefilter("error")
     good = list(corpus())
     results, failures, slowest = Counter(), [], 0.0
-    with open("/proc/self/statm") as file:  # in pages; the first number is the address space
-        limit = int(file.read().split()[0]) * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    if os.path.exists("/proc/self/statm"):
+        with open("/proc/self/statm") as file:  # in pages; the first number is the address space
+            limit = int(file.read().split()[0]) * resource.getpagesize() + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         path = os.path.join(folder, "input.safetensors")
         for content in good:
