@@ -7,8 +7,8 @@ cdef enum:
 cdef class Derivatives:
     """Jacobian-, vector-Jacobian and Hessian-vector products of a Program. Private to the library.
 
-    All in evaluation mode: dropout passes on what it gets, batch normalisation uses the running statistics. They use the
-    training workspace, so that a `backward` needs another forward pass afterwards; gradients are left alone.
+    All in evaluation mode: dropout passes on what it gets, batch normalisation uses the running statistics. They use
+    the training workspace, so that a `backward` needs another forward pass afterwards; gradients are left alone.
     """
     cdef Program program
     cdef Tangents t
@@ -77,7 +77,8 @@ cdef class Derivatives:
                 p.unpack(theta_t, "the tangent of the parameters", self.t.params)
             self.t.inputs = x_t is not None
             if rows is not None:
-                copy_rows(batch, net.buffers[0].width, data(rows), row_stride(rows), self.t.value[0], net.buffers[0].row)
+                copy_rows(batch, net.buffers[0].width, data(rows), row_stride(rows), self.t.value[0],
+                          net.buffers[0].row)
             else:
                 memset(self.t.value[0], 0, batch * net.buffers[0].row * sizeof(real))
             copy_rows(batch, net.buffers[0].width, data(x), row_stride(x), p.train.value[0], net.buffers[0].row)
@@ -94,8 +95,8 @@ cdef class Derivatives:
         """Forward with tangents, for some rows."""
         cdef Network* net = &self.program.net
         cdef Workspace* ws = &self.program.train
-        walk_forward(net, ws, first, batch, ws.value[0] + first * net.buffers[0].row, net.buffers[0].row, True, ws.panel, 0,
-                     net.n_ops)
+        walk_forward(net, ws, first, batch, ws.value[0] + first * net.buffers[0].row, net.buffers[0].row, True,
+                     ws.panel, 0, net.n_ops)
         walk_tangent(net, ws, &self.t, first, batch, ws.panel)
 
     cdef cnp.ndarray rows_of(self, real** buffers, int b, Py_ssize_t batch):
@@ -106,8 +107,8 @@ cdef class Derivatives:
         return a
 
     def jvp(self, x, x_t, theta_t):
-        """(outputs, J (x', theta')), both (batch, out_features). x_t (batch, in_features) or None, theta_t a packed vector
-        or None: zero."""
+        """(outputs, J (x', theta')), both (batch, out_features). x_t (batch, in_features), theta_t a packed vector; None:
+        zero."""
         cdef Program p = self.program
         cdef cnp.ndarray rows = p.inputs(x)
         cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), first

@@ -24,8 +24,9 @@ cdef class Program:
     widths : list of int
         Width of each buffer; the first is the input's, the last the output's.
     ops : list of dict
-        kind (a key of OP_KINDS), src (list of buffers) and dst, in order; further, by kind: act (from ACTIVATIONS), param,
-        bias, l1 and l2 (linear); act, param (activation); param (dropout: p); param (eps), weight, bias, momentum (norms).
+        kind (a key of OP_KINDS), src (list of buffers) and dst, in order; further, by kind: act (from ACTIVATIONS),
+        param, bias, l1 and l2 (linear); act, param (activation); param (dropout: p); param (eps), weight, bias and
+        momentum (norms).
     loss : dict or None
         What `Loss.spec` returns.
     where : tuple of str
@@ -175,7 +176,7 @@ cdef class Program:
                     self.net.running[op.running + op.row + j] = 1
 
     cdef void share_gradients(self):
-        """Mark, going back as walk_backward does, who adds to a gradient that a later reader of the buffer has stored."""
+        """Mark, going back as walk_backward does, who adds to a gradient that a later reader has stored."""
         cdef int i, s
         cdef const Op* op
         seen = set()
@@ -355,8 +356,8 @@ cdef class Program:
     # what Python calls ------------------------------------------------------------------------------------------------
 
     def set_optimizer(self, cnp.ndarray table, groups, clip_norm, clip_value, ema_decay):
-        """Take an optimiser: its table of hyper-parameters, which is read at each step, and for each op a pair of rows of
-        it, for weight and bias. Its state is empty then. None for no clipping and no average."""
+        """Take an optimiser: its table of hyper-parameters, which is read at each step, and for each op a pair of rows
+        of it, for weight and bias. Its state is empty then. None for no clipping and no average."""
         cdef Stepper* s = &self.stepper
         cdef int i
         self.enter()
@@ -431,8 +432,8 @@ cdef class Program:
             self.training_busy = False
 
     def backward(self, grad_output, int threads, bint weights=True):
-        """Add the gradients of the last forward pass to the parameters' gradients, unless weights is False; the gradient
-        of x (batch, in). The gradient of the loss includes that of the penalties."""
+        """Add the gradients of the last forward pass to the parameters' gradients, unless weights is False; the
+        gradient of x (batch, in). The gradient of the loss includes that of the penalties."""
         cdef int last = self.net.n_buffers - 1
         cdef Py_ssize_t width = self.net.buffers[0].width, correct = 0
         cdef cnp.ndarray g = None, dx
@@ -590,11 +591,11 @@ cdef class Program:
                       Py_ssize_t accumulate, cnp.ndarray totals):
         """train_step on batch after batch of rows start .. stop - 1, taken in `order` (None: as they lie).
 
-        Returns the first row of the batch with a loss that is not finite, or -1. x, y and w (None: one each) as `inputs`,
-        `targets` and `weights` give them, order int64 or None. rates: None, or float64 (steps, 2), the schedule's lr and
-        momentum. out: None, or an array whose rows start .. stop - 1 get the outputs, in the order of the batches. The
-        mean gradient of `accumulate` batches makes a step. totals, float64, is added to: the sum of the loss over the
-        rows, of the rows' weights, of rows classified right, of rows.
+        Returns the first row of the batch with a loss that is not finite, or -1. x, y and w (None: one each) as
+        `inputs`, `targets` and `weights` give them, order int64 or None. rates: None, or float64 (steps, 2), the
+        schedule's lr and momentum. out: None, or an array whose rows start .. stop - 1 get the outputs, in the order of
+        the batches. The mean gradient of `accumulate` batches makes a step. totals, float64, is added to: the sum of
+        the loss over the rows, of the rows' weights, of rows classified right, of rows.
         """
         cdef int64_t* turn = NULL if order is None else <int64_t*>cnp.PyArray_DATA(order)
         cdef double* total = <double*>cnp.PyArray_DATA(totals)
@@ -686,7 +687,7 @@ cdef class Program:
         return result
 
     def evaluate(self, x, y, w, int threads):
-        """(sum of the loss over the rows, sum of their weights, rows classified right) of x, y and w (None: one each)."""
+        """(sum of the loss over the rows, sum of their weights, rows classified right); w may be None: one each."""
         cdef cnp.ndarray rows = self.inputs(x)
         cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), correct = 0, blocks = batch // LOSS_BLOCK + 1
         cdef cnp.ndarray t = self.targets(y, batch), v = None if w is None else self.weights(w, batch)
@@ -919,8 +920,8 @@ cdef class Program:
             self.net.ops[self.net.segments[i]].tracked = n[2 + i]
 
     def state(self, int states):
-        """What training depends on beside the parameters and the running statistics, as a dict of arrays: "state.0", ...
-        the blocks of the optimiser, "ema", packed as the parameters are, and "counters"."""
+        """What training depends on beside the parameters and the running statistics, as a dict of arrays: "state.0",
+        ... the blocks of the optimiser, "ema", packed as the parameters are, and "counters"."""
         cdef int i
         arrays = {}
         for i in range(states):
@@ -931,7 +932,7 @@ cdef class Program:
         return arrays
 
     def set_state(self, arrays, int states):
-        """Put back what `state` returned; ValueError, and nothing changed, if it is that of another network or optimiser."""
+        """Put back what `state` returned; ValueError, and nothing changed, if it is another network's."""
         cdef int i
         names = [f"state.{block}" for block in range(states)] + ["counters"]
         ema = [] if self.stepper.average == NULL or "ema" not in arrays else ["ema"]

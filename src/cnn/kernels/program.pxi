@@ -1,8 +1,8 @@
 # The program: a Sequential compiled to an array of ops over numbered buffers, and the walks along it. Plain C: no
 # Python object is touched here. The class that Python sees is in model.pxi.
 #
-# Buffer 0 is the input of the model; every op reads one or more buffers and writes buffer `dst`. A buffer has a value, a
-# gradient and, where its op's activation needs it, the value before the activation, all (batch, width) with rows
+# Buffer 0 is the input of the model; every op reads one or more buffers and writes buffer `dst`. A buffer has a value,
+# a gradient and, where its op's activation needs it, the value before the activation, all (batch, width) with rows
 # padded to VL; the padding is zero. They live in a Workspace, which grows with the batch and is otherwise allocated
 # once. A buffer that several ops read gets the sum of their gradients: going back, the first to be visited stores its
 # part and the others add theirs (`adds`).
@@ -332,7 +332,8 @@ cdef inline real* row_of(real** buffers, const Network* net, int b, Py_ssize_t f
     return buffers[b] + first * net.buffers[b].row
 
 
-cdef inline const real* source(const Network* net, Workspace* ws, int b, Py_ssize_t first, const real* x) noexcept nogil:
+cdef inline const real* source(const Network* net, Workspace* ws, int b, Py_ssize_t first,
+                               const real* x) noexcept nogil:
     """Row `first` of what an op reads: buffer 0 may lie where the caller has it."""
     return x if b == 0 else row_of(ws.value, net, b, first)
 
@@ -401,7 +402,8 @@ cdef void walk_forward(const Network* net, Workspace* ws, Py_ssize_t first, Py_s
         elif op.kind == OP_SOFTMAX or op.kind == OP_LOG_SOFTMAX:
             softmax_rows(op.kind == OP_LOG_SOFTMAX, batch, op.n_out, src, src_row, dst, row)
         elif op.kind == OP_DROPOUT:
-            dropout_rows(batch, op.n_out, op.param if ws.training else 0, op.key, ws.row0 + first, src, src_row, dst, row)
+            dropout_rows(batch, op.n_out, op.param if ws.training else 0, op.key, ws.row0 + first, src, src_row, dst,
+                         row)
         elif op.kind == OP_LAYER_NORM:
             layer_norm_rows(batch, op.n_out, op.param, src, src_row, norm_weight(net, op), norm_bias(net, op), dst, row,
                             ws.extra[i] + 2 * first)
@@ -462,7 +464,8 @@ cdef void backward_gate(const Network* net, Workspace* ws, const Op* op, Py_ssiz
         elif op.kind == OP_MULTIPLY:
             multiply_backward_rows(batch, n, sources, rows, op.n_src, s, dy, row, op.adds[s], da, b_row)
         else:
-            maximum_backward_rows(batch, n, sources, rows, s, sources[s], rows[s], y, row, dy, row, op.adds[s], da, b_row)
+            maximum_backward_rows(batch, n, sources, rows, s, sources[s], rows[s], y, row, dy, row, op.adds[s], da,
+                                  b_row)
         if op.kind == OP_CONCAT:
             dy += net.buffers[b].width
 

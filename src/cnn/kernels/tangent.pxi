@@ -1,16 +1,16 @@
-# Tangents: derivatives of the walks along a direction (x', theta') in the inputs and the parameters. In the comments ' is
-# the derivative along that direction, written _t in names.
+# Tangents: derivatives of the walks along a direction (x', theta') in the inputs and the parameters. In the comments '
+# is the derivative along that direction, written _t in names.
 #
-#     forward    y' = J (x', theta')                                         Jacobian-vector product (jvp)
-#     backward   derivative of backward: (dL/dx)' and (dL/dtheta)'           Hessian-vector product (hvp), exact: Pearlmutter,
-#                                                                            Neural Computation 6, 1994
+#     forward    y' = J (x', theta')                                 Jacobian-vector product (jvp)
+#     backward   derivative of backward: (dL/dx)' and (dL/dtheta)'   Hessian-vector product (hvp), exact (Pearlmutter,
+#                                                                    Neural Computation 6, 1994)
 #
 # All in evaluation mode, where the model is a function of its input row by row. FLOPs, with P those of one product over
 # all layers: a gradient 3 P (forward, dX, dW); jvp 3 P (x W, x' W, x W'); hvp 8 P (these; dX, and dX' and dW' of two
 # each): 2.7 times a gradient. Memory is that of two more passes. Nothing is fused here but what the products fuse.
 #
-# The products are those of program.pxi. W' lies in a block of the layout of the parameters, so that an op's offsets fit,
-# and the results go to another one.
+# The products are those of program.pxi. W' lies in a block of the layout of the parameters, so that an op's offsets
+# fit, and the results go to another one.
 
 cdef struct Tangents:
     void* memory
@@ -35,9 +35,9 @@ cdef inline vf curvature_of(Activation kind, bint saved_is_input, vf saved, vf p
         softplus     s (1 - s), s = sigmoid(z) = 1 - exp(-y)
         gelu         phi(z) (2 - z**2), phi the normal density
         silu         s (1 - s) (2 + z (1 - 2 s)), s = sigmoid(z)
-        gelu_tanh    with t(z) as in `activate` and s = sigmoid(t): s' (2 t' + z ((1 - 2 s) t'**2 + t'')), s' = s (1 - s)
+        gelu_tanh    s' (2 t' + z ((1 - 2 s) t'**2 + t'')) with t(z) as in `activate`, s = sigmoid(t), s' = s (1 - s)
     """
-    cdef vf s, u, a
+    cdef vf s, u, a, n
     if kind == ELU:
         return vf_select_gt(saved, number(0), number(0), param * v_exp(saved) if saved_is_input else saved + param)
     elif kind == SIGMOID:
@@ -60,7 +60,8 @@ cdef inline vf curvature_of(Activation kind, bint saved_is_input, vf saved, vf p
         u = gelu_tanh_cut(saved)
         s = v_sigmoid(u * vf_fma(u * u, number(0.07135481627260025), number(1.5957691216057308)))
         a = vf_fma(u * u, number(3 * 0.07135481627260025), number(1.5957691216057308))
-        a = vf_fma(u, vf_fma(vf_fma(number(-2), s, number(1)) * a, a, number(6 * 0.07135481627260025) * u), number(2) * a)
+        n = vf_fma(vf_fma(number(-2), s, number(1)) * a, a, number(6 * 0.07135481627260025) * u)
+        a = vf_fma(u, n, number(2) * a)
         return s * (number(1) - s) * a
     return number(0)
 
@@ -170,8 +171,8 @@ cdef void linear_second(const Network* net, Workspace* ws, const Tangents* t, co
     cdef real* part = t.scratch + first * x_row
     cdef bint add = op.adds[0]
     if op.act != IDENTITY:
-        second_slope(op.act, op.param, op.keeps_input, batch, op.n_out, dz, dz_t, row, kept(net, ws, op, first, NULL), row,
-                     row_of(t.before, net, op.dst, first), row)
+        second_slope(op.act, op.param, op.keeps_input, batch, op.n_out, dz, dz_t, row, kept(net, ws, op, first, NULL),
+                     row, row_of(t.before, net, op.dst, first), row)
     if op.src == 0 and not input_grad:
         return
     input_gradient(op, NULL, NULL, batch, dz, row, net.params, part if add else dx, x_row, False, panel)
@@ -199,7 +200,7 @@ cdef void linear_weight_tangent(const Network* net, Workspace* ws, const Tangent
         weight_gradient(&bare, 0, rows, batch, t.value[op.src], x_row, ws.grad[op.dst], row, &into, NULL, False, panel)
 
 
-# Softmax, norms and gates: element by element, since they are a small part of any network ------------------------------
+# Softmax, norms and gates: element by element, since they are a small part of any network -----------------------------
 
 cdef double dot(Py_ssize_t n, const real* a, const real* b) noexcept nogil:
     """Sum of a b, in double; b may be NULL: ones."""
@@ -322,8 +323,8 @@ cdef void gate_row(const Network* net, Workspace* ws, const Tangents* t, const O
                    bint input_grad) noexcept nogil:
     """One row of a gate's tangent: y', or going back dx and dx' of its sources.
 
-    Product: y' = sum over s of x_s' times the others; dx_s = dy P_s, dx_s' = dy' P_s + dy P_s', P_s being the product of
-    the others.
+    Product: y' = sum over s of x_s' times the others; dx_s = dy P_s, dx_s' = dy' P_s + dy P_s', P_s being the product
+    of the others.
     """
     cdef const real* a[MOST_SOURCES]
     cdef const real* a_t[MOST_SOURCES]
@@ -393,7 +394,8 @@ cdef void walk_tangent(const Network* net, Workspace* ws, const Tangents* t, Py_
         elif op.kind == OP_DROPOUT:
             add_rows(batch, round_up(op.n_out, VL), x_t, x_row, False, y_t, row)
         elif op.kind == OP_SOFTMAX:         # its Jacobian is symmetric
-            softmax_backward_rows(False, batch, op.n_out, row_of(ws.value, net, op.dst, first), row, x_t, x_row, y_t, row)
+            softmax_backward_rows(False, batch, op.n_out, row_of(ws.value, net, op.dst, first), row, x_t, x_row, y_t,
+                                  row)
         else:
             for r in range(first, first + batch):
                 if op.kind == OP_LOG_SOFTMAX:
@@ -451,7 +453,8 @@ cdef void walk_second(const Network* net, Workspace* ws, const Tangents* t, Py_s
             else:           # activation or dropout: in place in the gradients of the output, which are not needed again
                 if op.kind == OP_ACTIVATION and op.act != IDENTITY:
                     second_slope(op.act, op.param, op.keeps_input, 1, op.n_out, row_of(ws.grad, net, op.dst, r),
-                                 row_of(t.grad, net, op.dst, r), 0, kept(net, ws, op, r, row_of(ws.value, net, 0, r)), 0,
+                                 row_of(t.grad, net, op.dst, r), 0,
+                                 kept(net, ws, op, r, row_of(ws.value, net, 0, r)), 0,
                                  row_of(t.value, net, op.src, r), 0)
                 memcpy(dx, row_of(ws.grad, net, op.dst, r), op.n_out * sizeof(real))
                 memcpy(dx_t, row_of(t.grad, net, op.dst, r), op.n_out * sizeof(real))
