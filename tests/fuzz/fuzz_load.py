@@ -9,8 +9,8 @@ is the same bytes for the same model. Every third input is sealed again, as if b
 digest of its content, so that what comes after that check is reached too. Such a file may be a good file of another
 model: then the model must hold the file's numbers, and be the same after it is saved and loaded again.
 
-No input may take more than MEMORY bytes (where there is /proc). The same seed gives the same inputs. Prints the counts, and ends with 1 at any
-failure; the inputs that failed are in files whose names are printed.
+No input may take more than MEMORY bytes (where there is /proc). The same seed gives the same inputs. Prints the counts,
+and ends with 1 at any failure; the inputs that failed are in files whose names are printed.
 """
 
 import json

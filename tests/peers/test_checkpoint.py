@@ -1,4 +1,4 @@
-"""Checkpoints read by PyTorch as they are: norms with their running statistics, nested models, with a training state."""
+"""Checkpoints read by PyTorch as they are: norms, nested models, files with a training state."""
 
 import numpy as np
 import pytest
