@@ -394,6 +394,44 @@ def test_an_exception_of_the_iterable():
     assert_same(model, expected)
 
 
+def test_a_bad_batch_of_validation():
+    x, y = batch_for(SPEC, "mse", 40, np.float32)
+    model, expected = model_of(), model_of()
+    validation = Again([(x, y), (x[:, :4], y)])
+    with pytest.raises(ValueError, match=r"^validation_data: batch 1: x: expected shape"):
+        model.fit(x, y, validation_data=validation)
+    assert_same(model, expected)
+    assert model.fit(x, y, epochs=2) == expected.fit(x, y, epochs=2)
+
+
+def test_a_metric_that_fails():
+    x, y = batch_for(SPEC, "mse", 40, np.float32)
+    model, expected = model_of(), model_of()
+
+    def failing(targets, outputs):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        model.fit(x, y, metrics=[failing])
+    assert_same(model, expected)
+
+
+@pytest.mark.parametrize("batches", [False, True])
+def test_batch_norm_needs_two_rows(batches):
+    """A last batch of one row is refused before anything is trained; of an iterable when it comes."""
+    layers = [cnn.Linear(5, 4), cnn.BatchNorm1d(4), cnn.Linear(4, 3), cnn.MSELoss()]
+    model = cnn.Sequential(layers, optimizer=cnn.SGD(lr=0.1), seed=0)
+    x, y = batch_for(SPEC, "mse", 17, np.float32)
+    before = model.state_dict()
+    data = (cut(x, y, 8, 8, 1),) if batches else (x, y)
+    with pytest.raises(ValueError, match="BatchNorm1d"):
+        model.fit(*data, batch_size=8, shuffle=False)
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    assert model._program.steps == 0
+    assert np.isfinite(model.fit(x, y, batch_size=6)["loss"]).all()
+
+
 def test_no_batches():
     with pytest.raises(ValueError, match=r"^x: training needs at least one row, got none"):
         model_of().fit([])

@@ -2,6 +2,7 @@
 
 import io
 import re
+import signal
 import sys
 import threading
 from _thread import interrupt_main
@@ -553,9 +554,14 @@ def test_reduce_on_plateau():
     model, _ = build(spec, "mse", optimizer=cnn.SGD(lr=0.1, schedule=schedule))
     history = model.fit(x, y, epochs=7, metrics=[plateau])
     assert history["lr"] == pytest.approx([0.1, 0.1, 0.1, 0.01, 0.001, 0.001, 0.0001])
+    for validation in ({}, {"validation_data": (x, y)}):  # by itself val_loss, or loss
+        schedule = cnn.ReduceLROnPlateau()
+        model, _ = build(spec, "mse", optimizer=cnn.SGD(lr=0.1, schedule=schedule))
+        history = model.fit(x, y, epochs=3, **validation)
+        assert schedule.best == min(history["val_loss" if validation else "loss"])
     schedule = cnn.ReduceLROnPlateau(monitor="val_auc")
     model, _ = build(spec, "mse", optimizer=cnn.SGD(lr=0.1, schedule=schedule))
-    with pytest.raises(ValueError, match=r"^monitor: expected one of 'loss', 'val_loss', got 'val_auc'"):
+    with pytest.raises(ValueError, match=r"^schedule: no 'val_auc' to monitor: there are loss, val_loss$"):
         model.fit(x, y, validation_data=(x, y))
     assert model._program.steps == 0
 
@@ -666,6 +672,38 @@ def test_divergence_in_a_later_epoch(isa, dtype):
     assert np.isfinite(kept.parameters).all()
 
 
+def test_divergence_by_the_last_step_of_an_epoch():
+    """It makes numbers that no loss has seen; they are not what is put back."""
+    x = np.ones((4, 1))
+    y = np.array([[1.0], [1.0], [1.0], [1e150]])
+    model = cnn.Sequential([cnn.Linear(1, 1), cnn.MSELoss()], optimizer=cnn.SGD(lr=0.0), dtype="float64", seed=0)
+    before = model.parameters
+
+    def last(batch, logs):
+        model.optimizer.lr = 1e200 if batch == 3 else 0.0
+
+    callback = cnn.LambdaCallback(on_batch_end=lambda batch, logs: last(batch + 1, logs))
+    with pytest.raises(cnn.DivergenceError, match=r"in epoch 2, batch 0, "):
+        model.fit(x, y, epochs=3, batch_size=1, shuffle=False, callbacks=[callback])
+    np.testing.assert_array_equal(model.parameters, before)
+    assert len(model.history["loss"]) == 1
+
+
+@pytest.mark.parametrize("source", ["blocks", "batches"])
+def test_divergence_names_the_batch_of_the_epoch(source):
+    """Counted through all blocks; with the rate of the schedule at that step."""
+    spec = chain(5, 9, 3)
+    x, y = batch_for(spec, "mse", 40, np.float64)
+    x[21] = np.nan
+    data = cnn.Blocks(x, y, rows=8) if source == "blocks" else [(x[i : i + 4], y[i : i + 4]) for i in range(0, 40, 4)]
+    optimizer = cnn.SGD(lr=0.1, schedule=cnn.LinearLR(start_factor=0.5, total_iters=10, interval="step"))
+    model, _ = build(spec, "mse", optimizer=optimizer)
+    before = model.parameters
+    with pytest.raises(cnn.DivergenceError, match=r"in epoch 1, batch 5, at a learning rate of 0\.075;"):
+        model.fit(data, batch_size=4, shuffle=False)
+    np.testing.assert_array_equal(model.parameters, before)
+
+
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
 @pytest.mark.parametrize(("row", "batch_size", "batch"), [(0, 4, 0), (13, 4, 3), (13, 1, 13), (23, 30, 0)])
 def test_the_batch_of_a_nan_is_named(isa, dtype, loss, row, batch_size, batch):
@@ -707,6 +745,145 @@ def test_keyboard_interrupt(isa, rows, batch_size):
     assert np.isfinite(model.predict(x[:50])).all()
     assert np.isfinite(model.train_step(x[:50], y[:50]))
     assert np.isfinite(model.fit(x[:50], y[:50], epochs=2)["loss"]).all()
+
+
+class Interrupted:
+    """Batches without end; SIGINT comes while they are trained on."""
+
+    def __init__(self, x, y):
+        self.batch = x, y
+
+    def __iter__(self):
+        while True:
+            yield self.batch
+
+
+@pytest.mark.parametrize("where", ["array", "blocks", "batches", "validation", "callback"])
+def test_sigint(where):
+    """Wherever it comes: fit ends, the epochs so far are kept, and the model can be used and fitted again."""
+    spec = chain(8, 64, 3)
+    model = model_of(spec, "mse", "float32", lr=1e-4)
+    x, y = batch_for(spec, "mse", 1000, np.float32)
+    many = np.tile(x, (100, 1)), np.tile(y, (100, 1))
+    arguments = {
+        "array": {"x": x, "y": y},
+        "blocks": {"x": cnn.Blocks(*many, rows=1000)},
+        "batches": {"x": Interrupted(x, y)},
+        "validation": {"x": x[:10], "y": y[:10], "validation_data": many},
+        "callback": {"x": x, "y": y, "callbacks": [cnn.LambdaCallback(on_batch_end=lambda batch, logs: None)]},
+    }[where]
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(epochs=10**6, **arguments)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert model._program.steps > 0
+    assert all(len(values) == len(model.history.epochs) for values in model.history.values())
+    assert np.isfinite(model.parameters).all()
+    assert len(model.fit(x, y, epochs=2)["loss"]) == 2
+
+
+# a loss of the user's own ---------------------------------------------------------------------------
+
+
+def squared(outputs, targets):
+    d = outputs - targets
+    return (d**2).mean(), 2 * d / d.size
+
+
+def with_loss(loss, **optimizer):
+    layers = [cnn.Linear(5, 9), cnn.Tanh(), cnn.Linear(9, 3), loss]
+    optimizer = cnn.SGD(**(optimizer or {"lr": 0.1, "momentum": 0.9}))
+    return cnn.Sequential(layers, optimizer=optimizer, dtype="float64", seed=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"batch_size": 7, "shuffle": False},
+        {"batch_size": 4, "accumulation_steps": 3},
+        {"metrics": ["mae", "r2"], "validation_split": 0.25},
+        {"callbacks": [cnn.LambdaCallback(on_batch_end=lambda batch, logs: None)]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("source", ["array", "blocks", "batches"])
+def test_a_loss_of_ones_own(settings, source):
+    """The numbers of the library's loss that computes the same."""
+    x, y = batch_for(chain(5, 9, 3), "mse", 40, np.float64)
+    if source == "batches" and "validation_split" in settings:
+        settings = {"metrics": ["mae"], "validation_data": (x, y)}
+    data = {
+        "array": (x, y),
+        "blocks": (cnn.Blocks(x, y, rows=16),),
+        "batches": ([(x[i : i + 8], y[i : i + 8]) for i in range(0, 40, 8)],),
+    }[source]
+    own, native = with_loss(cnn.CallableLoss(squared)), with_loss(cnn.MSELoss())
+    histories = [model.fit(*data, epochs=3, **settings) for model in (own, native)]
+    assert list(histories[0]) == list(histories[1])
+    for name in histories[0]:
+        assert_close(histories[0][name], histories[1][name], 1e-10, name)
+    assert_close(own.parameters, native.parameters, 1e-10)
+    assert own._program.steps == native._program.steps
+    scores = own.evaluate(*data, metrics=["rmse"])
+    assert scores == pytest.approx(native.evaluate(*data, metrics=["rmse"]), rel=1e-10)
+
+
+def test_a_loss_of_ones_own_with_a_schedule():
+    x, y = batch_for(chain(5, 9, 3), "mse", 40, np.float64)
+    schedule = cnn.OneCycleLR(max_lr=0.3, total_steps=15)
+    own, native = (
+        with_loss(loss, lr=0.1, momentum=0.9, schedule=schedule) for loss in (cnn.CallableLoss(squared), cnn.MSELoss())
+    )
+    histories = [model.fit(x, y, epochs=3, batch_size=8) for model in (own, native)]
+    assert histories[0]["lr"] == histories[1]["lr"]
+    assert_close(own.parameters, native.parameters, 1e-10)
+
+
+def test_a_loss_of_ones_own_gets_the_targets_as_they_are():
+    seen = []
+
+    def own(outputs, targets):
+        seen.append(targets)
+        return float(np.sum(outputs**2)), 2 * outputs
+
+    x, _ = batch_for(chain(5, 9, 3), "mse", 4, np.float64)
+    y = np.array(["a", "b", "c", "d"])
+    with_loss(cnn.CallableLoss(own)).fit(x, y, batch_size=2, shuffle=False)
+    assert [targets.tolist() for targets in seen] == [["a", "b"], ["c", "d"]]
+
+
+def test_a_loss_of_ones_own_that_fails():
+    """The model is as it was before the epoch."""
+    x, y = batch_for(chain(5, 9, 3), "mse", 40, np.float64)
+    wrong = {"is": None}
+
+    def own(outputs, targets):
+        if wrong["is"] == "loss" and targets[0, 0] == y[24, 0]:
+            return np.nan, outputs
+        if wrong["is"] == "exception" and targets[0, 0] == y[24, 0]:
+            raise KeyError("mine")
+        return squared(outputs, targets)
+
+    model = with_loss(cnn.CallableLoss(own))
+    model.fit(x, y, epochs=2)
+    before, steps = model.parameters, model._program.steps
+    wrong["is"] = "loss"
+    with pytest.raises(cnn.DivergenceError, match=r"in epoch 1, batch 3, at a learning rate of 0\.1;"):
+        model.fit(x, y, batch_size=8, shuffle=False)
+    np.testing.assert_array_equal(model.parameters, before)
+    wrong["is"] = "exception"
+    with pytest.raises(KeyError, match="mine"):
+        model.fit(x, y, batch_size=8, shuffle=False)
+    np.testing.assert_array_equal(model.parameters, before)
+    assert model._program.steps == steps
+    for weights in ({"sample_weight": np.ones(40)}, {"class_weight": {0: 1.0}}):
+        with pytest.raises(ValueError, match=f"^{next(iter(weights))}: expected none with a loss of your own"):
+            model.fit(x, y, **weights)
 
 
 # learning ----------------------------------------------------------------------------------------

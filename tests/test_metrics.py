@@ -259,3 +259,48 @@ def test_targets_that_are_not_0_and_1(metric):
     with pytest.raises(ValueError, match=rf"^{metric}: expected targets 0 and 1, got 0\.25"):
         model.fit([[1], [2]], [1, 0.25], metrics=[metric])
     assert model._program.steps == 0
+
+
+def test_rows_that_are_ignored():
+    """They are no rows: of the loss, the accuracy and the metrics."""
+    x, y = batch_for(chain(5, 9, 3), "cross_entropy", 40, np.float64)
+    ignored = y.copy()
+    ignored[::4] = -100
+    kept = ignored != -100
+    names = ["f1", "top_2"]
+    model, other = (build(chain(5, 9, 3), "cross_entropy", optimizer=cnn.SGD(lr=0.1))[0] for _ in range(2))
+    assert model.evaluate(x, ignored, metrics=names) == pytest.approx(other.evaluate(x[kept], y[kept], metrics=names))
+    histories = [
+        model.fit(x, ignored, epochs=2, batch_size=40, metrics=names, class_weight="balanced"),
+        other.fit(x[kept], y[kept], epochs=2, batch_size=40, metrics=names, class_weight="balanced"),
+    ]
+    for name in ("loss", "accuracy", *names):
+        assert histories[0][name] == pytest.approx(histories[1][name], rel=1e-12)
+
+
+@pytest.mark.parametrize(("outputs", "names"), [(1, ["accuracy", "f1", "auc"]), (4, ["accuracy", "f1"])])
+def test_logits_divide_at_0(outputs, names):
+    """With BCEWithLogitsLoss, whose columns are classes of their own."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((50, 5))
+    y = rng.integers(0, 2, (50, outputs))
+    model = cnn.Sequential([cnn.Linear(5, outputs), cnn.BCEWithLogitsLoss()], optimizer=cnn.SGD(lr=0.1), seed=0)
+    scores = model.evaluate(x, y, metrics=names)
+    logits = model.predict(x)
+    assert scores["accuracy"] == np.mean((logits > 0) == (y == 1))
+    average = "binary" if outputs == 1 else "macro"
+    expected = sklearn_metrics.f1_score(y.ravel() if outputs == 1 else y, logits > 0, average=average)
+    assert scores["f1"] == pytest.approx(expected)
+    if outputs == 1:
+        assert scores["auc"] == pytest.approx(sklearn_metrics.roc_auc_score(y, logits))
+        vector = model.evaluate(x, y[:, 0], metrics=names)
+        assert vector == scores
+        history = model.fit(x, y[:, 0], metrics=names, class_weight="balanced", validation_split=0.2)
+        assert list(history) == [*(keys := ["loss", *names]), *(f"val_{key}" for key in keys)]
+
+
+def test_probabilities_divide_at_a_half():
+    model = cnn.Sequential([cnn.Linear(1, 1), cnn.Sigmoid(), cnn.L1Loss()], dtype="float64")
+    model.parameters = [1, 0]
+    scores = model.evaluate([[-1.0], [1.0], [0.1], [-0.1]], [0, 1, 0, 0], metrics="accuracy")
+    assert scores["accuracy"] == 0.75

@@ -82,3 +82,30 @@ def test_without_loss_and_optimizer(loss, capsys):
     assert "3 parameters, float64\n" in out
     assert len(Table(one._repr_html_()).rows) == 3 + loss
     assert Table(one._repr_html_()).rows[1][1:3] == ["Tanh()", "(batch, 2)"]
+
+
+def test_layers_in_layers(capsys):
+    """Under the names that begin theirs in state_dict."""
+    inner = cnn.Sequential([cnn.Linear(8, 4), cnn.Tanh(), cnn.Linear(4, 8)])
+    layers = [cnn.Linear(3, 8), cnn.BatchNorm1d(8), cnn.Add(cnn.Identity(), inner), cnn.Dropout(0.5), cnn.Linear(8, 2)]
+    one = cnn.Sequential([*layers, cnn.MSELoss()])
+    rows = Table(one._repr_html_()).rows[1:]
+    assert [(row[0], row[1].partition("(")[0], row[2], row[3]) for row in rows] == [
+        ("0", "Linear", "(batch, 8)", "32"),
+        ("1", "BatchNorm1d", "(batch, 8)", "16"),
+        ("2", "Add", "(batch, 8)", ""),
+        ("2.0", "Identity", "", ""),
+        ("2.1", "Sequential", "", ""),
+        ("2.1.0", "Linear", "(batch, 4)", "36"),
+        ("2.1.1", "Tanh", "(batch, 4)", ""),
+        ("2.1.2", "Linear", "(batch, 8)", "40"),
+        ("3", "Dropout", "(batch, 8)", ""),
+        ("4", "Linear", "(batch, 2)", "18"),
+        ("5", "MSELoss", "scalar", ""),
+    ]
+    names = [name.rpartition(".")[0] for name in one.state_dict()]
+    assert set(names) <= {row[0] for row in rows}
+    one.summary()
+    out = capsys.readouterr().out
+    assert "142 parameters, float32" in out
+    assert f"{2 * (3 * 8 + 8 * 4 + 4 * 8 + 8 * 2):,} FLOPs a sample forward" in out

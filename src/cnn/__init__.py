@@ -22,7 +22,18 @@ from .layers import (
     Softplus,
     Tanh,
 )
-from .losses import CrossEntropyLoss, MSELoss
+from .losses import (
+    BCEWithLogitsLoss,
+    CallableLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+    PoissonNLLLoss,
+    QuantileLoss,
+    SmoothL1Loss,
+)
 from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from .regularization import BatchNorm1d, Dropout, LayerNorm
 from .schedules import (
@@ -50,9 +61,11 @@ __all__ = [
     "Adam",
     "AdamW",
     "Add",
+    "BCEWithLogitsLoss",
     "BatchNorm1d",
     "Blocks",
     "CSVLogger",
+    "CallableLoss",
     "Callback",
     "Concat",
     "ConstantLR",
@@ -64,7 +77,9 @@ __all__ = [
     "EarlyStopping",
     "ExponentialLR",
     "History",
+    "HuberLoss",
     "Identity",
+    "L1Loss",
     "LambdaCallback",
     "LayerNorm",
     "LeakyReLU",
@@ -75,8 +90,11 @@ __all__ = [
     "Maximum",
     "MultiStepLR",
     "Multiply",
+    "NLLLoss",
     "OneCycleLR",
+    "PoissonNLLLoss",
     "PolynomialLR",
+    "QuantileLoss",
     "RMSprop",
     "ReLU",
     "ReduceLROnPlateau",
@@ -84,6 +102,7 @@ __all__ = [
     "SequentialLR",
     "SiLU",
     "Sigmoid",
+    "SmoothL1Loss",
     "Softmax",
     "Softplus",
     "StepLR",

@@ -94,7 +94,7 @@ class History(dict):
             raise ImportError("History.plot needs matplotlib: pip install cnn[plot]") from error
         names = [name for name in self if not name.startswith("val_") and name != "lr"]
         panels = names + ["lr"] * ("lr" in self)
-        columns = min(3, len(panels))
+        columns = 2 if len(panels) == 4 else min(3, len(panels))
         rows = -(-len(panels) // columns)
         make: Any = Figure
         if path is None:
@@ -117,7 +117,7 @@ class History(dict):
                     ax.plot([best], [value], "o", ms=5, color="black", label=f"epoch {best}: {value:.4g}")
             finite = [value for values in curves.values() for value in values if math.isfinite(value)]
             wide = finite and min(finite) > 0 and max(finite) > 30 * min(finite)
-            if wide and name in ("loss", "lr", "mae", "rmse"):
+            if wide and name in ("loss", "mae", "rmse"):
                 ax.set_yscale("log")
             ax.set_title({"lr": "learning rate"}.get(name, name), fontsize=11)
             ax.set_xlabel("epoch")

@@ -99,7 +99,8 @@ class F1(_Classifying):
 
     def update(self, targets, outputs):
         true, predicted = self.classes(targets, outputs)
-        if true.ndim == 2:
+        self.columns = true.ndim == 2
+        if self.columns:
             counts = [np.count_nonzero(a, axis=0) for a in (true & predicted, ~true & predicted, true & ~predicted)]
         else:
             n = max(2, outputs.shape[1])
@@ -113,13 +114,11 @@ class F1(_Classifying):
         if not np.any(self.counts):
             return np.nan
         tp, fp, fn = self.counts
-        if tp.size == 2 and not self.several:
-            tp, fp, fn = tp[1:], fp[1:], fn[1:]
         occurring = 2 * tp + fp + fn
         f1 = 2 * tp / np.maximum(occurring, 1)
-        if not self.several and tp.size > 1:
-            f1 = f1[occurring > 0]
-        return float(f1.mean())
+        if self.columns:
+            return float(f1.mean())
+        return float(f1[1] if f1.size == 2 else f1[occurring > 0].mean())
 
 
 class TopK(Metric):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+EVERY = 0.05  # seconds between two changes of the bar
+
 
 class Progress:
     """Shows the epochs of one `fit`.
@@ -26,6 +28,7 @@ class Progress:
         self.rows = rows
         self.done = 0  # rows, in the epochs that are over
         self.bar = None
+        self.shown = 0.0  # when the bar was last brought up to date
         self.logs: dict[str, str] = {}
         self.began = self.epoch_began = time.perf_counter()
         if mode is not False and first < last and (_terminal() or _notebook()):
@@ -47,7 +50,8 @@ class Progress:
 
     def batch(self, epoch: int, rows: int, loss: float) -> None:
         """So many rows of the epoch are done."""
-        if self.bar is not None:
+        if self.bar is not None and time.perf_counter() > self.shown + EVERY:
+            self.shown = time.perf_counter()
             self.bar.set_description(f"epoch {epoch}/{self.last}", refresh=False)
             self.bar.set_postfix({**self.logs, "loss": _text(loss)}, refresh=False)
             self.bar.update(self.done + rows - self.bar.n)
@@ -61,6 +65,8 @@ class Progress:
         if self.bar is not None:
             if self.bar.total is None:
                 self.bar.total = (self.last - self.first) * rows
+            self.bar.set_description(f"epoch {epoch}/{self.last}", refresh=False)
+            self.bar.update(self.done - self.bar.n)
             self.bar.set_postfix(self.logs, refresh=epoch == self.last)
             return
         now = time.perf_counter()

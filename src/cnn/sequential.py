@@ -539,7 +539,8 @@ class Sequential(layers.Layer):
         ------
         ValueError, TypeError
             If something does not fit; nothing has changed then. If it is a batch of an iterable or a block of a file
-            that does not fit, the parameters are those from before the epoch.
+            that does not fit, the parameters are those from before the epoch; so they are if the iterable, a metric or
+            a loss of your own raises something.
         OSError
             If the file of a memory map cannot be read, or has been cut short; likewise.
         RuntimeError

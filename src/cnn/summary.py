@@ -16,7 +16,6 @@ def table(model) -> tuple[list[tuple[str, ...]], int]:
     Layers inside of others stand below them, under the names that begin theirs in `state_dict`.
     """
     graph = model._graph
-    model._named()  # the layers' arrays are made with the program
     op_of = {id(place.layer): op for op, places in zip(graph.ops, graph.places, strict=True) for place in places}
     rows: list[tuple[str, ...]] = []
     total = 0

@@ -23,7 +23,7 @@ from .progress import Progress
 from .schedules import ReduceLROnPlateau
 
 SLICE = 0.05  # seconds that one native call may take
-EVALUATION_WORK = 1 << 30  # multiply-adds of one native call of evaluation; fixed, so that sums are always cut alike
+EVALUATION_WORK = 1 << 28  # multiply-adds of one native call of evaluation; fixed, so that sums are always cut alike
 VALIDATION = Names("validation_data[0]", "validation_data[1]", "validation_data[2]", "validation_data")
 
 
@@ -41,7 +41,7 @@ class Context:
 
     def __init__(self, model, purpose: str, batch_size: int = 1, shuffle: bool = False, accumulate: int = 1):
         self.program = model._program
-        self.own_loss = isinstance(model.loss, getattr(losses, "CallableLoss", ()))
+        self.own_loss = isinstance(model.loss, losses.CallableLoss)
         self.dtype = model.dtype
         self.purpose = purpose
         self.batch_size = batch_size
@@ -230,13 +230,14 @@ def _fit(
                 for call in overridden(chosen, "on_epoch_begin"):
                     call(epoch, {})
                 logs = trainer.epoch(source, epoch, seen)
-                seen += 1
-                model._epochs_seen = seen
                 if validation is not None:
-                    scores = _evaluate(model, program, validation, val_meter, threads)
+                    with trainer.undone():
+                        scores = _evaluate(model, program, validation, val_meter, threads)
                     logs |= {f"val_{name}": value for name, value in scores.items()}
                 if schedule:
                     logs["lr"] = trainer.lr
+                seen += 1
+                model._epochs_seen = seen
                 history.record(epoch, logs)
                 bar.epoch(epoch, trainer.rows, logs)
                 for call in overridden(chosen, "on_epoch_end"):
@@ -347,9 +348,11 @@ class _Schedule:
     def __init__(self, optimizer: Optimizer, names: list[str]):
         self.optimizer = optimizer
         self.schedule = cast(Any, optimizer.schedule)
-        self.watches = isinstance(self.schedule, ReduceLROnPlateau)
-        if self.watches:
-            self.schedule.metric(dict.fromkeys(names, 0.0))  # a ValueError, if it is not there
+        self.watched: str | None = None  # the number that the schedule reacts to
+        if isinstance(self.schedule, ReduceLROnPlateau):
+            self.watched = self.schedule.monitor or ("val_loss" if "val_loss" in names else "loss")
+            if self.watched not in names:
+                raise ValueError(f"schedule: no {self.watched!r} to monitor: there are {', '.join(names)}")
 
     def __bool__(self) -> bool:
         return self.schedule is not None
@@ -363,8 +366,8 @@ class _Schedule:
         return self.schedule.rates(first, count, self.optimizer.lr, self.optimizer.table[0, MOMENTUM])
 
     def epoch_done(self, logs: dict[str, float]) -> None:
-        if self.watches:
-            self.schedule.step(self.schedule.metric(logs))
+        if self.watched is not None:
+            self.schedule.step(logs[self.watched])
 
 
 class _Trainer:
@@ -417,7 +420,8 @@ class _Trainer:
             batches += -(-done // part.batch_size)
             if done < len(part.x) or (self.on_batch_end and self.stopped()):
                 break
-        return {**self.model._scores(*totals), **self.meter.results()}
+        with self.undone():
+            return {**self.model._scores(*totals), **self.meter.results()}
 
     def part(self, part: Part, epoch: int, batches: int, totals: np.ndarray, rates) -> int:
         """Train on a part; the rows that were done, all of them unless a callback ends the training."""
@@ -466,7 +470,7 @@ class _Trainer:
 
     @contextlib.contextmanager
     def undone(self):
-        """Put back what the epoch has changed, if a batch cannot be had, or a loss of the user's own fails."""
+        """Put back what the epoch has changed, if a batch cannot be had, or a function of the user's own fails."""
         try:
             yield
         except Exception:
@@ -521,7 +525,7 @@ def evaluate(model, x, y, sample_weight, metrics, threads) -> dict[str, float]:
 
 
 def _evaluate(model, program, source: Source, meter: _Meter, threads) -> dict[str, float]:
-    step = max(256, min(1 << 18, EVALUATION_WORK // max(1, len(program.parameters))))
+    step = max(256, min(1 << 17, EVALUATION_WORK // max(1, program.n_parameters)))
     totals = np.zeros(4)
     meter.reset()
     for part in source.parts(None):
