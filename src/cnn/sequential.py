@@ -776,17 +776,42 @@ class Sequential(layers.Layer):
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"config: not as get_config makes it: {error!r}") from error
 
-    def save(self, path) -> None:
-        """Write the parameters and the configuration to a safetensors file; see `cnn.load`.
+    def save(self, path, *, training_state=False) -> None:
+        """Write the model to a safetensors file; see `cnn.load`.
 
-        The file is complete or not there: it is written under another name, flushed to disk and then renamed.
+        The file is complete or not there: it is written under another name, flushed to disk and then renamed. A file
+        that is there is replaced and keeps its mode. Of a symbolic link the target is replaced.
+
+        Parameters
+        ----------
+        path : str or path
+        training_state : bool
+            Write also all that further training depends on: the optimiser's and the schedule's state, averaged
+            parameters, the state of the random numbers, the number of epochs, the history. After `cnn.load` training
+            goes on to the bit as if it had not been interrupted. The gradients are not written.
 
         Raises
         ------
         OSError
             If it cannot be written; a file that was there before is untouched.
+
+        Notes
+        -----
+        In the file weights are (out_features, in_features), as PyTorch keeps them, under PyTorch's names::
+
+            torch_model.load_state_dict(safetensors.torch.load_file(path))
+
+        The training state is further tensors, whose names begin with "cnn.training/": a file that has it wants
+        ``strict=False`` there.
         """
-        checkpoint.save(self, path)
+        checkpoint.save(self, path, training_state)
+
+    def __reduce__(self):
+        """For pickle, copy and joblib: the content of a file with the training state, without gradients.
+
+        To unpickle is to trust: whoever made a pickle can have it run anything. Files of `save` are safe from anywhere.
+        """
+        return checkpoint.from_bytes, (type(self), checkpoint.to_bytes(self))
 
     # for people -------------------------------------------------------------------------------------------------------
 

@@ -956,6 +956,12 @@ cdef class Program:
             self.training_busy = False
         self.forget("the training state has been set since")
 
+    def set_seed(self, uint64_t seed):
+        """Draw the random numbers of dropout from another seed."""
+        cdef int i
+        for i in range(self.net.n_ops):
+            self.net.ops[i].key = random_bits(seed, i)
+
     def reset(self):
         """Clear the optimiser's state, for another optimiser."""
         memset(self.net.state, 0, STATES * self.net.n_block * sizeof(real))
