@@ -3,12 +3,16 @@
 __version__ = "0.1.0"
 
 from . import functional, initializers
-from ._config import show_config
+from ._config import get_include, show_config
 from ._threads import get_num_threads, set_num_threads
 from .batches import Blocks
 from .branches import Add, Concat, Maximum, Multiply
 from .callbacks import Callback, CSVLogger, EarlyStopping, LambdaCallback, TensorBoardLogger
 from .checkpoint import load
+from .export.c import to_c
+from .export.onnx import from_onnx, to_onnx
+from .export.sklearn import from_sklearn
+from .export.torch import from_torch, to_torch
 from .history import History
 from .layers import (
     ELU,
@@ -108,10 +112,17 @@ __all__ = [
     "StepLR",
     "Tanh",
     "TensorBoardLogger",
+    "from_onnx",
+    "from_sklearn",
+    "from_torch",
     "functional",
+    "get_include",
     "get_num_threads",
     "initializers",
     "load",
     "set_num_threads",
     "show_config",
+    "to_c",
+    "to_onnx",
+    "to_torch",
 ]

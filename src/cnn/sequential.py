@@ -813,6 +813,23 @@ class Sequential(layers.Layer):
         """
         return checkpoint.from_bytes, (type(self), checkpoint.to_bytes(self))
 
+    def handle(self):
+        """A snapshot of the model that C and Cython programs predict with, without Python: see include/cnn.h.
+
+        It is immutable and independent of the model: what is changed here afterwards does not change it. The handle
+        keeps it alive. In Cython, `cnn_get_f32(handle)` (for a float64 model `cnn_get_f64`) of `cnn.embed` gives the
+        model as C sees it; `cnn.get_include()` is the folder of the header.
+
+        Returns
+        -------
+        capsule
+            Of the kernels that this process uses: it cannot be sent to another one.
+        """
+        parts = [built(described(layer), "layer") for layer in self.layers]
+        snapshot = Sequential(parts, dtype=self.dtype)
+        snapshot.load_weights(self.state_dict())
+        return self._kernels.handle(snapshot._program)
+
     # for people -------------------------------------------------------------------------------------------------------
 
     def summary(self) -> None:
