@@ -28,6 +28,7 @@ include "kernels/dropout.pxi"       # dropout, its masks by counter
 include "kernels/norm.pxi"          # layer and batch normalisation
 include "kernels/threads.pxi"       # the pool of threads
 include "kernels/program.pxi"       # ops over buffers, and the walks over them
+include "kernels/online.pxi"        # one sample at a time through a whole network
 include "kernels/arrays.pxi"        # from Python objects to pointers
 include "kernels/targets.pxi"       # targets and weights, checked
 include "kernels/model.pxi"         # the class that Python sees

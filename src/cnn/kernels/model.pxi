@@ -394,7 +394,7 @@ cdef class Program:
         """
         cdef const double* rates = <const double*>cnp.PyArray_DATA(hyper)
         cdef int64_t* turn = NULL if order is None else <int64_t*>cnp.PyArray_DATA(order)
-        cdef Py_ssize_t at = start, correct = 0, bad = -1
+        cdef Py_ssize_t at = start, correct = 0, bad = -1, done
         cdef const real* all_x
         cdef const char* all_targets
         cdef double loss
@@ -420,6 +420,13 @@ cdef class Program:
                     else:
                         p.x = all_x + at * p.x_row
                         p.target = all_targets + at * p.target_bytes
+                    if batch_size == 1 and at > start and not depends_on_step(u.kind):      # the rest in one call
+                        done = train_samples(&p, stop - at, &total, &correct)
+                        self.steps += done
+                        self.momentum_steps += done if u.kind == UPDATE_MOMENTUM else 0
+                        if at + done < stop:
+                            bad = at + done
+                        break
                     loss = train_batch(&p, threads, &correct)
                     self.stepped(&u)
                     if depends_on_step(u.kind) or self.momentum_steps == 1:
