@@ -6,28 +6,12 @@
 # the parameters to their update but the parameters. What limits it is the latency of that way, some 60 cycles for two
 # layers, and no longer the calls and stores and loads around it (a load that follows a store costs 11 cycles).
 
-cdef void sample_forward(const Op* op, const Network* net, Workspace* ws, const real* x) noexcept nogil:
-    """y = act(x W + b) of one row."""
-    cdef real* y = ws.value[op.dst]
-    cdef real* z = ws.before[op.dst] if op.keeps_input else y
-    cdef const real* w = net.params + op.weight
-    cdef const real* bias = net.params + op.bias
-    cdef real floor = <real>(0 if op.act == RELU else -INFINITY)
-    if op.transposed:
-        sample_dots(op.n_in, op.n_out, x, w, op.row, bias, floor, z)
-    else:
-        row_product(False, op.n_in, round_up(op.n_out, VL) // VL, x, w, op.row, bias, floor, z)
-    if op.act != RELU and op.act != IDENTITY:
-        activate_rows(op.act, op.act_param, 1, op.n_out, z, 0, y, 0)
-
-
 cdef double wide_sample(const Network* net, const LossSpec* spec, Workspace* ws, const real* x, const char* target,
                         const Update* u, Py_ssize_t* correct) noexcept nogil:
     """train_sample for any widths."""
     cdef int i
     cdef const Op* op
     cdef const Op* before
-    cdef const real* src
     cdef real* dz
     cdef real* dx
     cdef double loss
@@ -35,13 +19,7 @@ cdef double wide_sample(const Network* net, const LossSpec* spec, Workspace* ws,
     if net.pad_input:
         memcpy(ws.value[0], x, net.buffers[0].width * sizeof(real))
         x = ws.value[0]
-    for i in range(net.n_ops):
-        op = &net.ops[i]
-        src = x if op.src == 0 else ws.value[op.src]
-        if op.kind == OP_LINEAR:
-            sample_forward(op, net, ws, src)
-        else:
-            activate_rows(op.act, op.act_param, 1, op.n_out, src, 0, ws.value[op.dst], 0)
+    walk_forward(net, ws, 0, 1, x, 0, True, ws.panel)
     loss = output_loss(net, spec, ws, 0, 1, target, 0, 1, True, correct)
     for i in range(net.n_ops - 1, -1, -1):
         op = &net.ops[i]
@@ -172,7 +150,7 @@ cdef inline Py_ssize_t samples(const int kind, const Pass* p, Py_ssize_t n, doub
     cdef Py_ssize_t i, row, done = 0, width = net.buffers[0].width
     cdef const real* x
     cdef const char* target
-    cdef double loss, sums = 0
+    cdef double loss
     for i in range(n):
         row = p.order[i] if p.order != NULL else i
         x = p.x + row * p.x_row
@@ -181,11 +159,10 @@ cdef inline Py_ssize_t samples(const int kind, const Pass* p, Py_ssize_t n, doub
             loss = wide_sample(net, &spec, p.ws, x, target, &own, correct)
         else:
             loss = narrow_sample(kind, net, &spec, p.ws, vf_load_first(x, width), target, factor, &own, correct)
-        sums += loss
+        total[0] += loss        # one after another: in how many calls makes no difference
         if not isfinite(loss):
             break
         done += 1
-    total[0] += sums
     return done
 
 

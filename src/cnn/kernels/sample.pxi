@@ -4,93 +4,61 @@
 # backward pass one sweep over W that gives dx = W dz and takes the optimiser's step, so that W is read twice and
 # written once a sample. In L1 the store port is the limit, one vector a cycle. A W that is larger than L1 is read
 # forward by blocks of rows and swept back from the last row to the first: what was read last is still in L1.
-#
-# In training the sums may run in any order, so they are cut into enough chains to hide the latency of a multiply-add
-# (4 cycles, two a cycle). `row_forward` serves predictions too, and sums in the order of the tiles.
 
 cdef enum:
     L1_BYTES = 32768        # W up to this size stays in L1 beside everything else
     BLOCK_BYTES = 24576     # of a larger W are read as a block, row after row
 
-
-# Forward --------------------------------------------------------------------------------------------------------------
-
-cdef inline void row_panel(const int nv, const int chains, Py_ssize_t panels, Py_ssize_t k, const real* x,
-                           const real* w, Py_ssize_t w_row, const real* start, vf floor, real* y) noexcept nogil:
-    """`panels` times nv vectors of y = max(floor, x W + start), nv * chains <= 8.
-
-    1 chain: each sum in the order of k, as the tiles do. More: every so many rows of W go to a sum of their own.
-    """
+cdef inline void row_panel(const int nv, Py_ssize_t panels, Py_ssize_t k, const real* x, const real* w,
+                           Py_ssize_t w_row, const real* start, vf floor, real* y) noexcept nogil:
+    """`panels` times nv vectors of y = max(floor, x W + start). Sums in the order of k, as the tiles do."""
     cdef vf acc[8]
     cdef vf x_l
     cdef const real* w_l
     cdef Py_ssize_t panel, l
-    cdef int q, r
+    cdef int q
     for panel in range(panels):
         for q in range(nv):
             acc[q] = vf_load(start + q * VL)
-        for q in range(nv, nv * chains):
-            acc[q] = vf_set(0)
         w_l = w
-        l = 0
-        while l + chains <= k:
-            for r in range(chains):
-                x_l = vf_set(x[l + r])
-                for q in range(nv):
-                    acc[r * nv + q] = vf_fma(x_l, vf_load(w_l + r * w_row + q * VL), acc[r * nv + q])
-            w_l += chains * w_row
-            l += chains
-        if chains > 1:
-            while l < k:
-                for q in range(nv):
-                    acc[q] = vf_fma(vf_set(x[l]), vf_load(w_l + q * VL), acc[q])
-                w_l += w_row
-                l += 1
+        for l in range(k):
+            x_l = vf_set(x[l])
+            for q in range(nv):
+                acc[q] = vf_fma(x_l, vf_load(w_l + q * VL), acc[q])
+            w_l += w_row
         for q in range(nv):
-            if chains == 4:
-                acc[q] = (acc[q] + acc[nv + q]) + (acc[2 * nv + q] + acc[3 * nv + q])
-            elif chains == 2:
-                acc[q] = acc[q] + acc[nv + q]
             vf_store(y + q * VL, vf_max(floor, acc[q]))
         w += nv * VL
         y += nv * VL
         start += nv * VL
 
 
-cdef void row_panels(bint in_order, Py_ssize_t nv, Py_ssize_t panels, Py_ssize_t k, const real* x, const real* w,
-                     Py_ssize_t w_row, const real* start, real floor, real* y) noexcept nogil:
+cdef void row_panels(Py_ssize_t nv, Py_ssize_t panels, Py_ssize_t k, const real* x, const real* w, Py_ssize_t w_row,
+                     const real* start, real floor, real* y) noexcept nogil:
     """row_panel for nv = 1 .. 8."""
-    if nv == 1 and in_order:
-        row_panel(1, 1, panels, k, x, w, w_row, start, vf_set(floor), y)
-    elif nv == 1:
-        row_panel(1, 4, panels, k, x, w, w_row, start, vf_set(floor), y)
-    elif nv == 2 and in_order:
-        row_panel(2, 1, panels, k, x, w, w_row, start, vf_set(floor), y)
+    if nv == 1:
+        row_panel(1, panels, k, x, w, w_row, start, vf_set(floor), y)
     elif nv == 2:
-        row_panel(2, 4, panels, k, x, w, w_row, start, vf_set(floor), y)
-    elif nv == 3 and in_order:
-        row_panel(3, 1, panels, k, x, w, w_row, start, vf_set(floor), y)
+        row_panel(2, panels, k, x, w, w_row, start, vf_set(floor), y)
     elif nv == 3:
-        row_panel(3, 2, panels, k, x, w, w_row, start, vf_set(floor), y)
-    elif nv == 4 and in_order:
-        row_panel(4, 1, panels, k, x, w, w_row, start, vf_set(floor), y)
+        row_panel(3, panels, k, x, w, w_row, start, vf_set(floor), y)
     elif nv == 4:
-        row_panel(4, 2, panels, k, x, w, w_row, start, vf_set(floor), y)
+        row_panel(4, panels, k, x, w, w_row, start, vf_set(floor), y)
     elif nv == 5:
-        row_panel(5, 1, panels, k, x, w, w_row, start, vf_set(floor), y)
+        row_panel(5, panels, k, x, w, w_row, start, vf_set(floor), y)
     elif nv == 6:
-        row_panel(6, 1, panels, k, x, w, w_row, start, vf_set(floor), y)
+        row_panel(6, panels, k, x, w, w_row, start, vf_set(floor), y)
     elif nv == 7:
-        row_panel(7, 1, panels, k, x, w, w_row, start, vf_set(floor), y)
+        row_panel(7, panels, k, x, w, w_row, start, vf_set(floor), y)
     else:
-        row_panel(8, 1, panels, k, x, w, w_row, start, vf_set(floor), y)
+        row_panel(8, panels, k, x, w, w_row, start, vf_set(floor), y)
 
 
-cdef void row_product(bint in_order, Py_ssize_t k, Py_ssize_t vectors, const real* x, const real* w, Py_ssize_t w_row,
+cdef void row_forward(Py_ssize_t k, Py_ssize_t vectors, const real* x, const real* w, Py_ssize_t w_row,
                       const real* bias, real floor, real* y) noexcept nogil:
     """y = max(floor, x W + b), W (k, vectors * VL): 2 k n FLOPs, one load of W for each vector of them.
 
-    Columns in panels of near-equal width. in_order: each sum in the order of k.
+    Columns in panels of near-equal width.
     """
     cdef Py_ssize_t panels = (vectors + 7) // 8
     cdef Py_ssize_t nv = vectors // panels, wider = vectors % panels        # so many panels have one vector more
@@ -103,8 +71,8 @@ cdef void row_product(bint in_order, Py_ssize_t k, Py_ssize_t vectors, const rea
         rows = smaller(block, k - l)
         least = <real>(floor if l + rows == k else -INFINITY)
         if wider:
-            row_panels(in_order, nv + 1, wider, rows, x + l, w, w_row, start, least, y)
-        row_panels(in_order, nv, panels - wider, rows, x + l, w + done, w_row, start + done, least, y + done)
+            row_panels(nv + 1, wider, rows, x + l, w, w_row, start, least, y)
+        row_panels(nv, panels - wider, rows, x + l, w + done, w_row, start + done, least, y + done)
         start = y
         w += rows * w_row
         l += rows
@@ -112,82 +80,26 @@ cdef void row_product(bint in_order, Py_ssize_t k, Py_ssize_t vectors, const rea
             break
 
 
-cdef void row_forward(Py_ssize_t k, Py_ssize_t vectors, const real* x, const real* w, Py_ssize_t w_row,
-                      const real* bias, real floor, real* y) noexcept nogil:
-    """row_product with the sums of the tiles: a row's outputs are the same, bit for bit, as in any batch."""
-    row_product(True, k, vectors, x, w, w_row, bias, floor, y)
+# Backward, and the step -----------------------------------------------------------------------------------------------
+
+cdef inline void halve(vf* part, const int count) noexcept nogil:
+    """Sum vectors 0 .. count - 1 with those from count on, the halves of each pair interleaved. count is a literal."""
+    cdef int r
+    for r in range(count):
+        part[r] = vf_zip_lo(part[r], part[r + count]) + vf_zip_hi(part[r], part[r + count])
 
 
-cdef inline int group_rows() noexcept nogil:
-    """Vectors that rounds 0 and 1 of vf_fold make one of."""
-    return 4 if VL > 2 else 2
-
-
-cdef inline vf group_sums(vf* s) noexcept nogil:
-    """The sums of a group of vectors, each still in VL / 4 parts."""
-    s[0] = vf_fold(s[0], s[1], 0)
-    if VL > 2:
-        s[0] = vf_fold(s[0], vf_fold(s[2], s[3], 0), 1)
-    return s[0]
-
-
-cdef inline vf sums_of_groups(vf* part) noexcept nogil:
-    """The vector of the sums of VL vectors, from those of their groups."""
-    if VL > 8:
-        return vf_fold(vf_fold(part[0], part[1], 2), vf_fold(part[2], part[3], 2), 3)
-    if VL > 4:
-        return vf_fold(part[0], part[1], 2)
+cdef inline vf sums_of(vf* part) noexcept nogil:
+    """The vector of the sums of VL vectors, each in the order of vf_sum, in VL - 1 additions."""
+    if VL >= 16:
+        halve(part, 8)
+    if VL >= 8:
+        halve(part, 4)
+    if VL >= 4:
+        halve(part, 2)
+    halve(part, 1)
     return part[0]
 
-
-cdef inline void dot_group(const int rows, Py_ssize_t k, const real* x, const real* w, Py_ssize_t w_row,
-                           vf* s) noexcept nogil:
-    """x times each of `rows` rows of W, lane by lane: a chain a row, or for one row four. rows is a literal."""
-    cdef vf acc[4]
-    cdef vf x_l
-    cdef Py_ssize_t l = 0
-    cdef int r
-    for r in range(4):
-        acc[r] = vf_set(0)
-    if rows == 1:
-        while l + 4 * VL <= k:
-            for r in range(4):
-                acc[r] = vf_fma(vf_load(x + l + r * VL), vf_load(w + l + r * VL), acc[r])
-            l += 4 * VL
-    while l < k:
-        x_l = vf_load(x + l)
-        for r in range(rows):
-            acc[r] = vf_fma(x_l, vf_load(w + r * w_row + l), acc[r])
-        l += VL
-    if rows == 1:
-        s[0] = (acc[0] + acc[1]) + (acc[2] + acc[3])
-    else:
-        for r in range(rows):
-            s[r] = acc[r]
-
-
-cdef void sample_dots(Py_ssize_t k, Py_ssize_t n, const real* x, const real* w, Py_ssize_t w_row, const real* bias,
-                      real floor, real* y) noexcept nogil:
-    """y = max(floor, x W + b) for a narrow layer, W^T (n, k), x padded to VL: 2 k n FLOPs."""
-    cdef vf part[4]
-    cdef vf s[4]
-    cdef Py_ssize_t o, group
-    cdef int g, r
-    for group from 0 <= group < n by VL:
-        for g in range(<int>VL // group_rows()):
-            o = group + g * group_rows()
-            if o + group_rows() <= n:
-                dot_group(group_rows(), k, x, w + o * w_row, w_row, s)
-            else:
-                for r in range(group_rows()):
-                    s[r] = vf_set(0)
-                    if o + r < n:
-                        dot_group(1, k, x, w + (o + r) * w_row, w_row, &s[r])
-            part[g] = group_sums(s)
-        vf_store(y + group, vf_max(vf_set(floor), vf_load(bias + group) + sums_of_groups(part)))
-
-
-# Backward, and the step -----------------------------------------------------------------------------------------------
 
 cdef inline void sweep_block(const int kind, const bint wants_dx, const int rows, const int nv, const real* dz,
                              real* w, Py_ssize_t w_row, const vf* scale, const Update* u, vf* s) noexcept nogil:
@@ -213,16 +125,15 @@ cdef inline void sweep_block(const int kind, const bint wants_dx, const int rows
                 vf_store(at, updated(kind, w_j, scale[r] * d[q], at + u.state, u))
 
 
-cdef inline vf sweep_rows(const int kind, const bint wants_dx, const int rows, Py_ssize_t n, const real* x,
-                          const real* dz, real* w, Py_ssize_t w_row, const Update* u) noexcept nogil:
-    """`rows` rows of W, a group or one: their dot products with dz as group_sums; the step. All but pointers: literals."""
+cdef inline void sweep_rows(const int kind, const bint wants_dx, const int rows, Py_ssize_t n, const real* x,
+                            const real* dz, real* w, Py_ssize_t w_row, const Update* u, vf* sums) noexcept nogil:
+    """`rows` rows of W: the dot products of each with dz go to `sums`, lane by lane. kind, wants_dx, rows: literals."""
     cdef vf s[4]
     cdef vf scale[4]
     cdef Py_ssize_t j = 0
     cdef int r
-    for r in range(4):
-        s[r] = vf_set(0)
     for r in range(rows):
+        s[r] = vf_set(0)
         scale[r] = vf_set(-u.lr * x[r] if kind == UPDATE_PLAIN else x[r])
     if kind == UPDATE_PLAIN:
         while j + TILE_MR // 2 * VL <= n:       # 4 vectors where there are 32 registers
@@ -231,7 +142,9 @@ cdef inline vf sweep_rows(const int kind, const bint wants_dx, const int rows, P
     while j < n:
         sweep_block(kind, wants_dx, rows, 1, dz + j, w + j, w_row, scale, u, s)
         j += VL
-    return group_sums(s) if wants_dx and rows > 1 else s[0]
+    if wants_dx:
+        for r in range(rows):
+            sums[r] = s[r]
 
 
 cdef inline void store_gradient(real* dx, vf a, const real* mask) noexcept nogil:
@@ -242,23 +155,21 @@ cdef inline void store_gradient(real* dx, vf a, const real* mask) noexcept nogil
 cdef inline void sweep(const int kind, const bint wants_dx, Py_ssize_t k, Py_ssize_t n, const real* x, const real* dz,
                        real* w, Py_ssize_t w_row, const Update* u, real* dx, const real* mask) noexcept nogil:
     """dx = W dz and the step on W (k, n), VL rows after VL rows, from the last to the first."""
-    cdef vf part[4]
-    cdef vf rest[4]
-    cdef Py_ssize_t i = (k - 1) // VL * VL, row
-    cdef int g, r
+    cdef vf part[16]
+    cdef Py_ssize_t i = (k - 1) // VL * VL, r, rows
     while i >= 0:
-        for g in range(<int>VL // group_rows() - 1, -1, -1):
-            row = i + g * group_rows()
-            if row + group_rows() <= k:
-                part[g] = sweep_rows(kind, wants_dx, group_rows(), n, x + row, dz, w + row * w_row, w_row, u)
-                continue
-            for r in range(group_rows()):
-                rest[r] = vf_set(0)
-                if row + r < k:
-                    rest[r] = sweep_rows(kind, wants_dx, 1, n, x + row + r, dz, w + (row + r) * w_row, w_row, u)
-            part[g] = group_sums(rest)
+        rows = smaller(VL, k - i)
+        for r in range(rows, VL):
+            part[r] = vf_set(0)
+        r = rows
+        while r % 4:
+            r -= 1
+            sweep_rows(kind, wants_dx, 1, n, x + i + r, dz, w + (i + r) * w_row, w_row, u, &part[r])
+        while r > 0:
+            r -= 4
+            sweep_rows(kind, wants_dx, 4, n, x + i + r, dz, w + (i + r) * w_row, w_row, u, &part[r])
         if wants_dx:
-            store_gradient(dx + i, sums_of_groups(part), mask + i if mask != NULL else NULL)
+            store_gradient(dx + i, sums_of(part), mask + i if mask != NULL else NULL)
         i -= VL
 
 

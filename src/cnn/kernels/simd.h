@@ -253,7 +253,7 @@ CNN_FN vf vf_first(vf a, Py_ssize_t n, vf b)
 }
 
 /* Lanes of the first halves (lo) or second halves (hi) of a and b in turn: a0 b0 a1 b1 ... Log2(VL) rounds of these
- * transpose a block of VL x VL. */
+ * transpose a block of VL x VL, and sum VL vectors into the vector of their sums. */
 #if defined(__clang__)
 #define CNN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -279,63 +279,6 @@ CNN_FN vf vf_first(vf a, Py_ssize_t n, vf b)
 #endif
 CNN_FN vf vf_zip_lo(vf a, vf b) { return CNN_SHUFFLE(a, b, CNN_LO); }
 CNN_FN vf vf_zip_hi(vf a, vf b) { return CNN_SHUFFLE(a, b, CNN_HI); }
-
-/* One round of summing several vectors at once: the lanes of a and of b are added in pairs, and both halves of sums stand in
- * one vector. Rounds 0, 1, ... log2(VL) - 1 over VL vectors, neighbours in pairs, leave the vector of their sums. Shuffles
- * within 128 bits are the quick ones, so these come first: after rounds 0 and 1 a group of 4 vectors is one. */
-#if CNN_LANES == 16
-#define CNN_FOLD_LO0 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29
-#define CNN_FOLD_HI0 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31
-#define CNN_FOLD_LO1 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
-#define CNN_FOLD_HI1 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
-#define CNN_FOLD_LO2 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
-#define CNN_FOLD_HI2 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
-#define CNN_FOLD_LO3 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27
-#define CNN_FOLD_HI3 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31
-#elif CNN_LANES == 8 && !CNN_REAL64
-#define CNN_FOLD_LO0 0, 8, 1, 9, 4, 12, 5, 13
-#define CNN_FOLD_HI0 2, 10, 3, 11, 6, 14, 7, 15
-#define CNN_FOLD_LO1 0, 1, 8, 9, 4, 5, 12, 13
-#define CNN_FOLD_HI1 2, 3, 10, 11, 6, 7, 14, 15
-#define CNN_FOLD_LO2 0, 1, 2, 3, 8, 9, 10, 11
-#define CNN_FOLD_HI2 4, 5, 6, 7, 12, 13, 14, 15
-#elif CNN_LANES == 8
-#define CNN_FOLD_LO0 0, 8, 2, 10, 4, 12, 6, 14
-#define CNN_FOLD_HI0 1, 9, 3, 11, 5, 13, 7, 15
-#define CNN_FOLD_LO1 0, 1, 2, 3, 8, 9, 10, 11
-#define CNN_FOLD_HI1 4, 5, 6, 7, 12, 13, 14, 15
-#define CNN_FOLD_LO2 0, 1, 4, 5, 8, 9, 12, 13
-#define CNN_FOLD_HI2 2, 3, 6, 7, 10, 11, 14, 15
-#elif CNN_LANES == 4 && !CNN_REAL64
-#define CNN_FOLD_LO0 0, 4, 1, 5
-#define CNN_FOLD_HI0 2, 6, 3, 7
-#define CNN_FOLD_LO1 0, 1, 4, 5
-#define CNN_FOLD_HI1 2, 3, 6, 7
-#elif CNN_LANES == 4
-#define CNN_FOLD_LO0 0, 4, 2, 6
-#define CNN_FOLD_HI0 1, 5, 3, 7
-#define CNN_FOLD_LO1 0, 1, 4, 5
-#define CNN_FOLD_HI1 2, 3, 6, 7
-#else
-#define CNN_FOLD_LO0 0, 2
-#define CNN_FOLD_HI0 1, 3
-#endif
-CNN_FN vf vf_fold(vf a, vf b, int round)
-{
-#if CNN_LANES > 8
-    if (round == 3)
-        return CNN_SHUFFLE(a, b, CNN_FOLD_LO3) + CNN_SHUFFLE(a, b, CNN_FOLD_HI3);
-#endif
-#if CNN_LANES > 4
-    if (round == 2)
-        return CNN_SHUFFLE(a, b, CNN_FOLD_LO2) + CNN_SHUFFLE(a, b, CNN_FOLD_HI2);
-#endif
-#if CNN_LANES > 2
-    if (round == 1)
-        return CNN_SHUFFLE(a, b, CNN_FOLD_LO1) + CNN_SHUFFLE(a, b, CNN_FOLD_HI1);
-#endif
-    return CNN_SHUFFLE(a, b, CNN_FOLD_LO0) + CNN_SHUFFLE(a, b, CNN_FOLD_HI0);
-}
 
 /* All lanes = lane i of a. */
 CNN_FN vf vf_lane(vf a, Py_ssize_t i)

@@ -36,7 +36,6 @@ cdef extern from "kernels/simd.h" nogil:
     vf vf_square_low(vf a, vf square)
     vf vf_zip_lo(vf a, vf b)
     vf vf_zip_hi(vf a, vf b)
-    vf vf_fold(vf a, vf b, int round)
     vf vf_lane(vf a, Py_ssize_t i)
     real vf_sum(vf a, Py_ssize_t n)
     real vf_largest(vf a)
