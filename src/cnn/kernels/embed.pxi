@@ -103,7 +103,7 @@ def handle(Program program):
     e.net = net
     e.chunk = larger(smaller(EMBEDDED_BYTES // row, LOSS_BLOCK), 1)
     e.model.scratch = (2 * LINE + (net.n_buffers + net.n_ops) * sizeof(real*)
-                       + (scratch_reals(net, e.chunk, NULL, NULL) + panel_size(0)) * sizeof(real))
+                       + (scratch_reals(net, e.chunk, NULL, NULL) + panel_size(0, 0)) * sizeof(real))
     e.program = <PyObject*>program
     Py_INCREF(program)
     try:

@@ -801,6 +801,3 @@ cdef double run_pass(Pass* p, int threads, double* weight, Py_ssize_t* correct) 
             total += p.losses[block]
             correct[0] += p.correct[block]
     return total
-
-
-    return loss
