@@ -13,8 +13,9 @@ GATES = (cnn.Add, cnn.Multiply, cnn.Maximum, cnn.Concat)
 class _Draw:
     """Layers by a random generator; each method returns a layer and its width."""
 
-    def __init__(self, random, branches):
+    def __init__(self, random, dtype, branches):
         self.random = random
+        self.dtype = dtype
         self.branches = branches
 
     def layer(self, width, depth):
@@ -32,13 +33,13 @@ class _Draw:
         return ACTIVATIONS[name](self.random.choice(PARAMS.get(name, (None,)))), width
 
     def other(self, width, depth):
-        yes = bool(self.random.integers(2))
+        yes, bias = self.random.integers(2, size=2).astype(bool).tolist()
         makers = [
             cnn.Softmax,
             cnn.LogSoftmax,
             lambda: cnn.Dropout(0.3),
             lambda: cnn.BatchNorm1d(width, eps=1e-3, affine=yes),
-            lambda: cnn.LayerNorm(width, eps=1e-4, elementwise_affine=yes, bias=bool(self.random.integers(2))),
+            lambda: cnn.LayerNorm(width, eps=1e-4, elementwise_affine=yes, bias=bias or not yes),
         ]
         return makers[self.random.integers(len(makers))](), width
 
@@ -48,7 +49,7 @@ class _Draw:
         for _ in range(self.random.integers(3)):
             part, width = self.layer(width, depth - 1)
             parts.append(part)
-        return cnn.Sequential(parts), width
+        return cnn.Sequential(parts, dtype=self.dtype), width
 
     def gate(self, width, depth):
         gate = GATES[self.random.integers(len(GATES))]
@@ -56,14 +57,15 @@ class _Draw:
         branches = [cnn.Identity()] if n == width else []
         for _ in range(self.random.integers(2, 4)):
             inner, inner_width = self.layer(width, depth - 1)
-            branches.append(cnn.Sequential([cnn.Linear(width, width), inner, cnn.Linear(inner_width, n)]))
+            chain = [cnn.Linear(width, width), inner, cnn.Linear(inner_width, n)]
+            branches.append(cnn.Sequential(chain, dtype=self.dtype))
         return gate(*branches), n * len(branches) if gate is cnn.Concat else n
 
 
 def random_model(seed, dtype="float32", branches=True):
     """A model of up to eight layers, its parameters and statistics random too."""
     random = np.random.default_rng(seed)
-    draw = _Draw(random, branches)
+    draw = _Draw(random, dtype, branches)
     n = int(random.choice(WIDTHS))
     first = draw.activation if random.integers(3) == 0 else draw.linear
     part, width = first(n, 2)

