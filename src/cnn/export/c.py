@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..durable import replace
 from .graph import Graph, Node, graph_of
 
 GROUP = 4  # numbers in the smallest vectors (SSE, NEON)
@@ -139,12 +140,10 @@ def to_c(model, path, name: str | None = None) -> None:
     >>> "void policy(const float *x, float *y)" in path.read_text()
     True
     """
-    from ..checkpoint import _replace
-
     path = Path(path)
     name = path.stem if name is None else name
     _check_name(name)
-    _replace(path, _Header(name, model).text().encode())
+    replace(path, [_Header(name, model).text().encode()])
 
 
 def _check_name(name: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import layers
+from ..durable import replace
 from ..sequential import Sequential
 from .graph import Node, graph_of
 
@@ -66,8 +67,6 @@ def to_onnx(model, path, opset: int = 20) -> None:
     """
     from onnx import checker, defs
 
-    from ..checkpoint import _replace
-
     if isinstance(opset, bool) or not isinstance(opset, (int, np.integer)):
         raise TypeError(f"opset: expected an int, got {opset!r}")
     newest = defs.onnx_opset_version()
@@ -75,7 +74,7 @@ def to_onnx(model, path, opset: int = 20) -> None:
         raise ValueError(f"opset: expected {OLDEST_OPSET} to {newest}, which the installed onnx has, got {opset}")
     written = _Writer(model, int(opset)).model()
     checker.check_model(written, full_check=True)
-    _replace(Path(path), written.SerializeToString())
+    replace(path, [written.SerializeToString()])
 
 
 class _Writer:
