@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -260,8 +259,11 @@ def from_onnx(path, *, loss=None, optimizer=None) -> Sequential:
     if isinstance(path, onnx.ModelProto):
         proto, name = path, "model"
     else:
-        content = path if isinstance(path, bytes) else Path(path).read_bytes()
-        name = "model" if isinstance(path, bytes) else os.fspath(path)
+        content, name = path, "model"
+        if not isinstance(path, bytes):
+            name = os.fspath(path)
+            with open(path, "rb") as file:
+                content = file.read()
         try:
             proto = onnx.load_model_from_string(content)
             onnx.checker.check_model(proto)
