@@ -4,6 +4,7 @@ A description ("spec") is a list of (in, out, bias) for a linear layer and (name
 activation, as [(3, 8, True), ("elu", 0.5), (8, 1, False)].
 """
 
+import functools
 import threading
 from itertools import pairwise
 
@@ -111,6 +112,22 @@ def specs(draw, widths=WIDTHS, depth=4, names=tuple(ACTIVATIONS)):
         spec += draw(activations(2, names))
         n = n_out
     return spec
+
+
+# optimisers ---------------------------------------------------------------------------------------
+
+RULES = {
+    cnn.SGD: reference.sgd_step,
+    cnn.Adam: reference.adam_step,
+    cnn.AdamW: functools.partial(reference.adam_step, decoupled=True),
+    cnn.RMSprop: reference.rmsprop_step,
+    cnn.Adagrad: reference.adagrad_step,
+}
+
+
+def rule_of(optimizer):
+    """The arguments of reference.Network.train_step for this optimiser: its rule and hyper-parameters."""
+    return {**optimizer.get_config(), "rule": RULES[type(optimizer)]}
 
 
 # ways to take a step: each returns the loss ---------------------------------------------------------

@@ -131,7 +131,7 @@ def sgd_step(param, grad, buffer=None, *, lr, momentum=0.0, dampening=0.0, weigh
     return param - lr * step, buffer
 
 
-def adam_step(param, grad, state=None, *, lr, betas, eps, weight_decay, decoupled, amsgrad=False):
+def adam_step(param, grad, state=None, *, lr, betas, eps, weight_decay, amsgrad=False, decoupled=False):
     """The new parameters and state (m, v, largest v, steps), by torch.optim.Adam's formulas; decoupled: AdamW's."""
     m, v, largest, t = (0.0, 0.0, 0.0, 0) if state is None else state
     t += 1

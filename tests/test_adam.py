@@ -1,12 +1,11 @@
-"""Adam and AdamW: 50 steps beside the reference by all ways to take one, their arguments, and checkpoints.
+"""Adam, AdamW and AMSGrad: 50 steps beside the reference by all ways to take one, their arguments, and checkpoints.
 
 Also, for every optimiser: that the step fused into `train_step` is the step of the explicit loop.
 """
 
 import numpy as np
 import pytest
-import reference
-from networks import assert_close, assert_parameters, batch_for, build, chain, explicit, fused, native_loop
+from networks import assert_close, assert_parameters, batch_for, build, chain, explicit, fused, native_loop, rule_of
 
 import cnn
 
@@ -18,17 +17,14 @@ SETTINGS = {
     "AdamW": (cnn.AdamW, {}),
     "AdamW, no decay": (cnn.AdamW, {"lr": 0.003, "weight_decay": 0.0}),
     "AdamW, decay": (cnn.AdamW, {"lr": 0.003, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.5}),
+    "AMSGrad": (cnn.Adam, {"lr": 0.003, "betas": (0.8, 0.7), "weight_decay": 0.01, "amsgrad": True}),
+    "AMSGrad, decoupled": (cnn.AdamW, {"lr": 0.003, "betas": (0.9, 0.9), "amsgrad": True}),
 }
 # A step is lr times a quotient of moments of the gradient. Where a gradient is near zero, its rounding error is a
 # larger part of it, and the quotient, of order 1 however small the gradient, carries that part into the parameter.
 RTOL = {np.dtype("float32"): 1e-3, np.dtype("float64"): 1e-10}
 # Widths below and above a vector's, no multiple of it, and one layer so narrow that it is kept transposed.
 SPEC = [(5, 7, True), ("tanh", None), (7, 33, False), ("tanh", None), (33, 2, True)]
-
-
-def hyper_of(optimizer):
-    """The arguments of reference.adam_step."""
-    return {**optimizer.get_config(), "rule": reference.adam_step, "decoupled": isinstance(optimizer, cnn.AdamW)}
 
 
 # steps ------------------------------------------------------------------------------------------------------------
@@ -42,7 +38,7 @@ def test_fifty_steps(isa, dtype, batch, step, setting):
     optimizer = kind(**hyper)
     model, network = build(SPEC, "mse", dtype=dtype, optimizer=optimizer)
     x, y = batch_for(SPEC, "mse", batch, dtype)
-    losses = [(step(model, x, y), network.train_step(x, y, **hyper_of(optimizer))) for _ in range(50)]
+    losses = [(step(model, x, y), network.train_step(x, y, **rule_of(optimizer))) for _ in range(50)]
     assert losses[-1][1] < 0.99 * losses[0][1]  # it trains
     assert_close(*np.transpose(losses), RTOL[dtype], "losses")
     assert_parameters(model, network, RTOL[dtype])
@@ -61,7 +57,7 @@ def test_epochs_of_fit(isa, dtype, batch_size, setting):
     expected = []
     for _ in range(5):
         losses = [
-            network.train_step(x[i : i + batch_size], y[i : i + batch_size], **hyper_of(optimizer)) for i in starts
+            network.train_step(x[i : i + batch_size], y[i : i + batch_size], **rule_of(optimizer)) for i in starts
         ]
         expected.append(np.dot(losses, [len(x[i : i + batch_size]) for i in starts]) / 10)
     history = model.fit(x, y, epochs=5, batch_size=batch_size, shuffle=False)
@@ -80,7 +76,7 @@ def test_hyper_parameters_may_change_between_steps(isa, dtype, kind, step):
         optimizer.lr = 0.01 / (1 + t)
         optimizer.betas = (0.9, 0.999) if t < 15 else (0.5, 0.9)
         optimizer.weight_decay = 0.01 * (t % 3)
-        assert_close(step(model, x, y), network.train_step(x, y, **hyper_of(optimizer)), RTOL[dtype])
+        assert_close(step(model, x, y), network.train_step(x, y, **rule_of(optimizer)), RTOL[dtype])
     assert_parameters(model, network, RTOL[dtype])
 
 
@@ -92,7 +88,7 @@ def test_the_ways_may_be_mixed(isa, dtype, kind):
     x, y = batch_for(SPEC, "mse", 6, dtype)
     for step in (fused, explicit, native_loop, explicit, fused, native_loop, fused):
         step(model, x, y)
-        network.train_step(x, y, **hyper_of(optimizer))
+        network.train_step(x, y, **rule_of(optimizer))
     assert_parameters(model, network, RTOL[dtype])
 
 
@@ -106,7 +102,7 @@ def test_eps_of_zero(isa, dtype, widths, batch, step):
     model, network = build(spec, "mse", dtype=dtype, optimizer=optimizer)
     x, y = batch_for(spec, "mse", batch, dtype)
     for _ in range(5):
-        assert_close(step(model, x, y), network.train_step(x, y, **hyper_of(optimizer)), RTOL[dtype])
+        assert_close(step(model, x, y), network.train_step(x, y, **rule_of(optimizer)), RTOL[dtype])
     assert_parameters(model, network, RTOL[dtype])
     assert_close(model.predict(x), network.forward(x), RTOL[dtype])
 
@@ -165,6 +161,9 @@ ALL = {
     "SGD, decay": (cnn.SGD, {"lr": 0.05, "weight_decay": 0.02}),
     "momentum": (cnn.SGD, {"lr": 0.05, "momentum": 0.9, "dampening": 0.1}),
     "Nesterov": (cnn.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
+    "RMSprop": (cnn.RMSprop, {"lr": 0.003, "weight_decay": 0.02}),
+    "RMSprop, everything": (cnn.RMSprop, {"lr": 0.003, "momentum": 0.5, "centered": True, "weight_decay": 0.02}),
+    "Adagrad": (cnn.Adagrad, {"lr": 0.003, "lr_decay": 0.1, "initial_accumulator_value": 0.01}),
     "Nesterov, decay": (cnn.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.02}),
     **SETTINGS,
 }

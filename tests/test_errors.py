@@ -311,7 +311,16 @@ def test_widths_must_follow_from_one_another():
             r"^layer 1: expected a layer, got <class 'cnn.layers.ReLU'> \(pass an object, not the class\)",
         ),
         (lambda: [cnn.Linear(2, 2), cnn.SGD()], TypeError, r"^layer 1: expected a layer, got SGD\("),
-        (lambda: [cnn.Sequential([cnn.Linear(2, 2)])], TypeError, r"^layer 0: expected a layer, got Sequential\("),
+        (
+            lambda: [cnn.Sequential([cnn.Linear(2, 2), cnn.MSELoss()])],
+            ValueError,
+            r"^layer 0: a Sequential in a model has no loss of its own, got MSELoss\(",
+        ),
+        (
+            lambda: [cnn.Sequential([cnn.Linear(2, 2)], optimizer=cnn.SGD())],
+            ValueError,
+            r"^layer 0: a Sequential in a model has no optimizer of its own, got SGD\(",
+        ),
         (lambda: cnn.Linear(2, 2), TypeError, r"^layers: expected a list of layers, got Linear\(2, 2\)"),
         (lambda: None, TypeError, "^layers: expected a list of layers, got None"),
         (lambda: 3, TypeError, "^layers: expected a list of layers, got 3"),

@@ -2,9 +2,10 @@
 
 __version__ = "0.1.0"
 
-from . import functional
+from . import functional, initializers
 from ._config import show_config
 from ._threads import get_num_threads, set_num_threads
+from .branches import Add, Concat, Maximum, Multiply
 from .checkpoint import load
 from .layers import (
     ELU,
@@ -20,6 +21,7 @@ from .layers import (
 )
 from .losses import CrossEntropyLoss, MSELoss
 from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
+from .regularization import BatchNorm1d, Dropout, LayerNorm
 from .schedules import (
     ConstantLR,
     CosineAnnealingLR,
@@ -34,6 +36,7 @@ from .schedules import (
     StepLR,
 )
 from .sequential import Sequential
+from .softmax import LogSoftmax, Softmax
 from .training import DivergenceError, History
 
 __all__ = [
@@ -43,19 +46,27 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Add",
+    "BatchNorm1d",
+    "Concat",
     "ConstantLR",
     "CosineAnnealingLR",
     "CosineAnnealingWarmRestarts",
     "CrossEntropyLoss",
     "DivergenceError",
+    "Dropout",
     "ExponentialLR",
     "History",
     "Identity",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LinearLR",
+    "LogSoftmax",
     "MSELoss",
+    "Maximum",
     "MultiStepLR",
+    "Multiply",
     "OneCycleLR",
     "PolynomialLR",
     "RMSprop",
@@ -65,11 +76,13 @@ __all__ = [
     "SequentialLR",
     "SiLU",
     "Sigmoid",
+    "Softmax",
     "Softplus",
     "StepLR",
     "Tanh",
     "functional",
     "get_num_threads",
+    "initializers",
     "load",
     "set_num_threads",
     "show_config",

@@ -27,9 +27,13 @@ include "kernels/softmax.pxi"       # softmax and log-softmax, on rows
 include "kernels/dropout.pxi"       # dropout, its masks by counter
 include "kernels/norm.pxi"          # layer and batch normalisation
 include "kernels/threads.pxi"       # the pool of threads
+include "kernels/gates.pxi"         # sums, products, maxima of branches
 include "kernels/program.pxi"       # ops over buffers, and the walks over them
 include "kernels/online.pxi"        # one sample at a time through a whole network
+include "kernels/step.pxi"          # the optimiser's step on a whole network
+include "kernels/tangent.pxi"       # the walks along a direction: Jacobian and Hessian products
 include "kernels/arrays.pxi"        # from Python objects to pointers
 include "kernels/targets.pxi"       # targets and weights, checked
 include "kernels/model.pxi"         # the class that Python sees
+include "kernels/derivative.pxi"    # derivative products, as Python sees them
 include "kernels/functional.pxi"    # the kernels on plain NumPy arrays

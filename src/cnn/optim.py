@@ -70,11 +70,24 @@ class _Flag:
         optimizer.table[:, self.column] = value
 
 
+class _Fixed:
+    """What the constructor sets for good, since models take it over when they get the optimiser."""
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, optimizer, owner=None):
+        return self if optimizer is None else optimizer._fixed[self.name]
+
+    def __set__(self, optimizer, value):
+        raise AttributeError(f"{self.name}: can only be set when the optimiser is made")
+
+
 class Optimizer:
     """What every optimiser has: a table of hyper-parameters, groups of layers, a schedule, clipping, averaging.
 
-    The hyper-parameters can be changed between steps (`optimizer.lr = 0.01`). One optimiser may serve several models:
-    momentum buffers and the like belong to the models.
+    The hyper-parameters and the schedule can be changed between steps (`optimizer.lr = 0.01`), groups, clipping and the
+    average cannot. One optimiser may serve several models: momentum buffers and the like belong to the models.
 
     Parameters
     ----------
@@ -109,6 +122,10 @@ class Optimizer:
     has_momentum: ClassVar[bool] = True  # or beta1: something that a schedule can cycle
     lr = _LearningRate(LR)
     weight_decay = _WeightDecay(WEIGHT_DECAY)
+    decay_bias = _Fixed()
+    clip_norm = _Fixed()
+    clip_value = _Fixed()
+    ema_decay = _Fixed()
 
     def __init__(
         self,
@@ -124,23 +141,25 @@ class Optimizer:
     ):
         lr = number("lr", lr, 0)
         weight_decay = number("weight_decay", weight_decay, 0)
-        self._decay_bias = flag("decay_bias", decay_bias)
+        self._fixed = {
+            "decay_bias": flag("decay_bias", decay_bias),
+            "clip_norm": None if clip_norm is None else positive("clip_norm", clip_norm),
+            "clip_value": None if clip_value is None else positive("clip_value", clip_value),
+            "ema_decay": None if ema_decay is None else number("ema_decay", ema_decay, 0, 1),
+        }
         self._groups = _checked_groups(groups)
         named = [{}, *self._groups]
         rows = np.zeros((len(named), COLUMNS))
         rows[:, CODE] = self.code
         rows[:, LR] = [group.get("lr", lr) for group in named]
-        rows[:, RATIO] = [
-            group["lr"] / lr if lr and "lr" in group else np.nan if "lr" in group else 1 for group in named
-        ]
+        own_lr = ["lr" in group for group in named]
+        rows[:, RATIO] = 1
+        rows[own_lr, RATIO] = rows[own_lr, LR] / lr if lr else np.nan
         rows[:, WEIGHT_DECAY] = [group.get("weight_decay", weight_decay) for group in named]
-        self.table = rows if self._decay_bias else np.concatenate([rows, rows])
+        self.table = rows if self.decay_bias else np.concatenate([rows, rows])
         self.table[len(named) :, WEIGHT_DECAY] = 0
         self._shares_decay = np.zeros(len(self.table), bool)
         self._shares_decay[: len(named)] = ["weight_decay" not in group for group in named]
-        self.clip_norm = clip_norm
-        self.clip_value = clip_value
-        self.ema_decay = ema_decay
         self.schedule = schedule
 
     def _allow(self, name: str, value: bool) -> None:
@@ -155,34 +174,6 @@ class Optimizer:
             if "lr" in group:
                 now[-1]["lr"] = float(self.table[row, LR])
         return now
-
-    @property
-    def decay_bias(self) -> bool:
-        return self._decay_bias
-
-    @property
-    def clip_norm(self) -> float | None:
-        return self._clip_norm
-
-    @clip_norm.setter
-    def clip_norm(self, value):
-        self._clip_norm = None if value is None else positive("clip_norm", value)
-
-    @property
-    def clip_value(self) -> float | None:
-        return self._clip_value
-
-    @clip_value.setter
-    def clip_value(self, value):
-        self._clip_value = None if value is None else positive("clip_value", value)
-
-    @property
-    def ema_decay(self) -> float | None:
-        return self._ema_decay
-
-    @ema_decay.setter
-    def ema_decay(self, value):
-        self._ema_decay = None if value is None else number("ema_decay", value, 0, 1)
 
     @property
     def schedule(self) -> schedules.Schedule | None:
@@ -237,10 +228,10 @@ class Optimizer:
                         f"{', '.join(known)}"
                     )
                 for i in members:
-                    if rows[i]:
+                    if rows[i] not in (0, row):
                         raise ValueError(f"groups: {names[i]} is in groups[{rows[i] - 1}] and in groups[{row - 1}]")
                 rows[members] = row
-        if not self._decay_bias:
+        if not self.decay_bias:
             rows[np.asarray(dims) == 1] += 1 + len(self._groups)
         return rows
 
@@ -263,7 +254,8 @@ class Optimizer:
         return {"lr": self.lr, **self._own_config(), **used}
 
     def __repr__(self) -> str:
-        default = type(self)().get_config()
+        cls: Any = type(self)
+        default = cls().get_config()
         shown = {k: getattr(self, k) for k, v in self.get_config().items() if k == "lr" or v != default.get(k)}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 

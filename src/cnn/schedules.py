@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 INTERVALS = ("step", "epoch")
+PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "reductions")
 
 
 class Schedule:
@@ -46,10 +47,12 @@ class Schedule:
         Whether it gives the momentum too, or Adam's beta1.
     """
 
-    cycles_momentum = False
-
     def __init__(self, interval):
         self.interval = choice("interval", interval, INTERVALS)
+
+    @property
+    def cycles_momentum(self) -> bool:
+        return False
 
     def rates(self, first: int, count: int, lr: float, momentum: float = np.nan) -> np.ndarray:
         """Learning rates, and momenta, of the steps (or epochs) first .. first + count - 1, counted from 0.
@@ -481,8 +484,8 @@ class ReduceLROnPlateau(Schedule):
         At least 0.
     eps : float
         At least 0: smaller reductions are not made.
-    monitor : str
-        The key of the metric in the logs of `fit`. Without validation data "val_loss" is "loss".
+    monitor : str, optional
+        The key of the metric in the logs of `fit`; None: "val_loss", or "loss" without validation data.
     """
 
     def __init__(
@@ -495,7 +498,7 @@ class ReduceLROnPlateau(Schedule):
         cooldown=0,
         min_lr=0.0,
         eps=1e-8,
-        monitor="val_loss",
+        monitor=None,
     ):
         super().__init__("epoch")
         self.mode = choice("mode", mode, ("min", "max"))
@@ -506,17 +509,13 @@ class ReduceLROnPlateau(Schedule):
         self.cooldown = integer("cooldown", cooldown, 0)
         self.min_lr = number("min_lr", min_lr, 0)
         self.eps = number("eps", eps, 0)
-        if not isinstance(monitor, str):
-            raise TypeError(f"monitor: expected a str, got {monitor!r}")
+        if monitor is not None and not isinstance(monitor, str):
+            raise TypeError(f"monitor: expected a str or None, got {monitor!r}")
         self.monitor = monitor
-        self.load_state_dict({"best": None, "num_bad_epochs": 0, "cooldown_counter": 0, "reductions": 0})
-
-    def metric(self, logs: Mapping[str, float]) -> float:
-        """What this schedule watches, from the logs of an epoch. ValueError if it is not there, with what is."""
-        for key in (self.monitor, "loss") if self.monitor == "val_loss" else (self.monitor,):
-            if key in logs:
-                return logs[key]
-        raise ValueError(f"monitor: expected one of {', '.join(map(repr, logs))}, got {self.monitor!r}")
+        self.best: float | None = None
+        self.num_bad_epochs = 0
+        self.cooldown_counter = 0
+        self.reductions = 0
 
     def step(self, metric: float) -> None:
         """Count an epoch that ended with this value of the metric. NaN is no improvement."""
@@ -551,16 +550,15 @@ class ReduceLROnPlateau(Schedule):
 
     def state_dict(self) -> dict[str, Any]:
         """The state, as JSON can hold it: best (None: no epoch yet), num_bad_epochs, cooldown_counter, reductions."""
-        return {name: getattr(self, name) for name in ("best", "num_bad_epochs", "cooldown_counter", "reductions")}
+        return {name: getattr(self, name) for name in PLATEAU_STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set the state to what `state_dict` returned. ValueError if it has other keys."""
-        names = ("best", "num_bad_epochs", "cooldown_counter", "reductions")
-        if set(state) != set(names):
-            raise ValueError(f"state: expected {', '.join(names)}, got {', '.join(map(str, state))}")
+        if set(state) != set(PLATEAU_STATE):
+            raise ValueError(f"state: expected {', '.join(PLATEAU_STATE)}, got {', '.join(map(str, state))}")
         best = None if state["best"] is None else float(state["best"])
-        counts = [integer(name, state[name], 0) for name in names[1:]]
-        self.best: float | None = best
+        counts = [integer(name, state[name], 0) for name in PLATEAU_STATE[1:]]
+        self.best = best
         self.num_bad_epochs, self.cooldown_counter, self.reductions = counts
 
 

@@ -7,16 +7,25 @@ training.py, files in checkpoint.py.
 from __future__ import annotations
 
 import os
+import weakref
+import zlib
 from typing import Any
 
 import numpy as np
 
-from . import checkpoint, layers, losses, optim, training
+from . import checkpoint, compilation, derivatives, layers, losses, optim, training
 from ._dispatch import kernels
 from ._threads import get_num_threads, threads_for
+from .compilation import Graph, Place, chain
+from .config import built, described
+
+__all__ = ["Sequential"]
+
+PARAMETERS = ("weight", "bias")
+STATISTICS = ("running_mean", "running_var")
 
 
-class Sequential:
+class Sequential(layers.Layer):
     """A chain of layers that trains and predicts natively.
 
     Parameters
@@ -63,53 +72,79 @@ class Sequential:
         self.dtype = self._kernels.DTYPE
         self.layers, self.loss = _split(layers)
         self.seed = _seed(seed)
-        self.optimizer = optimizer
         self.training = True
         self._epochs_seen = 0  # by fit: each epoch has its own order
         self._random_seed = int.from_bytes(os.urandom(8), "little") >> 1 if seed is None else self.seed
-        self._compile()
+        self._compiled: Any = None
+        self._derivatives: Any = None
+        self._nested_in: Any = None  # weak reference to the model that this one is part of
+        self._graph = self._checked()
+        self._parametric = self._graph.parameters()
+        self._optimizer: Any = None
+        self._make_program()
+        self.optimizer = optimizer
 
     # from layers to the program ---------------------------------------------------------------------------------------
 
-    def _compile(self) -> None:
-        """Make the program, and move the layers' parameters into it."""
-        codes = self._kernels.ACTIVATIONS
-        widths: list[int] = [next(x for x in self.layers if isinstance(x, layers.Linear)).in_features]
-        ops: list[tuple] = []
-        self._op_layers: list[list[int]] = []  # of each op, the indices of its layers
-        giver = None
-        for i, layer in enumerate(self.layers):
-            if isinstance(layer, layers.Linear):
-                if layer.in_features != widths[-1]:
-                    raise ValueError(
-                        f"{_name(i, layer)}: expects {layer.in_features} inputs, but {giver}, gives {widths[-1]}"
-                    )
-                giver = _name(i, layer)
-                ops.append(("linear", len(ops), len(ops) + 1, codes["identity"], 0.0, layer.has_bias))
-                widths.append(layer.out_features)
-                self._op_layers.append([i])
-                continue
-            code = codes[layer.function]
-            if ops and ops[-1][0] == "linear" and len(self._op_layers[-1]) == 1:
-                ops[-1] = (*ops[-1][:3], code, layer.param, ops[-1][5])
-                self._op_layers[-1].append(i)
-            else:
-                ops.append(("activation", len(ops), len(ops) + 1, code, layer.param))
-                widths.append(widths[-1])
-                self._op_layers.append([i])
-        taker = next(_name(i, x) for i, x in enumerate(self.layers) if isinstance(x, layers.Linear))
-        where = (f" for {taker}", f" for the outputs of {giver}")
-        self._program = self._kernels.Program(widths, ops, self.loss and self.loss.spec(), where)
-        self._linears = [
-            (op, self.layers[members[0]]) for op, members in enumerate(self._op_layers) if ops[op][0] == "linear"
-        ]
+    def _checked(self) -> Graph:
+        """The graph of the layers; what is wrong with them is said here."""
+        width = compilation.in_features(self.layers)
+        if width is None:
+            raise ValueError("layers: expected at least one Linear, got none: nothing says how wide the input is")
+        graph = Graph([width])
+        chain(graph, self.layers, 0)
+        for place in graph.seen.values():
+            owner = place.layer._owner() if isinstance(place.layer, layers.Parametric) else None
+            if owner is not None and id(owner) not in graph.seen:
+                raise ValueError(f"{place}: belongs to another Sequential already")
+        if not graph.ops:
+            raise ValueError("layers: expected at least one layer that computes something")
+        return graph
+
+    def _make_program(self) -> None:
+        """Make the native program, and move the layers' arrays into it."""
+        spec = None if self.loss is None else self.loss.spec()
+        program = compilation.program(self._kernels, self._graph, spec, self._random_seed)
+        inner = [place.layer for place in self._graph.seen.values() if isinstance(place.layer, Sequential)]
+        for model in inner:
+            model._move_into(self)
         bits = np.random.PCG64(self._random_seed)
-        for op, layer in self._linears:
-            initial = layer._arrays or layer._draw(bits)
-            layer._join(self, self._program, op, self.dtype)
-            layer.weight[...] = initial["weight"]
-            if layer.has_bias:
-                layer.bias[...] = initial["bias"]
+        self._drawn = [place.layer for _, place in self._parametric if not place.layer._arrays]
+        for op, place in self._parametric:
+            place.layer._join(self, program, op, self.dtype, bits)
+        self._compiled = program
+        self._initial = zlib.crc32(program.parameters)
+
+    def _move_into(self, model: Sequential) -> None:
+        """Become part of another model, which computes for this one from now on.
+
+        Parameters that this model has drawn without a seed of its own, and that nobody has changed, are drawn anew.
+        """
+        if self._compiled is not None:
+            if self.seed is None and zlib.crc32(self._compiled.parameters) == self._initial:
+                for layer in self._drawn:
+                    layer._arrays = {}
+            self._compiled = None
+        self._nested_in = weakref.ref(model)
+
+    @property
+    def _program(self):
+        """The native program."""
+        if self._compiled is None:
+            raise RuntimeError("this Sequential is part of another model, which computes for it: use that one")
+        return self._compiled
+
+    def _set_optimizer(self) -> None:
+        optimizer = self._optimizer
+        if optimizer is None:
+            return
+        program = self._compiled
+        named = self._named(*PARAMETERS)
+        rows = dict(zip(named, optimizer.assign(list(named), [a.ndim for a in named.values()]), strict=True))
+        groups = [(0, 0)] * len(self._graph.ops)
+        for op, place in self._parametric:
+            groups[op] = (rows.get(f"{place.key}.weight", 0), rows.get(f"{place.key}.bias", 0))
+        program.set_optimizer(optimizer.table, groups, optimizer.clip_norm, optimizer.clip_value, optimizer.ema_decay)
 
     @property
     def optimizer(self):
@@ -119,14 +154,35 @@ class Sequential:
     def optimizer(self, optimizer):
         if optimizer is not None and not isinstance(optimizer, optim.Optimizer):
             raise TypeError(f"optimizer: expected an optimiser such as cnn.SGD(), got {optimizer!r}")
+        before = self._optimizer
         self._optimizer = optimizer
-        if hasattr(self, "_program"):
-            self._program.reset()
+        if self._compiled is not None:
+            try:
+                self._set_optimizer()
+            except ValueError:
+                self._optimizer = before
+                raise
 
-    def _hyper(self) -> np.ndarray:
+    def _need_optimizer(self) -> None:
         if self._optimizer is None:
             raise RuntimeError("the model has no optimizer: pass one to Sequential, or set model.optimizer")
-        return self._optimizer.table
+
+    # in another model -------------------------------------------------------------------------------------------------
+
+    def _in_features(self):
+        return self._graph.widths[0]
+
+    def _changes_width(self):
+        return True
+
+    def _may_nest(self, where):
+        for name, part in (("loss", self.loss), ("optimizer", self.optimizer)):
+            if part is not None:
+                raise ValueError(f"{where}: a Sequential in a model has no {name} of its own, got {part!r}")
+
+    def _compile(self, graph, source, place):
+        graph.expect(place, source, self._graph.widths[0])
+        return chain(graph, self.layers, source, f"{place.key}.", f"{place.label}.")
 
     # the explicit loop ------------------------------------------------------------------------------------------------
 
@@ -152,7 +208,7 @@ class Sequential:
         RuntimeError
             If there are targets but no loss.
         """
-        return self._program.forward(x, targets, get_num_threads())
+        return self._program.forward(x, targets, get_num_threads(), self.training)
 
     __call__ = forward
 
@@ -194,14 +250,13 @@ class Sequential:
         import logging
 
         log = logging.getLogger("cnn")
-        linears = dict(self._linears)
-        for op in reversed(range(len(self._op_layers))):
-            names = " + ".join(_name(i, self.layers[i]) for i in self._op_layers[op])
+        held = dict(self._parametric)
+        for op in reversed(range(len(self._graph.ops))):
+            names = " + ".join(str(place) for place in self._graph.places[op])
             arrays = {"output": self._program.gradient_of(op + 1)}
-            if op in linears:
-                arrays["weight"] = linears[op].grad_weight
-                if linears[op].has_bias:
-                    arrays["bias"] = linears[op].grad_bias
+            if op in held:
+                grads = {name: getattr(held[op].layer, f"grad_{name}") for name in PARAMETERS}
+                arrays |= {name: a for name, a in grads.items() if a is not None}
             for what, gradient in arrays.items():
                 log.info("%s: gradient of %s %s, norm %.6g", names, what, gradient.shape, np.linalg.norm(gradient))
             for what, gradient in arrays.items():
@@ -210,7 +265,15 @@ class Sequential:
 
     def step(self) -> None:
         """Take the optimiser's step with the gradients as they are. RuntimeError if there is no optimizer."""
-        self._program.step(self._hyper())
+        self._need_optimizer()
+        self._program.step(self._rates())
+
+    def _rates(self) -> np.ndarray | None:
+        """lr and momentum of the next step, where a schedule sets them step by step."""
+        schedule = self._optimizer.schedule
+        if schedule is None or schedule.interval != "step":
+            return None
+        return schedule.rates(self._program.steps, 1, self._optimizer.lr, self._optimizer.table[0, optim.MOMENTUM])
 
     def zero_grads(self) -> None:
         """Set all gradients to zero."""
@@ -221,11 +284,142 @@ class Sequential:
 
         The model's gradients are this gradient afterwards.
         """
-        return self._program.loss_and_grad(x, y, get_num_threads())
+        return self._program.loss_and_grad(x, y, get_num_threads(), self.training)
+
+    # derivative products ----------------------------------------------------------------------------------------------
+
+    def vjp(self, x, v, parameters=False):
+        """v^T J: the vector-Jacobian product with respect to the inputs and, asked for, the parameters.
+
+        The model is in evaluation mode, as in all derivative products. A pending `backward` needs another forward pass
+        afterwards; `gradients` stay as they are.
+
+        Parameters
+        ----------
+        x : array_like of shape (batch, in_features)
+        v : array_like of shape (batch, out_features)
+        parameters : bool
+            Whether the product with respect to the parameters is wanted too.
+
+        Returns
+        -------
+        ndarray of shape (batch, in_features), or a pair of it and an ndarray of shape (n_parameters,)
+            The second is the sum over the rows, in the order of `parameters`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If x or v do not fit.
+        """
+        of_inputs, of_parameters = derivatives.native(self).vjp(x, v, get_num_threads(), bool(parameters))
+        return (of_inputs, of_parameters) if parameters else of_inputs
+
+    def jvp(self, x, t=None, parameters=None):
+        """J t: the Jacobian-vector product, along tangents of the inputs and of the parameters.
+
+        Parameters
+        ----------
+        x : array_like of shape (batch, in_features)
+        t : array_like of shape (batch, in_features), optional
+            Tangent of x; None: zero.
+        parameters : array_like of shape (n_parameters,), optional
+            Tangent of the parameters, in the order of `parameters`; None: zero.
+
+        Returns
+        -------
+        ndarray of shape (batch, out_features)
+
+        Raises
+        ------
+        ValueError, TypeError
+            If both tangents are None, or something does not fit.
+        """
+        if t is None and parameters is None:
+            raise ValueError("jvp: expected a tangent of the inputs or of the parameters, got neither")
+        return derivatives.native(self).jvp(x, t, parameters)[1]
+
+    def jacobian(self, x) -> np.ndarray:
+        """The Jacobian of each row, (batch, out_features, in_features): min(in, out) products. For small networks."""
+        return derivatives.jacobian(self, x)
+
+    def grad_input(self, x, y=None) -> np.ndarray:
+        """The gradient of the loss with respect to x, (batch, in_features); without y, that of the only output.
+
+        ValueError if there is no y and the model has several outputs: `vjp` is for them.
+        """
+        return derivatives.grad_input(self, x, y)
+
+    def hvp(self, x, y, v) -> np.ndarray:
+        """Hessian of the loss in the parameters times v, exact (Pearlmutter, 1994); about 2.7 times a gradient's work.
+
+        ReLU and its like have the second derivative 0 wherever they have one.
+
+        Parameters
+        ----------
+        x : array_like of shape (batch, in_features)
+        y : array_like
+            As `targets` of `forward`.
+        v : array_like of shape (n_parameters,)
+            In the order of `parameters`.
+
+        Returns
+        -------
+        ndarray of shape (n_parameters,)
+
+        Raises
+        ------
+        ValueError, TypeError
+            If something does not fit.
+        RuntimeError
+            If the model has no native loss.
+        """
+        return derivatives.native(self).second(x, y, None, None, v, False)[1]
+
+    def gnvp(self, x, y, v) -> np.ndarray:
+        """Gauss-Newton matrix of the loss, J^T (d2 loss / d outputs2) J, times v; as `hvp`.
+
+        Positive semi-definite where the loss is convex in the outputs (all of the library's are).
+        """
+        return derivatives.native(self).second(x, y, None, None, v, False, True)[1]
+
+    def hvp_input(self, x, v, y=None, grad_output=None, parameters=False):
+        """Hessian with respect to the inputs times v, row by row.
+
+        Parameters
+        ----------
+        x, v : array_like of shape (batch, in_features)
+        y : array_like, optional
+            Targets: the Hessian is that of the loss. Without them it is that of sum(grad_output * outputs).
+        grad_output : array_like of shape (batch, out_features), optional
+            Without y; None: ones, for a model with one output its second derivatives.
+        parameters : bool
+            Whether the mixed product is wanted too: the gradient in the parameters of sum(grad_output * J v), for
+            losses on derivatives of the network.
+
+        Returns
+        -------
+        ndarray of shape (batch, in_features), or a pair of it and an ndarray of shape (n_parameters,)
+
+        Raises
+        ------
+        ValueError, TypeError
+            If something does not fit.
+        """
+        if y is None and grad_output is None:
+            grad_output = np.ones((len(x), self._graph.widths[-1]), self.dtype)
+        of_inputs, mixed = derivatives.native(self).second(x, y, grad_output, v, None, True)
+        return (of_inputs, mixed) if parameters else of_inputs
+
+    def hessian_operator(self, x, y, gauss_newton=False):
+        """`hvp` (or `gnvp`) on x, y as a scipy.sparse.linalg.LinearOperator, for `eigsh`, `cg` and the like.
+
+        Needs SciPy. It uses the parameters as they are when it is applied.
+        """
+        return derivatives.hessian_operator(self, x, y, bool(gauss_newton))
 
     # native training and prediction -----------------------------------------------------------------------------------
 
-    def train_step(self, x, y) -> float:
+    def train_step(self, x, y, sample_weight=None) -> float:
         """Forward, loss, backward and the optimiser's step in one native call.
 
         The step is fused into the computation of the gradients, which are not kept: `gradients` stay as they are.
@@ -235,11 +429,13 @@ class Sequential:
         x : array_like of shape (batch, in_features)
         y : array_like
             As `targets` of `forward`.
+        sample_weight : array_like of shape (batch,), optional
+            How much each row counts: finite, at least 0.
 
         Returns
         -------
         float
-            The mean loss of the batch, before the step.
+            The loss of the batch, before the step.
 
         Raises
         ------
@@ -248,7 +444,9 @@ class Sequential:
         RuntimeError
             If there is no loss or no optimizer.
         """
-        return self._program.train_step(x, y, self._hyper(), get_num_threads())
+        self._need_optimizer()
+        rates = None if self._optimizer.schedule is None else self._rates()
+        return self._program.train_step(x, y, get_num_threads(), sample_weight, rates)
 
     def fit(self, x, y, *, epochs=1, batch_size=32, shuffle=True, validation_data=None, threads=None, progress="auto"):
         """Train for a number of epochs, in native code.
@@ -335,13 +533,12 @@ class Sequential:
         ValueError, TypeError
             If x or y do not fit, or there are no rows.
         """
-        loss, correct = self._program.evaluate(x, y, get_num_threads())
-        return self._scores(loss, correct, len(x))
+        return self._scores(*self._program.evaluate(x, y, None, get_num_threads()), len(x))
 
-    def _scores(self, loss: float, correct: int, n: int) -> dict[str, float]:
-        scores = {"loss": loss}
+    def _scores(self, loss: float, weight: float, correct: float, n: int) -> dict[str, float]:
+        scores = {"loss": float(loss / weight)}
         if isinstance(self.loss, losses.CrossEntropyLoss):
-            scores["accuracy"] = correct / n
+            scores["accuracy"] = float(correct / n)
         return scores
 
     def train(self, mode: bool = True) -> Sequential:
@@ -357,9 +554,10 @@ class Sequential:
 
     def _named(self, *kinds: str) -> dict[str, np.ndarray]:
         """Views of the arrays, by their names in `state_dict`."""
-        arrays = {
-            f"{self._op_layers[op][0]}.{kind}": getattr(layer, kind) for op, layer in self._linears for kind in kinds
-        }
+        return {name: a for _, place in self._parametric for name, a in self._named_of(place, *kinds).items()}
+
+    def _named_of(self, place: Place, *kinds: str) -> dict[str, np.ndarray]:
+        arrays = {f"{place.key}.{kind}": place.layer._arrays.get(kind) for kind in kinds}
         return {name: a for name, a in arrays.items() if a is not None}
 
     def _unpack(self, vector: np.ndarray, *kinds: str) -> None:
@@ -387,7 +585,13 @@ class Sequential:
 
         The number is the layer's place in the model, activations counted, as in PyTorch.
         """
-        return {name: np.array(a, order="C") for name, a in self._named("weight", "bias").items()}
+        state = {}
+        for op, place in self._parametric:
+            names = {**self._named_of(place, *PARAMETERS), **self._named_of(place, *STATISTICS)}
+            state |= {name: np.array(a, order="C") for name, a in names.items()}
+            if place.layer.statistic_names:
+                state[f"{place.key}.num_batches_tracked"] = np.array(self._program.tracked(op))
+        return state
 
     def load_weights(self, state_dict, config=None, verbose=False) -> None:
         """Set the parameters: all of them, or none if anything does not fit.
@@ -413,33 +617,40 @@ class Sequential:
             got = config.get("layers") if isinstance(config, dict) else config
             if got != expected:
                 raise ValueError(f"config: expected the layers of this model, {expected}, got {got}")
-        own = self._named("weight", "bias")
+        own = self._named(*PARAMETERS, *STATISTICS)
+        counts = {f"{p.key}.num_batches_tracked": op for op, p in self._parametric if p.layer.statistic_names}
+        expected_names = [*own, *counts]
         if missing := [name for name in own if name not in state_dict]:
             raise ValueError(f"state_dict: missing {', '.join(missing)}; it has {', '.join(state_dict)}")
-        if unknown := [str(name) for name in state_dict if name not in own]:
-            raise ValueError(f"state_dict: unknown {', '.join(unknown)}; expected {', '.join(own)}")
+        if unknown := [str(name) for name in state_dict if name not in expected_names]:
+            raise ValueError(f"state_dict: unknown {', '.join(unknown)}; expected {', '.join(expected_names)}")
         arrays = {}
-        for name, array in own.items():
+        for name in (name for name in expected_names if name in state_dict):
             value = state_dict[name]
             if type(value).__module__.partition(".")[0] == "torch":
                 raise TypeError(
                     f"state_dict: {name} is a PyTorch tensor. PyTorch keeps Linear.weight as (out, in); "
-                    "here it is (in, out): transpose the weights and pass NumPy arrays"
+                    "here it is (in, out): use cnn.from_torch"
                 )
+            shape = own[name].shape if name in own else ()
             arrays[name] = np.asarray(value)
-            if arrays[name].dtype.kind not in "fiub":
+            if arrays[name].dtype.kind not in ("fiub" if name in own else "iu"):
                 raise TypeError(f"{name}: expected real numbers, got dtype {arrays[name].dtype}")
-            if arrays[name].shape != array.shape:
-                raise ValueError(f"{name}: expected shape {array.shape}, got {arrays[name].shape}")
+            if arrays[name].shape != shape:
+                raise ValueError(f"{name}: expected shape {shape}, got {arrays[name].shape}")
             if verbose:
-                print(f"{name} {array.shape}")
-        self._program.set_parameters(np.concatenate([a.ravel() for a in arrays.values()]))
+                print(f"{name} {shape}")
+        parameters = self._named(*PARAMETERS)
+        self._program.set_parameters(np.concatenate([arrays[name].ravel() for name in parameters]))
+        for name in own:
+            if name not in parameters:
+                own[name][...] = arrays[name]
+        for name, op in counts.items():
+            if name in arrays:
+                self._program.set_tracked(op, int(arrays[name]))
 
     def get_config(self) -> dict[str, Any]:
         """All that `from_config` needs to build this model anew, as JSON can hold it; without the parameters."""
-
-        def described(part):
-            return part and {"name": type(part).__name__, **part.get_config()}
 
         return {
             "layers": [described(layer) for layer in self.layers],
@@ -459,23 +670,11 @@ class Sequential:
             If config is not as `get_config` makes it, or names an unknown layer, loss or optimiser.
         """
 
-        def built(part, module):
-            if part is None:
-                return None
-            if not isinstance(part, dict):
-                raise TypeError(f"expected a dict with a name, got {part!r}")
-            arguments = dict(part)
-            name = arguments.pop("name")
-            known = module.__all__
-            if name not in known:
-                raise ValueError(f"unknown name {name!r}: expected one of {', '.join(known)}")
-            return getattr(module, name)(**arguments)
-
         try:
-            chain = [built(layer, layers) for layer in config["layers"]]
-            loss = built(config["loss"], losses)
-            optimizer = built(config["optimizer"], optim)
-            return cls([*chain, *([loss] if loss else [])], optimizer, config["dtype"], config["seed"])
+            parts = [built(layer, "layer") for layer in config["layers"]]
+            loss = built(config["loss"], "loss")
+            optimizer = built(config["optimizer"], "optimizer")
+            return cls([*parts, *([loss] if loss else [])], optimizer, config["dtype"], config["seed"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"config: not as get_config makes it: {error!r}") from error
 
@@ -496,7 +695,7 @@ class Sequential:
     def summary(self) -> None:
         """Print a table of the layers, with output shapes, parameters, FLOPs a sample and memory."""
         rows = [("", "layer", "output", "parameters", "FLOPs / sample")]
-        width = self._linears[0][1].in_features
+        width = self._graph.widths[0]
         flops = 0
         for i, layer in enumerate([*self.layers, *([self.loss] if self.loss else [])]):
             count = cost = 0
@@ -532,10 +731,6 @@ class Sequential:
         return self.layers[i]
 
 
-def _name(i: int, layer) -> str:
-    return f"layer {i}, {layer!r}"
-
-
 def _split(parts) -> tuple[list, losses.Loss | None]:
     """The layers and the loss, checked."""
     if isinstance(parts, layers.Layer) or not hasattr(parts, "__iter__"):
@@ -545,15 +740,10 @@ def _split(parts) -> tuple[list, losses.Loss | None]:
     for i, part in enumerate(parts):
         if isinstance(part, losses.Loss):
             raise ValueError(f"layer {i}, {part!r}: a loss can only stand last")
-        if not isinstance(part, (layers.Linear, layers.Activation)):
+        if not isinstance(part, layers.Layer):
             hint = " (pass an object, not the class)" if isinstance(part, type) else ""
             raise TypeError(f"layer {i}: expected a layer, got {part!r}{hint}")
-        if any(part is other for other in parts[:i]):
-            raise ValueError(f"{_name(i, part)}: stands in the model twice")
-        if isinstance(part, layers.Linear) and part._model is not None and part._model() is not None:
-            raise ValueError(f"{_name(i, part)}: belongs to another Sequential already")
-    if not any(isinstance(part, layers.Linear) for part in parts):
-        raise ValueError("layers: expected at least one Linear, got none")
+        part._may_nest(f"layer {i}")
     return parts, loss
 
 

@@ -35,7 +35,7 @@ def fit(model, x, y, *, epochs, batch_size, shuffle, validation_data, threads, p
     if progress not in ("auto", True, False):
         raise ValueError(f"progress: expected 'auto', True or False, got {progress!r}")
     program = model._program
-    hyper = model._hyper()
+    model._need_optimizer()
     x = program.inputs(x)
     n = len(x)
     y = program.targets(y, n, "y")
@@ -60,11 +60,11 @@ def fit(model, x, y, *, epochs, batch_size, shuffle, validation_data, threads, p
             before = program.snapshot(model.optimizer.states)
             if shuffle:
                 model._kernels.permutation(n, model._random_seed, model._epochs_seen, order)
-            loss, correct, at = 0.0, 0, 0
+            totals, at = np.zeros(4), 0
             while at < n:
                 stop = min(n, at + batches * batch_size)
                 began = time.perf_counter()
-                loss, right, bad = program.train_batches(x, y, order, at, stop, batch_size, hyper, threads, loss)
+                bad = program.train_batches(x, y, None, order, at, stop, batch_size, None, None, threads, 1, totals)
                 took = time.perf_counter() - began
                 if bad >= 0:
                     program.restore(before)
@@ -72,15 +72,14 @@ def fit(model, x, y, *, epochs, batch_size, shuffle, validation_data, threads, p
                         f"the loss is not finite in epoch {epoch}, batch {bad // batch_size}, at a learning "
                         f"rate of {model.optimizer.lr:g}; the parameters are those from before this epoch"
                     )
-                correct += right
                 at = stop
-                bar.rows(epoch, at, loss / at)
+                bar.rows(epoch, at, totals[0] / totals[1])
                 longer = min(4.0, SLICE / max(took, 1e-9))
                 batches = max(1, int(min(batches, n) * longer))
             model._epochs_seen += 1
-            logs = model._scores(loss / n, correct, n)
+            logs = model._scores(*totals[:3], n)
             if validation_data is not None:
-                scores = model._scores(*program.evaluate(x_val, y_val, threads), len(x_val))
+                scores = model._scores(*program.evaluate(x_val, y_val, None, threads), len(x_val))
                 logs |= {f"val_{name}": value for name, value in scores.items()}
             for name, value in logs.items():
                 history.setdefault(name, []).append(value)

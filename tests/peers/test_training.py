@@ -17,6 +17,8 @@ CLOSE = {
     "SGD": {"rtol": 1e-10, "atol": 1e-12},
     "Adam": {"rtol": 1e-10, "atol": 1e-10},
     "AdamW": {"rtol": 1e-10, "atol": 1e-10},
+    "RMSprop": {"rtol": 1e-9, "atol": 1e-10},
+    "Adagrad": {"rtol": 1e-9, "atol": 1e-10},
 }
 
 # Optimiser, its hyper-parameters, and the network that is trained with them: widths below and above that
@@ -40,6 +42,22 @@ SETTINGS = {
     ),
     "adamw": ("AdamW", {"lr": 0.003, "weight_decay": 0.05}, (3, 64, 16, 5)),
     "adamw_defaults": ("AdamW", {}, (6, 20, 3)),
+    "amsgrad": ("Adam", {"lr": 0.003, "betas": (0.8, 0.9), "weight_decay": 0.01, "amsgrad": True}, (6, 20, 3)),
+    "amsgrad_decoupled": ("AdamW", {"lr": 0.003, "amsgrad": True}, (40, 33, 17, 2)),
+    "rmsprop": ("RMSprop", {"lr": 0.002}, (3, 64, 16, 5)),
+    "rmsprop_momentum": ("RMSprop", {"lr": 0.001, "momentum": 0.8, "alpha": 0.9, "eps": 1e-4}, (40, 33, 17, 2)),
+    "rmsprop_centered": ("RMSprop", {"lr": 0.001, "centered": True, "weight_decay": 0.01}, (6, 20, 3)),
+    "rmsprop_everything": (
+        "RMSprop",
+        {"lr": 0.0003, "alpha": 0.95, "eps": 1e-5, "weight_decay": 0.02, "momentum": 0.7, "centered": True},
+        (3, 64, 16, 5),
+    ),
+    "adagrad": ("Adagrad", {"lr": 0.02}, (40, 33, 17, 2)),
+    "adagrad_everything": (
+        "Adagrad",
+        {"lr": 0.05, "lr_decay": 0.02, "weight_decay": 0.01, "initial_accumulator_value": 0.1, "eps": 1e-6},
+        (6, 20, 3),
+    ),
     "adamw_without_decay": ("AdamW", {"lr": 0.005, "betas": (0.8, 0.95), "weight_decay": 0.0}, (40, 33, 17, 2)),
 }
 
@@ -99,10 +117,18 @@ def cut(x, y, batch, steps):
 FUNCTIONS = [name for name in ACTIVATIONS if "." not in name]  # each once, with its usual parameter
 
 
+# Every activation with SGD, Adam and AdamW, the other optimisers with one.
+PAIRS = [
+    (activation, setting)
+    for activation in FUNCTIONS
+    for setting in SETTINGS
+    if activation == "tanh" or not setting.startswith(("amsgrad", "rmsprop", "adagrad"))
+]
+
+
 @pytest.mark.parametrize("batch", [1, 7])
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("activation", FUNCTIONS)
+@pytest.mark.parametrize(("activation", "setting"), PAIRS)
 def test_trajectory(each_isa, activation, setting, loss, batch):
     widths = SETTINGS[setting][-1]
     x, y = data(loss, 4 * batch, widths[0], widths[-1])
@@ -139,7 +165,9 @@ def test_activations_everywhere(each_isa, loss, batch):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("setting", ["momentum", "adam_settings", "adamw"])
+@pytest.mark.parametrize(
+    "setting", ["momentum", "adam_settings", "adamw", "amsgrad", "rmsprop_everything", "adagrad_everything"]
+)
 def test_fit(isa, setting, loss, batch_size):
     """Epochs of 100 rows: the last batch is smaller, and the loss is the mean over the rows."""
     optimizer, hyper, _ = SETTINGS[setting]

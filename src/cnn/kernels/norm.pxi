@@ -4,10 +4,18 @@
 # x (batch, n) may end at n; y, dy, dx, and what is kept for each column, are padded to VL, and zeros are written to the
 # padding. weight and bias may be NULL: 1 and 0. Sums over the batch are done for a piece of columns, `first` and
 # following, in the order of the rows: the pointers are those of column 0, `columns` is a multiple of VL and may reach
-# into the padding.
+# into the padding. So results depend neither on the cut into rows or columns nor on threads.
 
 cdef enum:
     SUM_ROWS = 64           # rows that are added up as reals before they join the others' sum, in double
+    SUM_VECTORS = 4         # of columns that are summed side by side: one line of each row at a time would leave the
+                            # adder waiting
+
+cdef enum ColumnSum:
+    SUM_VALUES              # of x
+    SUM_SQUARES             # of (x - mean)**2
+    SUM_GRADIENTS           # of dy, and of dy (x - mean)
+    SUM_ROW_GRADIENTS       # the same with (x - mean) rstd of the row
 
 
 cdef void layer_norm_rows(Py_ssize_t rows, Py_ssize_t n, real eps, const real* x, Py_ssize_t x_row, const real* weight,
@@ -85,26 +93,73 @@ cdef void layer_norm_backward_rows(Py_ssize_t rows, Py_ssize_t n, const real* x,
         stats += 2
 
 
-cdef inline vf columns_of(const real* x, Py_ssize_t j, Py_ssize_t n) noexcept nogil:
-    """x[j] and following of a row that may end at n; zeros beyond."""
-    return vf_load(x + j) if j + VL <= n else vf_load_first(x + j, n - j) if j < n else vf_set(0)
+cdef inline void sum_vectors(ColumnSum kind, int vectors, Py_ssize_t lanes, Py_ssize_t batch, const real* x,
+                             Py_ssize_t x_row, const real* mean, const real* stats, const real* dy, Py_ssize_t dy_row,
+                             double* total, double* dot_total) noexcept nogil:
+    """The sums of so many vectors of columns; of the last one, x has the first `lanes`."""
+    cdef vf[SUM_VECTORS] sums
+    cdef vf[SUM_VECTORS] dots
+    cdef real[SUM_VECTORS * 16] lane
+    cdef vf d, g
+    cdef Py_ssize_t i, j, l, stop
+    cdef int v
+    for j in range(vectors * VL):
+        total[j] = dot_total[j] = 0
+    for i from 0 <= i < batch by SUM_ROWS:
+        stop = smaller(i + SUM_ROWS, batch)
+        for v in range(vectors):
+            sums[v] = dots[v] = vf_set(0)
+        for l in range(i, stop):
+            for v in range(vectors):
+                j = v * VL
+                d = vf_load(x + l * x_row + j) if lanes == VL else vf_load_first(x + l * x_row + j, lanes)
+                if kind == SUM_ROW_GRADIENTS:
+                    d = (d - vf_set(stats[2 * l])) * vf_set(stats[2 * l + 1])
+                elif kind != SUM_VALUES:
+                    d = d - vf_load(mean + j)
+                if kind == SUM_VALUES:
+                    sums[v] = sums[v] + d
+                elif kind == SUM_SQUARES:
+                    sums[v] = vf_fma(d, d, sums[v])
+                else:
+                    g = vf_load(dy + l * dy_row + j)
+                    sums[v] = sums[v] + g
+                    dots[v] = vf_fma(g, d, dots[v])
+        for v in range(vectors):
+            vf_store(lane + v * VL, sums[v])
+        for j in range(vectors * VL):
+            total[j] += lane[j]
+        if kind == SUM_GRADIENTS or kind == SUM_ROW_GRADIENTS:
+            for v in range(vectors):
+                vf_store(lane + v * VL, dots[v])
+            for j in range(vectors * VL):
+                dot_total[j] += lane[j]
 
 
-cdef inline void add_block(vf block, double* total) noexcept nogil:
-    """total += block, lane by lane."""
-    cdef real lane[16]
-    cdef Py_ssize_t l
-    vf_store(lane, block)
-    for l in range(VL):
-        total[l] += lane[l]
+cdef inline Py_ssize_t sum_columns(ColumnSum kind, Py_ssize_t first, Py_ssize_t stop, Py_ssize_t n, Py_ssize_t batch,
+                                   const real* x, Py_ssize_t x_row, const real* mean, const real* stats,
+                                   const real* dy, Py_ssize_t dy_row, double* total, double* dot_total) noexcept nogil:
+    """The sums of the columns from `first` on, before `stop`, over the batch: of how many, up to SUM_VECTORS * VL.
+
+    x (batch, n), mean, dy: those of column 0. x and dy are read once; the order of a sum is that of the rows, in double
+    from block to block of SUM_ROWS.
+    """
+    if first + SUM_VECTORS * VL <= smaller(n, stop):
+        sum_vectors(kind, SUM_VECTORS, VL, batch, x + first, x_row, mean + first, stats, dy + first, dy_row, total,
+                    dot_total)
+        return SUM_VECTORS * VL
+    sum_vectors(kind, 1, smaller(n - first, VL), batch, x + first, x_row, mean + first, stats, dy + first, dy_row,
+                total, dot_total)
+    return VL
 
 
-cdef inline void write_columns(real* out, Py_ssize_t j, Py_ssize_t n, const double* total) noexcept nogil:
-    """out[j] and following = total, zeros from column n on. out may be NULL."""
-    cdef Py_ssize_t l
+cdef inline void write_columns(real* out, Py_ssize_t first, Py_ssize_t columns, Py_ssize_t n,
+                               const double* total) noexcept nogil:
+    """out[first] and following = total, zeros from column n on. out may be NULL."""
+    cdef Py_ssize_t j
     if out != NULL:
-        for l in range(VL):
-            out[j + l] = <real>total[l] if j + l < n else 0
+        for j in range(columns):
+            out[first + j] = <real>total[j] if first + j < n else 0
 
 
 cdef void layer_norm_weight_sums(Py_ssize_t batch, Py_ssize_t first, Py_ssize_t columns, Py_ssize_t n, const real* x,
@@ -114,25 +169,15 @@ cdef void layer_norm_weight_sums(Py_ssize_t batch, Py_ssize_t first, Py_ssize_t 
 
     x, dy (batch, n), stats (batch, 2), dweight, dbias (n,). 4 FLOPs an element; x and dy are read once.
     """
-    cdef Py_ssize_t i, j, l, stop
-    cdef vf g, sums, dot
-    cdef double[16] dot_total
-    cdef double[16] total
-    for j from first <= j < first + columns by VL:
-        for l in range(VL):
-            total[l] = dot_total[l] = 0
-        for i from 0 <= i < batch by SUM_ROWS:
-            stop = smaller(i + SUM_ROWS, batch)
-            sums = dot = vf_set(0)
-            for l in range(i, stop):
-                g = vf_load(dy + l * dy_row + j)
-                sums = sums + g
-                dot = vf_fma(g, (columns_of(x + l * x_row, j, n) - vf_set(stats[2 * l])) * vf_set(stats[2 * l + 1]),
-                             dot)
-            add_block(sums, total)
-            add_block(dot, dot_total)
-        write_columns(dweight, j, n, dot_total)
-        write_columns(dbias, j, n, total)
+    cdef double[SUM_VECTORS * 16] total
+    cdef double[SUM_VECTORS * 16] dot_total
+    cdef Py_ssize_t done, j = first
+    while j < first + columns and j < n:
+        done = sum_columns(SUM_ROW_GRADIENTS, j, first + columns, n, batch, x, x_row, x, stats, dy, dy_row, total,
+                           dot_total)
+        write_columns(dweight, j, done, n, dot_total)
+        write_columns(dbias, j, done, n, total)
+        j += done
 
 
 cdef void batch_norm_statistics(Py_ssize_t batch, Py_ssize_t first, Py_ssize_t columns, Py_ssize_t n, real eps,
@@ -141,37 +186,22 @@ cdef void batch_norm_statistics(Py_ssize_t batch, Py_ssize_t first, Py_ssize_t c
 
     x (batch, n), mean, rstd, var (n,). Two passes over x, 4 FLOPs an element.
     """
-    cdef Py_ssize_t i, j, l, stop
-    cdef vf d, sums, m
-    cdef double[16] total
-    for j from first <= j < first + columns by VL:
-        for l in range(VL):
-            total[l] = 0
-        for i from 0 <= i < batch by SUM_ROWS:
-            stop = smaller(i + SUM_ROWS, batch)
-            sums = vf_set(0)
-            for l in range(i, stop):
-                sums = sums + columns_of(x + l * x_row, j, n)
-            add_block(sums, total)
-        for l in range(VL):
-            total[l] = total[l] / batch
-        write_columns(mean, j, n, total)
-        m = vf_load(mean + j)
-        for l in range(VL):
-            total[l] = 0
-        for i from 0 <= i < batch by SUM_ROWS:
-            stop = smaller(i + SUM_ROWS, batch)
-            sums = vf_set(0)
-            for l in range(i, stop):
-                d = columns_of(x + l * x_row, j, n) - m
-                sums = vf_fma(d, d, sums)
-            add_block(sums, total)
-        for l in range(VL):
-            total[l] = total[l] / batch
-        write_columns(var, j, n, total)
-        for l in range(VL):
-            total[l] = 1 / sqrt(total[l] + eps)
-        write_columns(rstd, j, n, total)
+    cdef double[SUM_VECTORS * 16] total
+    cdef double[SUM_VECTORS * 16] unused
+    cdef Py_ssize_t i, done, j = first
+    while j < first + columns and j < n:
+        done = sum_columns(SUM_VALUES, j, first + columns, n, batch, x, x_row, mean, NULL, x, 0, total, unused)
+        for i in range(done):
+            total[i] /= batch
+        write_columns(mean, j, done, n, total)
+        sum_columns(SUM_SQUARES, j, first + columns, n, batch, x, x_row, mean, NULL, x, 0, total, unused)
+        for i in range(done):
+            total[i] /= batch
+        write_columns(var, j, done, n, total)
+        for i in range(done):
+            total[i] = 1 / sqrt(total[i] + eps)
+        write_columns(rstd, j, done, n, total)
+        j += done
 
 
 cdef void batch_norm_rows(Py_ssize_t rows, Py_ssize_t n, const real* x, Py_ssize_t x_row, const real* mean,
@@ -199,27 +229,28 @@ cdef void batch_norm_backward_sums(Py_ssize_t batch, Py_ssize_t first, Py_ssize_
 
     x, dy (batch, n), the others (n,). 4 FLOPs an element; x and dy are read once.
     """
-    cdef Py_ssize_t i, j, l, stop
-    cdef vf g, m, sums, dot
-    cdef double[16] dot_total
-    cdef double[16] total
-    for j from first <= j < first + columns by VL:
-        m = vf_load(mean + j)
-        for l in range(VL):
-            total[l] = dot_total[l] = 0
-        for i from 0 <= i < batch by SUM_ROWS:
-            stop = smaller(i + SUM_ROWS, batch)
-            sums = dot = vf_set(0)
-            for l in range(i, stop):
-                g = vf_load(dy + l * dy_row + j)
-                sums = sums + g
-                dot = vf_fma(g, columns_of(x + l * x_row, j, n) - m, dot)
-            add_block(sums, total)
-            add_block(dot, dot_total)
-        for l in range(VL):
-            dot_total[l] *= rstd[j + l]
-        write_columns(dweight, j, n, dot_total)
-        write_columns(dbias, j, n, total)
+    cdef double[SUM_VECTORS * 16] total
+    cdef double[SUM_VECTORS * 16] dot_total
+    cdef Py_ssize_t i, done, j = first
+    while j < first + columns and j < n:
+        done = sum_columns(SUM_GRADIENTS, j, first + columns, n, batch, x, x_row, mean, NULL, dy, dy_row, total,
+                           dot_total)
+        for i in range(done):
+            dot_total[i] *= rstd[j + i]
+        write_columns(dweight, j, done, n, dot_total)
+        write_columns(dbias, j, done, n, total)
+        j += done
+
+
+cdef inline vf batch_norm_slope(bint batch_statistics, vf x, vf dy, vf share, const real* mean, const real* rstd,
+                                const real* weight, const real* dweight, const real* dbias,
+                                Py_ssize_t j) noexcept nogil:
+    """The gradient of x, in the columns from j on; share is 1 / batch."""
+    cdef vf scale = vf_load(rstd + j)
+    if batch_statistics:
+        x = (x - vf_load(mean + j)) * scale
+        dy = vf_fma(-share, vf_fma(x, vf_load(dweight + j), vf_load(dbias + j)), dy)
+    return weighted(dy * scale, weight, j)
 
 
 cdef void batch_norm_backward_rows(Py_ssize_t rows, Py_ssize_t n, Py_ssize_t batch, bint batch_statistics,
@@ -232,16 +263,14 @@ cdef void batch_norm_backward_rows(Py_ssize_t rows, Py_ssize_t n, Py_ssize_t bat
     7 FLOPs an element.
     """
     cdef Py_ssize_t i, j, last = (n - 1) // VL * VL, rest = n - last
-    cdef vf g, d, share = vf_set(<real>(1.0 / batch))
+    cdef vf end, share = vf_set(<real>(1.0 / batch))
     for i in range(rows):
-        for j from 0 <= j < n by VL:
-            g = vf_load(dy + j)
-            if batch_statistics:
-                d = vf_load(x + j) if j < last else vf_load_first(x + j, rest)
-                d = (d - vf_load(mean + j)) * vf_load(rstd + j)
-                g = vf_fma(-share, vf_fma(d, vf_load(dweight + j), vf_load(dbias + j)), g)
-            g = weighted(g * vf_load(rstd + j), weight, j)
-            vf_store(dx + j, g if j < last else vf_first(g, rest, vf_set(0)))
+        for j from 0 <= j < last by VL:
+            vf_store(dx + j, batch_norm_slope(batch_statistics, vf_load(x + j), vf_load(dy + j), share, mean, rstd,
+                                              weight, dweight, dbias, j))
+        end = batch_norm_slope(batch_statistics, vf_load_first(x + last, rest), vf_load(dy + last), share, mean, rstd,
+                               weight, dweight, dbias, last)
+        vf_store(dx + last, vf_first(end, rest, vf_set(0)))
         x += x_row
         dy += dy_row
         dx += dx_row

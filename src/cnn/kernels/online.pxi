@@ -19,15 +19,15 @@ cdef double wide_sample(const Network* net, const LossSpec* spec, Workspace* ws,
     if net.pad_input:
         memcpy(ws.value[0], x, net.buffers[0].width * sizeof(real))
         x = ws.value[0]
-    walk_forward(net, ws, 0, 1, x, 0, True, ws.panel)
-    loss = output_loss(net, spec, ws, 0, 1, target, 0, 1, True, correct)
+    walk_forward(net, ws, 0, 1, x, 0, True, ws.panel, 0, net.n_ops)
+    loss = batch_loss(net, spec, ws, 0, 1, target, 0, NULL, 1, True, correct)
     for i in range(net.n_ops - 1, -1, -1):
         op = &net.ops[i]
         dz = ws.grad[op.dst]
         dx = ws.grad[op.src] if op.src != 0 else NULL
         if op.kind == OP_ACTIVATION:
             if dx != NULL:
-                activate_backward_rows(op.act, op.act_param, op.keeps_input, 1, op.n_out, dz, 0,
+                activate_backward_rows(op.act, op.param, op.keeps_input, 1, op.n_out, dz, 0,
                                        kept(net, ws, op, 0, x), 0, dx, 0)
             continue
         if op.own_slope:
@@ -75,7 +75,7 @@ cdef inline vf narrow_forward(const Op* op, const Network* net, Workspace* ws, v
         y = z
     else:
         vf_store(kept_z, z)
-        activate_rows(op.act, op.act_param, 1, op.n_out, kept_z, 0, ws.value[op.dst], 0)
+        activate_rows(op.act, op.param, 1, op.n_out, kept_z, 0, ws.value[op.dst], 0)
         y = vf_load(ws.value[op.dst])
     vf_store(ws.value[op.dst], y)
     return y
@@ -131,7 +131,7 @@ cdef inline double narrow_sample(const int kind, const Network* net, const LossS
             loss /= net.outputs
         g = factor * g
     else:
-        loss = output_loss(net, spec, ws, 0, 1, target, 0, 1, True, correct)
+        loss = batch_loss(net, spec, ws, 0, 1, target, 0, NULL, 1, True, correct)
         g = vf_load(ws.grad[last])
     for i in range(net.n_ops - 1, -1, -1):
         g = narrow_backward(kind, &net.ops[i], net, ws, i > 0, x if i == 0 else vf_load(ws.value[i]), g, u)
@@ -140,7 +140,7 @@ cdef inline double narrow_sample(const int kind, const Network* net, const LossS
 
 # Many samples ---------------------------------------------------------------------------------------------------------
 
-cdef inline Py_ssize_t samples(const int kind, const Pass* p, Py_ssize_t n, double* total,
+cdef inline Py_ssize_t samples(const int kind, const Pass* p, Py_ssize_t n, double* total, double* weight,
                                Py_ssize_t* correct) noexcept nogil:
     """train_samples for one_vector_each and a literal kind of update; kind -1: for any widths, and any kind."""
     cdef const Network* net = p.net
@@ -159,6 +159,7 @@ cdef inline Py_ssize_t samples(const int kind, const Pass* p, Py_ssize_t n, doub
             loss = wide_sample(net, &spec, p.ws, x, target, &own, correct)
         else:
             loss = narrow_sample(kind, net, &spec, p.ws, vf_load_first(x, width), target, factor, &own, correct)
+        weight[0] += loss_weight(&spec, 1, target, 0, NULL) if spec.labels else 1
         total[0] += loss        # one after another: in how many calls makes no difference
         if not isfinite(loss):
             break
@@ -166,21 +167,22 @@ cdef inline Py_ssize_t samples(const int kind, const Pass* p, Py_ssize_t n, doub
     return done
 
 
-cdef Py_ssize_t train_samples(const Pass* p, Py_ssize_t n, double* total, Py_ssize_t* correct) noexcept nogil:
+cdef Py_ssize_t train_samples(const Pass* p, Py_ssize_t n, double* total, double* weight,
+                              Py_ssize_t* correct) noexcept nogil:
     """n training steps of one row each, in p.order or as they lie, all with the coefficients of p.update.
 
-    Adds the loss of each to total. Stops after a loss that is not finite; how many were finite.
+    Adds the loss of each to total, and loss_weight to weight. Stops after a loss that is not finite; how many were finite.
     """
     if not one_vector_each(p.net):
-        return samples(-1, p, n, total, correct)
+        return samples(-1, p, n, total, weight, correct)
     if p.update.kind == UPDATE_PLAIN:
-        return samples(UPDATE_PLAIN, p, n, total, correct)
+        return samples(UPDATE_PLAIN, p, n, total, weight, correct)
     if p.update.kind == UPDATE_SGD:
-        return samples(UPDATE_SGD, p, n, total, correct)
+        return samples(UPDATE_SGD, p, n, total, weight, correct)
     if p.update.kind == UPDATE_MOMENTUM:
-        return samples(UPDATE_MOMENTUM, p, n, total, correct)
+        return samples(UPDATE_MOMENTUM, p, n, total, weight, correct)
     if p.update.kind == UPDATE_ADAM:
-        return samples(UPDATE_ADAM, p, n, total, correct)
+        return samples(UPDATE_ADAM, p, n, total, weight, correct)
     if p.update.kind == UPDATE_AMSGRAD:
-        return samples(UPDATE_AMSGRAD, p, n, total, correct)
-    return samples(UPDATE_RMSPROP, p, n, total, correct)
+        return samples(UPDATE_AMSGRAD, p, n, total, weight, correct)
+    return samples(UPDATE_RMSPROP, p, n, total, weight, correct)

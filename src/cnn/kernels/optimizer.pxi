@@ -47,17 +47,22 @@ cdef enum:
     OPTIMIZER_RMSPROP
     OPTIMIZER_ADAGRAD
 
-# The columns of an optimiser's table of hyper-parameters, float64; row 0 is the optimiser's own, each further one that of
-# a group of parameters. optim.py fills it, and it is read at each step.
+# The columns of an optimiser's table of hyper-parameters, float64: row 0 is the optimiser's own, each further one that
+# of a group of parameters. optim.py fills it, and it is read at each step. The last three are
+#
+#     SGD         dampening    nesterov
+#     Adam        beta2        eps         amsgrad
+#     RMSprop     alpha        eps         centered
+#     Adagrad     lr_decay     eps         initial_accumulator_value
 cdef enum:
     HYPER_OPTIMIZER
     HYPER_LR
     HYPER_MOMENTUM          # Adam: beta1
     HYPER_WEIGHT_DECAY
     HYPER_RATIO             # of the row's lr to that of row 0; NaN: the row's lr stands alone
-    HYPER_5                 # SGD: dampening    Adam: beta2      RMSprop: alpha       Adagrad: lr_decay
-    HYPER_6                 #      nesterov           eps                 eps                  eps
-    HYPER_7                 #                         amsgrad             centered             initial_accumulator_value
+    HYPER_5
+    HYPER_6
+    HYPER_7
     HYPER_COLUMNS
 
 # With eps = 0 a parameter that has had no gradient stays as it is, instead of becoming 0 / 0. So does the padding.

@@ -1,10 +1,11 @@
 # The program: a Sequential compiled to an array of ops over numbered buffers, and the walks along it. Plain C: no
 # Python object is touched here. The class that Python sees is in model.pxi.
 #
-# Buffer 0 is the input of the model; every op reads buffer `src` and writes buffer `dst`. A buffer has a value, a
-# gradient and, where its op's activation needs it, the value before the activation, all (batch, width) with rows
+# Buffer 0 is the input of the model; every op reads one or more buffers and writes buffer `dst`. A buffer has a value,
+# a gradient and, where its op's activation needs it, the value before the activation, all (batch, width) with rows
 # padded to VL; the padding is zero. They live in a Workspace, which grows with the batch and is otherwise allocated
-# once.
+# once. A buffer that several ops read gets the sum of their gradients: going back, the first to be visited stores its
+# part and the others add theirs (`adds`).
 #
 # Weights lie as the products like them. Normally W is (in, out), its rows padded to VL and the bias one more row below.
 # A layer much narrower than a vector is kept transposed, (out, in), or most of each vector would be padding; its
@@ -16,29 +17,67 @@
 #     rows      chunk by chunk of the batch: forward, the loss and its gradient, backward to all buffers' gradients
 #     weights   piece by piece of the weight matrices: gradient, added up or used at once for the optimiser's step
 #
+# Batch normalisation needs all rows of its input before it gives one of its output. It cuts the ops into segments, and
+# the part `rows` into one phase for each segment and direction, with the column sums between them.
+#
 # No sum runs across chunks or pieces, except that of the loss, which is kept for each block of LOSS_BLOCK rows and
 # added up in order: so results do not depend on threads or chunks.
 
 cdef enum OpKind:
     OP_LINEAR           # z = x W + b, y = act(z)
     OP_ACTIVATION       # y = act(x)
+    OP_SOFTMAX
+    OP_LOG_SOFTMAX
+    OP_DROPOUT
+    OP_BATCH_NORM
+    OP_LAYER_NORM
+    OP_ADD              # of two or more buffers, as the following
+    OP_MULTIPLY
+    OP_MAXIMUM
+    OP_CONCAT
+
+OP_KINDS = {
+    "linear": OP_LINEAR,
+    "activation": OP_ACTIVATION,
+    "softmax": OP_SOFTMAX,
+    "log_softmax": OP_LOG_SOFTMAX,
+    "dropout": OP_DROPOUT,
+    "batch_norm": OP_BATCH_NORM,
+    "layer_norm": OP_LAYER_NORM,
+    "add": OP_ADD,
+    "multiply": OP_MULTIPLY,
+    "maximum": OP_MAXIMUM,
+    "concat": OP_CONCAT,
+}
 
 cdef struct Op:
     OpKind kind
-    int src
+    int n_src
+    int* srcs
+    char* adds              # of each source: its gradient joins what ops behind this one have left
+    int src                 # the first source
     int dst
     Activation act
-    real act_param
+    real param              # of the activation; dropout: p; norms: eps
     bint keeps_input        # the derivative needs z, or x: it is kept beside y
     bint own_slope          # this op multiplies its gradient by act'; if not, the op that made the gradient did
     int slope_of            # linear: the op whose act' is multiplied into dX, or -1
-    Py_ssize_t n_in
+    Py_ssize_t n_in         # of the first source
     Py_ssize_t n_out
     bint transposed         # W is kept as (out, in)
+    bint has_weight         # linear: always; norms: one number a column
+    bint has_bias
     Py_ssize_t weight       # element offsets in the parameter block
     Py_ssize_t row          # from a row of W to the next
-    Py_ssize_t bias         # there is always room for one; without `has_bias` it stays zero
-    bint has_bias
+    Py_ssize_t bias         # linear: there is always room for one; without `has_bias` it stays zero
+    int weight_group        # rows of the optimiser's table
+    int bias_group
+    double l1               # penalties on the weights
+    double l2
+    double momentum         # of the running statistics; below zero: the mean of all batches
+    Py_ssize_t running      # offset in the block of running statistics: mean, `row` further the variance
+    int64_t tracked         # batches in them
+    uint64_t key            # dropout: of its random numbers
 
 cdef struct Buffer:
     Py_ssize_t width
@@ -49,16 +88,26 @@ cdef struct Network:
     int n_ops
     int n_buffers
     Op* ops
+    int* sources            # of all ops: Op.srcs points into it
+    char* adds
     Buffer* buffers
+    int n_segments          # 1 + batch norms
+    int* segments           # first op of each; but for the first segment, a batch norm
+    bint chain              # linear ops and activations only, each reading what the one before wrote
+    bint random             # dropout
     LossSpec loss
-    real* params            # blocks of n_block reals: parameters, gradients, and three of optimiser state
+    real* params            # blocks of n_block reals: parameters, gradients, optimiser state
     real* grads
-    real* state
+    real* state             # STATES blocks
     Py_ssize_t n_block
+    real* running           # statistics of batch norms
+    Py_ssize_t n_running
     Py_ssize_t n_parameters     # without the padding
     Py_ssize_t work         # multiply-adds of a forward pass of one row
     Py_ssize_t outputs      # width of the last buffer
-    bint pad_input          # the first layer reads its input in whole vectors
+    Py_ssize_t widest       # row of a buffer
+    bint pad_input          # an op reads the input in whole vectors
+    bint scratch            # some op needs the workspace's
 
 cdef struct Workspace:
     void* memory
@@ -67,9 +116,14 @@ cdef struct Workspace:
     real** value            # of each buffer
     real** before           # before the activation
     real** grad
+    real** extra            # of each op, norms only: see extra_size
+    real* scratch           # a gradient that is to be added to another, (capacity, widest)
+    bint training           # dropout drops, batch norm takes the statistics of the batch
+    int64_t row0            # number of the first row, of all that were trained on: dropout's masks depend on it
     real* panel             # of thread 0; the others' follow
     Py_ssize_t panel_size
     char* targets           # gathered in the order of the batch
+    real* weights           # likewise
     double* losses          # of the training passes, see Pass
     Py_ssize_t* correct
 
@@ -84,6 +138,7 @@ cdef struct Pass:
     LossSpec loss           # the network's, with `labels` as the targets are
     const char* target      # NULL: no loss
     Py_ssize_t target_bytes     # from a row of the targets to the next
+    const real* weight      # of the rows, NULL: one each
     double* losses          # sum of each LOSS_BLOCK rows
     Py_ssize_t* correct     # how many of them are classified right
     double scale            # of the gradient of the loss
@@ -94,12 +149,18 @@ cdef struct Pass:
     bint input_grad
     bint weights            # gradients of the weights
     bint overwrite          # ... replace the old ones
-    const Update* update    # ... or are used for the step
+    const Update* update    # ... or are used for the step: one Update for each row of the optimiser's table
     real* out               # NULL, or where the outputs are copied
     Py_ssize_t out_row
     int threads
     Py_ssize_t chunk        # rows; not used for training, where it follows from the threads
     int64_t claimed         # chunks, or pieces, begun by a thread
+    int start               # this phase runs ops start .. stop - 1 forward
+    int stop
+    int back_start          # ... and back_start - 1 .. back_stop backward
+    int back_stop
+    int norm                # between two phases: the batch norm whose columns are summed
+    bint norm_backward
 
 cdef enum:
     LINE = 64                   # bytes of a cache line
@@ -109,6 +170,10 @@ cdef enum:
     CHUNK_ROWS = 128            # at least; a chunk packs W^T anew, which costs as much as a few rows
     MOST_ROWS = 512             # at most; the activations of a chunk stay in L2 on the way back
     PIECE_ROWS = 128            # of W, at least; a piece packs dZ anew
+    MOST_SOURCES = 64           # of a gate
+    STATES = 3                  # blocks of optimiser state
+    STATISTICS = 5              # rows that a batch norm keeps: mean, 1 / deviation, variance, sums of dy xhat and of dy
+    COLUMNS = 1024              # of a norm, in a piece of work
     THREAD_WORK = 1 << 20       # multiply-adds below which a second thread is not called: about 20 microseconds
 
 
@@ -144,7 +209,7 @@ cdef void forward_linear(const Op* op, Py_ssize_t batch, const real* x, Py_ssize
         else:
             row_forward(op.n_in, round_up(op.n_out, VL) // VL, x, params + op.weight, op.row, bias, floor, sums)
         if not relu and op.act != IDENTITY:
-            activate_rows(op.act, op.act_param, batch, op.n_out, sums, y_row, y, y_row)
+            activate_rows(op.act, op.param, batch, op.n_out, sums, y_row, y, y_row)
         return
     memset(&p, 0, sizeof(p))
     p.m = batch
@@ -161,7 +226,7 @@ cdef void forward_linear(const Op* op, Py_ssize_t batch, const real* x, Py_ssize
     p.finish = FINISH_STORE
     p.floor = floor
     p.act = IDENTITY if relu else op.act
-    p.act_param = op.act_param
+    p.act_param = op.param
     p.act_out = y
     p.act_width = op.n_out
     p.panel = panel
@@ -182,7 +247,7 @@ cdef void input_gradient(const Op* op, const Op* before, const real* saved, Py_s
     if few and not op.transposed:
         dot_rows(batch, op.n_out, op.n_in, dz, dz_row, params + op.weight, op.row, NULL, <real>-INFINITY, dx, dx_row)
         if slope:
-            activate_backward_rows(before.act, before.act_param, before.keeps_input, batch, op.n_in, dx, dx_row,
+            activate_backward_rows(before.act, before.param, before.keeps_input, batch, op.n_in, dx, dx_row,
                                    saved, dx_row, dx, dx_row)
         return
     memset(&p, 0, sizeof(p))
@@ -203,7 +268,7 @@ cdef void input_gradient(const Op* op, const Op* before, const real* saved, Py_s
     p.saved = saved
     p.saved_row = dx_row
     p.act = before.act if slope and not mask else IDENTITY
-    p.act_param = before.act_param if slope else 0
+    p.act_param = before.param if slope else 0
     p.act_backward = True
     p.act_saved_is_input = slope and before.keeps_input
     p.act_width = op.n_in
@@ -221,12 +286,13 @@ cdef void weight_gradient(const Op* op, Py_ssize_t first, Py_ssize_t rows, Py_ss
     """
     cdef Product p
     cdef bint last = first + rows == (op.n_out if op.transposed else op.n_in)
+    cdef bint together = not op.transposed and op.bias_group == op.weight_group
     memset(&p, 0, sizeof(p))
     p.m = rows
     p.k = batch
     p.finish = FINISH_UPDATE if update != NULL else FINISH_STORE if overwrite else FINISH_ADD
     p.floor = <real>-INFINITY
-    p.update = update
+    p.update = update + op.weight_group if update != NULL else NULL
     p.act = IDENTITY
     p.panel = panel
     p.a_row = 1
@@ -242,13 +308,14 @@ cdef void weight_gradient(const Op* op, Py_ssize_t first, Py_ssize_t rows, Py_ss
         p.a_col = x_row
         p.b = dz
         p.b_row = dz_row
-        p.ones_row = op.has_bias and last
+        p.ones_row = op.has_bias and last and together
     p.c = net.grads + op.weight + first * op.row
     p.c_row = op.row
     p.param = net.params + op.weight + first * op.row
     product(&p)
-    if op.transposed and op.has_bias and last:
+    if op.has_bias and last and not together:
         p.m = 0
+        p.update = update + op.bias_group if update != NULL else NULL
         p.n = round_up(op.n_out, VL)
         p.b = dz
         p.b_row = dz_row
@@ -265,24 +332,87 @@ cdef inline real* row_of(real** buffers, const Network* net, int b, Py_ssize_t f
     return buffers[b] + first * net.buffers[b].row
 
 
+cdef inline const real* source(const Network* net, Workspace* ws, int b, Py_ssize_t first,
+                               const real* x) noexcept nogil:
+    """Row `first` of what an op reads: buffer 0 may lie where the caller has it."""
+    return x if b == 0 else row_of(ws.value, net, b, first)
+
+
+cdef inline Py_ssize_t source_row(const Network* net, int b, Py_ssize_t x_row) noexcept nogil:
+    return x_row if b == 0 else net.buffers[b].row
+
+
+cdef inline Py_ssize_t extra_size(const Op* op, Py_ssize_t batch) noexcept nogil:
+    """Reals that an op keeps beside its buffers: the statistics of the columns, or of the rows."""
+    if op.kind == OP_BATCH_NORM:
+        return STATISTICS * op.row
+    return 2 * batch if op.kind == OP_LAYER_NORM else 0
+
+
+cdef inline const real* norm_weight(const Network* net, const Op* op) noexcept nogil:
+    return net.params + op.weight if op.has_weight else NULL
+
+
+cdef inline const real* norm_bias(const Network* net, const Op* op) noexcept nogil:
+    return net.params + op.bias if op.has_bias else NULL
+
+
+cdef void forward_gate(const Network* net, Workspace* ws, const Op* op, Py_ssize_t first, Py_ssize_t batch,
+                       const real* x, Py_ssize_t x_row) noexcept nogil:
+    """Sum, product, maximum or concatenation of the sources."""
+    cdef real* y = row_of(ws.value, net, op.dst, first)
+    cdef Py_ssize_t row = net.buffers[op.dst].row, n = round_up(op.n_out, VL), a_row
+    cdef const real* a
+    cdef int s
+    for s in range(op.n_src):
+        a = source(net, ws, op.srcs[s], first, x)
+        a_row = source_row(net, op.srcs[s], x_row)
+        if op.kind == OP_CONCAT:
+            add_columns(batch, net.buffers[op.srcs[s]].width, a, a_row, False, y, row)
+            y += net.buffers[op.srcs[s]].width
+        elif s == 0 or op.kind == OP_ADD:
+            add_rows(batch, n, a, a_row, s > 0, y, row)
+        elif op.kind == OP_MULTIPLY:
+            multiply_rows(batch, n, a, a_row, y, row)
+        else:
+            maximum_rows(batch, n, a, a_row, y, row)
+
+
 cdef void walk_forward(const Network* net, Workspace* ws, Py_ssize_t first, Py_ssize_t batch, const real* x,
-                       Py_ssize_t x_row, bint keep, real* panel) noexcept nogil:
-    """Run the ops on x (batch, in), which is row `first` and following of the workspace. keep: for walk_backward."""
+                       Py_ssize_t x_row, bint keep, real* panel, int start, int stop) noexcept nogil:
+    """Run ops start .. stop - 1 on x (batch, in), which is row `first` and following of the workspace. keep: for
+    walk_backward."""
     cdef int i
     cdef const Op* op
     cdef const real* src
-    cdef Py_ssize_t src_row
+    cdef const real* mean
+    cdef Py_ssize_t src_row, row
     cdef real* dst
-    for i in range(net.n_ops):
+    for i in range(start, stop):
         op = &net.ops[i]
-        src = x if op.src == 0 else row_of(ws.value, net, op.src, first)
-        src_row = x_row if op.src == 0 else net.buffers[op.src].row
+        src = source(net, ws, op.src, first, x)
+        src_row = source_row(net, op.src, x_row)
         dst = row_of(ws.value, net, op.dst, first)
+        row = net.buffers[op.dst].row
         if op.kind == OP_LINEAR:
-            forward_linear(op, batch, src, src_row, net.params, dst, net.buffers[op.dst].row,
+            forward_linear(op, batch, src, src_row, net.params, dst, row,
                            row_of(ws.before, net, op.dst, first) if keep and op.keeps_input else NULL, panel)
+        elif op.kind == OP_ACTIVATION:
+            activate_rows(op.act, op.param, batch, op.n_out, src, src_row, dst, row)
+        elif op.kind == OP_SOFTMAX or op.kind == OP_LOG_SOFTMAX:
+            softmax_rows(op.kind == OP_LOG_SOFTMAX, batch, op.n_out, src, src_row, dst, row)
+        elif op.kind == OP_DROPOUT:
+            dropout_rows(batch, op.n_out, op.param if ws.training else 0, op.key, ws.row0 + first, src, src_row, dst,
+                         row)
+        elif op.kind == OP_LAYER_NORM:
+            layer_norm_rows(batch, op.n_out, op.param, src, src_row, norm_weight(net, op), norm_bias(net, op), dst, row,
+                            ws.extra[i] + 2 * first)
+        elif op.kind == OP_BATCH_NORM:
+            mean = ws.extra[i]
+            batch_norm_rows(batch, op.n_out, src, src_row, mean, mean + op.row, norm_weight(net, op),
+                            norm_bias(net, op), dst, row)
         else:
-            activate_rows(op.act, op.act_param, batch, op.n_out, src, src_row, dst, net.buffers[op.dst].row)
+            forward_gate(net, ws, op, first, batch, x, x_row)
 
 
 cdef const real* kept(const Network* net, Workspace* ws, const Op* op, Py_ssize_t first, const real* x) noexcept nogil:
@@ -291,7 +421,7 @@ cdef const real* kept(const Network* net, Workspace* ws, const Op* op, Py_ssize_
         return row_of(ws.value, net, op.dst, first)
     if op.kind == OP_LINEAR:
         return row_of(ws.before, net, op.dst, first)
-    return x if op.src == 0 else row_of(ws.value, net, op.src, first)
+    return source(net, ws, op.src, first, x)
 
 
 cdef void slope_in_place(const Network* net, Workspace* ws, const Op* op, Py_ssize_t first,
@@ -303,50 +433,106 @@ cdef void slope_in_place(const Network* net, Workspace* ws, const Op* op, Py_ssi
     cdef Py_ssize_t row = net.buffers[op.dst].row
     cdef real* dz = row_of(ws.grad, net, op.dst, first)
     if op.act != IDENTITY:
-        activate_backward_rows(op.act, op.act_param, op.keeps_input, batch,
+        activate_backward_rows(op.act, op.param, op.keeps_input, batch,
                                round_up(op.n_out, VL) if op.act == RELU else op.n_out, dz, row,
                                kept(net, ws, op, first, NULL), row, dz, row)
 
 
+cdef void backward_gate(const Network* net, Workspace* ws, const Op* op, Py_ssize_t first, Py_ssize_t batch,
+                        const real* x, Py_ssize_t x_row, bint input_grad) noexcept nogil:
+    """The gradients of the sources of a sum, product, maximum or concatenation; see gates.pxi."""
+    cdef const real* dy = row_of(ws.grad, net, op.dst, first)
+    cdef const real* y = row_of(ws.value, net, op.dst, first)
+    cdef Py_ssize_t row = net.buffers[op.dst].row, n = round_up(op.n_out, VL), b_row
+    cdef const real* sources[MOST_SOURCES]
+    cdef Py_ssize_t rows[MOST_SOURCES]
+    cdef real* da
+    cdef int s, b
+    for s in range(op.n_src):
+        sources[s] = source(net, ws, op.srcs[s], first, x)
+        rows[s] = source_row(net, op.srcs[s], x_row)
+    for s in range(op.n_src):
+        b = op.srcs[s]
+        b_row = net.buffers[b].row
+        da = row_of(ws.grad, net, b, first)
+        if b == 0 and not input_grad:
+            pass
+        elif op.kind == OP_CONCAT:
+            add_columns(batch, net.buffers[b].width, dy, row, op.adds[s], da, b_row)
+        elif op.kind == OP_ADD:
+            add_rows(batch, n, dy, row, op.adds[s], da, b_row)
+        elif op.kind == OP_MULTIPLY:
+            multiply_backward_rows(batch, n, sources, rows, op.n_src, s, dy, row, op.adds[s], da, b_row)
+        else:
+            maximum_backward_rows(batch, n, sources, rows, s, sources[s], rows[s], y, row, dy, row, op.adds[s], da,
+                                  b_row)
+        if op.kind == OP_CONCAT:
+            dy += net.buffers[b].width
+
+
 cdef void walk_backward(const Network* net, Workspace* ws, Py_ssize_t first, Py_ssize_t batch, const real* x,
-                        Py_ssize_t x_row, bint input_grad, bint few, real* panel) noexcept nogil:
-    """From the gradient of the outputs to those of all buffers, for the rows that walk_forward has run."""
+                        Py_ssize_t x_row, Py_ssize_t whole, bint input_grad, bint few, real* panel, int start,
+                        int stop) noexcept nogil:
+    """Ops start - 1 .. stop: from the gradients of their outputs to those of their inputs, for the rows that
+    walk_forward has run; these are part of a batch of `whole` rows."""
     cdef int i
     cdef const Op* op
     cdef const Op* before
-    cdef Py_ssize_t dst_row
+    cdef const real* src
+    cdef const real* mean
+    cdef Py_ssize_t row, src_row, dx_row
     cdef real* dz
-    for i in range(net.n_ops - 1, -1, -1):
+    cdef real* dx
+    for i in range(start - 1, stop - 1, -1):
         op = &net.ops[i]
         dz = row_of(ws.grad, net, op.dst, first)
-        dst_row = net.buffers[op.dst].row
+        row = net.buffers[op.dst].row
         if op.kind == OP_LINEAR and op.own_slope:
             slope_in_place(net, ws, op, first, batch)
+        if op.kind >= OP_ADD:
+            backward_gate(net, ws, op, first, batch, x, x_row, input_grad)
+            continue
         if op.src == 0 and not input_grad:
             continue
-        if op.kind == OP_ACTIVATION:
-            activate_backward_rows(op.act, op.act_param, op.keeps_input, batch, op.n_out, dz, dst_row,
-                                   kept(net, ws, op, first, x),
-                                   (x_row if op.src == 0 else net.buffers[op.src].row) if op.keeps_input else dst_row,
-                                   row_of(ws.grad, net, op.src, first), net.buffers[op.src].row)
-            continue
-        before = &net.ops[op.slope_of] if op.slope_of >= 0 else NULL
-        input_gradient(op, before, kept(net, ws, before, first, NULL) if before != NULL else NULL, batch, dz, dst_row,
-                       net.params, row_of(ws.grad, net, op.src, first), net.buffers[op.src].row, few, panel)
+        src = source(net, ws, op.src, first, x)
+        src_row = source_row(net, op.src, x_row)
+        dx_row = net.buffers[op.src].row
+        dx = ws.scratch + first * dx_row if op.adds[0] else row_of(ws.grad, net, op.src, first)
+        if op.kind == OP_LINEAR:
+            before = &net.ops[op.slope_of] if op.slope_of >= 0 else NULL
+            input_gradient(op, before, kept(net, ws, before, first, NULL) if before != NULL else NULL, batch, dz, row,
+                           net.params, dx, dx_row, few, panel)
+        elif op.kind == OP_ACTIVATION:
+            activate_backward_rows(op.act, op.param, op.keeps_input, batch, op.n_out, dz, row,
+                                   kept(net, ws, op, first, x), src_row if op.keeps_input else row, dx, dx_row)
+        elif op.kind == OP_SOFTMAX or op.kind == OP_LOG_SOFTMAX:
+            softmax_backward_rows(op.kind == OP_LOG_SOFTMAX, batch, op.n_out, row_of(ws.value, net, op.dst, first), row,
+                                  dz, row, dx, dx_row)
+        elif op.kind == OP_DROPOUT:
+            dropout_rows(batch, op.n_out, op.param if ws.training else 0, op.key, ws.row0 + first, dz, row, dx, dx_row)
+        elif op.kind == OP_LAYER_NORM:
+            layer_norm_backward_rows(batch, op.n_out, src, src_row, norm_weight(net, op), ws.extra[i] + 2 * first, dz,
+                                     row, dx, dx_row)
+        else:
+            mean = ws.extra[i]
+            batch_norm_backward_rows(batch, op.n_out, whole, ws.training, src, src_row, mean, mean + op.row,
+                                     norm_weight(net, op), mean + 3 * op.row, mean + 4 * op.row, dz, row, dx, dx_row)
+        if op.adds[0]:
+            add_rows(batch, round_up(op.n_in, VL), dx, dx_row, True, row_of(ws.grad, net, op.src, first), dx_row)
 
 
-cdef double output_loss(const Network* net, const LossSpec* loss, Workspace* ws, Py_ssize_t first, Py_ssize_t batch,
-                        const char* target, Py_ssize_t target_bytes, double scale, bint gradient,
-                        Py_ssize_t* correct) noexcept nogil:
+cdef double batch_loss(const Network* net, const LossSpec* loss, Workspace* ws, Py_ssize_t first, Py_ssize_t batch,
+                       const char* target, Py_ssize_t target_bytes, const real* weight, double scale, bint gradient,
+                       Py_ssize_t* correct) noexcept nogil:
     """Sum of the loss over some rows; with gradient, that of the outputs goes to their buffer, times scale."""
     cdef int last = net.n_buffers - 1
     cdef Py_ssize_t row = net.buffers[last].row
-    return loss_rows(loss, batch, net.outputs, row_of(ws.value, net, last, first), row, target, target_bytes, NULL,
-                     scale, row_of(ws.grad, net, last, first) if gradient else NULL, row, correct)
+    return loss_rows(loss, batch, net.outputs, row_of(ws.value, net, last, first), row, target, target_bytes,
+                     weight, scale, row_of(ws.grad, net, last, first) if gradient else NULL, row, correct)
 
 
 cdef void pass_rows(Pass* p, Py_ssize_t first, Py_ssize_t batch, int thread) noexcept nogil:
-    """The part `rows` of a pass, for one chunk."""
+    """One phase of the part `rows` of a pass, for one chunk."""
     cdef const Network* net = p.net
     cdef Workspace* ws = p.ws
     cdef int last = net.n_buffers - 1
@@ -354,33 +540,30 @@ cdef void pass_rows(Pass* p, Py_ssize_t first, Py_ssize_t batch, int thread) noe
     cdef Py_ssize_t at = first if p.keep else thread * p.chunk      # in the workspace; see reserve
     cdef const real* x = p.x + first * x_row
     cdef const char* target = p.target + first * p.target_bytes
-    cdef Py_ssize_t target_bytes = p.target_bytes
     cdef real* panel = ws.panel + thread * ws.panel_size
-    if p.forward and p.gather:
-        for i in range(batch):
-            memcpy(row_of(ws.value, net, 0, at + i),
-                   p.x + (p.order[first + i] if p.order != NULL else first + i) * x_row, width)
     if p.gather:
+        if p.forward and p.start == 0:
+            for i in range(batch):
+                memcpy(row_of(ws.value, net, 0, at + i),
+                       p.x + (p.order[first + i] if p.order != NULL else first + i) * x_row, width)
         x, x_row = row_of(ws.value, net, 0, at), net.buffers[0].row
-    if p.order != NULL and p.target != NULL:
-        target_bytes = sizeof(int64_t) if p.loss.labels else net.outputs * sizeof(real)
-        target = ws.targets + first * target_bytes
-        for i in range(batch):
-            memcpy(ws.targets + (first + i) * target_bytes, p.target + p.order[first + i] * p.target_bytes,
-                   target_bytes)
     if p.forward:
-        walk_forward(net, ws, at, batch, x, x_row, p.keep, panel)
-    if p.out != NULL:
-        copy_rows(batch, net.outputs, row_of(ws.value, net, last, at), net.buffers[last].row,
-                  p.out + first * p.out_row, p.out_row)
-    if p.target != NULL:
-        for i from 0 <= i < batch by LOSS_BLOCK:
-            block = (first + i) // LOSS_BLOCK
-            p.correct[block] = 0
-            p.losses[block] = output_loss(net, &p.loss, ws, at + i, smaller(LOSS_BLOCK, batch - i),
-                                          target + i * target_bytes, target_bytes, p.scale, p.keep, &p.correct[block])
-    if p.backward:
-        walk_backward(net, ws, first, batch, x, x_row, p.input_grad, p.batch <= FEW_ROWS, panel)
+        walk_forward(net, ws, at, batch, x, x_row, p.keep, panel, p.start, p.stop)
+    if p.forward and p.stop == net.n_ops:
+        if p.out != NULL:
+            copy_rows(batch, net.outputs, row_of(ws.value, net, last, at), net.buffers[last].row,
+                      p.out + first * p.out_row, p.out_row)
+        if p.target != NULL:
+            for i from 0 <= i < batch by LOSS_BLOCK:
+                block = (first + i) // LOSS_BLOCK
+                p.correct[block] = 0
+                p.losses[block] = batch_loss(net, &p.loss, ws, at + i, smaller(LOSS_BLOCK, batch - i),
+                                             target + i * p.target_bytes, p.target_bytes,
+                                             p.weight + first + i if p.weight != NULL else NULL, p.scale, p.keep,
+                                             &p.correct[block])
+    if p.back_start > p.back_stop:
+        walk_backward(net, ws, first, batch, x, x_row, p.batch, p.input_grad, p.batch <= FEW_ROWS, panel, p.back_start,
+                      p.back_stop)
 
 
 cdef void rows_task(void* argument, int thread) noexcept nogil:
@@ -393,30 +576,121 @@ cdef void rows_task(void* argument, int thread) noexcept nogil:
         pass_rows(p, first, smaller(p.chunk, p.batch - first), thread)
 
 
+# The columns of a batch norm, between two phases ----------------------------------------------------------------------
+
+cdef void columns_task(void* argument, int thread) noexcept nogil:
+    """Statistics of the columns that a batch norm reads, or, going back, the sums of its gradients."""
+    cdef Pass* p = <Pass*>argument
+    cdef const Network* net = p.net
+    cdef const Op* op = &net.ops[p.norm]
+    cdef Py_ssize_t column, columns, row = net.buffers[op.dst].row, x_row = net.buffers[op.src].row
+    cdef const real* x = p.ws.value[op.src]
+    cdef real* kept = p.ws.extra[p.norm]
+    if op.src == 0 and not p.gather:
+        x, x_row = p.x, p.x_row
+    while True:
+        column = atomic_add(&p.claimed, 1) * COLUMNS
+        if column >= op.n_out:
+            break
+        columns = smaller(COLUMNS, op.row - column)
+        if not p.norm_backward:
+            batch_norm_statistics(p.batch, column, columns, op.n_out, op.param, x, x_row, kept, kept + op.row,
+                                  kept + 2 * op.row)
+        else:
+            batch_norm_backward_sums(p.batch, column, columns, op.n_out, x, x_row, kept, kept + op.row,
+                                     p.ws.grad[op.dst], row, kept + 3 * op.row, kept + 4 * op.row)
+
+
+cdef void track(Network* net, Op* op, const real* statistics, Py_ssize_t batch) noexcept nogil:
+    """running = running + momentum (statistics of the batch - running), the variance with batch - 1."""
+    cdef Py_ssize_t j
+    cdef real* mean = net.running + op.running
+    cdef real* var = mean + op.row
+    cdef double momentum, unbiased = <double>batch / (batch - 1)
+    op.tracked += 1
+    momentum = op.momentum if op.momentum >= 0 else 1.0 / op.tracked
+    for j in range(op.n_out):
+        mean[j] += <real>(momentum * (statistics[j] - mean[j]))
+        var[j] += <real>(momentum * (unbiased * statistics[2 * op.row + j] - var[j]))
+
+
+cdef void use_running(const Network* net, Workspace* ws) noexcept nogil:
+    """Batch norms in evaluation mode: the running statistics are the statistics."""
+    cdef int i
+    cdef Py_ssize_t j
+    cdef const Op* op
+    cdef const real* mean
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        if op.kind == OP_BATCH_NORM:
+            mean = net.running + op.running
+            for j in range(op.n_out):
+                ws.extra[i][j] = mean[j]
+                ws.extra[i][op.row + j] = <real>(1 / sqrt(<double>mean[op.row + j] + op.param))
+
+
 # Weights --------------------------------------------------------------------------------------------------------------
+
+cdef void norm_gradient(Pass* p, int index, Py_ssize_t first, Py_ssize_t columns, const real* x, Py_ssize_t x_row,
+                        real* sums) noexcept nogil:
+    """The gradients of a norm's weight and bias, for some columns: added up, stored or used for the step."""
+    cdef const Network* net = p.net
+    cdef const Op* op = &net.ops[index]
+    cdef const real* dy = p.ws.grad[op.dst]
+    cdef const real* extra = p.ws.extra[index]
+    cdef Py_ssize_t row = net.buffers[op.dst].row, at
+    cdef real* part
+    cdef int half, group
+    if op.kind == OP_LAYER_NORM:
+        layer_norm_weight_sums(p.batch, first, columns, op.n_out, x, x_row, extra, dy, row, sums - first,
+                               sums + columns - first)
+    elif p.ws.training:
+        memcpy(sums, extra + 3 * op.row + first, columns * sizeof(real))
+        memcpy(sums + columns, extra + 4 * op.row + first, columns * sizeof(real))
+    else:
+        batch_norm_backward_sums(p.batch, first, columns, op.n_out, x, x_row, extra, extra + op.row, dy, row,
+                                 sums - first, sums + columns - first)
+    for half in range(2):
+        if not (op.has_bias if half else op.has_weight):
+            continue
+        part = sums + half * columns
+        at = (op.bias if half else op.weight) + first
+        group = op.bias_group if half else op.weight_group
+        if p.update != NULL:
+            update_rows(1, columns, net.params + at, 0, part, 0, p.update + group)
+        else:
+            add_rows(1, columns, part, 0, not p.overwrite, net.grads + at, 0)
+
 
 cdef void weights_task(void* argument, int thread) noexcept nogil:
     cdef Pass* p = <Pass*>argument
     cdef const Network* net = p.net
     cdef const Op* op
     cdef const real* x
+    cdef real* panel = p.ws.panel + thread * p.ws.panel_size
     cdef Py_ssize_t x_row, rows, piece, first, claimed = atomic_add(&p.claimed, 1), at = 0
     cdef int i
     for i in range(net.n_ops - 1, -1, -1):
         op = &net.ops[i]
-        if op.kind != OP_LINEAR:
+        if op.kind == OP_LINEAR:
+            rows = op.n_out if op.transposed else op.n_in
+            piece = rows if p.threads == 1 else larger(PIECE_ROWS, round_up(rows // (4 * p.threads) + 1, TILE_MR))
+        elif op.has_weight or op.has_bias:
+            rows = op.row
+            piece = COLUMNS
+        else:
             continue
-        rows = op.n_out if op.transposed else op.n_in
-        piece = rows if p.threads == 1 else larger(PIECE_ROWS, round_up(rows // (4 * p.threads) + 1, TILE_MR))
         first = 0
         while first < rows:
             if at == claimed:
                 x, x_row = p.ws.value[op.src], net.buffers[op.src].row
                 if op.src == 0 and not p.gather:
                     x, x_row = p.x, p.x_row
-                weight_gradient(op, first, smaller(piece, rows - first), p.batch, x, x_row, p.ws.grad[op.dst],
-                                net.buffers[op.dst].row, net, p.update, p.overwrite,
-                                p.ws.panel + thread * p.ws.panel_size)
+                if op.kind == OP_LINEAR:
+                    weight_gradient(op, first, smaller(piece, rows - first), p.batch, x, x_row, p.ws.grad[op.dst],
+                                    net.buffers[op.dst].row, net, p.update, p.overwrite, panel)
+                else:
+                    norm_gradient(p, i, first, smaller(piece, rows - first), x, x_row, panel)
                 claimed = atomic_add(&p.claimed, 1)
             at += 1
             first += piece
@@ -424,20 +698,73 @@ cdef void weights_task(void* argument, int thread) noexcept nogil:
 
 # A batch --------------------------------------------------------------------------------------------------------------
 
-cdef double run_pass(Pass* p, int threads, Py_ssize_t* correct) noexcept nogil:
-    """Do what p asks for; the sum of the loss over the rows. Adds the rows classified right to correct."""
+cdef void gather_targets(Pass* p) noexcept nogil:
+    """Targets and weights of the rows of an order, one after the other."""
+    cdef Py_ssize_t i, bytes = sizeof(int64_t) if p.loss.labels else p.net.outputs * sizeof(real)
+    for i in range(p.batch):
+        memcpy(p.ws.targets + i * bytes, p.target + p.order[i] * p.target_bytes, bytes)
+    p.target, p.target_bytes = p.ws.targets, bytes
+    if p.weight != NULL:
+        for i in range(p.batch):
+            p.ws.weights[i] = p.weight[p.order[i]]
+        p.weight = p.ws.weights
+
+
+cdef void run_rows(Pass* p) noexcept nogil:
+    """One phase of the part `rows`."""
+    p.claimed = 0
+    parallel(rows_task, p, p.threads if p.chunk < p.batch else 1)
+
+
+cdef void run_columns(Pass* p, int norm, bint backward) noexcept nogil:
+    p.norm = norm
+    p.norm_backward = backward
+    p.claimed = 0
+    parallel(columns_task, p, p.threads if p.net.ops[norm].row > COLUMNS else 1)
+
+
+cdef double run_pass(Pass* p, int threads, double* weight, Py_ssize_t* correct) noexcept nogil:
+    """Do what p asks for; the sum of the loss over the rows. Adds the sum of their weights, and the number of rows
+    classified right, to weight and correct."""
     cdef Py_ssize_t block
-    cdef double total = 0
-    if p.batch * p.net.work < THREAD_WORK:
+    cdef Network* net = <Network*>p.net
+    cdef int s, segments = net.n_segments if p.ws.training else 1
+    cdef double rows_weight, total = 0
+    if p.batch * net.work < THREAD_WORK:
         threads = 1
     p.threads = threads
     if p.keep or p.backward:
         p.chunk = round_up(larger(CHUNK_ROWS, smaller(MOST_ROWS, p.batch // (4 * threads) + 1)), LOSS_BLOCK)
         if threads == 1 and p.batch <= 2 * MOST_ROWS:
             p.chunk = p.batch
-    p.claimed = 0
-    if p.forward or p.backward:
-        parallel(rows_task, p, threads if p.chunk < p.batch else 1)
+    if p.target != NULL:
+        if p.order != NULL:
+            gather_targets(p)
+        rows_weight = loss_weight(&p.loss, p.batch, p.target, p.target_bytes, p.weight)
+        weight[0] += rows_weight
+        p.scale *= loss_scale(&p.loss, rows_weight)
+    if net.n_segments > 1 and not p.ws.training and p.forward:
+        use_running(net, p.ws)
+    p.back_start = p.back_stop = 0
+    if p.forward:
+        for s in range(segments):
+            if s > 0:
+                run_columns(p, net.segments[s], False)
+                track(net, &net.ops[net.segments[s]], p.ws.extra[net.segments[s]], p.batch)
+            p.start = net.segments[s]
+            p.stop = net.segments[s + 1] if s + 1 < segments else net.n_ops
+            if p.backward and s + 1 == segments:
+                p.back_start, p.back_stop = net.n_ops, net.segments[s] + (s > 0)
+            run_rows(p)
+    if p.backward:
+        for s in range(segments - 1, -1, -1):
+            if s + 1 < segments or not p.forward:
+                p.start = p.stop = -1
+                p.back_start = net.segments[s + 1] + 1 if s + 1 < segments else net.n_ops
+                p.back_stop = net.segments[s] + (s > 0)
+                run_rows(p)
+            if s > 0:
+                run_columns(p, net.segments[s], True)
     p.claimed = 0
     if p.weights:
         parallel(weights_task, p, threads)
@@ -446,12 +773,3 @@ cdef double run_pass(Pass* p, int threads, Py_ssize_t* correct) noexcept nogil:
             total += p.losses[block]
             correct[0] += p.correct[block]
     return total
-
-
-cdef double train_batch(Pass* p, int threads, Py_ssize_t* correct) noexcept nogil:
-    """One training step; the sum of the loss over the rows of the batch."""
-    cdef double loss = 0
-    if p.batch > 1:
-        return run_pass(p, threads, correct)
-    train_samples(p, 1, &loss, correct)
-    return loss

@@ -133,6 +133,9 @@ CNN_FN vf vf_min(vf a, vf b)
 #endif
 }
 
+/* max that gives NaN where either is NaN. */
+CNN_FN vf vf_largest_of(vf a, vf b) { return vf_blend(a != a, a, vf_max(a, b)); }
+
 CNN_FN vf vf_abs(vf a) { return (vf)((vi)a & ~(vi)vf_set((real)-0.0)); }
 CNN_FN vf vf_copysign(vf a, vf sign)
 {

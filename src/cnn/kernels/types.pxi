@@ -26,6 +26,7 @@ cdef extern from "kernels/simd.h" nogil:
     vf vf_select_gt(vf x, vf y, vf a, vf b)
     vf vf_max(vf a, vf b)
     vf vf_min(vf a, vf b)
+    vf vf_largest_of(vf a, vf b)
     vf vf_abs(vf a)
     vf vf_copysign(vf a, vf sign)
     vf vf_sqrt(vf a)
@@ -44,6 +45,7 @@ cdef extern from "<math.h>" nogil:
     const double INFINITY
     const double NAN
     double fabs(double x)
+    double exp(double x)
     double log(double x)
     double pow(double x, double y)
     double sqrt(double x)

@@ -1,0 +1,107 @@
+"""From layers to the native program: a graph of ops over numbered buffers, made once for each model.
+
+Each layer adds its ops to a `Graph` (`Layer._compile`); what goes in and comes out is the number of a buffer. Here are
+the graph, the places of layers in it (whose keys begin the names in `state_dict`), and chains, in which an activation
+joins the Linear before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer stands: `key` begins its names in `state_dict` ("3.1.0"), `label` is for people ("3.Add[1].0")."""
+
+    key: str
+    label: str
+    layer: Any
+
+    def __str__(self) -> str:
+        return f"layer {self.label}, {self.layer!r}"
+
+
+@dataclass
+class Graph:
+    """Ops over buffers. Buffer 0 is the input; what an op gives has the number after the last one.
+
+    Attributes
+    ----------
+    widths : list of int
+        Of the buffers.
+    ops : list of dict
+        As the native `Program` takes them.
+    places : list of list of Place
+        Of each op, the layers that it computes.
+    givers : list of str
+        Of each buffer, who gives it, for error messages.
+    """
+
+    widths: list[int]
+    ops: list[dict[str, Any]] = field(default_factory=list)
+    places: list[list[Place]] = field(default_factory=list)
+    givers: list[str] = field(default_factory=lambda: ["the input"])
+    seen: dict[int, Place] = field(default_factory=dict)
+
+    def add(self, place: Place, kind: str, sources: list[int], width: int, **options) -> int:
+        """Add an op; the buffer that it writes."""
+        self.widths.append(width)
+        self.ops.append({"kind": kind, "src": sources, "dst": len(self.widths) - 1, **options})
+        self.places.append([place])
+        self.givers.append(str(place))
+        return len(self.widths) - 1
+
+    def expect(self, place: Place, source: int, width: int) -> None:
+        """ValueError if a layer that takes `width` inputs gets another number of them."""
+        if self.widths[source] != width:
+            raise ValueError(f"{place}: expects {width} inputs, but {self.givers[source]}, gives {self.widths[source]}")
+
+    def once(self, place: Place) -> None:
+        """ValueError if a layer stands in the model twice."""
+        first = self.seen.setdefault(id(place.layer), place)
+        if first is not place:
+            raise ValueError(f"{place}: stands in the model twice, the first time as layer {first.label}")
+
+    def parameters(self) -> list[tuple[int, Place]]:
+        """Ops with parameters and the layers that hold them, in the order of `state_dict`."""
+        found = [(op, places[0]) for op, places in enumerate(self.places) if hasattr(places[0].layer, "_join")]
+        return found
+
+
+def chain(graph: Graph, parts: Iterable, source: int, key: str = "", label: str = "") -> int:
+    """Add layers that follow one another; the buffer that the last one writes."""
+    linear = None  # the op of a Linear that stands directly before
+    for i, layer in enumerate(parts):
+        place = Place(f"{key}{i}", f"{label}{i}", layer)
+        graph.once(place)
+        if linear is not None and getattr(layer, "function", None) is not None:
+            if layer.function != "identity":
+                graph.ops[linear] |= {"act": layer.function, "param": layer.param}
+            graph.places[linear].append(place)
+            linear = None
+            continue
+        ops = len(graph.ops)
+        source = layer._compile(graph, source, place)
+        linear = ops if len(graph.ops) == ops + 1 and graph.ops[ops]["kind"] == "linear" else None
+    return source
+
+
+def in_features(parts: Iterable) -> int | None:
+    """How many inputs a chain takes: what its first layer that knows says. None if none does."""
+    for layer in parts:
+        width = layer._in_features()
+        if width is not None or layer._changes_width():
+            return width
+    return None
+
+
+def program(kernels, graph: Graph, loss: dict | None, seed: int):
+    """The native program of a graph."""
+    takers = (place for places in graph.places for place in places if place.layer._in_features() is not None)
+    where = (f" for {next(takers, 'the model')}", f" for the outputs of {graph.givers[-1]}")
+    codes = kernels.ACTIVATIONS
+    ops = [op | {"act": codes[op["act"]]} if "act" in op else op for op in graph.ops]
+    return kernels.Program(graph.widths, ops, loss, where, seed)

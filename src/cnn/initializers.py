@@ -1,0 +1,440 @@
+"""Initial values of parameters: Kaiming, Xavier, LeCun, orthogonal, uniform, normal, constant.
+
+An initialiser is a callable (shape, rng) -> array, rng a `numpy.random.Generator`. Those of this file are objects
+with the arguments of their namesakes in torch.nn.init, known by names as well: `Linear(64, 10,
+weight_init="kaiming_normal")` is `weight_init=cnn.initializers.KaimingNormal()`. Weights are (in, out): fan_in is
+shape[0], fan_out is shape[1].
+
+Their numbers are computed in float64 from raw bits of the generator, with +, -, *, / and sqrt alone: the same seed
+gives the same numbers with every version of NumPy, on every processor, and rounded to float32 if the layer is.
+(Orthogonal matrices come from LAPACK, whose last bits may differ.)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ._checks import choice, number
+
+__all__ = [
+    "Constant",
+    "Initializer",
+    "KaimingNormal",
+    "KaimingUniform",
+    "LeCunNormal",
+    "LeCunUniform",
+    "Normal",
+    "Ones",
+    "Orthogonal",
+    "Uniform",
+    "XavierNormal",
+    "XavierUniform",
+    "Zeros",
+    "calculate_gain",
+    "get",
+]
+
+GAINS = {
+    "linear": 1.0,
+    "sigmoid": 1.0,
+    "tanh": 5 / 3,
+    "relu": math.sqrt(2),
+    "leaky_relu": math.sqrt(2 / (1 + 0.01**2)),
+    "selu": 3 / 4,
+}
+
+
+def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
+    """What an activation asks the standard deviation of the weights before it to be multiplied by.
+
+    Parameters
+    ----------
+    nonlinearity : {"linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"}
+        1, 1, 5/3, sqrt(2), sqrt(2 / (1 + param**2)) and 3/4, as in torch.nn.init.calculate_gain.
+    param : float, optional
+        The negative slope of leaky_relu, by default 0.01.
+
+    Examples
+    --------
+    >>> calculate_gain("leaky_relu", 1.0)
+    1.0
+    """
+    choice("nonlinearity", nonlinearity, [*GAINS])
+    if nonlinearity == "leaky_relu" and param is not None:
+        return math.sqrt(2 / (1 + number("param", param) ** 2))
+    return GAINS[nonlinearity]
+
+
+# numbers from raw bits ------------------------------------------------------------------------------------------------
+
+
+def _bits(rng: np.random.Generator, shape, n: int) -> np.ndarray:
+    """n random bits for each element; NumPy promises to keep the stream of raw bits."""
+    return (rng.bit_generator.random_raw(math.prod(shape)) >> np.uint64(64 - n)).reshape(shape)
+
+
+def symmetric(rng: np.random.Generator, shape, bound: float) -> np.ndarray:
+    """Uniform in [-bound, bound)."""
+    return (2 * (_bits(rng, shape, 53) * 2.0**-53) - 1) * bound
+
+
+def standard_normal(rng: np.random.Generator, shape) -> np.ndarray:
+    """Normal with mean 0 and standard deviation 1: the inverse of the distribution function of uniform numbers.
+
+    Wichura's PPND16 (Algorithm AS 241, Applied Statistics 37, 1988), of relative error 1e-16.
+    """
+    u = (_bits(rng, shape, 52) + 0.5) * 2.0**-52  # exact, and neither 0 nor 1
+    q = u - 0.5
+    r = 0.180625 - q * q
+    z = q * _polynomial(_CENTRE[0], r) / _polynomial(_CENTRE[1], r)
+    outer = np.abs(q) > 0.425
+    r = np.sqrt(-_log(np.minimum(u, 1 - u)[outer]))
+    near, far = (_polynomial(p, r - shift) / _polynomial(q, r - shift) for (p, q), shift in ((_NEAR, 1.6), (_FAR, 5.0)))
+    z[outer] = np.copysign(np.where(r <= 5, near, far), q[outer])
+    return z
+
+
+def _log(x: np.ndarray) -> np.ndarray:
+    """log(x) by its series in (m - 1) / (m + 1), x = m 2**e with m in [0.7, 1.42): nothing of the platform's libm."""
+    m, e = np.frexp(x)
+    low = m < math.sqrt(0.5)
+    m, e = np.where(low, 2 * m, m), e - low
+    s = (m - 1) / (m + 1)
+    return e * math.log(2) + 2 * s * _polynomial([1 / (2 * k + 1) for k in range(12)], s * s)
+
+
+def _polynomial(coefficients, x: np.ndarray) -> np.ndarray:
+    """coefficients[0] + coefficients[1] x + ..."""
+    y = np.full_like(x, coefficients[-1])
+    for c in coefficients[-2::-1]:
+        y = y * x + c
+    return y
+
+
+# Numerators and denominators of AS 241: |u - 0.5| <= 0.425; beyond it sqrt(-log(tail)) <= 5; the rest.
+_CENTRE = (
+    (
+        3.3871328727963666080,
+        1.3314166789178437745e2,
+        1.9715909503065514427e3,
+        1.3731693765509461125e4,
+        4.5921953931549871457e4,
+        6.7265770927008700853e4,
+        3.3430575583588128105e4,
+        2.5090809287301226727e3,
+    ),
+    (
+        1.0,
+        4.2313330701600911252e1,
+        6.8718700749205790830e2,
+        5.3941960214247511077e3,
+        2.1213794301586595867e4,
+        3.9307895800092710610e4,
+        2.8729085735721942674e4,
+        5.2264952788528545610e3,
+    ),
+)
+_NEAR = (
+    (
+        1.42343711074968357734,
+        4.63033784615654529590,
+        5.76949722146069140550,
+        3.64784832476320460504,
+        1.27045825245236838258,
+        2.41780725177450611770e-1,
+        2.27238449892691845833e-2,
+        7.74545014278341407640e-4,
+    ),
+    (
+        1.0,
+        2.05319162663775882187,
+        1.67638483018380384940,
+        6.89767334985100004550e-1,
+        1.48103976427480074590e-1,
+        1.51986665636164571966e-2,
+        5.47593808499534494600e-4,
+        1.05075007164441684324e-9,
+    ),
+)
+_FAR = (
+    (
+        6.65790464350110377720,
+        5.46378491116411436990,
+        1.78482653991729133580,
+        2.96560571828504891230e-1,
+        2.65321895265761230930e-2,
+        1.24266094738807843860e-3,
+        2.71155556874348757815e-5,
+        2.01033439929228813265e-7,
+    ),
+    (
+        1.0,
+        5.99832206555887937690e-1,
+        1.36929880922735805310e-1,
+        1.48753612908506148525e-2,
+        7.86869131145613259100e-4,
+        1.84631831751005468180e-5,
+        1.42151175831644588870e-7,
+        2.04426310338993978564e-15,
+    ),
+)
+
+# initialisers ---------------------------------------------------------------------------------------------------------
+
+
+class Initializer:
+    """A distribution of initial values: `initializer(shape, rng)` draws from it.
+
+    The result is a float64 array of that shape; rng a numpy.random.Generator.
+    """
+
+    weights_only = False  # it needs a matrix: no initialiser of biases
+
+    def __call__(self, shape, rng: np.random.Generator) -> np.ndarray:
+        raise NotImplementedError(f"{type(self).__name__} draws nothing")
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON can hold them."""
+        return dict(vars(self))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_config().items())})"
+
+    def __eq__(self, other) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Constant(Initializer):
+    """val everywhere."""
+
+    def __init__(self, val=0.0):
+        self.val = number("val", val)
+
+    def __call__(self, shape, rng):
+        return np.full(shape, self.val)
+
+
+class Zeros(Initializer):
+    """0 everywhere."""
+
+    def __call__(self, shape, rng):
+        return np.zeros(shape)
+
+
+class Ones(Initializer):
+    """1 everywhere."""
+
+    def __call__(self, shape, rng):
+        return np.ones(shape)
+
+
+class Uniform(Initializer):
+    """Uniform in [a, b)."""
+
+    def __init__(self, a=0.0, b=1.0):
+        self.a, self.b = number("a", a), number("b", b)
+        if not self.a <= self.b:
+            raise ValueError(f"b: expected at least a = {self.a}, got {self.b}")
+
+    def __call__(self, shape, rng):
+        return self.a + (self.b - self.a) * (_bits(rng, shape, 53) * 2.0**-53)
+
+
+class Normal(Initializer):
+    """Normal with this mean and standard deviation."""
+
+    def __init__(self, mean=0.0, std=1.0):
+        self.mean, self.std = number("mean", mean), number("std", std, 0.0)
+
+    def __call__(self, shape, rng):
+        return self.mean + self.std * standard_normal(rng, shape)
+
+
+class Scaled(Initializer):
+    """Mean 0 and a standard deviation that follows from the matrix's shape: what the named ones have in common."""
+
+    weights_only = True
+    distribution = "uniform"
+
+    def std(self, fan_in: int, fan_out: int) -> float:
+        """The standard deviation."""
+        raise NotImplementedError
+
+    def __call__(self, shape, rng):
+        std = self.std(*_fans(shape, self))
+        if self.distribution == "uniform":
+            return symmetric(rng, shape, math.sqrt(3) * std)
+        return std * standard_normal(rng, shape)
+
+
+class KaimingUniform(Scaled):
+    """Uniform within +-gain sqrt(3 / fan) (He, Zhang, Ren and Sun, 2015).
+
+    Parameters
+    ----------
+    nonlinearity : str
+        The activation that follows: the gain is `calculate_gain(nonlinearity, a)`.
+    a : float
+        The negative slope, for "leaky_relu".
+    mode : {"fan_in", "fan_out"}
+        Whether the variance is kept on the way forward or on the way back.
+    """
+
+    def __init__(self, nonlinearity="relu", a=0.0, mode="fan_in"):
+        self.nonlinearity = choice("nonlinearity", nonlinearity, [*GAINS])
+        self.a = number("a", a)
+        self.mode = choice("mode", mode, ["fan_in", "fan_out"])
+
+    def std(self, fan_in, fan_out):
+        """gain / sqrt(fan)"""
+        return calculate_gain(self.nonlinearity, self.a) / math.sqrt(fan_in if self.mode == "fan_in" else fan_out)
+
+
+class KaimingNormal(KaimingUniform):
+    """Normal with standard deviation gain / sqrt(fan); arguments as those of `KaimingUniform`."""
+
+    distribution = "normal"
+
+
+class XavierUniform(Scaled):
+    """Uniform within +-gain sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010).
+
+    Parameters
+    ----------
+    gain : float or str
+        A factor, or the activation that follows: `calculate_gain(gain)`.
+    """
+
+    def __init__(self, gain=1.0):
+        self.gain = _gain(gain)
+
+    def std(self, fan_in, fan_out):
+        """gain sqrt(2 / (fan_in + fan_out))"""
+        return _factor(self.gain) * math.sqrt(2 / (fan_in + fan_out))
+
+
+class XavierNormal(XavierUniform):
+    """Normal with standard deviation gain sqrt(2 / (fan_in + fan_out)); argument as that of `XavierUniform`."""
+
+    distribution = "normal"
+
+
+class LeCunUniform(Scaled):
+    """Uniform within +-sqrt(3 / fan_in) (LeCun, Bottou, Orr and Müller, Efficient BackProp, 1998)."""
+
+    def std(self, fan_in, fan_out):
+        """1 / sqrt(fan_in)"""
+        return 1 / math.sqrt(fan_in)
+
+
+class LeCunNormal(LeCunUniform):
+    """Normal, not truncated, with standard deviation 1 / sqrt(fan_in): for SELU (Klambauer et al., 2017)."""
+
+    distribution = "normal"
+
+
+class Orthogonal(Initializer):
+    """gain times a matrix with orthonormal columns, or rows if there are fewer rows than columns.
+
+    All such matrices are equally likely: Q of a normal matrix's QR decomposition, its columns' signs so that the
+    diagonal of R is positive (Saxe, McClelland and Ganguli, 2014; Mezzadri, Notices of the AMS 54, 2007).
+
+    Parameters
+    ----------
+    gain : float or str
+        A factor, or the activation that follows: `calculate_gain(gain)`.
+    """
+
+    weights_only = True
+
+    def __init__(self, gain=1.0):
+        self.gain = _gain(gain)
+
+    def __call__(self, shape, rng):
+        n_in, n_out = _fans(shape, self)
+        q, r = np.linalg.qr(standard_normal(rng, (max(n_in, n_out), min(n_in, n_out))))
+        q *= np.where(np.diagonal(r) < 0, -1.0, 1.0) * _factor(self.gain)
+        return q if n_in >= n_out else q.T
+
+
+def _fans(shape, initializer) -> tuple[int, int]:
+    if len(shape) != 2:
+        raise ValueError(f"{initializer!r}: expected the shape (in, out) of a weight matrix, got {tuple(shape)}")
+    return shape[0], shape[1]
+
+
+def _gain(gain):
+    """As an attribute: the number, or the activation's name."""
+    return choice("gain", gain, [*GAINS]) if isinstance(gain, str) else number("gain", gain)
+
+
+def _factor(gain) -> float:
+    return calculate_gain(gain) if isinstance(gain, str) else gain
+
+
+# by name --------------------------------------------------------------------------------------------------------------
+
+INITIALIZERS: dict[str, type[Initializer]] = {
+    "kaiming_uniform": KaimingUniform,
+    "kaiming_normal": KaimingNormal,
+    "xavier_uniform": XavierUniform,
+    "xavier_normal": XavierNormal,
+    "glorot_uniform": XavierUniform,
+    "glorot_normal": XavierNormal,
+    "lecun_uniform": LeCunUniform,
+    "lecun_normal": LeCunNormal,
+    "orthogonal": Orthogonal,
+    "zeros": Zeros,
+    "ones": Ones,
+    "constant": Constant,
+    "uniform": Uniform,
+    "normal": Normal,
+}
+
+
+def get(initializer, name: str = "initializer"):
+    """The initialiser that a layer's argument stands for.
+
+    Parameters
+    ----------
+    initializer : str, dict or callable
+        A name, as "kaiming_uniform": the object with its default arguments; {"name": ..., argument: value, ...}: the
+        object with these; or a callable (shape, rng) -> array, which is returned as it is.
+    name : str
+        What error messages call it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the name is unknown, its arguments do not fit, or it is none of these.
+
+    Examples
+    --------
+    >>> get("glorot_normal")
+    XavierNormal(gain=1.0)
+    """
+    if callable(initializer):
+        return initializer
+    arguments = dict(initializer) if isinstance(initializer, dict) else {"name": initializer}
+    known = arguments.pop("name", None)
+    if not isinstance(known, str):
+        raise TypeError(f"{name}: expected a name, or a callable (shape, rng) -> array, got {initializer!r}")
+    if known not in INITIALIZERS:
+        raise ValueError(f"{name}: expected one of default, {', '.join(INITIALIZERS)}, or a callable, got {known!r}")
+    try:
+        return INITIALIZERS[known](**arguments)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {known}: {error}") from None
+
+
+def config_of(initializer):
+    """What `get` makes the same initialiser of, as JSON can hold it; None for a callable of the user's own."""
+    for name, kind in INITIALIZERS.items():
+        if type(initializer) is kind:
+            return name if initializer == kind() else {"name": name, **initializer.get_config()}
+    return None

@@ -1,0 +1,110 @@
+# The optimiser's step on a whole network: the coefficients of each group of parameters, and what is done between the
+# gradients and the step where somebody asks for it.
+#
+# Without that, training is fused: the gradient of a piece of W is used up before it leaves the registers, and nothing
+# here but `prepare` runs. Clipping, penalties and accumulation need whole gradients: these go to memory, and `finish`
+# turns them into a step.
+
+cdef struct Stepper:
+    const double* table     # the optimiser's table of hyper-parameters, a row for each group
+    int groups
+    Update* updates         # the coefficients of the next step, of each group
+    bint whole              # the step needs whole gradients
+    bint penalised
+    double clip_norm        # 0: none, as for the following
+    double clip_value
+    double ema_decay
+    real* average           # EMA of the parameters, NULL before the first step
+    Py_ssize_t steps        # taken so far
+    Py_ssize_t momentum_steps       # of them with SGD's momentum
+
+
+cdef void prepare(Stepper* s, const Network* net, const double* rates) noexcept nogil:
+    """The coefficients of the next step; rates: NULL, or the schedule's lr and momentum for it."""
+    cdef int g
+    for g in range(s.groups):
+        s.updates[g] = coefficients(s.table + g * HYPER_COLUMNS, rates, s.steps, s.momentum_steps,
+                                    net.state - net.params, net.n_block)
+
+
+cdef inline bint prepared_again(const Stepper* s, const double* rates) noexcept nogil:
+    """Whether the step after this one needs other coefficients."""
+    return rates != NULL or depends_on_step(s.updates[0].kind) or s.momentum_steps == 1
+
+
+cdef inline Py_ssize_t weight_rows(const Op* op) noexcept nogil:
+    """Rows of an op's weights, as Python sees them."""
+    return (op.n_in if op.kind == OP_LINEAR else 1) if op.has_weight else 0
+
+
+cdef inline Py_ssize_t weight_size(const Op* op) noexcept nogil:
+    """Elements of an op's weights in the parameter block, with their padding."""
+    return op.row * (op.n_out if op.transposed else op.n_in if op.kind == OP_LINEAR else 1) if op.has_weight else 0
+
+
+cdef inline Py_ssize_t bias_size(const Op* op) noexcept nogil:
+    return (round_up(op.n_out, VL) if op.transposed else op.row) if op.has_bias else 0
+
+
+cdef double penalties(const Network* net, bint gradient) noexcept nogil:
+    """The penalties on all weights; their gradients are added to the gradients."""
+    cdef const Op* op
+    cdef int i
+    cdef double total = 0
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        if op.l1 != 0 or op.l2 != 0:
+            total += penalty(weight_size(op), net.params + op.weight, net.grads + op.weight if gradient else NULL,
+                             op.l1, op.l2)
+    return total
+
+
+cdef void sweep_updates(const Network* net, const Update* updates) noexcept nogil:
+    """The step with the gradients in memory."""
+    cdef const Op* op
+    cdef int i
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        if op.has_weight:
+            update_rows(1, weight_size(op), net.params + op.weight, 0, net.grads + op.weight, 0,
+                        updates + op.weight_group)
+        if op.has_bias:
+            update_rows(1, bias_size(op), net.params + op.bias, 0, net.grads + op.bias, 0, updates + op.bias_group)
+
+
+cdef void stepped(Stepper* s, const Network* net) noexcept nogil:
+    """After a step: count it, and let it into the average."""
+    s.steps += 1
+    s.momentum_steps += s.updates[0].kind == UPDATE_MOMENTUM
+    if s.average != NULL:
+        if s.steps == 1:
+            memcpy(s.average, net.params, net.n_block * sizeof(real))
+        else:
+            average_block(net.n_block, s.average, net.params, s.ema_decay)
+
+
+cdef void clip(const Stepper* s, const Network* net) noexcept nogil:
+    """Clip the gradients: each number, then the norm of all of them."""
+    cdef double factor
+    if s.clip_value > 0:
+        clip_block(net.n_block, net.grads, <real>s.clip_value)
+    if s.clip_norm > 0:
+        factor = clip_factor(sum_of_squares(net.n_block, net.grads), s.clip_norm)
+        if factor != 1:
+            scale_block(net.n_block, net.grads, <real>factor)
+
+
+cdef double train_batch(Pass* p, const Stepper* s, bint single, int threads, double* weight,
+                        Py_ssize_t* correct) noexcept nogil:
+    """Forward, loss and backward of a batch, and the step if it is fused; the sum of the loss over the rows.
+
+    single: a batch of one row may take the way of its own. That row's place is order[0], or 0.
+    """
+    cdef double loss = 0
+    p.update = NULL if s.whole else s.updates
+    if p.batch > 1 or not single:
+        return run_pass(p, threads, weight, correct)
+    train_samples(p, 1, &loss, weight, correct)
+    if p.out != NULL:
+        memcpy(p.out, p.ws.value[p.net.n_buffers - 1], p.net.outputs * sizeof(real))
+    return loss
