@@ -37,3 +37,4 @@ include "kernels/targets.pxi"       # targets and weights, checked
 include "kernels/model.pxi"         # the class that Python sees
 include "kernels/derivative.pxi"    # derivative products, as Python sees them
 include "kernels/functional.pxi"    # the kernels on plain NumPy arrays
+include "kernels/embed.pxi"         # prediction for C and Cython programs

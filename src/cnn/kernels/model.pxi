@@ -600,14 +600,16 @@ cdef class Program:
         cdef int64_t* turn = NULL if order is None else <int64_t*>cnp.PyArray_DATA(order)
         cdef double* total = <double*>cnp.PyArray_DATA(totals)
         cdef const double* rate = rates_of(rates)
-        cdef Py_ssize_t at = start, correct = 0, bad = -1, group = 0, left = 0, done
+        cdef Py_ssize_t at = start, correct = 0, bad = -1, group = 0, left = 0
         cdef Stepper* s = &self.stepper
         cdef bint whole = s.whole, single = self.single(w) and accumulate == 1, ready = False
+        # row after row without a look back: nothing to be done between two steps
+        cdef bint many = single and batch_size == 1 and rates is None and out is None and s.average == NULL
         cdef const real* all_x
         cdef const char* all_targets
         cdef const real* all_weights
         cdef real* all_out = NULL if out is None else data(out)
-        cdef Py_ssize_t target_bytes
+        cdef Py_ssize_t target_bytes, done
         cdef double loss, weight, group_weight = 0, extra
         cdef Pass p
         self.has_optimizer()
@@ -642,16 +644,11 @@ cdef class Program:
                             p.weight = all_weights + at
                     if all_out != NULL:
                         p.out = all_out + at * p.out_row
-                    if ready and single and batch_size == 1 and rate == NULL and all_out == NULL and s.average == NULL:
-                        p.update = s.updates                        # the rest are steps alike: in one call
-                        done = train_samples(&p, stop - at, &total[0], &total[1], &correct)
-                        s.steps += done
-                        s.momentum_steps += done if s.updates[0].kind == UPDATE_MOMENTUM else 0
+                    if many and ready:
+                        done = train_rest(&p, s, stop - at, total, &correct)
                         self.rows_seen += done
-                        total[3] += done
-                        at += done
-                        if at < stop:
-                            bad = at
+                        if at + done < stop:
+                            bad = at + done
                         break
                     self.train.row0 = self.rows_seen
                     self.rows_seen += p.batch
@@ -966,6 +963,12 @@ cdef class Program:
         finally:
             self.training_busy = False
         self.forget("the training state has been set since")
+
+    def set_seed(self, uint64_t seed):
+        """Draw the random numbers of dropout from another seed."""
+        cdef int i
+        for i in range(self.net.n_ops):
+            self.net.ops[i].key = random_bits(seed, i)
 
     def reset(self):
         """Clear the optimiser's state, for another optimiser."""

@@ -140,7 +140,7 @@ cdef inline double narrow_sample(const int kind, const Network* net, const LossS
 
 # Many samples ---------------------------------------------------------------------------------------------------------
 
-cdef inline Py_ssize_t samples(const int kind, const Pass* p, Py_ssize_t n, double* total, double* weight,
+cdef inline Py_ssize_t samples(const int kind, const Pass* p, Py_ssize_t n, double* total,
                                Py_ssize_t* correct) noexcept nogil:
     """train_samples for one_vector_each and a literal kind of update; kind -1: for any widths, and any kind."""
     cdef const Network* net = p.net
@@ -159,7 +159,6 @@ cdef inline Py_ssize_t samples(const int kind, const Pass* p, Py_ssize_t n, doub
             loss = wide_sample(net, &spec, p.ws, x, target, &own, correct)
         else:
             loss = narrow_sample(kind, net, &spec, p.ws, vf_load_first(x, width), target, factor, &own, correct)
-        weight[0] += loss_weight(&spec, 1, target, 0, NULL) if spec.labels else 1
         total[0] += loss        # one after another: in how many calls makes no difference
         if not isfinite(loss):
             break
@@ -167,23 +166,21 @@ cdef inline Py_ssize_t samples(const int kind, const Pass* p, Py_ssize_t n, doub
     return done
 
 
-cdef Py_ssize_t train_samples(const Pass* p, Py_ssize_t n, double* total, double* weight,
-                              Py_ssize_t* correct) noexcept nogil:
+cdef Py_ssize_t train_samples(const Pass* p, Py_ssize_t n, double* total, Py_ssize_t* correct) noexcept nogil:
     """n training steps of one row each, in p.order or as they lie, all with the coefficients of p.update.
 
-    Adds the loss of each to total, and loss_weight to weight. Stops after a loss that is not finite; returns how many
-    were finite.
+    Adds the loss of each to total. Stops after a loss that is not finite; how many were finite.
     """
     if not one_vector_each(p.net):
-        return samples(-1, p, n, total, weight, correct)
+        return samples(-1, p, n, total, correct)
     if p.update.kind == UPDATE_PLAIN:
-        return samples(UPDATE_PLAIN, p, n, total, weight, correct)
+        return samples(UPDATE_PLAIN, p, n, total, correct)
     if p.update.kind == UPDATE_SGD:
-        return samples(UPDATE_SGD, p, n, total, weight, correct)
+        return samples(UPDATE_SGD, p, n, total, correct)
     if p.update.kind == UPDATE_MOMENTUM:
-        return samples(UPDATE_MOMENTUM, p, n, total, weight, correct)
+        return samples(UPDATE_MOMENTUM, p, n, total, correct)
     if p.update.kind == UPDATE_ADAM:
-        return samples(UPDATE_ADAM, p, n, total, weight, correct)
+        return samples(UPDATE_ADAM, p, n, total, correct)
     if p.update.kind == UPDATE_AMSGRAD:
-        return samples(UPDATE_AMSGRAD, p, n, total, weight, correct)
-    return samples(UPDATE_RMSPROP, p, n, total, weight, correct)
+        return samples(UPDATE_AMSGRAD, p, n, total, correct)
+    return samples(UPDATE_RMSPROP, p, n, total, correct)
