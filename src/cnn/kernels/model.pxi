@@ -189,7 +189,7 @@ cdef class Program:
 
     cdef void fuse_slopes(self):
         """Where the only reader of a linear op's result is a linear op, that one multiplies by act' as it makes dX."""
-        cdef int i, j, s, readers, reader
+        cdef int i, j, s, readers, reader = 0
         for i in range(self.net.n_ops):
             readers = 0
             for j in range(self.net.n_ops):
