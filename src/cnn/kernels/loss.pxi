@@ -485,10 +485,3 @@ cdef inline double loss_scale(const LossSpec* spec, double weight) noexcept nogi
     if not spec.mean:
         return 1
     return 1 / weight if weight > 0 else 0
-
-
-cdef Py_ssize_t i, counted = batch
-    if spec.labels:
-        for i in range(batch):
-            counted -= (<const int64_t*>(target + i * target_bytes))[0] == spec.ignore_index
-    return counted
