@@ -3,10 +3,17 @@
 __version__ = "0.1.0"
 
 from . import functional, initializers
-from ._config import show_config
+from ._config import get_include, show_config
 from ._threads import get_num_threads, set_num_threads
+from .batches import Blocks
 from .branches import Add, Concat, Maximum, Multiply
+from .callbacks import Callback, CSVLogger, EarlyStopping, LambdaCallback, TensorBoardLogger
 from .checkpoint import load
+from .export.c import to_c
+from .export.onnx import from_onnx, to_onnx
+from .export.sklearn import from_sklearn
+from .export.torch import from_torch, to_torch
+from .history import History
 from .layers import (
     ELU,
     GELU,
@@ -19,7 +26,18 @@ from .layers import (
     Softplus,
     Tanh,
 )
-from .losses import CrossEntropyLoss, MSELoss
+from .losses import (
+    BCEWithLogitsLoss,
+    CallableLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+    PoissonNLLLoss,
+    QuantileLoss,
+    SmoothL1Loss,
+)
 from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from .regularization import BatchNorm1d, Dropout, LayerNorm
 from .schedules import (
@@ -37,7 +55,7 @@ from .schedules import (
 )
 from .sequential import Sequential
 from .softmax import LogSoftmax, Softmax
-from .training import DivergenceError, History
+from .training import DivergenceError
 
 __all__ = [
     "ELU",
@@ -47,7 +65,12 @@ __all__ = [
     "Adam",
     "AdamW",
     "Add",
+    "BCEWithLogitsLoss",
     "BatchNorm1d",
+    "Blocks",
+    "CSVLogger",
+    "CallableLoss",
+    "Callback",
     "Concat",
     "ConstantLR",
     "CosineAnnealingLR",
@@ -55,9 +78,13 @@ __all__ = [
     "CrossEntropyLoss",
     "DivergenceError",
     "Dropout",
+    "EarlyStopping",
     "ExponentialLR",
     "History",
+    "HuberLoss",
     "Identity",
+    "L1Loss",
+    "LambdaCallback",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
@@ -67,8 +94,11 @@ __all__ = [
     "Maximum",
     "MultiStepLR",
     "Multiply",
+    "NLLLoss",
     "OneCycleLR",
+    "PoissonNLLLoss",
     "PolynomialLR",
+    "QuantileLoss",
     "RMSprop",
     "ReLU",
     "ReduceLROnPlateau",
@@ -76,14 +106,23 @@ __all__ = [
     "SequentialLR",
     "SiLU",
     "Sigmoid",
+    "SmoothL1Loss",
     "Softmax",
     "Softplus",
     "StepLR",
     "Tanh",
+    "TensorBoardLogger",
+    "from_onnx",
+    "from_sklearn",
+    "from_torch",
     "functional",
+    "get_include",
     "get_num_threads",
     "initializers",
     "load",
     "set_num_threads",
     "show_config",
+    "to_c",
+    "to_onnx",
+    "to_torch",
 ]
