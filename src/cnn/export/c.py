@@ -139,12 +139,12 @@ def to_c(model, path, name: str | None = None) -> None:
     >>> "void policy(const float *x, float *y)" in path.read_text()
     True
     """
-    from ..checkpoint import _replace
+    from ..durable import replace
 
     path = Path(path)
     name = path.stem if name is None else name
     _check_name(name)
-    _replace(path, _Header(name, model).text().encode())
+    replace(path, [_Header(name, model).text().encode()])
 
 
 def _check_name(name: Any) -> None:

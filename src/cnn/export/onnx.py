@@ -66,7 +66,7 @@ def to_onnx(model, path, opset: int = 20) -> None:
     """
     from onnx import checker, defs
 
-    from ..checkpoint import _replace
+    from ..durable import replace
 
     if isinstance(opset, bool) or not isinstance(opset, (int, np.integer)):
         raise TypeError(f"opset: expected an int, got {opset!r}")
@@ -75,7 +75,7 @@ def to_onnx(model, path, opset: int = 20) -> None:
         raise ValueError(f"opset: expected {OLDEST_OPSET} to {newest}, which the installed onnx has, got {opset}")
     written = _Writer(model, int(opset)).model()
     checker.check_model(written, full_check=True)
-    _replace(Path(path), written.SerializeToString())
+    replace(path, [written.SerializeToString()])
 
 
 class _Writer:
