@@ -58,6 +58,8 @@ cdef class Program:
         cdef Op* op
         cdef int i, s, sources = 0
         cdef Py_ssize_t n
+        if max(widths) >= CNN_MOST >> 10:
+            raise MemoryError(f"a width of {max(widths)} is too large for this machine's addresses")
         net.n_ops = len(ops)
         net.n_buffers = len(widths)
         net.outputs = widths[net.n_buffers - 1]
@@ -77,8 +79,6 @@ cdef class Program:
         self.finite = True
         self.lost = "there was no forward pass"
         for i, width in enumerate(widths):
-            if width >= CNN_MOST >> 10:
-                raise MemoryError(f"a width of {width} is too large for this machine's addresses")
             net.buffers[i].width = width
             net.buffers[i].row = padded_row(width, 64)
             net.widest = larger(net.widest, net.buffers[i].row)
