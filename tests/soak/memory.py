@@ -16,7 +16,7 @@ import numpy as np
 
 import cnn
 
-ROOM = 64 << 20  # bytes: more than any of the calls takes
+ROOM = 256 << 20  # bytes: more than any of the calls takes
 ROWS = 6_000
 
 random = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def main(limits):
         for i in range(limits):
             model, twin = network(), network()
             before = state(model)
-            result = under(ROOM * i * i // limits**2, lambda m=model, c=call: c(m))
+            result = under(ROOM * i * i // (limits - 1) ** 2, lambda m=model, c=call: c(m))
             if isinstance(result, MemoryError):
                 errors += 1
                 if name != "fit" and not same(state(model), before):
@@ -99,7 +99,7 @@ def main(limits):
     errors = 0
     for i in range(limits):
         result = under(
-            ROOM * i * i // limits**2, lambda: cnn.Sequential([cnn.Linear(1500, 1500), cnn.MSELoss()], optimizer=cnn.SGD())
+            ROOM * i * i // (limits - 1) ** 2, lambda: cnn.Sequential([cnn.Linear(1500, 1500), cnn.MSELoss()], optimizer=cnn.SGD())
         )
         errors += isinstance(result, MemoryError)
         if not isinstance(result, (MemoryError, cnn.Sequential)):

@@ -44,6 +44,16 @@ cdef extern from "<signal.h>" nogil:
 cdef extern from *:
     """
     #include <time.h>
+    /* The names that glibc had before 2.32: a wheel that is built on a new system runs on an old one (manylinux). */
+    #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    #if defined(__x86_64__)
+    __asm__(".symver pthread_create, pthread_create@GLIBC_2.2.5");
+    __asm__(".symver pthread_sigmask, pthread_sigmask@GLIBC_2.2.5");
+    #elif defined(__aarch64__)
+    __asm__(".symver pthread_create, pthread_create@GLIBC_2.17");
+    __asm__(".symver pthread_sigmask, pthread_sigmask@GLIBC_2.17");
+    #endif
+    #endif
     static inline int64_t atomic_get(int64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
     static inline void atomic_put(int64_t *p, int64_t a) { __atomic_store_n(p, a, __ATOMIC_SEQ_CST); }
     static inline int64_t atomic_add(int64_t *p, int64_t a) { return __atomic_fetch_add(p, a, __ATOMIC_SEQ_CST); }
