@@ -41,10 +41,10 @@ lint: $(VENV)/test,lint.stamp
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m mypy.stubtest cnn --ignore-missing-stub --mypy-config-file pyproject.toml
 
-# The sdist, and the wheel built from that sdist.
-dist: | $(VENV)/bin/pip
-	$(VENV)/$(PIP) install --quiet build
-	$(VENV)/bin/python -m build --outdir $(DIST) .
+# The sdist, and the wheel built from that sdist, by pinned tools.
+dist: | $(VENV)-build/bin/pip
+	$(VENV)-build/$(PIP) install --quiet --no-deps --require-hashes -r .ci/requirements.txt
+	$(VENV)-build/bin/python -m build --no-isolation --outdir $(DIST) .
 
 # Modules with sanitizers, of one instruction set, are built in place in a copy of the tree; ISA=v3 where AVX-512 lacks.
 ISA ?= v4
@@ -94,7 +94,7 @@ test-pythons: export CNN_VARIANTS = baseline_f32,baseline_f64
 test-pythons: export CNN_ISA = baseline
 
 clean:
-	rm -rf build dist src/cnn.egg-info src/cnn/*.so .venv .venv-peers .venv-bench
+	rm -rf build dist src/cnn.egg-info src/cnn/*.so .venv .venv-build .venv-peers .venv-bench
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf .benchmarks .pytest_cache .hypothesis .mypy_cache .ruff_cache
 

@@ -1,4 +1,4 @@
-"""The guard bytes of debug builds: who writes beside an arena is found at the next pass. Only `make sanitize` runs this."""
+"""The guard bytes of debug builds: who writes beside an arena is found at the next pass. Run by `make sanitize` alone."""
 
 import os
 import subprocess

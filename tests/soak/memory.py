@@ -32,6 +32,10 @@ def tangent(model):
     return np.ones_like(model.parameters)
 
 
+def large():
+    return cnn.Sequential([cnn.Linear(1500, 1500), cnn.MSELoss()], optimizer=cnn.SGD())
+
+
 CALLS = {
     "predict": lambda m: m.predict(X),
     "evaluate": lambda m: m.evaluate(X, Y),
@@ -98,9 +102,7 @@ def main(limits):
         counts[name] = errors
     errors = 0
     for i in range(limits):
-        result = under(
-            ROOM * i * i // (limits - 1) ** 2, lambda: cnn.Sequential([cnn.Linear(1500, 1500), cnn.MSELoss()], optimizer=cnn.SGD())
-        )
+        result = under(ROOM * i * i // (limits - 1) ** 2, large)
         errors += isinstance(result, MemoryError)
         if not isinstance(result, (MemoryError, cnn.Sequential)):
             failures += 1

@@ -1,7 +1,7 @@
 """Work for the thread sanitizer: Python's threads that train and predict with the pool, which finds no race in it.
 
-    python tests/soak/races.py [calls of each thread, 5]
-    python tests/soak/races.py race         two threads write to one array: the sanitizer must say so
+python tests/soak/races.py [calls of each thread, 5]
+python tests/soak/races.py race         two threads write to one array: the sanitizer must say so
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Counts rows in 64 bits: predicts more than 2**31 of them in one call. Takes no memory: they are one row, many times.
 
-    python tests/soak/sizes.py [rows, 2**31 + 100]
+python tests/soak/sizes.py [rows, 2**31 + 100]
 """
 
 import sys
