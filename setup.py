@@ -5,8 +5,9 @@ and dtype, into the modules cnn._kernels_{isa}_{real}; src/cnn/_dispatch.py pick
 
 Switches (environment):
     CNN_VARIANTS=v4_f32,v3_f64   build these modules only
-    CNN_DEBUG=1                  -O1 -g, bounds and initialisation checked, annotated HTML
-    CNN_SANITIZE=1               -O1 -g, address and undefined-behaviour sanitizers
+    CNN_DEBUG=1                  -O1 -g, bounds and initialisation checked, guard bytes, annotated HTML
+    CNN_SANITIZE=address         -O1 -g, guard bytes, address and undefined-behaviour sanitizers (make sanitize)
+    CNN_SANITIZE=thread          -O1 -g, thread sanitizer (make tsan)
     CNN_ANNOTATE=1               annotated HTML beside the C file (build/cython*/src/cnn/)
 """
 
@@ -37,9 +38,15 @@ PLATFORM = sysconfig.get_platform()
 X86_64 = PLATFORM.endswith(("x86_64", "amd64"))
 ISAS = list(FEATURES) if X86_64 else ["baseline"]
 
-DEBUG, SANITIZE, ANNOTATE = (
-    os.environ.get(name, "0") not in ("", "0") for name in ("CNN_DEBUG", "CNN_SANITIZE", "CNN_ANNOTATE")
-)
+DEBUG, ANNOTATE = (os.environ.get(name, "0") not in ("", "0") for name in ("CNN_DEBUG", "CNN_ANNOTATE"))
+SANITIZERS = {
+    "": [],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": ["-fsanitize=thread"],
+}
+SANITIZE = os.environ.get("CNN_SANITIZE", "")
+if SANITIZE not in SANITIZERS:
+    raise SystemExit(f"CNN_SANITIZE: expected address or thread, got {SANITIZE!r}")
 
 COMPILE = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fvisibility=hidden"]
 COMPILE_GCC = [
@@ -56,9 +63,8 @@ if DEBUG or SANITIZE:
 else:
     COMPILE += ["-O3", "-g0"]
     LINK += [] if PLATFORM.startswith("macosx") else ["-s"]
-if SANITIZE:
-    COMPILE += ["-fsanitize=address,undefined"]
-    LINK += ["-fsanitize=address,undefined"]
+COMPILE += SANITIZERS[SANITIZE]
+LINK += SANITIZERS[SANITIZE]
 
 DIRECTIVES = {
     "language_level": 3,
@@ -81,7 +87,11 @@ def extension(name, source, macros=(), flags=()):
         f"cnn.{name}",
         [source],
         include_dirs=["src/cnn", "src/cnn/kernels", "src/cnn/include", numpy.get_include()],
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), *macros],
+        define_macros=[
+            ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
+            ("CNN_GUARDS", int(DEBUG or SANITIZE == "address")),
+            *macros,
+        ],
         extra_compile_args=[*COMPILE, *flags],
         extra_link_args=LINK,
         depends=DEPENDS,
