@@ -67,13 +67,12 @@ class Graph:
 
     def parameters(self) -> list[tuple[int, Place]]:
         """Ops with parameters and the layers that hold them, in the order of `state_dict`."""
-        found = [(op, places[0]) for op, places in enumerate(self.places) if hasattr(places[0].layer, "_join")]
-        return found
+        return [(op, places[0]) for op, places in enumerate(self.places) if hasattr(places[0].layer, "_join")]
 
 
 def chain(graph: Graph, parts: Iterable, source: int, key: str = "", label: str = "") -> int:
     """Add layers that follow one another; the buffer that the last one writes."""
-    linear = None  # the op of a Linear that stands directly before
+    linear = None  # the op of a Linear without an activation that stands directly before, maybe in a chain of its own
     for i, layer in enumerate(parts):
         place = Place(f"{key}{i}", f"{label}{i}", layer)
         graph.once(place)
@@ -85,7 +84,8 @@ def chain(graph: Graph, parts: Iterable, source: int, key: str = "", label: str 
             continue
         ops = len(graph.ops)
         source = layer._compile(graph, source, place)
-        linear = ops if len(graph.ops) == ops + 1 and graph.ops[ops]["kind"] == "linear" else None
+        bare = len(graph.ops) == ops + 1 and graph.ops[ops]["kind"] == "linear" and graph.ops[ops]["act"] == "identity"
+        linear = ops if bare else None
     return source
 
 

@@ -28,7 +28,7 @@ cdef class Derivatives:
     cdef int reserve(self, Py_ssize_t batch) except -1:
         """Room for the tangents of a batch."""
         cdef Network* net = &self.program.net
-        cdef Py_ssize_t n = (batch + 1) * net.widest
+        cdef Py_ssize_t n = batch * net.widest
         cdef int b, part
         cdef real* at
         cdef void* memory
@@ -47,7 +47,7 @@ cdef class Derivatives:
         self.t.memory = memory
         self.t.capacity = batch
         self.t.scratch = at
-        at += (batch + 1) * net.widest
+        at += batch * net.widest
         for part in range(3):
             for b in range(net.n_buffers):
                 self.t.value[part * net.n_buffers + b] = at
