@@ -37,7 +37,7 @@ FORWARD = covering(
 )
 BACKWARD = covering(n_in=WIDTHS, n_out=WIDTHS, layout=LAYOUTS, batch=BATCHES, accumulate=(False, True))
 # (batch, in, out) where the products are cut into blocks: k beyond 1024 (k is in, out and batch in
-# the three products), panels of B packed, rows of a batch of one or two in wide tiles.
+# the three products), panels of B packed, X^T packed (the last), rows of a batch of one or two in wide tiles.
 LARGE = [
     (1, 1025, 3),
     (2, 2049, 17),
@@ -53,6 +53,7 @@ LARGE = [
     (2100, 33, 17),
     (3000, 1, 1),
     (130, 1030, 1100),
+    (4000, 300, 770),
 ]
 
 

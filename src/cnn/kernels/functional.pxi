@@ -59,11 +59,11 @@ def linear_forward(x, weight, bias, int act, double param, out, pre):
     cdef cnp.ndarray z = y if pre is None else as_out(pre, (batch, n_out), "pre")
     cdef Py_ssize_t width = round_up(n_out, VL)
     cdef void* memory
-    cdef real* at = allocate(padding(w) + padding(z) + width + panel_size(0), &memory)
+    cdef real* at = allocate(padding(w) + padding(z) + width + panel_size(0, 0), &memory)
     cdef Product p
     memset(&p, 0, sizeof(p))
     p.panel = at
-    at += panel_size(0)
+    at += panel_size(0, 0)
     if b is not None:
         memcpy(at, data(b), n_out * sizeof(real))
         p.start = at
@@ -111,11 +111,11 @@ def linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, 
     cdef Py_ssize_t width = round_up(n_out, VL)
     cdef void* memory
     cdef real* at = allocate(
-        padding(w) + padding(g) + padding(dw) + padding(dx) + width + panel_size(batch), &memory)
+        padding(w) + padding(g) + padding(dw) + padding(dx) + width + panel_size(batch, n_out), &memory)
     cdef Product p
     memset(&p, 0, sizeof(p))
     p.panel = at
-    at += panel_size(batch)
+    at += panel_size(batch, n_out)
     cdef real* sums = at
     at += width
     cdef Padded pw = padded(w, &at, True), pg = padded(g, &at, True)

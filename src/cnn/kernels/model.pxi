@@ -238,7 +238,7 @@ cdef class Program:
         grown.capacity = batch
         grown.training = ws.training
         grown.row0 = ws.row0
-        grown.panel_size = panel_size(batch if training else 0)
+        grown.panel_size = panel_size(batch, net.widest) if training else panel_size(0, 0)
         blocks = batch // LOSS_BLOCK + 1
         for b in range(n_buffers):
             size = batch * net.buffers[b].row

@@ -28,11 +28,17 @@ cdef enum Finish:
 cdef enum:
     K_BLOCK = 1024      # a packed panel is K_BLOCK x TILE_NV vectors, at most 192 KiB: L2
     CHUNK = 8           # tiles between two visits to the activation: a chunk of C stays in L1
+    A_BLOCK = 1 << 20   # reals of A that are packed at a time
+    AHEAD = 24          # rows that packing asks memory for before it reads them
+    MANY_PANELS = 16    # that read A one after the other: packing it pays
 
 
-cdef inline Py_ssize_t panel_size(Py_ssize_t batch) noexcept nogil:
-    """Reals of workspace for the products of a batch: the weight gradient's k, the batch, is never cut into blocks."""
-    return larger(K_BLOCK, batch) * TILE_NV * VL
+cdef inline Py_ssize_t panel_size(Py_ssize_t batch, Py_ssize_t widest) noexcept nogil:
+    """Reals of workspace for the products of a batch with weights of at most `widest` columns; 0, 0 without gradients.
+
+    The weight gradient's k, the batch, is never cut into blocks.
+    """
+    return larger(K_BLOCK, batch) * TILE_NV * VL + (A_BLOCK if widest > (MANY_PANELS - 1) * TILE_NV * VL else 0)
 
 
 cdef struct Product:
@@ -62,7 +68,7 @@ cdef struct Product:
     bint act_saved_is_input
     real* act_out               # forward: where f(C) goes, laid out like c
     Py_ssize_t act_width        # columns that f is applied to
-    real* panel                 # workspace of panel_size(k) reals
+    real* panel                 # workspace of panel_size reals
 
 
 cdef struct Tile:
@@ -71,10 +77,12 @@ cdef struct Tile:
     const real* a               # at row i, this block's first k
     Py_ssize_t a_row
     Py_ssize_t a_col
+    Py_ssize_t a_next           # rows * a_next from a tile to the next: a_row, or k where A is packed
     const real* b               # at column j, this block's first k
     Py_ssize_t b_row
     Py_ssize_t i
     Py_ssize_t j
+    bint packed                 # A
     bint first                  # block of k
     bint last
     const Product* p
@@ -101,7 +109,7 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
     cdef Py_ssize_t s_row = 0 if t.first else c_row
     for tile in range(t.count):
         c = p.c + (t.i + tile * mr) * c_row + t.j
-        a = t.a + tile * mr * a_row
+        a = t.a + tile * mr * t.a_next
         b = t.b
         s = start if t.first else c
         for r in range(mr):
@@ -116,6 +124,14 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
                         prefetch(w + p.update.state)
                     if p.update.kind >= UPDATE_ADAM:
                         prefetch(w + p.update.state + p.update.block)
+        elif not t.first:
+            for r in range(mr):
+                for q in range(nv):
+                    prefetch(c + (mr + r) * c_row + q * VL)
+        if p.finish == FINISH_MASK and t.last:
+            for r in range(mr):
+                for q in range(nv):
+                    prefetch_ahead(p.saved + (t.i + tile * mr + r) * p.saved_row + t.j + q * VL)
         for l in range(t.k):
             for q in range(nv):
                 b_k[q] = vf_load(b + q * VL)
@@ -224,6 +240,7 @@ cdef void pack(const real* b, Py_ssize_t b_row, Py_ssize_t k, Py_ssize_t n, real
     cdef Py_ssize_t l, j
     for l in range(k):
         for j from 0 <= j < n by VL:
+            prefetch_ahead(b + (l + AHEAD) * b_row + j)
             vf_store(panel + l * n + j, vf_load(b + l * b_row + j))
 
 
@@ -263,13 +280,28 @@ cdef void pack_transposed(const real* b, Py_ssize_t b_row, Py_ssize_t k, Py_ssiz
                     vf_store(panel + (l + i) * n + j, r[i])
 
 
+cdef void pack_rows(const real* a, Py_ssize_t a_col, Py_ssize_t k, Py_ssize_t count, Py_ssize_t height,
+                    real* packed) noexcept nogil:
+    """Copy `count` tiles of A = X^T, each (height, k), one behind the other, each in the order that it is read in."""
+    cdef Py_ssize_t tile, l, r
+    for tile in range(count):
+        for l in range(k):
+            prefetch_ahead(a + (l + AHEAD) * a_col)
+            for r in range(height):
+                packed[r] = a[l * a_col + r]
+            packed += height
+        a += height
+
+
 cdef inline void run_tiles(Tile* t, Py_ssize_t rows, Py_ssize_t height, Py_ssize_t nv) noexcept nogil:
     """Run `rows` rows of tiles, all of this height, and step t down past them."""
     t.count = rows
+    if t.packed:
+        t.a_col = height
     if rows:
         TILE_TABLE[height][nv](t)
     t.i += rows * height
-    t.a += rows * height * t.a_row
+    t.a += rows * height * t.a_next
 
 
 cdef void finish_chunk(const Product* p, Py_ssize_t i, Py_ssize_t rows, Py_ssize_t j, Py_ssize_t n) noexcept nogil:
@@ -286,75 +318,131 @@ cdef void finish_chunk(const Product* p, Py_ssize_t i, Py_ssize_t rows, Py_ssize
 cdef real ONE = 1
 
 
+cdef void sum_rows(Py_ssize_t k, Py_ssize_t n, const real* b, Py_ssize_t b_row, real* sums) noexcept nogil:
+    """sums(j) = sum over l < k of B(l, j), j < n, n a multiple of VL.
+
+    In eight chains, or each addition would wait for the one before: row l goes to chain l % 8, and the chains are added
+    pairwise at the end. The order depends on k only.
+    """
+    cdef vf s[8]
+    cdef const real* at
+    cdef Py_ssize_t j, l
+    cdef int i
+    for j from 0 <= j < n by VL:
+        at = b + j
+        for i in range(8):
+            s[i] = vf_set(0)
+        for l from 0 <= l <= k - 8 by 8:
+            for i in range(8):
+                s[i] = s[i] + vf_load(at + i * b_row)
+            at += 8 * b_row
+        for i in range(8):
+            if i < k % 8:
+                s[i] = s[i] + vf_load(at + i * b_row)
+        for i in range(4):
+            s[i] = s[i] + s[i + 4]
+        vf_store(sums + j, (s[0] + s[2]) + (s[1] + s[3]))
+
+
 cdef void product(const Product* p) noexcept nogil:
     """C = A B with everything that Product asks for; 2 m n k FLOPs.
 
-    The m rows are cut into tiles of near-equal height, the columns into panels of near-equal width: no thin rest.
+    X^T is packed where many panels read it, as many rows at a time as A_BLOCK holds: unpacked, each tile would touch
+    k cache lines far apart, once for each panel.
     """
-    cdef Py_ssize_t row_tiles = (p.m + TILE_MR - 1) // TILE_MR
-    cdef Py_ssize_t height = p.m // row_tiles if row_tiles else 0
-    cdef Py_ssize_t taller = p.m % row_tiles if row_tiles else 0        # so many tiles have one row more
     cdef Py_ssize_t vectors = p.n // VL
     cdef Py_ssize_t panels = (vectors + TILE_NV - 1) // TILE_NV
-    cdef Py_ssize_t k_block, k0 = 0, panel, nv, j, done, some, tall, i
-    cdef bint packed = p.b_transposed or (p.m > 4 * TILE_MR and p.b_row * <Py_ssize_t>sizeof(real) > 4096)
-    cdef Tile t
-    t.p = p
+    cdef Py_ssize_t k_block, rows, blocks, block, i0, m, k0 = 0
+    cdef bint pack_a
     # an update or an addition needs whole sums: partial ones would have no place to go
-    k_block = larger(1, p.k) if p.finish == FINISH_UPDATE or p.finish == FINISH_ADD else K_BLOCK
+    k_block = larger(1, p.k)
+    if p.finish != FINISH_UPDATE and p.finish != FINISH_ADD:
+        k_block = smaller(k_block, K_BLOCK)
+    rows = A_BLOCK // k_block // TILE_MR * TILE_MR
+    pack_a = p.a_col != 1 and panels >= MANY_PANELS and rows >= 32 * TILE_MR and p.m > 0
+    blocks = (p.m + rows - 1) // rows if pack_a else 1
     while True:
-        t.k = smaller(k_block, p.k - k0)
-        t.first = k0 == 0
-        t.last = k0 + t.k == p.k
-        j = 0
-        for panel in range(panels):
-            nv = (vectors - j // VL) // (panels - panel)
-            t.j = j
-            if not packed:
-                t.b = p.b + k0 * p.b_row + j
-                t.b_row = p.b_row
-            else:
-                if p.b_transposed:
-                    pack_transposed(p.b + j * p.b_row + k0, p.b_row, t.k, nv * VL, p.b_valid - j, p.panel)
-                else:
-                    pack(p.b + k0 * p.b_row + j, p.b_row, t.k, nv * VL, p.panel)
-                t.b = p.panel
-                t.b_row = nv * VL
-            t.i = 0
-            t.a = p.a + k0 * p.a_col
-            t.a_row = p.a_row
-            t.a_col = p.a_col
-            if p.act == IDENTITY:
-                run_tiles(&t, taller, height + 1, nv)
-                run_tiles(&t, row_tiles - taller, height, nv)
-            else:
-                for done from 0 <= done < row_tiles by CHUNK:
-                    some = smaller(CHUNK, row_tiles - done)
-                    tall = larger(0, smaller(some, taller - done))
-                    i = t.i
-                    run_tiles(&t, tall, height + 1, nv)
-                    run_tiles(&t, some - tall, height, nv)
-                    if t.last:
-                        finish_chunk(p, i, t.i - i, j, nv * VL)
-            if p.ones_row:
-                t.a = &ONE
-                t.a_row = 0
-                t.a_col = 0
-                run_tiles(&t, 1, 1, nv)
-            j += nv * VL
-        k0 += t.k
+        i0 = 0
+        for block in range(blocks):
+            m = (p.m - i0) // (blocks - block)
+            product_rows(p, i0, m, k0, smaller(k_block, p.k - k0), block == blocks - 1, pack_a)
+            i0 += m
+        k0 += k_block
         if k0 >= p.k:
             break
 
 
-# LANES[o] is 1 in lane o and 0 elsewhere.
+cdef void product_rows(const Product* p, Py_ssize_t i0, Py_ssize_t m, Py_ssize_t k0, Py_ssize_t k, bint last_rows,
+                       bint pack_a) noexcept nogil:
+    """What a block of A, m rows from i0 and k columns from k0 on, adds to C.
+
+    The rows are cut into tiles of near-equal height, the columns into panels of near-equal width: no thin rest.
+    """
+    cdef Py_ssize_t row_tiles = (m + TILE_MR - 1) // TILE_MR
+    cdef Py_ssize_t height = m // row_tiles if row_tiles else 0
+    cdef Py_ssize_t taller = m % row_tiles if row_tiles else 0        # so many tiles have one row more
+    cdef Py_ssize_t vectors = p.n // VL
+    cdef Py_ssize_t panels = (vectors + TILE_NV - 1) // TILE_NV
+    cdef Py_ssize_t panel, nv, j = 0, done, some, tall, i, step
+    cdef bint packed = p.b_transposed or (m > 4 * TILE_MR and p.b_row * <Py_ssize_t>sizeof(real) > 4096)
+    cdef const real* a = p.a + i0 * p.a_row + k0 * p.a_col
+    cdef real* a_packed = p.panel + k * TILE_NV * VL
+    cdef real[3 * 16] sums
+    cdef Tile t
+    t.p = p
+    t.k = k
+    t.first = k0 == 0
+    t.last = k0 + k == p.k
+    if pack_a:
+        pack_rows(a, p.a_col, k, taller, height + 1, a_packed)
+        pack_rows(a + taller * (height + 1), p.a_col, k, row_tiles - taller, height,
+                  a_packed + taller * (height + 1) * k)
+    for panel in range(panels):
+        nv = (vectors - j // VL) // (panels - panel)
+        t.j = j
+        if not packed:
+            t.b = p.b + k0 * p.b_row + j
+            t.b_row = p.b_row
+        else:
+            if p.b_transposed:
+                pack_transposed(p.b + j * p.b_row + k0, p.b_row, k, nv * VL, p.b_valid - j, p.panel)
+            else:
+                pack(p.b + k0 * p.b_row + j, p.b_row, k, nv * VL, p.panel)
+            t.b = p.panel
+            t.b_row = nv * VL
+        t.i = i0
+        t.a, t.a_row, t.a_col, t.a_next = a, p.a_row, p.a_col, p.a_row
+        t.packed = pack_a
+        if pack_a:
+            t.a, t.a_row, t.a_next = a_packed, 1, k
+        step = row_tiles if p.act == IDENTITY else CHUNK
+        for done from 0 <= done < row_tiles by step:
+            some = smaller(step, row_tiles - done)
+            tall = larger(0, smaller(some, taller - done))
+            i = t.i
+            run_tiles(&t, tall, height + 1, nv)
+            run_tiles(&t, some - tall, height, nv)
+            if t.last and p.act != IDENTITY:
+                finish_chunk(p, i, t.i - i, j, nv * VL)
+        if p.ones_row and last_rows:
+            sum_rows(k, nv * VL, t.b, t.b_row, sums)
+            t.a, t.a_row, t.a_col, t.packed = &ONE, 0, 0, False
+            t.b, t.b_row, t.k = sums, 0, 1
+            run_tiles(&t, 1, 1, nv)
+            t.k = k
+        j += nv * VL
+
+
+# LANES[o] is 1 in lane o and 0 elsewhere, FOURS[o] in lanes 4 o to 4 o + 3.
 cdef real[16][16] LANES
+cdef real[4][16] FOURS
 
 
 cdef void fill_lanes() noexcept nogil:
     cdef int o
     for o in range(16):
         LANES[o][o] = 1
+        FOURS[o // 4][o] = 1
 
 
 fill_lanes()
@@ -378,6 +466,8 @@ cdef inline vf dots(const int count, Py_ssize_t k, const real* x, const real* w,
         x_l = vf_load(x + l)
         for q in range(count):
             s[q] = vf_fma(x_l, vf_load(w + q * w_row + l), s[q])
+    if count == 4 and VL >= 4:
+        return vf_select_gt(vf_load(FOURS[lane // 4]), vf_set(0), vf_sum4(s[0], s[1], s[2], s[3]), y)
     for q in range(count):
         y = with_lane(y, lane + q, vf_set(vf_sum(s[q], k)))
     return y

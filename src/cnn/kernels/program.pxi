@@ -187,12 +187,37 @@ cdef Py_ssize_t padded_row(Py_ssize_t width, Py_ssize_t rows) noexcept nogil:
     return row if row // per_line % 2 else row + per_line
 
 
+cdef extern from *:
+    """
+    #if defined(__linux__)
+    #include <sys/mman.h>
+    #endif
+    #define HUGE_PAGE ((size_t)1 << 21)
+    /* Ask for huge pages: a large matrix is read in more pages than the processor remembers addresses of. */
+    static inline void use_huge_pages(void *at, size_t bytes)
+    {
+    #if defined(MADV_HUGEPAGE)
+        madvise(at, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+    #else
+        (void)at, (void)bytes;
+    #endif
+    }
+    """
+    size_t HUGE_PAGE
+    void use_huge_pages(void* at, size_t bytes) nogil
+
+
 cdef real* allocate(Py_ssize_t n, void** memory) except NULL:
     """n zeroed reals, aligned to a cache line, in new memory that is to be freed. Untouched pages take no memory."""
-    memory[0] = calloc(n * sizeof(real) + LINE, 1)
+    cdef size_t size = n * sizeof(real), unit = HUGE_PAGE if size >= 2 * HUGE_PAGE else LINE
+    cdef real* at
+    memory[0] = calloc(size + unit, 1)
     if memory[0] == NULL:
-        raise MemoryError(f"cannot allocate {n * sizeof(real)} bytes")
-    return <real*>(<uintptr_t>memory[0] // LINE * LINE + LINE)
+        raise MemoryError(f"cannot allocate {size} bytes")
+    at = <real*>(<uintptr_t>memory[0] // unit * unit + unit)
+    if unit == HUGE_PAGE:
+        use_huge_pages(at, size)
+    return at
 
 
 cdef void forward_linear(const Op* op, Py_ssize_t batch, const real* x, Py_ssize_t x_row, const real* params,
@@ -668,32 +693,35 @@ cdef void weights_task(void* argument, int thread) noexcept nogil:
     cdef const Op* op
     cdef const real* x
     cdef real* panel = p.ws.panel + thread * p.ws.panel_size
-    cdef Py_ssize_t x_row, rows, piece, first, claimed = atomic_add(&p.claimed, 1), at = 0
+    cdef Py_ssize_t x_row, rows, unit, units, piece, pieces, first, end, claimed = atomic_add(&p.claimed, 1), at = 0
     cdef int i
     for i in range(net.n_ops - 1, -1, -1):
         op = &net.ops[i]
         if op.kind == OP_LINEAR:
-            rows = op.n_out if op.transposed else op.n_in
-            piece = rows if p.threads == 1 else larger(PIECE_ROWS, round_up(rows // (4 * p.threads) + 1, TILE_MR))
+            # as many for each thread, and equal but for one tile: the last to finish is not far behind
+            rows, unit = op.n_out if op.transposed else op.n_in, TILE_MR
+            pieces = smaller(4, rows // (PIECE_ROWS * p.threads)) * p.threads if p.threads > 1 else 1
         elif op.has_weight or op.has_bias:
-            rows = op.row
-            piece = COLUMNS
+            rows, unit = op.row, COLUMNS
+            pieces = rows
         else:
             continue
-        first = 0
-        while first < rows:
+        units = (rows + unit - 1) // unit
+        pieces = larger(1, smaller(pieces, units))
+        for piece in range(pieces):
             if at == claimed:
+                first = units * piece // pieces * unit
+                end = smaller(rows, units * (piece + 1) // pieces * unit)
                 x, x_row = p.ws.value[op.src], net.buffers[op.src].row
                 if op.src == 0 and not p.gather:
                     x, x_row = p.x, p.x_row
                 if op.kind == OP_LINEAR:
-                    weight_gradient(op, first, smaller(piece, rows - first), p.batch, x, x_row, p.ws.grad[op.dst],
+                    weight_gradient(op, first, end - first, p.batch, x, x_row, p.ws.grad[op.dst],
                                     net.buffers[op.dst].row, net, p.update, p.overwrite, panel)
                 else:
-                    norm_gradient(p, i, first, smaller(piece, rows - first), x, x_row, panel)
+                    norm_gradient(p, i, first, end - first, x, x_row, panel)
                 claimed = atomic_add(&p.claimed, 1)
             at += 1
-            first += piece
 
 
 # A batch --------------------------------------------------------------------------------------------------------------
@@ -734,7 +762,7 @@ cdef double run_pass(Pass* p, int threads, double* weight, Py_ssize_t* correct) 
         threads = 1
     p.threads = threads
     if p.keep or p.backward:
-        p.chunk = round_up(larger(CHUNK_ROWS, smaller(MOST_ROWS, p.batch // (4 * threads) + 1)), LOSS_BLOCK)
+        p.chunk = round_up(larger(CHUNK_ROWS, smaller(MOST_ROWS, p.batch // (2 * threads))), LOSS_BLOCK)
         if threads == 1 and p.batch <= 2 * MOST_ROWS:
             p.chunk = p.batch
     if p.target != NULL:

@@ -73,6 +73,8 @@ CNN_FN vf vf_set(real a) { return a - (vf){0}; }            /* all lanes a (keep
 
 /* Fetch the line of p into L1: it will be written soon. */
 CNN_FN void prefetch(const real *p) { __builtin_prefetch(p, 1); }
+/* Fetch it into L2: it will be read later. */
+CNN_FN void prefetch_ahead(const real *p) { __builtin_prefetch(p, 0, 2); }
 
 /* a * b + c with one rounding (SSE2: two). */
 CNN_FN vf vf_fma(vf a, vf b, vf c)
@@ -302,6 +304,24 @@ CNN_FN real vf_sum(vf a, Py_ssize_t n)
     if (n > 1)
         a = a + CNN_SHUFFLE(a, a, CNN_XOR(1));
     return a[0];
+}
+/* The sums of four vectors in lanes 0 to 3, and again in every four lanes; VL >= 4. In the order of vf_sum. */
+CNN_FN vf vf_sum4(vf a, vf b, vf c, vf d)
+{
+#if CNN_LANES >= 4
+    a = vf_zip_lo(a, c) + vf_zip_hi(a, c);
+    b = vf_zip_lo(b, d) + vf_zip_hi(b, d);
+    a = vf_zip_lo(a, b) + vf_zip_hi(a, b);
+#if CNN_LANES > 8
+    a = a + CNN_SHUFFLE(a, a, CNN_XOR(8));
+#endif
+#if CNN_LANES > 4
+    a = a + CNN_SHUFFLE(a, a, CNN_XOR(4));
+#endif
+#else
+    (void)b, (void)c, (void)d;
+#endif
+    return a;
 }
 CNN_FN real vf_largest(vf a)
 {

@@ -9,8 +9,8 @@
 # A child after fork starts with an empty pool of its own.
 #
 # Where a worker does not get a processor, because another process keeps it busy, waiting for it would cost more than it
-# brings. So the time that the caller waits at the end of a task is measured: after a long wait the next tasks run on
-# one thread, twice as many after each further one.
+# brings. So the time that the caller waits at the end of a task is measured: after a long wait tasks run on one thread
+# for so long that such waits cost a tenth of the time at most, and for twice as long after each further one.
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_t:
@@ -71,8 +71,8 @@ ctypedef void (*task_function)(void* argument, int thread) noexcept nogil
 cdef enum:
     SPIN = 1000                 # turns of pause, about 20 microseconds
     LONG_WAIT = 100000          # nanoseconds; a wait is long if it is also half of the task's time
-    MOST_ALONE = 4096           # tasks run on one thread after many long waits
-    FORGIVE = 256               # tasks without a long wait that halve the penalty
+    ALONE = 10                  # so many times as long as the wait, tasks run on one thread after it,
+    MOST_ALONE = 500000000      # nanoseconds: doubling ends here
 
 cdef struct Pool:
     int64_t taken               # 1: a caller has it
@@ -85,9 +85,8 @@ cdef struct Pool:
     pthread_mutex_t mutex
     pthread_cond_t wake
     bint ready
-    int64_t alone               # tasks still to be run on one thread
-    int64_t penalty             # how many it was after the last long wait
-    int64_t good                # tasks since then
+    int64_t penalty             # nanoseconds on one thread after the last long wait; 0: there was none of late
+    int64_t until               # when they end
 
 cdef Pool POOL
 cdef int64_t[256] FIRST_TURN    # the turn in which a worker was started: the next is its first (at most 255 threads)
@@ -148,13 +147,12 @@ cdef void parallel(task_function task, void* argument, int threads) noexcept nog
     if threads <= 1 or not atomic_take(&POOL.taken):
         task(argument, 0)
         return
-    if POOL.alone > 0:
-        POOL.alone -= 1
+    began = nanoseconds()
+    if began < POOL.until:
         atomic_put(&POOL.taken, 0)
         task(argument, 0)
         return
     threads = <int>smaller(threads, grow(threads))
-    began = nanoseconds()
     POOL.task = task
     POOL.argument = argument
     atomic_put(&POOL.working, threads - 1)
@@ -169,11 +167,9 @@ cdef void parallel(task_function task, void* argument, int threads) noexcept nog
         spin_pause()
     ended = nanoseconds()
     if ended - waited > LONG_WAIT and 2 * (ended - waited) > ended - began:
-        POOL.penalty = smaller(MOST_ALONE, larger(8, 2 * POOL.penalty))
-        POOL.alone = POOL.penalty
-        POOL.good = 0
-    elif POOL.penalty > 0:
-        POOL.good += 1
-        if POOL.good % FORGIVE == 0:
-            POOL.penalty //= 2
+        POOL.penalty = larger(ALONE * (ended - waited), smaller(MOST_ALONE, 2 * POOL.penalty))
+        POOL.until = ended + POOL.penalty
+    elif POOL.penalty > 0 and ended - POOL.until > POOL.penalty:    # as long together without a long wait
+        POOL.penalty = POOL.penalty // 2 if POOL.penalty > LONG_WAIT else 0
+        POOL.until = ended
     atomic_put(&POOL.taken, 0)

@@ -22,6 +22,7 @@ cdef extern from "kernels/simd.h" nogil:
     vf vf_first(vf a, Py_ssize_t n, vf b)
     vf vf_set(real a)
     void prefetch(const real* p)
+    void prefetch_ahead(const real* p)
     vf vf_fma(vf a, vf b, vf c)
     vf vf_select_gt(vf x, vf y, vf a, vf b)
     vf vf_max(vf a, vf b)
@@ -38,6 +39,7 @@ cdef extern from "kernels/simd.h" nogil:
     vf vf_zip_lo(vf a, vf b)
     vf vf_zip_hi(vf a, vf b)
     real vf_sum(vf a, Py_ssize_t n)
+    vf vf_sum4(vf a, vf b, vf c, vf d)
     real vf_largest(vf a)
 
 cdef extern from "<math.h>" nogil:
