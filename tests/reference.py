@@ -6,6 +6,7 @@ judge float32 results, and np.longdouble, where it is wider, to judge float64. `
 float64.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -102,21 +103,70 @@ def linear_backward(grad_output, x, weight):
     return grad_output @ weight.T, x.T @ grad_output, grad_output.sum(axis=0)
 
 
-def mse(outputs, targets):
-    """Mean over all elements of (outputs - targets)**2, and its gradient."""
-    difference = outputs - np.reshape(targets, outputs.shape)
-    return np.mean(difference**2), 2 * difference / difference.size
+def elementwise_loss(name, y, t, **options):
+    """The loss of each output and its derivative."""
+    d = y - t
+    if name == "mse":
+        return d**2, 2 * d
+    if name == "l1" or options.get("beta") == 0:
+        return np.abs(d), np.sign(d)
+    if name == "huber":
+        delta = options["delta"]
+        return np.where(np.abs(d) <= delta, d**2 / 2, delta * (np.abs(d) - delta / 2)), np.clip(d, -delta, delta)
+    if name == "smooth_l1":
+        beta = options["beta"]
+        return np.where(np.abs(d) < beta, d**2 / (2 * beta), np.abs(d) - beta / 2), np.clip(d / beta, -1, 1)
+    if name == "bce":
+        positive = np.asarray(1.0 if options["pos_weight"] is None else options["pos_weight"]) * t
+        value = positive * np.logaddexp(0, -y) + (1 - t) * np.logaddexp(0, y)
+        return value, (1 - t) * _sigmoid(y) - positive * _sigmoid(-y)
+    if name == "poisson":
+        above = np.maximum(t, 1)
+        stirling = np.where(t > 1, t * np.log(above) - t + np.log(2 * np.pi * above) / 2, 0) * options["full"]
+        if options["log_input"]:
+            return np.exp(y) - t * y + stirling, np.exp(y) - t
+        rate = y + options["eps"]
+        return y - t * np.log(rate) + stirling, 1 - t / rate
+    if name == "quantile":
+        q = np.asarray(options["quantiles"])
+        return np.where(d < 0, -q * d, (1 - q) * d), np.where(d < 0, -q, np.where(d > 0, 1 - q, 0))
+    raise ValueError(name)
 
 
-def cross_entropy(logits, labels):
-    """Mean over the rows of -log(softmax(logits)[label]), and its gradient."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
+def class_loss(name, z, t, weight=None, ignore_index=None, label_smoothing=0.0):
+    """The loss of each row, its gradient, and what it counts for in a mean; t are labels or class probabilities."""
+    n = z.shape[1]
+    c = np.ones(n) if weight is None else np.asarray(weight)
+    if t.ndim == 1:
+        counts = t != ignore_index
+        q = np.eye(n)[np.where(counts, t, 0)] * counts[:, None]
+        counts = q @ c
+    else:
+        q, counts = t, np.ones(len(t))
+    if name == "nll":
+        return -(c * q * z).sum(axis=1), -c * q, counts
+    a = c * ((1 - label_smoothing) * q + label_smoothing / n * (q.sum(axis=1, keepdims=True) > 0))
+    shifted = z - z.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    onehot = np.eye(logits.shape[1])[labels]
-    return -np.mean((log_p * onehot).sum(axis=1)), (np.exp(log_p) - onehot) / len(logits)
+    return -(a * log_p).sum(axis=1), a.sum(axis=1, keepdims=True) * np.exp(log_p) - a, counts
 
 
-LOSSES = {"mse": mse, "cross_entropy": cross_entropy}
+def loss(name, outputs, targets, sample_weight=None, reduction="mean", **options):
+    """The loss and its gradient, by the formulas of the library's docstrings."""
+    w = np.ones(len(outputs)) if sample_weight is None else np.asarray(sample_weight)
+    if name in ("cross_entropy", "nll"):
+        rows, gradient, counts = class_loss(name, outputs, np.asarray(targets), **options)
+    else:
+        targets = np.reshape(targets, (len(outputs), -1))
+        values, gradient = elementwise_loss(name, outputs, targets, **options)
+        rows, counts = values.sum(axis=1), np.ones(len(outputs))
+        if reduction == "mean":
+            rows, gradient = rows / outputs.shape[1], gradient / outputs.shape[1]
+    divisor = (w * counts).sum() if reduction == "mean" else 1
+    return (w * rows).sum() / divisor, w[:, None] * gradient / divisor
+
+
+LOSSES = {name: functools.partial(loss, name) for name in ("mse", "cross_entropy")}
 
 
 def sgd_step(param, grad, buffer=None, *, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False):

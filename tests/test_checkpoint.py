@@ -148,7 +148,7 @@ def test_bytes(path):
             {"name": "Linear", "in_features": 2, "out_features": 3, "bias": True},
             {"name": "ReLU"},
         ],
-        "loss": {"name": "MSELoss"},
+        "loss": {"name": "MSELoss", "reduction": "mean"},
         "optimizer": {
             "name": "SGD",
             "lr": 0.5,

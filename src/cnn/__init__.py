@@ -19,7 +19,18 @@ from .layers import (
     Softplus,
     Tanh,
 )
-from .losses import CrossEntropyLoss, MSELoss
+from .losses import (
+    BCEWithLogitsLoss,
+    CallableLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+    PoissonNLLLoss,
+    QuantileLoss,
+    SmoothL1Loss,
+)
 from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from .regularization import BatchNorm1d, Dropout, LayerNorm
 from .schedules import (
@@ -47,7 +58,9 @@ __all__ = [
     "Adam",
     "AdamW",
     "Add",
+    "BCEWithLogitsLoss",
     "BatchNorm1d",
+    "CallableLoss",
     "Concat",
     "ConstantLR",
     "CosineAnnealingLR",
@@ -57,7 +70,9 @@ __all__ = [
     "Dropout",
     "ExponentialLR",
     "History",
+    "HuberLoss",
     "Identity",
+    "L1Loss",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
@@ -67,8 +82,11 @@ __all__ = [
     "Maximum",
     "MultiStepLR",
     "Multiply",
+    "NLLLoss",
     "OneCycleLR",
+    "PoissonNLLLoss",
     "PolynomialLR",
+    "QuantileLoss",
     "RMSprop",
     "ReLU",
     "ReduceLROnPlateau",
@@ -76,6 +94,7 @@ __all__ = [
     "SequentialLR",
     "SiLU",
     "Sigmoid",
+    "SmoothL1Loss",
     "Softmax",
     "Softplus",
     "StepLR",

@@ -1,44 +1,115 @@
-"""Losses. One may stand last in a `Sequential`, which then computes it natively; each also works alone."""
+"""Losses. One may stand last in a `Sequential`, which then computes it natively; each also works alone.
+
+Names, formulas and defaults are PyTorch's. What they have in common:
+
+Outputs are (batch, out_features). `reduction="mean"` divides the weighted sum of the rows' losses by the sum of their
+weights, and takes the mean over the columns of an elementwise loss; "sum" adds everything up. A row's weight is that of
+its sample (`sample_weight`, 1 without), times the class weight of its class index. Rows of sample weight 0 and rows
+whose class index is `ignore_index` do not count at all, whatever the outputs are; where no row counts, the mean loss is
+not defined: ValueError (PyTorch: NaN).
+
+Targets are those of the class, (batch, out_features) for elementwise losses; with one output, (batch,) will do. Values
+that a loss is not defined for are a ValueError that names the place. NaN in the outputs makes the loss NaN.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar
+import inspect
+import reprlib
+from collections.abc import Callable
+from typing import Any, ClassVar
 
+import numpy as np
+
+from ._checks import choice, flag, integer, number, positive
 from ._dispatch import kernels
 from .functional import real_dtype
 
-__all__ = ["CrossEntropyLoss", "MSELoss"]
+__all__ = [
+    "BCEWithLogitsLoss",
+    "CallableLoss",
+    "CrossEntropyLoss",
+    "HuberLoss",
+    "L1Loss",
+    "MSELoss",
+    "NLLLoss",
+    "PoissonNLLLoss",
+    "QuantileLoss",
+    "SmoothL1Loss",
+]
+
+
+def _int64(name: str, value) -> int:
+    """An int of 64 bits."""
+    if integer(name, value, -(2**63)) >= 2**63:
+        raise ValueError(f"{name}: expected an int of 64 bits, got {value}")
+    return int(value)
+
+
+def _numbers(name: str, value, what: str, good: Callable) -> np.ndarray:
+    """A sequence of numbers, one for each output, as a read-only float64 vector; `what` they are if `good`."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected numbers, got dtype {array.dtype}")
+    array = array.astype(np.float64)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"{name}: expected one number for each output, got an array of shape {array.shape}")
+    bad = np.flatnonzero(~good(array))
+    if bad.size:
+        raise ValueError(f"{name}[{bad[0]}] is {array[bad[0]]}, expected {what}")
+    array.flags.writeable = False
+    return array
+
+
+def _weights(name: str, value) -> np.ndarray | None:
+    """Weights, one for each output, or None."""
+    if value is None:
+        return None
+    return _numbers(name, value, "a finite number, not below 0", lambda w: np.isfinite(w) & (w >= 0))
 
 
 class Loss:
-    """A function of outputs and targets with its gradient: `loss(outputs, targets)`, then `loss.backward()`."""
+    """A function of outputs and targets with its gradient: `loss(outputs, targets)`, then `loss.backward()`.
 
-    function: ClassVar[str]  # the kernel's name for it
-    _gradient = None
+    Parameters
+    ----------
+    reduction : {"mean", "sum"}
+        What is done with the losses of the rows, see the module's docstring.
+    """
 
-    def forward(self, outputs, targets) -> float:
-        """The mean loss.
+    kind: ClassVar[str]  # the kernels' name for it
+    column: ClassVar[str | None] = None  # the argument that has a number for each output
+
+    def __init__(self, *, reduction="mean"):
+        self.reduction = choice("reduction", reduction, ("mean", "sum"))
+        self._gradient: np.ndarray | None = None
+
+    def forward(self, outputs, targets, sample_weight=None) -> float:
+        """The loss.
 
         Parameters
         ----------
         outputs : array_like of shape (batch, out_features)
         targets : array_like
             See the class.
+        sample_weight : array_like of shape (batch,), optional
+            Weights of the rows, finite and not negative.
 
         Raises
         ------
         ValueError
-            If the batch is empty, the shapes do not fit, or a class index is out of range.
+            If the batch is empty, the shapes do not fit, a target or a weight is out of range, or no row counts in a
+            mean.
         TypeError
             If the arrays are not made of real numbers, or class indices are not integers.
         """
         k = kernels(real_dtype(outputs))
-        loss, self._gradient = k.loss_and_gradient(self.spec(), outputs, targets)
+        loss, self._gradient = k.loss_and_gradient(self.spec(), outputs, targets, sample_weight)
         return loss
 
     __call__ = forward
 
-    def backward(self):
+    def backward(self) -> np.ndarray:
         """The gradient of the last `forward` with respect to its outputs, (batch, out_features).
 
         RuntimeError if there was none.
@@ -47,32 +118,364 @@ class Loss:
             raise RuntimeError("backward needs a forward pass to go back over, but there was none")
         return self._gradient.copy()
 
-    def spec(self) -> dict:
-        """What the kernels need to know."""
-        return {"kind": self.function, "name": type(self).__name__, "mean": True, "ignore_index": -100}
+    def hvp(self, outputs, targets, vector, sample_weight=None) -> np.ndarray:
+        """The second derivative of the loss with respect to the outputs, times a vector of their shape.
 
-    def get_config(self) -> dict:
-        """The constructor's arguments."""
+        Where the second derivative is zero almost everywhere (`L1Loss`, `QuantileLoss`, `NLLLoss`), so is this.
+
+        Parameters
+        ----------
+        outputs, targets, sample_weight
+            As in `forward`.
+        vector : array_like of shape (batch, out_features)
+
+        Returns
+        -------
+        ndarray of shape (batch, out_features)
+        """
+        k = kernels(real_dtype(outputs))
+        return k.loss_and_gradient(self.spec(), outputs, targets, sample_weight, vector)[1]
+
+    def spec(self) -> dict[str, Any] | None:
+        """What the kernels need to know (`fill_loss` in kernels/targets.pxi)."""
+        spec = {"kind": self.kind, "name": type(self).__name__, "mean": self.reduction == "mean", **self._parameters()}
+        if self.column is not None:
+            numbers = getattr(self, self.column)
+            spec["column"] = numbers.tolist() if isinstance(numbers, np.ndarray) else numbers
+            spec["column_name"] = self.column
+        return spec
+
+    def _parameters(self) -> dict[str, Any]:
+        """The numbers of the formula, by the kernels' names."""
         return {}
 
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON can hold them."""
+        config = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in config.items()}
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        arguments = inspect.signature(type(self)).parameters
+        shown = {name: value for name, value in self.get_config().items() if value != arguments[name].default}
+        return f"{type(self).__name__}({', '.join(f'{name}={reprlib.repr(value)}' for name, value in shown.items())})"
 
 
 class MSELoss(Loss):
-    """Mean squared error: the mean of (outputs - targets)**2 over all elements.
+    """Mean squared error: (outputs - targets)**2.
 
-    Targets have the shape of the outputs, (batch, out_features); in a model with one output, (batch,) will do.
+    Parameters
+    ----------
+    reduction : {"mean", "sum"}
+
+    Examples
+    --------
+    >>> loss = MSELoss()
+    >>> loss([[1.0, 2.0]], [[0.0, 0.0]])
+    2.5
+    >>> loss.backward()
+    array([[1., 2.]])
     """
 
-    function = "mse"
+    kind = "mse"
+
+
+class L1Loss(Loss):
+    """Mean absolute error: abs(outputs - targets). Where they are equal, the gradient is 0.
+
+    Parameters
+    ----------
+    reduction : {"mean", "sum"}
+    """
+
+    kind = "l1"
+
+
+class HuberLoss(Loss):
+    """Squared near the target, linear far from it: with d = outputs - targets, d**2 / 2 where abs(d) <= delta, and
+    delta (abs(d) - delta / 2) elsewhere.
+
+    Parameters
+    ----------
+    delta : float
+        Where the loss becomes linear, above 0.
+    reduction : {"mean", "sum"}
+    """
+
+    kind = "huber"
+
+    def __init__(self, *, delta=1.0, reduction="mean"):
+        super().__init__(reduction=reduction)
+        self.delta = positive("delta", delta)
+
+    def _parameters(self) -> dict[str, Any]:
+        return {"delta": self.delta}
+
+
+class SmoothL1Loss(Loss):
+    """`HuberLoss(delta=beta)` divided by beta: far from the target its slope is 1, whatever beta is.
+
+    Parameters
+    ----------
+    beta : float
+        Where the loss becomes linear, at least 0; 0 is `L1Loss`.
+    reduction : {"mean", "sum"}
+    """
+
+    kind = "huber"
+
+    def __init__(self, *, beta=1.0, reduction="mean"):
+        super().__init__(reduction=reduction)
+        self.beta = number("beta", beta, 0)
+
+    def _parameters(self) -> dict[str, Any]:
+        return {"delta": self.beta, "unit": self.beta}
+
+
+class BCEWithLogitsLoss(Loss):
+    """Binary cross-entropy of sigmoid(outputs): one yes or no for each output.
+
+    With p = sigmoid(y): -(pos_weight t log(p) + (1 - t) log(1 - p)), computed from the logits y so that nothing
+    overflows. Targets t are probabilities from 0 to 1.
+
+    Parameters
+    ----------
+    pos_weight : float or array_like of shape (out_features,), optional
+        Weight of the positives, one for all outputs or one for each: number of negatives / number of positives balances
+        them. Finite and not negative.
+    reduction : {"mean", "sum"}
+    """
+
+    kind = "bce"
+    column = "pos_weight"
+
+    def __init__(self, *, pos_weight=None, reduction="mean"):
+        super().__init__(reduction=reduction)
+        one = pos_weight is not None and np.ndim(pos_weight) == 0
+        self.pos_weight = number("pos_weight", pos_weight, 0) if one else _weights("pos_weight", pos_weight)
 
 
 class CrossEntropyLoss(Loss):
-    """Cross-entropy of softmax(outputs) against class indices, mean over the batch.
+    """Cross-entropy of softmax(outputs); the outputs are logits (batch, classes).
 
-    The outputs are logits of shape (batch, classes); targets are integers of shape (batch,), from 0 to classes - 1.
-    Computed as log(sum(exp(z - max))) + max - z[target], which does not overflow.
+    Targets are class indices, integers of shape (batch,) from 0 to classes - 1, or class probabilities, floats of shape
+    (batch, classes), which are used as they are: their sum is not made 1. A row's loss is the sum over the classes c of
+    -weight[c] q[c] log(softmax(outputs)[c]), where q is (1 - label_smoothing) times the probabilities (1 for the class
+    index) plus label_smoothing / classes. The mean divides by the sum of the weights of the class indices, or by the
+    number of rows for class probabilities, as in PyTorch, and either with the sample weights.
+
+    Parameters
+    ----------
+    weight : array_like of shape (classes,), optional
+        Class weights, finite and not negative.
+    ignore_index : int
+        Rows with this class index do not count.
+    label_smoothing : float
+        From 0 to 1 (Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2016).
+    reduction : {"mean", "sum"}
+
+    Examples
+    --------
+    >>> loss = CrossEntropyLoss()
+    >>> loss([[1.0, 1.0], [0.0, 100.0]], [0, 1])
+    0.34657359027997264
+    >>> loss([[1.0, 1.0], [0.0, 100.0]], [0, -100])
+    0.6931471805599453
     """
 
-    function = "cross_entropy"
+    kind = "cross_entropy"
+    column = "weight"
+
+    def __init__(self, weight=None, *, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
+        super().__init__(reduction=reduction)
+        self.weight = _weights("weight", weight)
+        self.ignore_index = _int64("ignore_index", ignore_index)
+        self.label_smoothing = number("label_smoothing", label_smoothing, 0)
+        if label_smoothing > 1:
+            raise ValueError(f"label_smoothing: expected at most 1, got {label_smoothing}")
+
+    def _parameters(self) -> dict[str, Any]:
+        return {"ignore_index": self.ignore_index, "smoothing": self.label_smoothing}
+
+
+class NLLLoss(Loss):
+    """Negative log-likelihood: -outputs[target], the outputs being log-probabilities (batch, classes).
+
+    After `LogSoftmax`, which together are `CrossEntropyLoss`. Targets are class indices as there.
+
+    Parameters
+    ----------
+    weight : array_like of shape (classes,), optional
+        Class weights, finite and not negative.
+    ignore_index : int
+        Rows with this class index do not count.
+    reduction : {"mean", "sum"}
+    """
+
+    kind = "nll"
+    column = "weight"
+
+    def __init__(self, weight=None, *, ignore_index=-100, reduction="mean"):
+        super().__init__(reduction=reduction)
+        self.weight = _weights("weight", weight)
+        self.ignore_index = _int64("ignore_index", ignore_index)
+
+    def _parameters(self) -> dict[str, Any]:
+        return {"ignore_index": self.ignore_index}
+
+
+class PoissonNLLLoss(Loss):
+    """Negative log-likelihood of counts with a Poisson distribution: exp(y) - t y, or y - t log(y + eps).
+
+    Targets t are counts: finite and not negative, not necessarily whole.
+
+    Parameters
+    ----------
+    log_input : bool
+        Whether the outputs y are logarithms of the rates (the first formula) or the rates (the second), which must then
+        be above -eps: elsewhere the loss is NaN.
+    full : bool
+        Add Stirling's approximation of log(t!), t log(t) - t + log(2 pi t) / 2, for t > 1. It changes no gradient.
+    eps : float
+        Keeps log(0) away if log_input is False.
+    reduction : {"mean", "sum"}
+    """
+
+    kind = "poisson"
+
+    def __init__(self, *, log_input=True, full=False, eps=1e-8, reduction="mean"):
+        super().__init__(reduction=reduction)
+        self.log_input = flag("log_input", log_input)
+        self.full = flag("full", full)
+        self.eps = number("eps", eps, 0)
+
+    def _parameters(self) -> dict[str, Any]:
+        return {"log_input": self.log_input, "full": self.full, "eps": self.eps}
+
+
+class QuantileLoss(Loss):
+    """Pinball loss: with d = targets - outputs, max(q d, (q - 1) d), least where the output is the targets' quantile q.
+
+    One output for each quantile (Koenker and Bassett, Regression Quantiles, 1978). Targets are (batch,) or (batch, 1),
+    the same for every quantile, or (batch, number of quantiles). Where d is 0, the gradient is 0.
+
+    Parameters
+    ----------
+    quantiles : float or array_like of shape (out_features,)
+        Between 0 and 1, both excluded.
+    reduction : {"mean", "sum"}
+
+    Examples
+    --------
+    >>> QuantileLoss([0.1, 0.5, 0.9])([[0.0, 1.0, 2.0]], [3.0])
+    0.7333333333333334
+    """
+
+    kind = "quantile"
+    column = "quantiles"
+
+    def __init__(self, quantiles, *, reduction="mean"):
+        super().__init__(reduction=reduction)
+        quantiles = [quantiles] if np.ndim(quantiles) == 0 else quantiles
+        self.quantiles = _numbers("quantiles", quantiles, "a number between 0 and 1", lambda q: (q > 0) & (q < 1))
+
+
+class CallableLoss(Loss):
+    """A loss of your own, in Python.
+
+    Parameters
+    ----------
+    function : callable
+        `function(outputs, targets)` returns (loss, gradient): a number, and its gradient with respect to the outputs,
+        an array of their shape. outputs is an array (batch, out_features) that must not be changed; targets are what
+        was passed as targets. Whether the loss is a mean over the batch is the function's business.
+
+    Notes
+    -----
+    Training goes forward natively, calls the function and goes back natively; the update is not fused. There are no
+    sample weights, since the function would not know of them, and no second derivative. The function cannot be saved
+    with a model.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> def log_cosh(outputs, targets):
+    ...     d = outputs - targets
+    ...     return np.log(np.cosh(d)).mean(), np.tanh(d) / d.size
+    >>> loss = CallableLoss(log_cosh)
+    >>> round(loss([[1.0]], [[0.0]]), 6)
+    0.433781
+    """
+
+    def __init__(self, function):
+        super().__init__()
+        if not callable(function):
+            raise TypeError(f"function: expected a callable (outputs, targets) -> (loss, gradient), got {function!r}")
+        self.function = function
+
+    def forward(self, outputs, targets, sample_weight=None) -> float:
+        """The function's loss of outputs (batch, out_features); its gradient is kept for `backward`.
+
+        Raises
+        ------
+        ValueError
+            If outputs are no matrix, the gradient has another shape or is not finite, or sample_weight is given.
+        TypeError
+            If the function does not return a number and an array of real numbers.
+        """
+        if sample_weight is not None:
+            raise ValueError(f"sample_weight: {self!r} has none, its function weighs the rows itself")
+        array = np.asarray(outputs)
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"outputs: expected real numbers, got dtype {array.dtype}")
+        if array.ndim != 2:
+            raise ValueError(f"outputs: expected shape 2 dimensions, got {array.shape}")
+        loss, self._gradient = self.value_and_gradient(array.astype(real_dtype(outputs), copy=False), targets)
+        return loss
+
+    __call__ = forward
+
+    def value_and_gradient(self, outputs: np.ndarray, targets) -> tuple[float, np.ndarray]:
+        """What the function returns for an array (batch, out_features), checked: a float and a C-contiguous array.
+
+        A loss that is not finite is passed on, as that of every other loss; errors as in `forward`.
+        """
+        result = self.function(outputs, targets)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"{self!r}: expected (loss, gradient), got {_described(result)}")
+        value, gradient = np.asarray(result[0]), np.asarray(result[1])
+        if value.dtype.kind not in "fiu" or value.size != 1:
+            raise TypeError(f"{self!r}: expected a number for the loss, got {_described(result[0])}")
+        if gradient.dtype.kind not in "fiu":
+            raise TypeError(f"{self!r}: expected a gradient of real numbers, got dtype {gradient.dtype}")
+        if gradient.shape != outputs.shape:
+            raise ValueError(
+                f"{self!r}: expected a gradient of the outputs' shape {outputs.shape}, got {gradient.shape}"
+            )
+        loss = float(value.item())
+        if np.isfinite(loss) and not np.isfinite(gradient).all():
+            row, column = np.argwhere(~np.isfinite(gradient))[0]
+            raise ValueError(f"{self!r}: the gradient at [{row}, {column}] is {gradient[row, column]}")
+        return loss, np.array(gradient, dtype=outputs.dtype, order="C")
+
+    def hvp(self, outputs, targets, vector, sample_weight=None) -> np.ndarray:
+        """NotImplementedError: the function has no second derivative."""
+        raise NotImplementedError(f"{self!r} has no second derivative")
+
+    def spec(self) -> None:
+        """None: the kernels do not know this loss."""
+
+    def get_config(self) -> dict[str, Any]:
+        """TypeError: a function cannot be written down as JSON."""
+        raise TypeError(
+            f"{self!r} holds a Python function, which cannot be saved: save the model without it, "
+            "cnn.Sequential(model.layers), or use a loss of the library"
+        )
+
+    def __repr__(self) -> str:
+        return f"CallableLoss({getattr(self.function, '__qualname__', repr(self.function))})"
+
+
+def _described(value) -> str:
+    """Type and shape of what a user's function returned."""
+    shape = f" of shape {value.shape}" if isinstance(value, np.ndarray) else ""
+    return f"{type(value).__name__}{shape}"

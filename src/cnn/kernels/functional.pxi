@@ -222,39 +222,51 @@ def sgd_step(param, grad, momentum_buffer, double lr, double momentum, double da
                 memcpy(data(m) + whole, end + 32, rest * sizeof(real))
 
 
-def loss_and_gradient(loss, outputs, targets, sample_weight=None):
-    """(loss, its gradient with respect to the outputs) of outputs (batch, n); loss: a loss's `spec()`."""
-    cdef cnp.ndarray y = as_matrix(outputs, -1, "outputs", ""), t, w = None, gradient
+def loss_and_gradient(loss, outputs, targets, sample_weight=None, vector=None):
+    """(loss, its gradient with respect to the outputs) of outputs (batch, n); loss: a loss's `spec()`.
+
+    With a vector (batch, n), the second derivative times that instead of the gradient.
+    """
+    cdef cnp.ndarray y = as_matrix(outputs, -1, "outputs", ""), t, w = None, v = None, gradient
     cdef Py_ssize_t batch = cnp.PyArray_DIM(y, 0), n = cnp.PyArray_DIM(y, 1), row = round_up(n, VL), correct = 0
-    cdef Py_ssize_t target_bytes
+    cdef Py_ssize_t size = batch * row, target_bytes
     cdef const char* target
     cdef const real* weight = NULL
+    cdef bint second = vector is not None
     cdef LossSpec spec
     cdef void* memory
     cdef real* z
     cdef double total, weights, scale
     if batch == 0 or n == 0:
         raise ValueError(f"outputs: expected at least one row and one column, got shape {np.shape(y)}")
-    fill_loss(&spec, loss, n)
     try:
+        fill_loss(&spec, loss, n)
         t = as_targets(&spec, targets, batch, n, "targets", "", "outputs")
         if sample_weight is not None:
             w = as_weights(sample_weight, batch, "sample_weight")
             weight = data(w)
+        if second:
+            v = as_matrix(vector, n, "vector", "")
+            if cnp.PyArray_DIM(v, 0) != batch:
+                raise ValueError(f"vector: expected {batch} rows, as many as outputs has, got {cnp.PyArray_DIM(v, 0)}")
         spec.labels = cnp.PyArray_NDIM(t) == 1
         target = <const char*>cnp.PyArray_DATA(t)
         target_bytes = sizeof(int64_t) if spec.labels else row_stride(t) * sizeof(real)
         weights = loss_weight(&spec, batch, target, target_bytes, weight)
         if spec.mean and weights == 0:
-            raise ValueError("the mean loss is not defined: every row is ignored or has the weight 0")
+            raise ValueError("the mean loss is not defined: all rows are ignored or have the weight 0")
         scale = loss_scale(&spec, weights)
         gradient = empty_matrix(batch, n)
-        z = allocate(2 * batch * row, &memory)
+        z = allocate(3 * size, &memory)
         copy_rows(batch, n, data(y), row_stride(y), z, row)
+        if second:
+            copy_rows(batch, n, data(v), row_stride(v), z + 2 * size, row)
         with nogil:
-            total = loss_rows(&spec, batch, n, z, row, target, target_bytes, weight, scale, z + batch * row, row,
-                              &correct)
-        copy_rows(batch, n, z + batch * row, row, data(gradient), n)
+            total = loss_rows(&spec, batch, n, z, row, target, target_bytes, weight, scale, z + size, row, &correct)
+            if second:
+                loss_hessian_rows(&spec, batch, n, z, row, target, target_bytes, weight, scale, z + 2 * size, row,
+                                  z + size, row)
+        copy_rows(batch, n, z + size, row, data(gradient), n)
         free(memory)
         return total / weights if spec.mean else total, gradient
     finally:

@@ -1,15 +1,15 @@
-# Losses: value, gradient and second derivative of each row, in as few passes over the outputs as they need. Plain C; what
-# Python gives is checked in targets.pxi.
+# Losses: value, gradient and second derivative of each row, in as few passes over the outputs as they need. Plain C;
+# what Python gives is checked in targets.pxi.
 #
-# Every function returns a weighted sum over its rows and no mean, so that parts of a batch add up; dividing by the sum
-# of the weights (loss_weight) is the caller's, who puts it into `scale`. The mean over the columns of an elementwise
-# loss is taken here. Gradients may be NULL: the loss alone.
+# What they return is a weighted sum over the rows and no mean, so that parts of a batch add up; dividing by the sum of
+# the weights (loss_weight) is the caller's, who puts it into `scale`. The mean over the columns of an elementwise loss
+# is taken here. dy may be NULL: the loss alone.
 #
-# A row counts with the weight of its sample times that of its class. Rows whose class index is ignore_index, and rows of
-# weight 0, have the loss 0 and the gradient 0, whatever their outputs are.
+# A row counts with the weight of its sample times that of its class. Rows whose class index is ignore_index, and rows
+# of sample weight 0, have the loss 0 and the gradient 0, whatever their outputs are.
 #
-# Rows of y, dy, v and hv are padded to VL, those of targets are not. The padding of y is not relied upon where that
-# matters; that of dy and hv is set to zero: the products rely on it.
+# Rows of y, dy, v and hv are padded to VL, those of targets are not. The padding of y is zero, or for the losses of
+# classes anything; that of dy and hv is set to zero: the products rely on it.
 
 cdef enum LossKind:
     LOSS_NONE
@@ -36,17 +36,14 @@ cdef struct LossSpec:
     real* column            # NULL, or a number for each column, padded with zeros: class weight, pos_weight, quantile
 
 
-cdef real[16] LANE = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
-
-
-cdef inline vf first_lanes(vf a, Py_ssize_t n, double rest) noexcept nogil:
-    """a in the first n lanes, `rest` in the others."""
-    return vf_select_gt(vf_set(<real>n), vf_load(LANE), a, number(rest))
-
-
 cdef inline vf load_part(const real* row, Py_ssize_t j, Py_ssize_t n) noexcept nogil:
     """Elements j and following of a row of n that may end there; zero after its end."""
     return vf_load(row + j) if j + VL <= n else vf_load_first(row + j, n - j)
+
+
+cdef inline vf cut_off(vf a, Py_ssize_t j, Py_ssize_t n, double rest) noexcept nogil:
+    """Elements j and following of a row of n, `rest` after its end."""
+    return a if j + VL <= n else vf_first(a, n - j, number(rest))
 
 
 cdef inline vf column_part(const LossSpec* spec, Py_ssize_t j) noexcept nogil:
@@ -178,10 +175,10 @@ cdef inline double elementwise(LossKind kind, const LossSpec* spec, Py_ssize_t b
             if whole < n:
                 value = element(kind, spec, vf_load(y + whole), vf_load_first(target + whole, n - whole),
                                 column_part(spec, whole), &slope)
-                sums = sums + (value if clean else first_lanes(value, n - whole, 0))
+                sums = sums + (value if clean else vf_first(value, n - whole, number(0)))
                 if dy != NULL:
                     slope = factor * slope
-                    vf_store(dy + whole, slope if clean else first_lanes(slope, n - whole, 0))
+                    vf_store(dy + whole, slope if clean else vf_first(slope, n - whole, number(0)))
             total += w * vf_sum(sums, VL)
         y += y_row
         target += target_row
@@ -207,7 +204,7 @@ cdef inline void elementwise_hessian(LossKind kind, const LossSpec* spec, Py_ssi
             for j from 0 <= j < n by VL:
                 h = curvature(kind, spec, vf_load(y + j), load_part(target, j, n), column_part(spec, j))
                 h = vf_set(<real>w) * h * vf_load(v + j)
-                vf_store(hv + j, first_lanes(h, n - j, 0))
+                vf_store(hv + j, cut_off(h, j, n, 0))
         y += y_row
         target += target_row
         v += v_row
@@ -249,8 +246,7 @@ cdef inline vf class_shares(bint labels, const LossSpec* spec, const real* p, Py
 
 cdef inline vf logits(const real* z, Py_ssize_t j, Py_ssize_t n) noexcept nogil:
     """Logits j and following of a row; -inf after its end, where the exponential is zero."""
-    cdef vf a = vf_load(z + j)
-    return a if j + VL <= n else first_lanes(a, n - j, -INFINITY)
+    return cut_off(vf_load(z + j), j, n, -INFINITY)
 
 
 cdef inline real largest_logit(const real* z, Py_ssize_t n) noexcept nogil:
@@ -277,17 +273,18 @@ cdef inline double cross_entropy(bint labels, bint dense, const LossSpec* spec, 
     cdef vf a, e, x, sums, mass, cross
     cdef real largest
     cdef double w, share = 0, total_share, row_loss, exp_sum, total = 0
-    cdef const real* p = NULL
+    cdef const real* p = <const real*>target
+    cdef bint ignored = False
     for i in range(batch):
         w = row_weight(weight, i)
         if labels:
             label = (<const int64_t*>target)[0]
-        else:
-            p = <const real*>target
-        if w == 0 or labels and label == spec.ignore_index:
+            ignored = label == spec.ignore_index
+        if w == 0 or ignored:
             if dz != NULL:
                 memset(dz, 0, round_up(n, VL) * sizeof(real))
-            correct[0] += first_largest(n, z) == (label if labels else first_largest(n, p))
+            if not ignored:
+                correct[0] += first_largest(n, z) == (label if labels else first_largest(n, p))
         else:
             largest = largest_logit(z, n)
             sums = mass = cross = vf_set(0)
@@ -332,6 +329,7 @@ cdef inline double cross_entropy(bint labels, bint dense, const LossSpec* spec, 
                     dz[label] -= <real>(w * share)
         z += z_row
         target += target_bytes
+        p = <const real*>target
         if dz != NULL:
             dz += dz_row
     return total
@@ -360,7 +358,7 @@ cdef void cross_entropy_hessian(const LossSpec* spec, Py_ssize_t batch, Py_ssize
                 e = v_exp(logits(z, j, n) - vf_set(largest))
                 vf_store(hv + j, e)
                 sums = sums + e
-                dot = vf_fma(e, first_lanes(vf_load(v + j), n - j, 0), dot)
+                dot = vf_fma(e, cut_off(vf_load(v + j), j, n, 0), dot)
                 if dense:
                     mass = mass + class_shares(spec.labels, spec, <const real*>target, j, n)
             exp_sum = vf_sum(sums, VL)
@@ -368,7 +366,7 @@ cdef void cross_entropy_hessian(const LossSpec* spec, Py_ssize_t batch, Py_ssize
             w *= scale / exp_sum * (vf_sum(mass, VL) + (label_share(spec, label) if spec.labels else 0))
             for j from 0 <= j < n by VL:
                 e = vf_set(<real>w) * vf_load(hv + j) * (vf_load(v + j) - vf_set(<real>average))
-                vf_store(hv + j, first_lanes(e, n - j, 0))
+                vf_store(hv + j, cut_off(e, j, n, 0))
         z += z_row
         target += target_bytes
         v += v_row
@@ -385,11 +383,11 @@ cdef double negative_log_likelihood(const LossSpec* spec, Py_ssize_t batch, Py_s
     for i in range(batch):
         label = (<const int64_t*>target)[0]
         w = row_weight(weight, i)
-        best = first_largest(n, y)
-        correct[0] += best == label
         if dy != NULL:
             memset(dy, 0, round_up(n, VL) * sizeof(real))
         if label != spec.ignore_index:
+            best = first_largest(n, y)
+            correct[0] += best == label
             w *= label_share(spec, label)
             if w != 0:
                 total -= w * (y[label] if best >= 0 else <double>NAN)

@@ -13,39 +13,46 @@ LOSSES = {
 }
 
 
+# The largest finite number.
+cdef double LARGEST = np.finfo(DTYPE).max
+
+
 cdef int fill_loss(LossSpec* spec, object loss, Py_ssize_t outputs) except -1:
     """Fill in a LossSpec, to be cleared with clear_loss, from a loss's `spec()`, for this many outputs.
 
-    ValueError if the loss has another number of columns.
+    ValueError if the loss is made for another number of them.
     """
     cdef Py_ssize_t j
-    cdef double unit = <double>loss.get("unit", 1.0)
-    column = loss.get("column")
     memset(spec, 0, sizeof(LossSpec))
+    column = loss.get("column")
     spec.kind = <LossKind><int>LOSSES[loss["kind"]]
     spec.labels = spec.kind == LOSS_CROSS_ENTROPY or spec.kind == LOSS_NLL
     spec.mean = loss["mean"]
     spec.delta = <double>loss.get("delta", 0.0)
-    spec.unit = unit
-    if spec.kind == LOSS_HUBER and <real>unit == 0:         # SmoothL1Loss(beta=0)
+    spec.unit = <double>loss.get("unit", 1.0)
+    if spec.kind == LOSS_HUBER and <real>spec.unit == 0:         # SmoothL1Loss(beta=0)
         spec.kind = LOSS_L1
     spec.smoothing = <double>loss.get("smoothing", 0.0)
     spec.eps = <double>loss.get("eps", 0.0)
     spec.log_input = loss.get("log_input", False)
     spec.full = loss.get("full", False)
     spec.ignore_index = loss.get("ignore_index", -1)
-    if spec.smoothing > 0 and column is None:
-        column = [1.0] * outputs
+    if column is None and spec.smoothing > 0:
+        column = 1.0
     if column is None:
         return 0
-    if len(column) != outputs and not (spec.kind == LOSS_BCE and len(column) == 1):
+    if isinstance(column, float):           # one for all
+        column = [column] * outputs
+    if len(column) != outputs:
         raise ValueError(f"{loss['name']}: {loss['column_name']} has {len(column)} entries, but there are {outputs} "
                          "outputs")
     spec.column = <real*>calloc(round_up(outputs, VL), sizeof(real))
     if spec.column == NULL:
         raise MemoryError()
     for j in range(outputs):
-        spec.column[j] = <real><double>column[j if len(column) > 1 else 0]
+        spec.column[j] = <real><double>column[j]
+        if not isfinite(spec.column[j]):
+            raise ValueError(f"{loss['name']}: {loss['column_name']}[{j}] is {column[j]}, too large for {DTYPE}")
     return 0
 
 
@@ -55,18 +62,17 @@ cdef void clear_loss(LossSpec* spec) noexcept:
     memset(spec, 0, sizeof(LossSpec))
 
 
-cdef bint within(cnp.ndarray a, double low, double high, Py_ssize_t* place) noexcept nogil:
-    """Whether all numbers of a matrix are from low to high; if not, the first that is not is at `place`."""
+cdef bint within(cnp.ndarray a, double high, Py_ssize_t* place) noexcept:
+    """Whether all numbers of a matrix are from 0 to high; if not, `place` is that of the first that is not."""
     cdef Py_ssize_t i, j, n = cnp.PyArray_DIM(a, 1)
     cdef const real* row = data(a)
-    cdef bint good
+    cdef bint good = True
     for i in range(cnp.PyArray_DIM(a, 0)):
-        good = True
         for j in range(n):
-            good = good & (row[j] >= low) & (row[j] <= high)
+            good = good & (row[j] >= 0) & (row[j] <= high)
         if not good:
             for j in range(n):
-                if not (low <= row[j] <= high):
+                if not (0 <= row[j] <= high):
                     place[0] = i
                     place[1] = j
                     return False
@@ -74,11 +80,10 @@ cdef bint within(cnp.ndarray a, double low, double high, Py_ssize_t* place) noex
     return True
 
 
-cdef int require(cnp.ndarray a, double low, double high, str name, str what) except -1:
-    """ValueError that names the first number of a matrix that is not from low to high (and finite)."""
+cdef int require(cnp.ndarray a, double high, str name, str what) except -1:
+    """ValueError that names the first number of a matrix that is not from 0 to high, if there is one."""
     cdef Py_ssize_t[2] place
-    cdef double largest = <double>(3.4028234663852886e38 if not CNN_REAL64 else 1.7976931348623157e308)
-    if not within(a, low, high if high < largest else largest, place):
+    if not within(a, high, place):
         raise ValueError(f"{name}[{place[0]}, {place[1]}] is {a[place[0], place[1]]}, expected {what}")
     return 0
 
@@ -87,6 +92,7 @@ cdef cnp.ndarray as_labels(const LossSpec* spec, object a, Py_ssize_t classes, s
     """a as contiguous int64 class indices of shape (batch,), all in 0 .. classes - 1 or the ignored one."""
     cdef cnp.ndarray labels
     cdef const int64_t* label
+    cdef int64_t ignored = spec.ignore_index
     cdef Py_ssize_t i
     cdef str loss = "NLLLoss" if spec.kind == LOSS_NLL else "CrossEntropyLoss"
     given = a if cnp.PyArray_CheckExact(a) else np.asarray(a)
@@ -94,13 +100,15 @@ cdef cnp.ndarray as_labels(const LossSpec* spec, object a, Py_ssize_t classes, s
         raise TypeError(f"{name}: {loss} expects integer class indices, got dtype {given.dtype}")
     if given.ndim != 1:
         raise ValueError(f"{name}: {loss} expects class indices of shape (batch,), got {given.shape}")
+    if ignored < 0 and given.dtype.kind == "u":
+        ignored = 0             # no unsigned number is below 0, whatever it is as int64; a valid index does no harm
     labels = given
     if cnp.PyArray_TYPE(labels) != cnp.NPY_INT64 or not cnp.PyArray_IS_C_CONTIGUOUS(labels) \
             or not cnp.PyArray_ISBEHAVED_RO(labels):
         labels = np.array(labels, dtype=np.int64, order="C")
     label = <const int64_t*>cnp.PyArray_DATA(labels)
     for i in range(cnp.PyArray_DIM(labels, 0)):
-        if <uint64_t>label[i] >= <uint64_t>classes and (label[i] != spec.ignore_index or given[i] != label[i]):
+        if <uint64_t>label[i] >= <uint64_t>classes and label[i] != ignored:
             raise ValueError(f"{name}[{i}] is {given[i]}, expected a class index from 0 to {classes - 1}")
     return labels
 
@@ -129,11 +137,11 @@ cdef cnp.ndarray as_targets(const LossSpec* spec, object y, Py_ssize_t batch, Py
     if cnp.PyArray_DIM(t, 0) != batch:
         raise ValueError(f"{name}: expected {batch} rows, as many as {rows_of} has, got {cnp.PyArray_DIM(t, 0)}")
     if spec.kind == LOSS_BCE:
-        require(t, 0, 1, name, "a probability from 0 to 1")
+        require(t, 1, name, "a probability from 0 to 1")
     elif spec.kind == LOSS_POISSON:
-        require(t, 0, INFINITY, name, "a finite count, not below 0")
+        require(t, LARGEST, name, "a finite count, not below 0")
     elif not labels and spec.kind == LOSS_CROSS_ENTROPY:
-        require(t, 0, INFINITY, name, "a finite class probability, not below 0")
+        require(t, LARGEST, name, "a finite class probability, not below 0")
     return t
 
 
