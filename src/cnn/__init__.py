@@ -7,6 +7,7 @@ from ._config import show_config
 from ._threads import get_num_threads, set_num_threads
 from .branches import Add, Concat, Maximum, Multiply
 from .checkpoint import load
+from .gradcheck import gradcheck
 from .layers import (
     ELU,
     GELU,
@@ -101,6 +102,7 @@ __all__ = [
     "Tanh",
     "functional",
     "get_num_threads",
+    "gradcheck",
     "initializers",
     "load",
     "set_num_threads",

@@ -21,7 +21,9 @@ class Place:
     layer: Any
 
     def __str__(self) -> str:
-        return f"layer {self.label}, {self.layer!r}"
+        name = repr(self.layer)
+        short = len(name) <= 80 and "\n" not in name
+        return f"layer {self.label}, {name if short else f'{type(self.layer).__name__}(...)'}"
 
 
 @dataclass

@@ -300,8 +300,8 @@ cdef void norm_second(const Network* net, const Tangents* t, const Op* op, const
     """dx and dx', and the row's part of dw' = sum of dy' xhat + dy xhat' and db' = sum of dy', which are added up.
 
     g = dy w, g' = dy' w + dy w'. Batch norm: dx = rstd g, dx' = rstd g'. Layer norm: dx = rstd (g - mean(g) - xhat h),
-    h = mean(g xhat); dx' = rstd (g' - mean(g') - xhat' h - xhat h' - c (g - mean(g) - xhat h)), the last term being
-    that of rstd' = -c rstd**2.
+    h = mean(g xhat); dx' = rstd (g' - mean(g') - xhat' h - xhat h' - c dx), the last term being that of
+    rstd' = -c rstd**2.
     """
     cdef const real* w = norm_weight(net, op)
     cdef real* dw = t.grads + op.weight
@@ -332,10 +332,10 @@ cdef void norm_second(const Network* net, const Tangents* t, const Op* op, const
     h_t = vf_set(share * vf_sum(h_t, VL))
     for j from 0 <= j < op.n_out by VL:         # batch norm: all sums are zero
         xhat = normalised(op, extra, x, x_t, shift, c, j, &rstd, &xhat_t)
-        g = weighted(vf_load(dy + j), w, j) - mean - xhat * h
+        g = rstd * (weighted(vf_load(dy + j), w, j) - mean - xhat * h)
         g_t = weighted(vf_load(dy_t + j), w, j) - mean_t - xhat_t * h - xhat * h_t - c * g
         g_t = vf_fma(vf_load(dy + j), direction(t, op.weight + j, op.has_weight), g_t)
-        vf_store(dx + j, joined(add, dx + j, inside(rstd * g, j, op.n_out)))
+        vf_store(dx + j, joined(add, dx + j, inside(g, j, op.n_out)))
         vf_store(dx_t + j, joined(add, dx_t + j, inside(rstd * g_t, j, op.n_out)))
 
 
