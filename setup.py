@@ -69,14 +69,14 @@ DIRECTIVES = {
 
 # A file whose date changes with the switches: all modules depend on it.
 SETTINGS = Path("build/settings.txt")
-DEPENDS = [str(SETTINGS), "setup.py", *sorted(glob.glob("src/cnn/kernels/*"))]
+DEPENDS = [str(SETTINGS), "setup.py", *sorted(glob.glob("src/cnn/kernels/*")), "src/cnn/include/cnn.h"]
 
 
 def extension(name, source, macros=(), flags=()):
     return Extension(
         f"cnn.{name}",
         [source],
-        include_dirs=["src/cnn", "src/cnn/kernels", numpy.get_include()],
+        include_dirs=["src/cnn", "src/cnn/kernels", "src/cnn/include", numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), *macros],
         extra_compile_args=[*COMPILE, *flags],
         extra_link_args=LINK,

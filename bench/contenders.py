@@ -11,10 +11,15 @@ Libraries are imported in `prepare`, so that only the ones that are measured are
 
 from __future__ import annotations
 
+import ctypes
+import shutil
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,7 +100,8 @@ class Cnn(Contender):
     package = "cnn"
     python_loop = False
 
-    def prepare(self, workload, problem, form=""):
+    @staticmethod
+    def model(workload: Workload, problem: Problem) -> Any:
         import cnn
 
         activation = {"relu": cnn.ReLU, "tanh": cnn.Tanh}[workload.activation]
@@ -109,6 +115,10 @@ class Cnn(Contender):
             optimizer = cnn.SGD(LR)
         model = cnn.Sequential(layers, optimizer=optimizer, dtype=workload.dtype)
         model.parameters = problem.flat
+        return model
+
+    def prepare(self, workload, problem, form=""):
+        model = self.model(workload, problem)
         x, y, steps = problem.x, problem.y, range(problem.steps)
         threads = self.threads
 
@@ -137,6 +147,42 @@ class Cnn(Contender):
 
         call = {"fit": fit, "step": step, "gradient": gradient, "predict": predict}[workload.kind]
         return Run(call, lambda: np.asarray(model.parameters, np.float64), problem.steps)
+
+
+class CnnC(Contender):
+    """The header that `cnn.to_c` writes, compiled for this machine: the loop over the calls is in C too."""
+
+    label = "cnn.to_c"
+    package = "cnn"
+    python_loop = False
+
+    def can(self, workload):
+        return workload.kind == "predict" and workload.batch == 1 and shutil.which("cc") is not None
+
+    def prepare(self, workload, problem, form=""):
+        import cnn
+
+        model = Cnn.model(workload, problem)
+        real = {"float32": "float", "float64": "double"}[workload.dtype]
+        with tempfile.TemporaryDirectory() as folder:
+            cnn.to_c(model, Path(folder, "policy.h"))
+            Path(folder, "policy.c").write_text(
+                f'#include "policy.h"\n'
+                f"void run(const {real} *x, {real} *y, long n) {{ while (n-- > 0) policy(x, y); }}\n"
+            )
+            flags = ["-std=c99", "-O3", "-march=native", "-shared", "-fPIC"]
+            command = ["cc", *flags, "policy.c", "-o", "policy.so", "-lm"]
+            subprocess.run(command, cwd=folder, check=True)
+            library = ctypes.CDLL(str(Path(folder, "policy.so")))
+        x, outputs = problem.x, np.empty((1, workload.widths[-1]), workload.dtype)
+        steps = ctypes.c_long(problem.steps)
+        pointers = ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(outputs.ctypes.data)
+
+        def call():
+            library.run(*pointers, steps)
+            return outputs
+
+        return Run(call, lambda: problem.flat, problem.steps)
 
 
 # ---- NumPy -------------------------------------------------------------------------------------------------------
@@ -648,6 +694,7 @@ def onnx_model(workload: Workload, problem: Problem) -> bytes:
 
 CONTENDERS: dict[str, type[Contender]] = {
     "cnn": Cnn,
+    "cnn-c": CnnC,
     "numpy": NumPy,
     "torch": PyTorch,
     "jax": Jax,

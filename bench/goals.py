@@ -11,6 +11,7 @@ import workloads
 LABELS = {
     "cnn": "cnn",
     "cnn-1": "cnn, one thread",
+    "cnn-c": "cnn.to_c",
     "numpy": "NumPy",
     "torch": "PyTorch",
     "jax": "JAX",

@@ -27,7 +27,7 @@ from goals import LABELS
 HERE = Path(__file__).resolve().parent
 STORE = HERE.parent / ".benchmarks" / "results.json"
 PEERS = ("numpy", "torch", "jax", "sklearn", "onnxruntime")
-FULL = ("main", "readme", "threads2", "noisy", "float64", "avx2", "scaling")
+FULL = ("main", "readme", "threads2", "noisy", "float64", "avx2", "exported", "scaling")
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------------
@@ -181,6 +181,17 @@ def forms_table(group: dict[str, Any]) -> list[str]:
     return table(["µs a step", "cnn", *(f"JAX, {name}" for name in names)], rows) if rows else []
 
 
+def exported_table(group: dict[str, Any]) -> list[str]:
+    """A network as C beside `predict` and the strongest runtime of another."""
+    names = list(dict.fromkeys(who for times in group["rows"].values() for who in times))
+    known = {row.id: row for row in workloads.GROUPS[group["group"]].rows}
+    rows = [
+        [f"**{id}**: {known[id].title}; `{known[id].verb}`", *(micros(times.get(who)) for who in names)]
+        for id, times in group["rows"].items()
+    ]
+    return table(["µs a step", *(LABELS[who] for who in names)], rows)
+
+
 def threads_table(group: dict[str, Any]) -> list[str]:
     peers = present(group)
     rows = []
@@ -315,6 +326,14 @@ def report(results: dict[str, Any]) -> str:
             "no switch for it.",
             "",
             *plain_table(groups["avx2"]),
+        ]
+    if "exported" in groups:
+        lines += [
+            "## As C",
+            "",
+            "What `cnn.to_c` writes, compiled with -O3 -march=native and called from C.",
+            "",
+            *exported_table(groups["exported"]),
         ]
     if "scaling" in groups:
         lines += [

@@ -165,6 +165,7 @@ GROUPS = {
         tuple(_plain(ROW[id]) for id in MIDDLE), ("cnn", "numpy", "torch", "jax", "sklearn"), isa="v3", rounds=10
     ),
     "scaling": Group((*SCALING_BATCH, *SCALING_WIDTH), ("cnn", "numpy", "torch", "jax", "sklearn"), rounds=8),
+    "exported": Group((_plain(ROW["act1"]),), ("cnn", "cnn-c", "onnxruntime")),
     "quick": Group(tuple(ROW[id] for id in QUICK), ("cnn", "numpy", "jax", "onnxruntime"), rounds=10),
 }
 

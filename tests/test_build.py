@@ -54,7 +54,7 @@ def test_package_under_test():
     if os.environ.get("CNN_TEST_WHEEL"):
         assert package == Path(sysconfig.get_path("platlib"), "cnn")
         suffixes = {Path(path).suffix for path in package.rglob("*") if path.is_file()}
-        assert suffixes <= {".py", ".pyc", ".pyi", ".pxd", ".so", ".typed"}
+        assert suffixes <= {".py", ".pyc", ".pyi", ".pxd", ".h", ".so", ".typed"}
         assert output("import importlib.metadata as m; print(m.version('cnn'))") == cnn.__version__
     else:
         assert package == Path(__file__).parents[1] / "src" / "cnn"

@@ -10,9 +10,9 @@ import pytest
 import cnn
 
 MODULES = [cnn] + [
-    importlib.import_module(f"cnn.{module.name}")
-    for module in pkgutil.iter_modules(cnn.__path__)
-    if not module.name.startswith("_kernels")
+    importlib.import_module(module.name)
+    for module in pkgutil.walk_packages(cnn.__path__, "cnn.")
+    if not module.name.startswith("cnn._kernels")
 ]
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import signal
 import sys
 import threading
 from _thread import interrupt_main
@@ -13,6 +14,7 @@ from arrays import LAYOUTS, laid_out
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import assert_close, batch_for, build, chain, specs
+from sklearn.utils.class_weight import compute_class_weight
 
 import cnn
 from cnn import _dispatch, training
@@ -265,10 +267,11 @@ def test_progress_lines(isa, capsys):
     history = model.fit(x, y, epochs=3, validation_data=(x, y), progress=True)
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines() == [
-        f"epoch {i + 1}/3  " + "  ".join(f"{name} {values[i]:.4f}" for name, values in history.items())
-        for i in range(3)
-    ]
+    for i, line in enumerate(err.splitlines(), 1):
+        numbers = "  ".join(f"{name} {values[i - 1]:.4f}" for name, values in history.items())
+        left = "" if i == 3 else "  0:00 left"
+        assert re.fullmatch(re.escape(f"epoch {i}/3  {numbers}  ") + r"[\d,]+ samples/s" + left, line), line
+    assert i == 3
     for progress in ("auto", False):
         model.fit(x, y, epochs=3, progress=progress)
     assert capsys.readouterr() == ("", "")
@@ -305,6 +308,321 @@ def test_progress_without_stderr(isa, monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     for progress in ("auto", True, False):
         assert model_of(spec, "mse", "float32").fit(x, y, progress=progress)["loss"]
+
+
+# weights -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_whole_weights_are_repeated_rows(loss, shuffle):
+    """In one batch: a row of weight 2 is two rows, one of weight 0 is none."""
+    spec = chain(5, 9, 3)
+    x, y = batch_for(spec, loss, 6, np.float64)
+    w = np.array([1, 2, 0, 1, 3, 1])
+    rows = np.repeat(np.arange(6), w)
+    weighted, repeated = (model_of(spec, loss, "float64", lr=0.1, momentum=0.5) for _ in range(2))
+    history = weighted.fit(x, y, epochs=5, batch_size=6, sample_weight=w, shuffle=shuffle, validation_data=(x, y, w))
+    expected = repeated.fit(x[rows], y[rows], epochs=5, batch_size=8, shuffle=False, validation_data=(x[rows], y[rows]))
+    for name in ("loss", "val_loss"):
+        assert_close(history[name], expected[name], 1e-12, name)
+    assert_close(weighted.parameters, repeated.parameters, 1e-12)
+    assert weighted.evaluate(x, y, w)["loss"] == pytest.approx(repeated.evaluate(x[rows], y[rows])["loss"], rel=1e-12)
+
+
+def test_weights_in_batches_blocks_and_splits():
+    """The same wherever they come from."""
+    spec = chain(5, 9, 3)
+    x, y = batch_for(spec, "mse", 40, np.float64)
+    w = np.random.default_rng(0).uniform(0.5, 2, 40)
+    expected, *others = (model_of(spec, "mse", "float64", lr=0.1) for _ in range(4))
+    history = expected.fit(
+        x[:30],
+        y[:30],
+        batch_size=10,
+        epochs=2,
+        shuffle=False,
+        sample_weight=w[:30],
+        validation_data=(x[30:], y[30:], w[30:]),
+    )
+    batches = [(x[i : i + 10], y[i : i + 10], w[i : i + 10]) for i in range(0, 40, 10)]
+    histories = [
+        others[0].fit(x, y, batch_size=10, epochs=2, shuffle=False, sample_weight=w, validation_split=0.25),
+        others[1].fit(batches[:3], epochs=2, shuffle=False, validation_data=batches[3:]),
+        others[2].fit(cnn.Blocks(x, y, w, rows=10), batch_size=10, epochs=2, shuffle=False, validation_split=0.25),
+    ]
+    for model, other in zip(others, histories, strict=True):
+        assert_close(other["loss"], history["loss"], 1e-12)
+        assert_close(other["val_loss"], history["val_loss"], 1e-12)
+        np.testing.assert_array_equal(model.parameters, expected.parameters)
+
+
+@pytest.mark.parametrize("how", ["dict", "balanced"])
+@pytest.mark.parametrize("source", ["array", "blocks", "batches"])
+def test_class_weights(how, source):
+    """As sample weights of the rows' classes; "balanced" by scikit-learn's formula."""
+    spec = chain(5, 9, 3)
+    x, _ = batch_for(spec, "cross_entropy", 40, np.float64)
+    y = np.random.default_rng(0).choice(3, 40, p=[0.7, 0.2, 0.1])
+    own = np.linspace(0.5, 1, 40)
+    weights = {0: 0.5, 2: 3.0}
+    by_class = np.array([0.5, 1.0, 3.0])
+    if how == "balanced":
+        by_class = compute_class_weight("balanced", classes=np.arange(3), y=y)
+        weights = "balanced" if source != "batches" else dict(enumerate(by_class))
+    expected, model = (model_of(spec, "cross_entropy", "float64", lr=0.1) for _ in range(2))
+    settings = {"batch_size": 10, "epochs": 2, "shuffle": False, "validation_data": (x, y)}
+    history = expected.fit(x, y, sample_weight=own * by_class[y], **settings)
+    if source == "array":
+        other = model.fit(x, y, sample_weight=own, class_weight=weights, **settings)
+    elif source == "blocks":
+        other = model.fit(cnn.Blocks(x, y, own, rows=10), class_weight=weights, **settings)
+    else:
+        batches = [(x[i : i + 10], y[i : i + 10], own[i : i + 10]) for i in range(0, 40, 10)]
+        other = model.fit(batches, class_weight=weights, **settings)
+    assert_close(other["loss"], history["loss"], 1e-12)
+    assert_close(model.parameters, expected.parameters, 1e-12)
+    assert other["accuracy"] == history["accuracy"]
+
+
+def test_balanced_classes_that_do_not_occur():
+    """Each class that is there has the same part, as in scikit-learn; one that is not has nothing to weigh."""
+    spec = chain(5, 9, 4)
+    x, _ = batch_for(spec, "cross_entropy", 12, np.float64)
+    y = np.repeat([0, 3], [9, 3])
+    one, other = (model_of(spec, "cross_entropy", "float64", lr=0.1) for _ in range(2))
+    one.fit(x, y, class_weight="balanced", shuffle=False)
+    other.fit(x, y, sample_weight=12 / (2 * np.where(y == 0, 9, 3)), shuffle=False)
+    np.testing.assert_array_equal(one.parameters, other.parameters)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"sample_weight": np.ones(5)}, ValueError, r"^sample_weight: expected shape \(6,\), .*got \(5,\)"),
+        ({"sample_weight": -np.ones(6)}, ValueError, r"^sample_weight"),
+        ({"sample_weight": np.full(6, np.nan)}, ValueError, r"^sample_weight"),
+        ({"sample_weight": np.zeros(6)}, ValueError, r"^sample_weight: expected at least one weight above 0"),
+        ({"sample_weight": ["a"] * 6}, TypeError, r"^sample_weight: expected real numbers, got dtype"),
+        ({"class_weight": {3: 1.0}}, ValueError, r"^class_weight: unknown class 3: expected indices from 0 to 2"),
+        ({"class_weight": {"a": 1.0}}, ValueError, r"^class_weight: unknown class 'a': expected indices from 0 to 2"),
+        ({"class_weight": {1: -1.0}}, ValueError, r"^class_weight: expected a finite weight of at least 0 for class 1"),
+        ({"class_weight": {1: np.nan}}, ValueError, r"^class_weight: expected a finite weight .* for class 1, got nan"),
+        ({"class_weight": {1: "much"}}, TypeError, r"^class_weight: expected a number for class 1, got 'much'"),
+        ({"class_weight": "even"}, ValueError, r"^class_weight: expected a dict or 'balanced', got 'even'"),
+        ({"class_weight": [1, 2, 3]}, TypeError, r"^class_weight: expected a dict or 'balanced', got \[1, 2, 3\]"),
+        ({"validation_split": 1.0}, ValueError, r"^validation_split: expected at least 0 and below 1, got 1.0"),
+        ({"validation_split": -0.1}, ValueError, r"^validation_split: expected at least 0 and below 1, got -0.1"),
+        ({"validation_split": "half"}, TypeError, r"^validation_split: expected a number, got 'half'"),
+        ({"validation_split": 0.9}, ValueError, r"^validation_split: 0\.9 of 6 rows leaves no rows"),
+        (
+            {"validation_split": 0.5, "validation_data": (np.ones((2, 5)), [0, 1])},
+            ValueError,
+            r"^validation_split: expected no validation_data with it",
+        ),
+        ({"initial_epoch": -1}, ValueError, r"^initial_epoch: expected at least 0, got -1"),
+        ({"initial_epoch": 1.0}, TypeError, r"^initial_epoch: expected an int, got 1.0"),
+        ({"accumulation_steps": 0}, ValueError, r"^accumulation_steps: expected at least 1, got 0"),
+        ({"checkpoint_every": 0}, ValueError, r"^checkpoint_every: expected at least 1, got 0"),
+        ({"keep": 0}, ValueError, r"^keep: expected at least 1, got 0"),
+        ({"resume": True}, ValueError, r"^resume: expected a folder as checkpoint with it, got none"),
+    ],
+    ids=str,
+)
+def test_arguments_that_are_refused(arguments, error, message):
+    spec = chain(5, 9, 3)
+    x, y = batch_for(spec, "cross_entropy", 6, np.float64)
+    model = model_of(spec, "cross_entropy", "float64")
+    before = model.parameters
+    with pytest.raises(error, match=message):
+        model.fit(x, y, **arguments)
+    np.testing.assert_array_equal(model.parameters, before)
+    assert model._program.steps == 0
+    assert model.history is None
+
+
+def test_class_weights_of_what_is_no_class():
+    spec = chain(5, 9, 3)
+    x, y = batch_for(spec, "mse", 6, np.float64)
+    for weights in ("balanced", {1: 2.0}):
+        with pytest.raises(ValueError, match=r"^class_weight: expected targets that are class indices, or 0 and 1"):
+            model_of(spec, "mse", "float64").fit(x, y, class_weight=weights)
+    with pytest.raises(ValueError, match=r"^class_weight: 'balanced' needs all targets in an array"):
+        model_of(spec, "mse", "float64").fit([(x, y)], class_weight="balanced")
+    with pytest.raises(ValueError, match=r"^sample_weight: expected none beside an iterable"):
+        model_of(spec, "mse", "float64").fit([(x, y)], sample_weight=np.ones(6))
+    with pytest.raises(ValueError, match=r"^validation_split: an iterable of batches cannot be split"):
+        model_of(spec, "mse", "float64").fit([(x, y)], validation_split=0.5)
+
+
+# runs that are continued, schedules, accumulation -------------------------------------------------
+
+
+def test_the_last_rows_are_held_out():
+    spec = chain(5, 9, 3)
+    x, y = batch_for(spec, "cross_entropy", 31, np.float64)
+    split, given = (model_of(spec, "cross_entropy", "float64") for _ in range(2))
+    history = split.fit(x, y, epochs=3, batch_size=4, validation_split=0.3)
+    assert history == given.fit(x[:21], y[:21], epochs=3, batch_size=4, validation_data=(x[21:], y[21:]))
+    np.testing.assert_array_equal(split.parameters, given.parameters)
+
+
+def test_a_run_that_is_continued():
+    """The numbers of one run: orders, rates, history."""
+    spec = chain(5, 9, 3)
+    x, y = batch_for(spec, "mse", 40, np.float64)
+
+    def model():
+        optimizer = cnn.SGD(lr=0.1, momentum=0.9, schedule=cnn.StepLR(2, gamma=0.5))
+        return build(spec, "mse", dtype="float64", seed=3, optimizer=optimizer)[0]
+
+    whole, parts = model(), model()
+    expected = whole.fit(x, y, epochs=5, batch_size=8, validation_data=(x, y))
+    first = parts.fit(x, y, epochs=2, batch_size=8, validation_data=(x, y))
+    second = parts.fit(x, y, epochs=5, initial_epoch=2, batch_size=8, validation_data=(x, y))
+    assert len(first["loss"]) == 2
+    assert second == expected
+    assert second.epochs == [1, 2, 3, 4, 5]
+    np.testing.assert_array_equal(whole.parameters, parts.parameters)
+    # in another model, that only has the parameters and the optimiser's state
+    again = model()
+    again._program.restore(whole._program.snapshot(whole.optimizer.states))
+    third = again.fit(x, y, epochs=6, initial_epoch=5, batch_size=8, validation_data=(x, y))
+    assert third.epochs == [6]
+    whole.fit(x, y, epochs=6, initial_epoch=5, batch_size=8)
+    np.testing.assert_array_equal(whole.parameters, again.parameters)
+    assert whole.history.epochs == [6]  # without validation it is another history
+    steps = whole._program.steps
+    assert whole.fit(x, y, epochs=6, initial_epoch=6).epochs == [6]  # nothing is left to do
+    assert whole._program.steps == steps
+
+
+def test_schedule_by_step(monkeypatch):
+    """Each step has its own rate, whatever the native calls are cut into; logs have the last one."""
+    spec = chain(5, 9, 3)
+    x, y = batch_for(spec, "mse", 40, np.float64)
+    schedule = cnn.OneCycleLR(max_lr=0.3, total_steps=15)
+
+    def run(seconds):
+        monkeypatch.setattr(training, "SLICE", seconds)
+        model, _ = build(spec, "mse", dtype="float64", optimizer=cnn.SGD(lr=0.1, momentum=0.9, schedule=schedule))
+        rates = []
+        record = cnn.LambdaCallback(on_batch_end=lambda batch, logs: rates.append(logs["lr"]))
+        history = model.fit(x, y, epochs=3, batch_size=8, callbacks=[record] * (seconds == 0), shuffle=False)
+        return model, history, rates
+
+    one, history, _ = run(1e9)
+    other, again, rates = run(0)
+    looped, _ = build(spec, "mse", dtype="float64", optimizer=cnn.SGD(lr=0.1, momentum=0.9))
+    expected = schedule.rates(0, 15, 0.1, 0.9)
+    for step in range(15):
+        looped.optimizer.lr, looped.optimizer.momentum = expected[step]
+        rows = slice(8 * (step % 5), 8 * (step % 5) + 8)
+        looped.train_step(x[rows], y[rows])
+    assert_close(one.parameters, looped.parameters, 1e-12)
+    np.testing.assert_array_equal(one.parameters, other.parameters)
+    assert history["lr"] == again["lr"] == expected[4::5, 0].tolist()
+    assert rates == expected[:, 0].tolist()
+
+
+def test_schedule_by_epoch():
+    spec = chain(5, 9, 3)
+    x, y = batch_for(spec, "mse", 40, np.float64)
+    schedule = cnn.ExponentialLR(0.5)
+    model, _ = build(spec, "mse", dtype="float64", optimizer=cnn.SGD(lr=0.1, schedule=schedule), seed=0)
+    looped, _ = build(spec, "mse", dtype="float64", optimizer=cnn.SGD(lr=0.1), seed=0)
+    history = model.fit(x, y, epochs=4, batch_size=7)
+    for epoch in range(4):
+        looped.optimizer.lr = 0.1 * 0.5**epoch
+        looped.fit(x, y, batch_size=7)
+    assert history["lr"] == pytest.approx([0.1, 0.05, 0.025, 0.0125])
+    assert list(history) == ["loss", "lr"]
+    np.testing.assert_array_equal(model.parameters, looped.parameters)
+    assert model.optimizer.lr == 0.1
+
+
+def test_reduce_on_plateau():
+    """Stepped by fit with the number that it watches; by the rate of an epoch that begins."""
+    spec = chain(5, 9, 3)
+    x, y = batch_for(spec, "mse", 40, np.float64)
+    given = iter([3.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0])
+
+    def plateau(targets, outputs):
+        return next(given)
+
+    schedule = cnn.ReduceLROnPlateau(patience=0, factor=0.1, monitor="plateau")
+    model, _ = build(spec, "mse", optimizer=cnn.SGD(lr=0.1, schedule=schedule))
+    history = model.fit(x, y, epochs=7, metrics=[plateau])
+    assert history["lr"] == pytest.approx([0.1, 0.1, 0.1, 0.01, 0.001, 0.001, 0.0001])
+    for validation in ({}, {"validation_data": (x, y)}):  # by itself val_loss, or loss
+        schedule = cnn.ReduceLROnPlateau()
+        model, _ = build(spec, "mse", optimizer=cnn.SGD(lr=0.1, schedule=schedule))
+        history = model.fit(x, y, epochs=3, **validation)
+        assert schedule.best == min(history["val_loss" if validation else "loss"])
+    schedule = cnn.ReduceLROnPlateau(monitor="val_auc")
+    model, _ = build(spec, "mse", optimizer=cnn.SGD(lr=0.1, schedule=schedule))
+    with pytest.raises(ValueError, match=r"^schedule: no 'val_auc' to monitor: there are loss, val_loss$"):
+        model.fit(x, y, validation_data=(x, y))
+    assert model._program.steps == 0
+
+
+@pytest.mark.parametrize("source", ["array", "blocks", "batches"])
+@pytest.mark.parametrize(("rows", "steps"), [(48, 2), (40, 2), (44, 2), (52, 3)])
+def test_accumulation(source, rows, steps):
+    """The mean gradient of three batches makes a step: as a batch of all of them."""
+    spec = chain(5, 9, 3)
+    x, y = batch_for(spec, "mse", rows, np.float64)
+    model, looped = (model_of(spec, "mse", "float64", lr=0.1, momentum=0.5) for _ in range(2))
+    data = {
+        "array": (x, y),
+        "blocks": (cnn.Blocks(x, y, rows=8),),
+        "batches": ([(x[i : i + 8], y[i : i + 8]) for i in range(0, rows, 8)],),
+    }[source]
+    history = model.fit(*data, epochs=2, batch_size=8, shuffle=False, accumulation_steps=3, metrics=["mae"])
+    total = 0.0
+    for _ in range(2):
+        for first in range(0, rows, 24):
+            group = [slice(i, min(i + 8, rows)) for i in range(first, min(first + 24, rows), 8)]
+            looped.zero_grads()
+            gradients = []
+            for batch in group:
+                loss, gradient = looped.loss_and_grad(x[batch], y[batch])
+                gradients.append(gradient)
+                total += loss * len(x[batch])
+            looped._unpack(np.mean(gradients, axis=0), "grad_weight", "grad_bias")
+            looped.step()
+    assert model._program.steps == looped._program.steps == 2 * steps
+    assert_close(model.parameters, looped.parameters, 1e-12)
+    assert sum(history["loss"]) == pytest.approx(total / rows, rel=1e-12)
+    assert len(history["mae"]) == 2
+
+
+def test_accumulation_of_batches_of_many_sizes():
+    spec = chain(5, 9, 3)
+    x, y = batch_for(spec, "mse", 30, np.float64)
+    batches = [(x[:10], y[:10]), (x[:7], y[:7]), (x[:8], y[:8])]
+    with pytest.raises(ValueError, match=r"^accumulation_steps: expected batches of one .* got \[10, 7, 8\] rows"):
+        model_of(spec, "mse", "float64").fit(batches, accumulation_steps=3, shuffle=False)
+
+
+def test_no_calls_from_two_threads():
+    spec = chain(5, 9, 3)
+    x, y = batch_for(spec, "mse", 30, np.float64)
+    model = model_of(spec, "mse", "float64")
+    refused = []
+
+    def attempt():
+        with pytest.raises(RuntimeError, match=r"^another thread is training this model"):
+            model.fit(x, y)
+        refused.append(True)
+
+    def other(batch, logs):
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        thread.join()
+
+    model.fit(x, y, callbacks=[cnn.LambdaCallback(on_batch_end=other)])
+    assert refused == [True]
 
 
 # divergence --------------------------------------------------------------------------------------
@@ -354,6 +672,38 @@ def test_divergence_in_a_later_epoch(isa, dtype):
     assert np.isfinite(kept.parameters).all()
 
 
+def test_divergence_by_the_last_step_of_an_epoch():
+    """It makes numbers that no loss has seen; they are not what is put back."""
+    x = np.ones((4, 1))
+    y = np.array([[1.0], [1.0], [1.0], [1e150]])
+    model = cnn.Sequential([cnn.Linear(1, 1), cnn.MSELoss()], optimizer=cnn.SGD(lr=0.0), dtype="float64", seed=0)
+    before = model.parameters
+
+    def last(batch, logs):
+        model.optimizer.lr = 1e200 if batch == 3 else 0.0
+
+    callback = cnn.LambdaCallback(on_batch_end=lambda batch, logs: last(batch + 1, logs))
+    with pytest.raises(cnn.DivergenceError, match=r"in epoch 2, batch 0, "):
+        model.fit(x, y, epochs=3, batch_size=1, shuffle=False, callbacks=[callback])
+    np.testing.assert_array_equal(model.parameters, before)
+    assert len(model.history["loss"]) == 1
+
+
+@pytest.mark.parametrize("source", ["blocks", "batches"])
+def test_divergence_names_the_batch_of_the_epoch(source):
+    """Counted through all blocks; with the rate of the schedule at that step."""
+    spec = chain(5, 9, 3)
+    x, y = batch_for(spec, "mse", 40, np.float64)
+    x[21] = np.nan
+    data = cnn.Blocks(x, y, rows=8) if source == "blocks" else [(x[i : i + 4], y[i : i + 4]) for i in range(0, 40, 4)]
+    optimizer = cnn.SGD(lr=0.1, schedule=cnn.LinearLR(start_factor=0.5, total_iters=10, interval="step"))
+    model, _ = build(spec, "mse", optimizer=optimizer)
+    before = model.parameters
+    with pytest.raises(cnn.DivergenceError, match=r"in epoch 1, batch 5, at a learning rate of 0\.075;"):
+        model.fit(data, batch_size=4, shuffle=False)
+    np.testing.assert_array_equal(model.parameters, before)
+
+
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
 @pytest.mark.parametrize(("row", "batch_size", "batch"), [(0, 4, 0), (13, 4, 3), (13, 1, 13), (23, 30, 0)])
 def test_the_batch_of_a_nan_is_named(isa, dtype, loss, row, batch_size, batch):
@@ -395,6 +745,145 @@ def test_keyboard_interrupt(isa, rows, batch_size):
     assert np.isfinite(model.predict(x[:50])).all()
     assert np.isfinite(model.train_step(x[:50], y[:50]))
     assert np.isfinite(model.fit(x[:50], y[:50], epochs=2)["loss"]).all()
+
+
+class Interrupted:
+    """Batches without end; SIGINT comes while they are trained on."""
+
+    def __init__(self, x, y):
+        self.batch = x, y
+
+    def __iter__(self):
+        while True:
+            yield self.batch
+
+
+@pytest.mark.parametrize("where", ["array", "blocks", "batches", "validation", "callback"])
+def test_sigint(where):
+    """Wherever it comes: fit ends, the epochs so far are kept, and the model can be used and fitted again."""
+    spec = chain(8, 64, 3)
+    model = model_of(spec, "mse", "float32", lr=1e-4)
+    x, y = batch_for(spec, "mse", 1000, np.float32)
+    many = np.tile(x, (100, 1)), np.tile(y, (100, 1))
+    arguments = {
+        "array": {"x": x, "y": y},
+        "blocks": {"x": cnn.Blocks(*many, rows=1000)},
+        "batches": {"x": Interrupted(x, y)},
+        "validation": {"x": x[:10], "y": y[:10], "validation_data": many},
+        "callback": {"x": x, "y": y, "callbacks": [cnn.LambdaCallback(on_batch_end=lambda batch, logs: None)]},
+    }[where]
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(epochs=10**6, **arguments)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert model._program.steps > 0
+    assert all(len(values) == len(model.history.epochs) for values in model.history.values())
+    assert np.isfinite(model.parameters).all()
+    assert len(model.fit(x, y, epochs=2)["loss"]) == 2
+
+
+# a loss of the user's own ---------------------------------------------------------------------------
+
+
+def squared(outputs, targets):
+    d = outputs - targets
+    return (d**2).mean(), 2 * d / d.size
+
+
+def with_loss(loss, **optimizer):
+    layers = [cnn.Linear(5, 9), cnn.Tanh(), cnn.Linear(9, 3), loss]
+    optimizer = cnn.SGD(**(optimizer or {"lr": 0.1, "momentum": 0.9}))
+    return cnn.Sequential(layers, optimizer=optimizer, dtype="float64", seed=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"batch_size": 7, "shuffle": False},
+        {"batch_size": 4, "accumulation_steps": 3},
+        {"metrics": ["mae", "r2"], "validation_split": 0.25},
+        {"callbacks": [cnn.LambdaCallback(on_batch_end=lambda batch, logs: None)]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("source", ["array", "blocks", "batches"])
+def test_a_loss_of_ones_own(settings, source):
+    """The numbers of the library's loss that computes the same."""
+    x, y = batch_for(chain(5, 9, 3), "mse", 40, np.float64)
+    if source == "batches" and "validation_split" in settings:
+        settings = {"metrics": ["mae"], "validation_data": (x, y)}
+    data = {
+        "array": (x, y),
+        "blocks": (cnn.Blocks(x, y, rows=16),),
+        "batches": ([(x[i : i + 8], y[i : i + 8]) for i in range(0, 40, 8)],),
+    }[source]
+    own, native = with_loss(cnn.CallableLoss(squared)), with_loss(cnn.MSELoss())
+    histories = [model.fit(*data, epochs=3, **settings) for model in (own, native)]
+    assert list(histories[0]) == list(histories[1])
+    for name in histories[0]:
+        assert_close(histories[0][name], histories[1][name], 1e-10, name)
+    assert_close(own.parameters, native.parameters, 1e-10)
+    assert own._program.steps == native._program.steps
+    scores = own.evaluate(*data, metrics=["rmse"])
+    assert scores == pytest.approx(native.evaluate(*data, metrics=["rmse"]), rel=1e-10)
+
+
+def test_a_loss_of_ones_own_with_a_schedule():
+    x, y = batch_for(chain(5, 9, 3), "mse", 40, np.float64)
+    schedule = cnn.OneCycleLR(max_lr=0.3, total_steps=15)
+    own, native = (
+        with_loss(loss, lr=0.1, momentum=0.9, schedule=schedule) for loss in (cnn.CallableLoss(squared), cnn.MSELoss())
+    )
+    histories = [model.fit(x, y, epochs=3, batch_size=8) for model in (own, native)]
+    assert histories[0]["lr"] == histories[1]["lr"]
+    assert_close(own.parameters, native.parameters, 1e-10)
+
+
+def test_a_loss_of_ones_own_gets_the_targets_as_they_are():
+    seen = []
+
+    def own(outputs, targets):
+        seen.append(targets)
+        return float(np.sum(outputs**2)), 2 * outputs
+
+    x, _ = batch_for(chain(5, 9, 3), "mse", 4, np.float64)
+    y = np.array(["a", "b", "c", "d"])
+    with_loss(cnn.CallableLoss(own)).fit(x, y, batch_size=2, shuffle=False)
+    assert [targets.tolist() for targets in seen] == [["a", "b"], ["c", "d"]]
+
+
+def test_a_loss_of_ones_own_that_fails():
+    """The model is as it was before the epoch."""
+    x, y = batch_for(chain(5, 9, 3), "mse", 40, np.float64)
+    wrong = {"is": None}
+
+    def own(outputs, targets):
+        if wrong["is"] == "loss" and targets[0, 0] == y[24, 0]:
+            return np.nan, outputs
+        if wrong["is"] == "exception" and targets[0, 0] == y[24, 0]:
+            raise KeyError("mine")
+        return squared(outputs, targets)
+
+    model = with_loss(cnn.CallableLoss(own))
+    model.fit(x, y, epochs=2)
+    before, steps = model.parameters, model._program.steps
+    wrong["is"] = "loss"
+    with pytest.raises(cnn.DivergenceError, match=r"in epoch 1, batch 3, at a learning rate of 0\.1;"):
+        model.fit(x, y, batch_size=8, shuffle=False)
+    np.testing.assert_array_equal(model.parameters, before)
+    wrong["is"] = "exception"
+    with pytest.raises(KeyError, match="mine"):
+        model.fit(x, y, batch_size=8, shuffle=False)
+    np.testing.assert_array_equal(model.parameters, before)
+    assert model._program.steps == steps
+    for weights in ({"sample_weight": np.ones(40)}, {"class_weight": {0: 1.0}}):
+        with pytest.raises(ValueError, match=f"^{next(iter(weights))}: expected none with a loss of your own"):
+            model.fit(x, y, **weights)
 
 
 # learning ----------------------------------------------------------------------------------------

@@ -1,9 +1,7 @@
 """Layers used alone, their initial values, and their arrays as views into a model."""
 
-import copy
 import gc
 import inspect
-import pickle
 import weakref
 
 import numpy as np
@@ -420,11 +418,3 @@ def test_layers_of_a_model_compute_on_their_own(isa, dtype):
         )
         model.layers[i].zero_grads()
     assert not model.gradients.any()
-
-
-@pytest.mark.parametrize("how", [copy.deepcopy, pickle.dumps])
-def test_a_model_is_not_copied_by_halves(isa, how):
-    """A copy that shared the native memory would be silently wrong."""
-    model, _ = build(chain(5, 9, 3))
-    with pytest.raises(TypeError, match=r"pickle|copy|__reduce__|__cinit__"):
-        how(model)

@@ -3,11 +3,18 @@
 __version__ = "0.1.0"
 
 from . import functional, initializers
-from ._config import show_config
+from ._config import get_include, show_config
 from ._threads import get_num_threads, set_num_threads
+from .batches import Blocks
 from .branches import Add, Concat, Maximum, Multiply
+from .callbacks import Callback, CSVLogger, EarlyStopping, LambdaCallback, TensorBoardLogger
 from .checkpoint import load
+from .export.c import to_c
+from .export.onnx import from_onnx, to_onnx
+from .export.sklearn import from_sklearn
+from .export.torch import from_torch, to_torch
 from .gradcheck import gradcheck
+from .history import History
 from .layers import (
     ELU,
     GELU,
@@ -49,7 +56,7 @@ from .schedules import (
 )
 from .sequential import Sequential
 from .softmax import LogSoftmax, Softmax
-from .training import DivergenceError, History
+from .training import DivergenceError
 
 __all__ = [
     "ELU",
@@ -61,7 +68,10 @@ __all__ = [
     "Add",
     "BCEWithLogitsLoss",
     "BatchNorm1d",
+    "Blocks",
+    "CSVLogger",
     "CallableLoss",
+    "Callback",
     "Concat",
     "ConstantLR",
     "CosineAnnealingLR",
@@ -69,11 +79,13 @@ __all__ = [
     "CrossEntropyLoss",
     "DivergenceError",
     "Dropout",
+    "EarlyStopping",
     "ExponentialLR",
     "History",
     "HuberLoss",
     "Identity",
     "L1Loss",
+    "LambdaCallback",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
@@ -100,11 +112,19 @@ __all__ = [
     "Softplus",
     "StepLR",
     "Tanh",
+    "TensorBoardLogger",
+    "from_onnx",
+    "from_sklearn",
+    "from_torch",
     "functional",
+    "get_include",
     "get_num_threads",
     "gradcheck",
     "initializers",
     "load",
     "set_num_threads",
     "show_config",
+    "to_c",
+    "to_onnx",
+    "to_torch",
 ]

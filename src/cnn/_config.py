@@ -1,5 +1,6 @@
-"""What this build is and what it runs on, for bug reports."""
+"""What this build is and what it runs on, for bug reports, and where its header lies."""
 
+import os
 import platform
 
 import numpy as np
@@ -42,3 +43,13 @@ def show_config() -> None:
     print(f"cnn {__version__}")
     for name, fact in facts.items():
         print(f"  {name:<15}  {fact}")
+
+
+def get_include() -> str:
+    """The folder of cnn.h, for programs in C and Cython that predict with a model (`Sequential.handle`).
+
+    Examples
+    --------
+    In a setup.py: ``Extension("name", ["name.pyx"], include_dirs=[cnn.get_include()])``
+    """
+    return os.path.join(os.path.dirname(__file__), "include")

@@ -29,6 +29,7 @@ include "kernels/norm.pxi"          # layer and batch normalisation
 include "kernels/threads.pxi"       # the pool of threads
 include "kernels/gates.pxi"         # sums, products, maxima of branches
 include "kernels/program.pxi"       # ops over buffers, and the walks over them
+include "kernels/online.pxi"        # one sample at a time through a whole network
 include "kernels/step.pxi"          # the optimiser's step on a whole network
 include "kernels/tangent.pxi"       # the walks along a direction: Jacobian and Hessian products
 include "kernels/arrays.pxi"        # from Python objects to pointers
@@ -36,3 +37,4 @@ include "kernels/targets.pxi"       # targets and weights, checked
 include "kernels/model.pxi"         # the class that Python sees
 include "kernels/derivative.pxi"    # derivative products, as Python sees them
 include "kernels/functional.pxi"    # the kernels on plain NumPy arrays
+include "kernels/embed.pxi"         # prediction for C and Cython programs

@@ -86,8 +86,8 @@ def chain(graph: Graph, parts: Iterable, source: int, key: str = "", label: str 
             continue
         ops = len(graph.ops)
         source = layer._compile(graph, source, place)
-        bare = len(graph.ops) == ops + 1 and graph.ops[ops]["kind"] == "linear" and graph.ops[ops]["act"] == "identity"
-        linear = ops if bare else None
+        made = graph.ops[ops:]
+        linear = ops if len(made) == 1 and (made[0]["kind"], made[0].get("act")) == ("linear", "identity") else None
     return source
 
 

@@ -59,7 +59,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
 
     Examples
     --------
-    >>> calculate_gain("leaky_relu", 1.0)
+    >>> cnn.initializers.calculate_gain("leaky_relu", 1.0)
     1.0
     """
     choice("nonlinearity", nonlinearity, [*GAINS])
@@ -415,7 +415,7 @@ def get(initializer, name: str = "initializer"):
 
     Examples
     --------
-    >>> get("glorot_normal")
+    >>> cnn.initializers.get("glorot_normal")
     XavierNormal(gain=1.0)
     """
     if callable(initializer):

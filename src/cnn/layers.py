@@ -150,10 +150,10 @@ class Parametric(Layer):
 
     def _join(self, model, program, op: int, dtype, bits: np.random.PCG64) -> None:
         """Move into a program: the arrays, or new ones from `bits`, become views of its memory."""
+        self.dtype = dtype
         arrays = self._arrays or self._draw(bits)
         names = [*self.parameter_names, *(f"grad_{name}" for name in self.parameter_names), *self.statistic_names]
         self._arrays = {name: program.view(op, name) for name in names}
-        self.dtype = dtype
         self._model = None if model is None else weakref.ref(model)
         for name in (*self.parameter_names, *self.statistic_names):
             view = self._arrays[name]

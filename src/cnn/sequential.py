@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import checkpoint, compilation, derivatives, diagram, layers, losses, optim, training
+from . import checkpoint, compilation, derivatives, diagram, layers, losses, optim, summary, training
 from ._dispatch import kernels
 from ._threads import get_num_threads, threads_for
 from .compilation import Graph, Place, chain
@@ -435,45 +435,110 @@ class Sequential(layers.Layer):
         rates = None if self._optimizer.schedule is None else self._rates()
         return self._program.train_step(x, y, get_num_threads(), sample_weight, rates)
 
-    def fit(self, x, y, *, epochs=1, batch_size=32, shuffle=True, validation_data=None, threads=None, progress="auto"):
+    history: training.History | None = None  # of the last fit, also of one that an exception has ended
+    stop_training = False  # set to True in a callback, ends fit after this batch or epoch
+    _fitting = False
+
+    def fit(
+        self,
+        x,
+        y=None,
+        *,
+        epochs=1,
+        batch_size=32,
+        shuffle=True,
+        validation_data=None,
+        validation_split=0.0,
+        sample_weight=None,
+        class_weight=None,
+        metrics=(),
+        callbacks=(),
+        early_stopping=None,
+        initial_epoch=0,
+        accumulation_steps=1,
+        threads=None,
+        progress="auto",
+        checkpoint=None,
+        checkpoint_every=1,
+        keep=3,
+        resume=False,
+    ):
         """Train for a number of epochs, in native code.
 
         Parameters
         ----------
-        x : array_like of shape (n, in_features)
-        y : array_like
-            Class indices of shape (n,) for CrossEntropyLoss, numbers of shape (n, out_features) for MSELoss.
+        x : array_like of shape (n, in_features), memory map, Blocks, or iterable of batches
+            A `numpy.memmap` may be larger than memory: it is read and converted in blocks of about 64 MiB, which come
+            in random order, with their rows in random order (see `cnn.Blocks`). An iterable gives (x, y) or
+            (x, y, sample_weight) for each batch, and is gone over anew in each epoch; a Sequence of batches is
+            shuffled by batches.
+        y : array_like, optional
+            Targets as the loss wants them: class indices of shape (n,), or numbers of shape (n, out_features). None if
+            x brings them.
         epochs : int
+            The number of the last epoch, counted from 1.
         batch_size : int
-            The last batch of an epoch may be smaller. 1 trains one sample at a time.
+            The last batch of an epoch, or of a block, may be smaller. 1 trains one sample at a time.
         shuffle : bool
-            Whether each epoch takes the rows in a random order of its own, which depends on the model's seed.
-        validation_data : (x, y), optional
+            Whether each epoch takes the rows in a random order of its own, which depends on the model's seed and the
+            epoch's number alone.
+        validation_data : (x, y), (x, y, sample_weight), or batches as for x, optional
             Evaluated after each epoch.
+        validation_split : float
+            The part of the rows, the last ones, that is held out for validation instead; from 0 to below 1.
+        sample_weight : array_like of shape (n,), optional
+            Not negative. The loss is the weighted mean.
+        class_weight : dict or "balanced", optional
+            Weights of class indices, 1 for those that are not named. "balanced": n / (classes * count of the class), as
+            in scikit-learn. They multiply the sample weights, in training only.
+        metrics : sequence of str or callable
+            Of training rows, by the outputs that they had in the training step, and of validation rows: "accuracy",
+            "top_k" ("top_3", ...), "mae", "rmse", "r2", "auc", "f1", or functions of (targets, outputs) that return a
+            number. Weights do not enter.
+        callbacks : sequence of Callback
+            See `cnn.Callback`.
+        early_stopping : EarlyStopping, int or True, optional
+            An int is its patience; True is 10.
+        initial_epoch : int
+            How many epochs have been done: a run that is continued has the orders, and the rates of a schedule by
+            epoch, that one run would have had, and its history goes on where `model.history` ends, if that has the same
+            numbers. 0: a new history; orders and rates are those after the epochs that this model has done.
+        accumulation_steps : int
+            Batches whose mean gradient makes one step of the optimiser.
         threads : int, optional
             At most so many; None: as `cnn.set_num_threads` says. The result does not depend on it.
         progress : {"auto", True, False}
-            "auto": a bar on a terminal, if tqdm is installed. True: elsewhere one line an epoch. False: silence.
+            "auto": a bar on a terminal or in a notebook, if tqdm is installed, else silence. True: where there is no
+            bar, one line an epoch on stderr. False: silence.
+        checkpoint : str or path, optional
+            A folder, into which a checkpoint is written after every `checkpoint_every` epochs; the last `keep` stay.
+        resume : bool
+            Whether to go on after the newest checkpoint in that folder, if there is one.
 
         Returns
         -------
         History
-            A dict of lists, one number an epoch: "loss" (mean over the epoch, as the parameters changed), with
-            CrossEntropyLoss "accuracy", with validation_data "val_loss" and "val_accuracy".
+            A dict of lists, one number an epoch: "loss" (over the epoch, as the parameters changed), with
+            CrossEntropyLoss "accuracy", the metrics, the same of the validation data with "val_" before, and with a
+            schedule "lr".
 
         Raises
         ------
         ValueError, TypeError
-            If something does not fit; nothing has changed then.
+            If something does not fit; nothing has changed then. If it is a batch of an iterable or a block of a file
+            that does not fit, the parameters are those from before the epoch; so they are if the iterable, a metric or
+            a loss of your own raises something.
+        OSError
+            If the file of a memory map cannot be read, or has been cut short; likewise.
         RuntimeError
-            If there is no loss or no optimizer.
+            If there is no loss or no optimizer, or a callback calls fit.
         DivergenceError
             If the loss is no finite number: names epoch, batch and learning rate. The parameters are those from before
             that epoch.
 
         Notes
         -----
-        Ctrl-C stops within about 0.1 s and leaves a valid model.
+        Ctrl-C stops within about 0.1 s and leaves a valid model; `model.history` has the epochs so far.
         """
         return training.fit(
             self,
@@ -483,8 +548,20 @@ class Sequential(layers.Layer):
             batch_size=batch_size,
             shuffle=shuffle,
             validation_data=validation_data,
+            validation_split=validation_split,
+            sample_weight=sample_weight,
+            class_weight=class_weight,
+            metrics=metrics,
+            callbacks=callbacks,
+            early_stopping=early_stopping,
+            initial_epoch=initial_epoch,
+            accumulation_steps=accumulation_steps,
             threads=threads_for(threads),
             progress=progress,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            keep=keep,
+            resume=resume,
         )
 
     def predict(self, x, out=None, threads=None):
@@ -512,20 +589,40 @@ class Sequential(layers.Layer):
         """
         return self._program.predict(x, out, threads_for(threads))
 
-    def evaluate(self, x, y) -> dict[str, float]:
-        """{"loss": mean loss} of x and y, and with CrossEntropyLoss "accuracy": the part of rows classified right.
+    def evaluate(self, x, y=None, sample_weight=None, metrics=(), threads=None) -> dict[str, float]:
+        """The loss and the metrics of x and y, in evaluation mode.
+
+        Parameters
+        ----------
+        x, y, sample_weight, metrics, threads
+            As for `fit`; memory maps and iterables as well.
+
+        Returns
+        -------
+        dict
+            {"loss": ..., and with CrossEntropyLoss "accuracy": the part of rows classified right, and the metrics}.
 
         Raises
         ------
         ValueError, TypeError
-            If x or y do not fit, or there are no rows.
+            If something does not fit, or there are no rows.
+        RuntimeError
+            If there is no loss.
         """
-        return self._scores(*self._program.evaluate(x, y, None, get_num_threads()), len(x))
+        return training.evaluate(self, x, y, sample_weight, metrics, threads_for(threads))
 
-    def _scores(self, loss: float, weight: float, correct: float, n: int) -> dict[str, float]:
-        scores = {"loss": float(loss / weight)}
-        if isinstance(self.loss, losses.CrossEntropyLoss):
-            scores["accuracy"] = float(correct / n)
+    @property
+    def _scored(self) -> list[str]:
+        """The names of what the native loop reports."""
+        return ["loss", "accuracy"] if isinstance(self.loss, losses.CrossEntropyLoss) else ["loss"]
+
+    def _scores(self, loss: float, weight: float, right: float, rows: float) -> dict[str, float]:
+        """The loss, and the accuracy if it is known, from the sums over the rows."""
+        scores = {"loss": float(loss)}
+        if getattr(self.loss, "reduction", "mean") == "mean":
+            scores["loss"] = float(loss / weight) if weight else 0.0
+        if "accuracy" in self._scored:
+            scores["accuracy"] = float(right / rows) if rows else float("nan")
         return scores
 
     def train(self, mode: bool = True) -> Sequential:
@@ -544,6 +641,7 @@ class Sequential(layers.Layer):
         return {name: a for _, place in self._parametric for name, a in self._named_of(place, *kinds).items()}
 
     def _named_of(self, place: Place, *kinds: str) -> dict[str, np.ndarray]:
+        place.layer._array("weight")  # makes the arrays, if they have not been made
         arrays = {f"{place.key}.{kind}": place.layer._arrays.get(kind) for kind in kinds}
         return {name: a for name, a in arrays.items() if a is not None}
 
@@ -665,46 +763,68 @@ class Sequential(layers.Layer):
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"config: not as get_config makes it: {error!r}") from error
 
-    def save(self, path) -> None:
-        """Write the parameters and the configuration to a safetensors file; see `cnn.load`.
+    def save(self, path, *, training_state=False) -> None:
+        """Write the model to a safetensors file; see `cnn.load`.
 
-        The file is complete or not there: it is written under another name, flushed to disk and then renamed.
+        The file is complete or not there: it is written under another name, flushed to disk and then renamed. A file
+        that is there is replaced and keeps its mode. Of a symbolic link the target is replaced.
+
+        Parameters
+        ----------
+        path : str or path
+        training_state : bool
+            Write also all that further training depends on: the optimiser's and the schedule's state, averaged
+            parameters, the state of the random numbers, the number of epochs, the history. After `cnn.load` training
+            goes on to the bit as if it had not been interrupted. The gradients are not written.
 
         Raises
         ------
         OSError
             If it cannot be written; a file that was there before is untouched.
+
+        Notes
+        -----
+        In the file weights are (out_features, in_features), as PyTorch keeps them, under PyTorch's names::
+
+            torch_model.load_state_dict(safetensors.torch.load_file(path))
+
+        The training state is further tensors, whose names begin with "cnn.training/": a file that has it wants
+        ``strict=False`` there.
         """
-        checkpoint.save(self, path)
+        checkpoint.save(self, path, training_state)
+
+    def __reduce__(self):
+        """For pickle, copy and joblib: the content of a file with the training state, without gradients.
+
+        To unpickle is to trust: whoever made a pickle can have it run anything. Files of `save` are safe from anywhere.
+        """
+        return checkpoint.from_bytes, (type(self), checkpoint.to_bytes(self))
+
+    def handle(self):
+        """A snapshot of the model that C and Cython programs predict with, without Python: see include/cnn.h.
+
+        It is immutable and independent of the model: what is changed here afterwards does not change it. The handle
+        keeps it alive. In Cython, `cnn_get_f32(handle)` (for a float64 model `cnn_get_f64`) of `cnn.embed` gives the
+        model as C sees it; `cnn.get_include()` is the folder of the header.
+
+        Returns
+        -------
+        capsule
+            Of the kernels that this process uses: it cannot be sent to another one.
+        """
+        parts = [built(described(layer), "layer") for layer in self.layers]
+        snapshot = Sequential(parts, dtype=self.dtype)
+        snapshot.load_weights(self.state_dict())
+        return self._kernels.handle(snapshot._program)
 
     # for people -------------------------------------------------------------------------------------------------------
 
     def summary(self) -> None:
         """Print a table of the layers, with output shapes, parameters, FLOPs a sample and memory."""
-        rows = [("", "layer", "output", "parameters", "FLOPs / sample")]
-        width = self._graph.widths[0]
-        flops = 0
-        for i, layer in enumerate([*self.layers, *([self.loss] if self.loss else [])]):
-            count = cost = 0
-            if isinstance(layer, layers.Linear):
-                width = layer.out_features
-                count = (layer.in_features + layer.has_bias) * width
-                cost = 2 * layer.in_features * width
-            flops += cost
-            shape = "scalar" if layer is self.loss else f"(batch, {width})"
-            rows.append((str(i), repr(layer), shape, f"{count:,}" if count else "", f"{cost:,}" if cost else ""))
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        for n, row in enumerate(rows):
-            left = "  ".join(cell.ljust(w) for cell, w in zip(row[:3], widths[:3], strict=True))
-            right = "  ".join(cell.rjust(w) for cell, w in zip(row[3:], widths[3:], strict=True))
-            print(f"{left}  {right}".rstrip())
-            if n == 0:
-                print("-" * (sum(widths) + 8))
-        print("-" * (sum(widths) + 8))
-        optimizer = f", {self.optimizer!r}" if self.optimizer else ""
-        print(f"{self._program.n_parameters:,} parameters, {self.dtype}{optimizer}")
-        print(f"{flops:,} FLOPs a sample forward, about three times that in training")
-        print(f"{self._program.nbytes / 1024:,.1f} KiB of memory now, workspaces for the largest batch so far included")
+        print(summary.text(self))
+
+    def _repr_html_(self) -> str:
+        return summary.html(self)
 
     def plot(self, path=None):
         """Draw the network: layers and branches with the number of their outputs and parameters.

@@ -1,8 +1,8 @@
 # The boundary: what comes from Python is checked and, if need be, converted here, once. Behind it there are pointers.
 #
 # An array that is already right (this module's dtype, aligned, unit stride along the last axis) is used where it lies,
-# after a handful of comparisons; anything else is converted to a C-contiguous copy. Complex, object, string and date
-# arrays are a TypeError.
+# after a handful of comparisons, and so is the memory of other libraries' arrays on the CPU; anything else is converted
+# to a C-contiguous copy. Complex, object, string and date arrays are a TypeError.
 
 cimport numpy as cnp
 
@@ -14,12 +14,25 @@ cdef int REAL_TYPE = cnp.NPY_FLOAT64 if CNN_REAL64 else cnp.NPY_FLOAT32
 DTYPE = np.dtype(np.float64 if CNN_REAL64 else np.float32)
 
 
+cdef object as_array(object a, str name):
+    """a as a NumPy array, over a's own memory if that can be: by the buffer protocol, __array__ or DLPack.
+
+    TypeError for what does not let its memory go: a tensor that requires grad, or on another device.
+    """
+    try:
+        if hasattr(a, "__dlpack__") and not hasattr(a, "__array__"):
+            return np.from_dlpack(a)
+        return np.asarray(a)
+    except (RuntimeError, BufferError, TypeError) as error:
+        raise TypeError(f"{name}: {type(a).__name__} cannot be read as an array: {error}") from error
+
+
 cdef cnp.ndarray converted(object a, str name):
-    """a as a C-contiguous array of this module's dtype."""
-    kind_of = np.asarray(a)
-    if kind_of.dtype.kind not in "fiub":
-        raise TypeError(f"{name}: expected real numbers, got dtype {kind_of.dtype}")
-    return np.ascontiguousarray(kind_of, dtype=DTYPE).reshape(kind_of.shape)
+    """a as an array of this module's dtype: over a's own memory if that can be, else a C-contiguous copy."""
+    array = as_array(a, name)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
+    return array if array.dtype == DTYPE else np.ascontiguousarray(array, DTYPE).reshape(array.shape)
 
 
 cdef inline bint fits(cnp.ndarray a) noexcept:

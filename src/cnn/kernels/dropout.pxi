@@ -2,8 +2,9 @@
 #
 # No mask is stored: it is a hash of (key, row, column), made anew for the backward pass. So it does not depend on
 # threads, on how rows are cut into chunks, on the instruction set, nor on the dtype. A row's 64-bit key is an output of
-# SplitMix64 (`random_bits`); its halves enter before and within Wellons' 32-bit mixer lowbias32 of the column ("Prospecting
-# for Hash Functions", nullprogram.com, 2018: bias 0.17 against 2.3 for MurmurHash3's), whose steps run on all lanes.
+# SplitMix64 (`random_bits`). Its halves enter before and within lowbias32 of the column, a mixer of 32 bits that runs
+# on all lanes (Wellons, "Prospecting for Hash Functions", nullprogram.com, 2018). tests/test_dropout.py tests
+# frequencies, and correlations across rows, columns and keys.
 
 cdef extern from *:
     """

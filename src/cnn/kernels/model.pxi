@@ -611,11 +611,13 @@ cdef class Program:
         cdef Py_ssize_t at = start, correct = 0, bad = -1, group = 0, left = 0
         cdef Stepper* s = &self.stepper
         cdef bint whole = s.whole, single = self.single(w) and accumulate == 1, ready = False
+        # row after row without a look back: nothing to be done between two steps
+        cdef bint many = single and batch_size == 1 and rates is None and out is None and s.average == NULL
         cdef const real* all_x
         cdef const char* all_targets
         cdef const real* all_weights
         cdef real* all_out = NULL if out is None else data(out)
-        cdef Py_ssize_t target_bytes
+        cdef Py_ssize_t target_bytes, done
         cdef double loss, weight, group_weight = 0, extra
         cdef Pass p
         self.has_optimizer()
@@ -650,6 +652,12 @@ cdef class Program:
                             p.weight = all_weights + at
                     if all_out != NULL:
                         p.out = all_out + at * p.out_row
+                    if many and ready:
+                        done = train_rest(&p, s, stop - at, total, &correct)
+                        self.rows_seen += done
+                        if at + done < stop:
+                            bad = at + done
+                        break
                     self.train.row0 = self.rows_seen
                     self.rows_seen += p.batch
                     weight = extra = 0
@@ -963,6 +971,12 @@ cdef class Program:
         finally:
             self.training_busy = False
         self.forget("the training state has been set since")
+
+    def set_seed(self, uint64_t seed):
+        """Draw the random numbers of dropout from another seed."""
+        cdef int i
+        for i in range(self.net.n_ops):
+            self.net.ops[i].key = random_bits(seed, i)
 
     def reset(self):
         """Clear the optimiser's state, for another optimiser."""

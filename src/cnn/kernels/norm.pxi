@@ -8,14 +8,25 @@
 
 cdef enum:
     SUM_ROWS = 64           # rows that are added up as reals before they join the others' sum, in double
-    SUM_VECTORS = 4         # of columns that are summed side by side: one line of each row at a time would leave the
-                            # adder waiting
+    SUM_VECTORS = 4         # vectors of columns that are summed side by side: a single sum would wait for its adder
+    SUM_COLUMNS = 64        # at most: a vector has up to 16 lanes
 
 cdef enum ColumnSum:
     SUM_VALUES              # of x
     SUM_SQUARES             # of (x - mean)**2
     SUM_GRADIENTS           # of dy, and of dy (x - mean)
     SUM_ROW_GRADIENTS       # the same with (x - mean) rstd of the row
+
+
+cdef inline vf scaled(vf xhat, const real* weight, const real* bias, Py_ssize_t j) noexcept nogil:
+    """xhat weight + bias for the columns from j on."""
+    cdef vf shift = vf_load(bias + j) if bias != NULL else vf_set(0)
+    return vf_fma(xhat, vf_load(weight + j), shift) if weight != NULL else xhat + shift
+
+
+cdef inline vf weighted(vf dy, const real* weight, Py_ssize_t j) noexcept nogil:
+    """dy weight for the columns from j on."""
+    return dy * vf_load(weight + j) if weight != NULL else dy
 
 
 cdef void layer_norm_rows(Py_ssize_t rows, Py_ssize_t n, real eps, const real* x, Py_ssize_t x_row, const real* weight,
@@ -47,17 +58,6 @@ cdef void layer_norm_rows(Py_ssize_t rows, Py_ssize_t n, real eps, const real* x
         x += x_row
         y += y_row
         stats += 2
-
-
-cdef inline vf scaled(vf xhat, const real* weight, const real* bias, Py_ssize_t j) noexcept nogil:
-    """xhat weight + bias for the columns from j on."""
-    cdef vf shift = vf_load(bias + j) if bias != NULL else vf_set(0)
-    return vf_fma(xhat, vf_load(weight + j), shift) if weight != NULL else xhat + shift
-
-
-cdef inline vf weighted(vf dy, const real* weight, Py_ssize_t j) noexcept nogil:
-    """dy weight for the columns from j on."""
-    return dy * vf_load(weight + j) if weight != NULL else dy
 
 
 cdef void layer_norm_backward_rows(Py_ssize_t rows, Py_ssize_t n, const real* x, Py_ssize_t x_row, const real* weight,
@@ -99,7 +99,7 @@ cdef inline void sum_vectors(ColumnSum kind, int vectors, Py_ssize_t lanes, Py_s
     """The sums of so many vectors of columns; of the last one, x has the first `lanes`."""
     cdef vf[SUM_VECTORS] sums
     cdef vf[SUM_VECTORS] dots
-    cdef real[SUM_VECTORS * 16] lane
+    cdef real[SUM_COLUMNS] lane
     cdef vf d, g
     cdef Py_ssize_t i, j, l, stop
     cdef int v
@@ -169,8 +169,8 @@ cdef void layer_norm_weight_sums(Py_ssize_t batch, Py_ssize_t first, Py_ssize_t 
 
     x, dy (batch, n), stats (batch, 2), dweight, dbias (n,). 4 FLOPs an element; x and dy are read once.
     """
-    cdef double[SUM_VECTORS * 16] total
-    cdef double[SUM_VECTORS * 16] dot_total
+    cdef double[SUM_COLUMNS] total
+    cdef double[SUM_COLUMNS] dot_total
     cdef Py_ssize_t done, j = first
     while j < first + columns and j < n:
         done = sum_columns(SUM_ROW_GRADIENTS, j, first + columns, n, batch, x, x_row, x, stats, dy, dy_row, total,
@@ -186,8 +186,8 @@ cdef void batch_norm_statistics(Py_ssize_t batch, Py_ssize_t first, Py_ssize_t c
 
     x (batch, n), mean, rstd, var (n,). Two passes over x, 4 FLOPs an element.
     """
-    cdef double[SUM_VECTORS * 16] total
-    cdef double[SUM_VECTORS * 16] unused
+    cdef double[SUM_COLUMNS] total
+    cdef double[SUM_COLUMNS] unused
     cdef Py_ssize_t i, done, j = first
     while j < first + columns and j < n:
         done = sum_columns(SUM_VALUES, j, first + columns, n, batch, x, x_row, mean, NULL, x, 0, total, unused)
@@ -229,8 +229,8 @@ cdef void batch_norm_backward_sums(Py_ssize_t batch, Py_ssize_t first, Py_ssize_
 
     x, dy (batch, n), the others (n,). 4 FLOPs an element; x and dy are read once.
     """
-    cdef double[SUM_VECTORS * 16] total
-    cdef double[SUM_VECTORS * 16] dot_total
+    cdef double[SUM_COLUMNS] total
+    cdef double[SUM_COLUMNS] dot_total
     cdef Py_ssize_t i, done, j = first
     while j < first + columns and j < n:
         done = sum_columns(SUM_GRADIENTS, j, first + columns, n, batch, x, x_row, mean, NULL, dy, dy_row, total,

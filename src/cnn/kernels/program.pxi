@@ -801,34 +801,3 @@ cdef double run_pass(Pass* p, int threads, double* weight, Py_ssize_t* correct) 
             total += p.losses[block]
             correct[0] += p.correct[block]
     return total
-
-
-cdef double train_sample(const Network* net, const LossSpec* spec, Workspace* ws, const real* x, const char* target,
-                         const Update* u, Py_ssize_t* correct) noexcept nogil:
-    """Forward, loss, backward and step of one sample; its loss."""
-    cdef int i
-    cdef const Op* op
-    cdef real* dz
-    cdef real* dx
-    cdef double loss
-    if net.pad_input:
-        memcpy(ws.value[0], x, net.buffers[0].width * sizeof(real))
-        x = ws.value[0]
-    walk_forward(net, ws, 0, 1, x, 0, True, ws.panel, 0, net.n_ops)
-    loss = batch_loss(net, spec, ws, 0, 1, target, 0, NULL, 1, True, correct)
-    for i in range(net.n_ops - 1, -1, -1):
-        op = &net.ops[i]
-        dz = ws.grad[op.dst]
-        dx = ws.grad[op.src] if op.src != 0 else NULL
-        if op.kind == OP_ACTIVATION:
-            if dx != NULL:
-                activate_backward_rows(op.act, op.param, op.keeps_input, 1, op.n_out, dz, 0,
-                                       kept(net, ws, op, 0, x), 0, dx, 0)
-            continue
-        if op.own_slope:
-            slope_in_place(net, ws, op, 0, 1)
-        sample_backward(op.transposed, op.n_in, op.n_out, x if op.src == 0 else ws.value[op.src], dz,
-                        net.params + op.weight, op.row, net.params + op.bias if op.has_bias else NULL, u, dx)
-        if op.slope_of >= 0:
-            slope_in_place(net, ws, &net.ops[op.slope_of], 0, 1)
-    return loss

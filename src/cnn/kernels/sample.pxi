@@ -2,11 +2,17 @@
 #
 # With one row there is nothing to tile: each layer's forward pass is a product of a vector with a matrix, and its
 # backward pass one sweep over W that gives dx = W dz and takes the optimiser's step, so that W is read twice and
-# written once a sample. All of it in L1 or L2: the limit is one load and, going back, one store for each vector of W.
+# written once a sample. In L1 the store port is the limit, one vector a cycle. A W that is larger than L1 is read
+# forward by blocks of rows and swept back from the last row to the first: what was read last is still in L1.
+
+cdef enum:
+    L1_BYTES = 32768        # W up to this size stays in L1 beside everything else
+    BLOCK_BYTES = 24576     # of a larger W are read as a block, row after row
+
 
 cdef inline void row_panel(const int nv, Py_ssize_t panels, Py_ssize_t k, const real* x, const real* w,
-                           Py_ssize_t w_row, const real* bias, vf floor, real* y) noexcept nogil:
-    """`panels` times nv vectors of y = max(floor, x W + b). Sums in the order of k, as the tiles do."""
+                           Py_ssize_t w_row, const real* start, vf floor, real* y) noexcept nogil:
+    """`panels` times nv vectors of y = max(floor, x W + start). Sums in the order of k, as the tiles do."""
     cdef vf acc[8]
     cdef vf x_l
     cdef const real* w_l
@@ -14,7 +20,7 @@ cdef inline void row_panel(const int nv, Py_ssize_t panels, Py_ssize_t k, const 
     cdef int q
     for panel in range(panels):
         for q in range(nv):
-            acc[q] = vf_load(bias + q * VL)
+            acc[q] = vf_load(start + q * VL)
         w_l = w
         for l in range(k):
             x_l = vf_set(x[l])
@@ -25,109 +31,137 @@ cdef inline void row_panel(const int nv, Py_ssize_t panels, Py_ssize_t k, const 
             vf_store(y + q * VL, vf_max(floor, acc[q]))
         w += nv * VL
         y += nv * VL
-        bias += nv * VL
+        start += nv * VL
+
+
+cdef void row_panels(Py_ssize_t nv, Py_ssize_t panels, Py_ssize_t k, const real* x, const real* w, Py_ssize_t w_row,
+                     const real* start, real floor, real* y) noexcept nogil:
+    """row_panel for nv = 1 .. 8."""
+    if nv == 1:
+        row_panel(1, panels, k, x, w, w_row, start, vf_set(floor), y)
+    elif nv == 2:
+        row_panel(2, panels, k, x, w, w_row, start, vf_set(floor), y)
+    elif nv == 3:
+        row_panel(3, panels, k, x, w, w_row, start, vf_set(floor), y)
+    elif nv == 4:
+        row_panel(4, panels, k, x, w, w_row, start, vf_set(floor), y)
+    elif nv == 5:
+        row_panel(5, panels, k, x, w, w_row, start, vf_set(floor), y)
+    elif nv == 6:
+        row_panel(6, panels, k, x, w, w_row, start, vf_set(floor), y)
+    elif nv == 7:
+        row_panel(7, panels, k, x, w, w_row, start, vf_set(floor), y)
+    else:
+        row_panel(8, panels, k, x, w, w_row, start, vf_set(floor), y)
 
 
 cdef void row_forward(Py_ssize_t k, Py_ssize_t vectors, const real* x, const real* w, Py_ssize_t w_row,
                       const real* bias, real floor, real* y) noexcept nogil:
-    """y = max(floor, x W + b), W (k, vectors * VL): 2 k n FLOPs, one load of W for each vector of them."""
-    cdef Py_ssize_t eights = vectors // 8, done = 8 * VL * eights
-    cdef Py_ssize_t rest = vectors - 8 * eights
-    row_panel(8, eights, k, x, w, w_row, bias, vf_set(floor), y)
-    w += done
-    y += done
-    bias += done
-    if rest == 1:
-        row_panel(1, 1, k, x, w, w_row, bias, vf_set(floor), y)
-    elif rest == 2:
-        row_panel(2, 1, k, x, w, w_row, bias, vf_set(floor), y)
-    elif rest == 3:
-        row_panel(3, 1, k, x, w, w_row, bias, vf_set(floor), y)
-    elif rest == 4:
-        row_panel(4, 1, k, x, w, w_row, bias, vf_set(floor), y)
-    elif rest == 5:
-        row_panel(5, 1, k, x, w, w_row, bias, vf_set(floor), y)
-    elif rest == 6:
-        row_panel(6, 1, k, x, w, w_row, bias, vf_set(floor), y)
-    elif rest == 7:
-        row_panel(7, 1, k, x, w, w_row, bias, vf_set(floor), y)
+    """y = max(floor, x W + b), W (k, vectors * VL): 2 k n FLOPs, one load of W for each vector of them.
+
+    Columns in panels of near-equal width.
+    """
+    cdef Py_ssize_t panels = (vectors + 7) // 8
+    cdef Py_ssize_t nv = vectors // panels, wider = vectors % panels        # so many panels have one vector more
+    cdef Py_ssize_t row_bytes = w_row * sizeof(real), done = wider * (nv + 1) * VL
+    cdef Py_ssize_t block = k if k * row_bytes <= L1_BYTES else larger(8, BLOCK_BYTES // row_bytes)
+    cdef Py_ssize_t l = 0, rows
+    cdef const real* start = bias
+    cdef real least
+    while True:
+        rows = smaller(block, k - l)
+        least = <real>(floor if l + rows == k else -INFINITY)
+        if wider:
+            row_panels(nv + 1, wider, rows, x + l, w, w_row, start, least, y)
+        row_panels(nv, panels - wider, rows, x + l, w + done, w_row, start + done, least, y + done)
+        start = y
+        w += rows * w_row
+        l += rows
+        if l >= k:
+            break
 
 
-cdef inline void sweep_rows(const int kind, const bint wants_dx, const int rows, Py_ssize_t n, const real* x,
-                            const real* dz, real* w, Py_ssize_t w_row, const Update* u, vf* sums) noexcept nogil:
-    """`rows` rows of W: the dot products of each with dz go to `sums`, lane by lane; then each takes its step.
+# Backward, and the step -----------------------------------------------------------------------------------------------
 
-    kind, wants_dx and rows are literals. For each vector: a load and a store of W, 2 to 5 multiply-adds.
+cdef inline void sweep_block(const int kind, const bint wants_dx, const int rows, const int nv, const real* dz,
+                             real* w, Py_ssize_t w_row, const vf* scale, const Update* u, vf* s) noexcept nogil:
+    """`rows` rows of nv vectors of W: s gathers their products with dz, lane by lane; then each takes its step.
+
+    All but the pointers are literals. For each vector: a load and a store of W, 2 to 5 multiply-adds.
+    """
+    cdef vf d[4]
+    cdef vf w_j
+    cdef real* at
+    cdef int r, q
+    for q in range(nv):
+        d[q] = vf_load(dz + q * VL)
+    for r in range(rows):
+        for q in range(nv):
+            at = w + r * w_row + q * VL
+            w_j = vf_load(at)
+            if wants_dx:
+                s[r] = vf_fma(w_j, d[q], s[r])
+            if kind == UPDATE_PLAIN:
+                vf_store(at, vf_fma(scale[r], d[q], w_j))
+            else:
+                vf_store(at, updated(kind, w_j, scale[r] * d[q], at + u.state, u))
+
+
+cdef inline vf sweep_rows(const int kind, const bint wants_dx, const int rows, Py_ssize_t n, const real* x,
+                          const real* dz, real* w, Py_ssize_t w_row, const Update* u, Py_ssize_t lane,
+                          vf dx) noexcept nogil:
+    """The step on `rows` rows of W; dx, but the lanes from `lane` on are their dot products with dz, as `dots` sums.
+
+    kind, wants_dx and rows are literals.
     """
     cdef vf s[4]
     cdef vf scale[4]
-    cdef vf d, w_j
-    cdef real* at
-    cdef Py_ssize_t j
+    cdef Py_ssize_t j = 0
     cdef int r
     for r in range(rows):
         s[r] = vf_set(0)
         scale[r] = vf_set(-u.lr * x[r] if kind == UPDATE_PLAIN else x[r])
-    for j from 0 <= j < n by VL:
-        d = vf_load(dz + j)
-        for r in range(rows):
-            at = w + r * w_row + j
-            w_j = vf_load(at)
-            if wants_dx:
-                s[r] = vf_fma(w_j, d, s[r])
-            if kind == UPDATE_PLAIN:
-                vf_store(at, vf_fma(scale[r], d, w_j))
-            else:
-                vf_store(at, updated(kind, w_j, scale[r] * d, at + u.state, u))
+    if kind == UPDATE_PLAIN:
+        while j + TILE_MR // 2 * VL <= n:       # 4 vectors where there are 32 registers
+            sweep_block(kind, wants_dx, rows, TILE_MR // 2, dz + j, w + j, w_row, scale, u, s)
+            j += TILE_MR // 2 * VL
+    while j < n:
+        sweep_block(kind, wants_dx, rows, 1, dz + j, w + j, w_row, scale, u, s)
+        j += VL
+    if wants_dx and rows == 4 and VL >= 4:
+        return vf_select_gt(vf_load(FOURS[lane // 4]), vf_set(0), vf_sum4(s[0], s[1], s[2], s[3]), dx)
     if wants_dx:
         for r in range(rows):
-            sums[r] = s[r]
+            dx = with_lane(dx, lane + r, vf_set(vf_sum(s[r], n)))
+    return dx
 
 
-cdef inline void halve(vf* part, const int count) noexcept nogil:
-    """Sum vectors 0 .. count - 1 with those from count on, the halves of each pair interleaved. count is a literal."""
-    cdef int r
-    for r in range(count):
-        part[r] = vf_zip_lo(part[r], part[r + count]) + vf_zip_hi(part[r], part[r + count])
-
-
-cdef inline vf sums_of(vf* part) noexcept nogil:
-    """The vector of the sums of VL vectors, in VL - 1 additions."""
-    if VL >= 16:
-        halve(part, 8)
-    if VL >= 8:
-        halve(part, 4)
-    if VL >= 4:
-        halve(part, 2)
-    halve(part, 1)
-    return part[0]
+cdef inline void store_gradient(real* dx, vf a, const real* mask) noexcept nogil:
+    """dx = a; with a mask only where that is positive, else 0: ReLU' of the layer that made x."""
+    vf_store(dx, a if mask == NULL else vf_select_gt(vf_load(mask), vf_set(0), a, vf_set(0)))
 
 
 cdef inline void sweep(const int kind, const bint wants_dx, Py_ssize_t k, Py_ssize_t n, const real* x, const real* dz,
-                       real* w, Py_ssize_t w_row, const Update* u, real* dx) noexcept nogil:
-    """dx = W dz and the step on W (k, n), VL rows after VL rows."""
-    cdef vf part[16]
-    cdef Py_ssize_t i, r, rows
-    for i from 0 <= i < k by VL:
-        rows = smaller(VL, k - i)
-        r = 0
-        while r + 4 <= rows:
-            sweep_rows(kind, wants_dx, 4, n, x + i + r, dz, w, w_row, u, &part[r])
-            w += 4 * w_row
-            r += 4
-        while r < rows:
-            sweep_rows(kind, wants_dx, 1, n, x + i + r, dz, w, w_row, u, &part[r])
-            w += w_row
-            r += 1
+                       real* w, Py_ssize_t w_row, const Update* u, real* dx, const real* mask) noexcept nogil:
+    """dx = W dz and the step on W (k, n), VL rows after VL rows, from the last to the first."""
+    cdef vf dx_i
+    cdef Py_ssize_t i = (k - 1) // VL * VL, r
+    while i >= 0:
+        dx_i = vf_set(0)
+        r = smaller(VL, k - i)
+        while r % 4:
+            r -= 1
+            dx_i = sweep_rows(kind, wants_dx, 1, n, x + i + r, dz, w + (i + r) * w_row, w_row, u, r, dx_i)
+        while r > 0:
+            r -= 4
+            dx_i = sweep_rows(kind, wants_dx, 4, n, x + i + r, dz, w + (i + r) * w_row, w_row, u, r, dx_i)
         if wants_dx:
-            while r < VL:
-                part[r] = vf_set(0)
-                r += 1
-            vf_store(dx + i, sums_of(part))
+            store_gradient(dx + i, dx_i, mask + i if mask != NULL else NULL)
+        i -= VL
 
 
 cdef inline void sweep_transposed(const int kind, Py_ssize_t k, Py_ssize_t n, const real* x, const real* dz, real* w,
-                                  Py_ssize_t w_row, const Update* u, real* dx) noexcept nogil:
+                                  Py_ssize_t w_row, const Update* u, real* dx, const real* mask) noexcept nogil:
     """The same for W^T (n, k), n small: dx is a sum of the n rows."""
     cdef vf s, w_j, x_j
     cdef Py_ssize_t i, j
@@ -142,37 +176,40 @@ cdef inline void sweep_transposed(const int kind, Py_ssize_t k, Py_ssize_t n, co
             else:
                 vf_store(w + i * w_row + j, updated(kind, w_j, vf_set(dz[i]) * x_j, w + i * w_row + j + u.state, u))
         if dx != NULL:
-            vf_store(dx + j, s)
+            store_gradient(dx + j, s, mask + j if mask != NULL else NULL)
 
 
 cdef inline void sample_step(const int kind, bint transposed, Py_ssize_t k, Py_ssize_t n, const real* x,
                              const real* dz, real* w, Py_ssize_t w_row, real* bias, const Update* u,
-                             real* dx) noexcept nogil:
-    """The backward pass and step of a layer for one sample; dx or bias may be NULL."""
+                             real* dx, const real* mask) noexcept nogil:
     cdef Py_ssize_t j, padded_n = round_up(n, VL)
+    cdef Update own = u[0]      # stores to w cannot change it: it stays in registers
     if transposed:
-        sweep_transposed(kind, k, n, x, dz, w, w_row, u, dx)
+        sweep_transposed(kind, k, n, x, dz, w, w_row, &own, dx, mask)
     elif dx != NULL:
-        sweep(kind, True, k, padded_n, x, dz, w, w_row, u, dx)
+        sweep(kind, True, k, padded_n, x, dz, w, w_row, &own, dx, mask)
     else:
-        sweep(kind, False, k, padded_n, x, dz, w, w_row, u, dx)
+        sweep(kind, False, k, padded_n, x, dz, w, w_row, &own, dx, mask)
     if bias != NULL:
         for j from 0 <= j < padded_n by VL:
-            vf_store(bias + j, updated(kind, vf_load(bias + j), vf_load(dz + j), bias + j + u.state, u))
+            vf_store(bias + j, updated(kind, vf_load(bias + j), vf_load(dz + j), bias + j + own.state, &own))
 
 
 cdef void sample_backward(bint transposed, Py_ssize_t k, Py_ssize_t n, const real* x, const real* dz, real* w,
-                          Py_ssize_t w_row, real* bias, const Update* u, real* dx) noexcept nogil:
-    """sample_step, compiled for each kind of update."""
+                          Py_ssize_t w_row, real* bias, const Update* u, real* dx, const real* mask) noexcept nogil:
+    """The backward pass and step of a layer for one sample, compiled for each kind of update.
+
+    bias, dx and mask (see store_gradient) may be NULL.
+    """
     if u.kind == UPDATE_PLAIN:
-        sample_step(UPDATE_PLAIN, transposed, k, n, x, dz, w, w_row, bias, u, dx)
+        sample_step(UPDATE_PLAIN, transposed, k, n, x, dz, w, w_row, bias, u, dx, mask)
     elif u.kind == UPDATE_SGD:
-        sample_step(UPDATE_SGD, transposed, k, n, x, dz, w, w_row, bias, u, dx)
+        sample_step(UPDATE_SGD, transposed, k, n, x, dz, w, w_row, bias, u, dx, mask)
     elif u.kind == UPDATE_ADAM:
-        sample_step(UPDATE_ADAM, transposed, k, n, x, dz, w, w_row, bias, u, dx)
+        sample_step(UPDATE_ADAM, transposed, k, n, x, dz, w, w_row, bias, u, dx, mask)
     elif u.kind == UPDATE_MOMENTUM:
-        sample_step(UPDATE_MOMENTUM, transposed, k, n, x, dz, w, w_row, bias, u, dx)
+        sample_step(UPDATE_MOMENTUM, transposed, k, n, x, dz, w, w_row, bias, u, dx, mask)
     elif u.kind == UPDATE_AMSGRAD:
-        sample_step(UPDATE_AMSGRAD, transposed, k, n, x, dz, w, w_row, bias, u, dx)
+        sample_step(UPDATE_AMSGRAD, transposed, k, n, x, dz, w, w_row, bias, u, dx, mask)
     else:
-        sample_step(UPDATE_RMSPROP, transposed, k, n, x, dz, w, w_row, bias, u, dx)
+        sample_step(UPDATE_RMSPROP, transposed, k, n, x, dz, w, w_row, bias, u, dx, mask)

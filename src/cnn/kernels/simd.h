@@ -285,6 +285,19 @@ CNN_FN vf vf_first(vf a, Py_ssize_t n, vf b)
 CNN_FN vf vf_zip_lo(vf a, vf b) { return CNN_SHUFFLE(a, b, CNN_LO); }
 CNN_FN vf vf_zip_hi(vf a, vf b) { return CNN_SHUFFLE(a, b, CNN_HI); }
 
+/* All lanes = lane i of a. */
+CNN_FN vf vf_lane(vf a, Py_ssize_t i)
+{
+#if defined(__AVX512F__)
+    return (vf)CNN_PICK(_mm512_permutexvar_ps(_mm512_set1_epi32((int)i), (__m512)a),
+                        _mm512_permutexvar_pd(_mm512_set1_epi64(i), (__m512d)a));
+#elif defined(__AVX2__) && !CNN_REAL64
+    return (vf)_mm256_permutevar8x32_ps((__m256)a, _mm256_set1_epi32((int)i));
+#else
+    return vf_set(a[i]);
+#endif
+}
+
 /* The sum of the first n lanes, the others being zero. Pairwise, lane i with lanes i ^ 8, i ^ 4, i ^ 2, i ^ 1: always in
  * the same order, and no more rounds than n needs. */
 CNN_FN real vf_sum(vf a, Py_ssize_t n)

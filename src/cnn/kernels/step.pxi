@@ -101,13 +101,28 @@ cdef double train_batch(Pass* p, const Stepper* s, bint single, int threads, dou
     single: a batch of one row may take the way of its own. That row's place is order[0], or 0.
     """
     cdef Py_ssize_t row
-    cdef double loss
+    cdef double loss = 0
     p.update = NULL if s.whole else s.updates
     if p.batch > 1 or not single:
         return run_pass(p, threads, weight, correct)
     row = p.order[0] if p.order != NULL else 0
     weight[0] += loss_weight(&p.loss, 1, p.target + row * p.target_bytes, 0, NULL)
-    loss = train_sample(p.net, &p.loss, p.ws, p.x + row * p.x_row, p.target + row * p.target_bytes, s.updates, correct)
+    train_samples(p, 1, &loss, correct)
     if p.out != NULL:
         memcpy(p.out, p.ws.value[p.net.n_buffers - 1], p.net.outputs * sizeof(real))
     return loss
+
+
+cdef Py_ssize_t train_rest(Pass* p, Stepper* s, Py_ssize_t n, double* total, Py_ssize_t* correct) noexcept nogil:
+    """n batches of one row each in one call, all with the same coefficients: how many losses were finite.
+
+    Adds to the sums of the loss, of the weights and (total[3]) of the rows.
+    """
+    cdef Py_ssize_t i, row, done = train_samples(p, n, total, correct)
+    for i in range(done):
+        row = p.order[i] if p.order != NULL else i
+        total[1] += loss_weight(&p.loss, 1, p.target + row * p.target_bytes, 0, NULL) if p.loss.labels else 1
+    total[3] += done
+    s.steps += done
+    s.momentum_steps += done if s.updates[0].kind == UPDATE_MOMENTUM else 0
+    return done

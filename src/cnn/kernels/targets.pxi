@@ -95,7 +95,7 @@ cdef cnp.ndarray as_labels(const LossSpec* spec, object a, Py_ssize_t classes, s
     cdef int64_t ignored = spec.ignore_index
     cdef Py_ssize_t i
     cdef str loss = "NLLLoss" if spec.kind == LOSS_NLL else "CrossEntropyLoss"
-    given = a if cnp.PyArray_CheckExact(a) else np.asarray(a)
+    given = a if cnp.PyArray_CheckExact(a) else as_array(a, name)
     if given.dtype.kind not in "iu" and given.size:
         raise TypeError(f"{name}: {loss} expects integer class indices, got dtype {given.dtype}")
     if given.ndim != 1:
@@ -124,13 +124,13 @@ cdef cnp.ndarray as_targets(const LossSpec* spec, object y, Py_ssize_t batch, Py
     cdef bint labels = spec.labels
     if spec.kind == LOSS_CROSS_ENTROPY:
         if not cnp.PyArray_CheckExact(y):
-            y = np.asarray(y)
+            y = as_array(y, name)
         labels = not (cnp.PyArray_NDIM(y) == 2 and y.dtype.kind == "f")
     if labels:
         t = as_labels(spec, y, outputs, name)
     else:
         if np.ndim(y) == 1 and (outputs == 1 or spec.kind == LOSS_QUANTILE):
-            y = np.asarray(y)[:, None]
+            y = as_array(y, name)[:, None]
         if spec.kind == LOSS_QUANTILE and outputs > 1 and np.ndim(y) == 2 and np.shape(y)[1] == 1:
             y = np.repeat(y, outputs, axis=1)
         t = as_matrix(y, outputs, name, where)

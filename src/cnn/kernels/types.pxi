@@ -38,6 +38,7 @@ cdef extern from "kernels/simd.h" nogil:
     vf vf_square_low(vf a, vf square)
     vf vf_zip_lo(vf a, vf b)
     vf vf_zip_hi(vf a, vf b)
+    vf vf_lane(vf a, Py_ssize_t i)
     real vf_sum(vf a, Py_ssize_t n)
     vf vf_sum4(vf a, vf b, vf c, vf d)
     real vf_largest(vf a)

@@ -1,0 +1,454 @@
+"""Where `fit` and `evaluate` take their rows from: arrays in memory, blocks read from files, iterables of batches.
+
+A source gives an epoch's rows in parts: arrays as the kernels read them and the order in which to take their rows. All
+rows of an array are one part; of a file each block is one, so that reading stays sequential; of an iterable each batch.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+BLOCK_BYTES = 64 << 20  # of a block of a memory map
+PIECE_BYTES = 4 << 20  # of one read: Ctrl-C is served between two
+_MIX = 0xD1342543DE82EF95  # an odd number (L'Ecuyer's multiplier): blocks have seeds of their own
+
+
+class Part(NamedTuple):
+    """Rows to train on: checked arrays, the order of the rows (None: as they lie), and the size of a batch."""
+
+    x: np.ndarray
+    y: np.ndarray
+    w: np.ndarray | None
+    order: np.ndarray | None
+    batch_size: int
+
+
+class Names(NamedTuple):
+    """What errors call the arrays."""
+
+    x: str = "x"
+    y: str = "y"
+    w: str = "sample_weight"
+    all: str = "x"
+
+
+class Source:
+    """Rows for training or validation.
+
+    Attributes
+    ----------
+    rows : int or None
+        In an epoch; None: not known before it.
+    """
+
+    context: Any
+    rows: int | None = None
+
+    def parts(self, epoch: int | None) -> Iterator[Part]:
+        """The parts of an epoch (numbered from 0), shuffled for it; None: in the order of the rows."""
+        raise NotImplementedError
+
+    def check(self, metrics) -> None:
+        """Raise what can be raised before anything is trained: `metrics` has a method check(targets)."""
+
+
+class Rows(Source):
+    """A source of rows that are numbered: they can be split, and their targets gone over."""
+
+    rows: int
+
+    def split(self, n: int) -> Rows:
+        """Give away the rows from number n on, as a source of their own."""
+        raise NotImplementedError
+
+    def labels(self) -> Iterator[np.ndarray]:
+        """All targets, in one or more arrays."""
+        raise NotImplementedError
+
+
+class Blocks:
+    """Rows of arrays that do not fit into memory, read and converted block by block.
+
+    What can be passed to `fit` and `evaluate` in place of x and y. A `numpy.memmap` is taken so by itself; this class
+    is for other arrays on disk (h5py, zarr) and to choose the size of the blocks.
+
+    Parameters
+    ----------
+    x, y : array_like
+        Arrays with `shape` and `dtype` whose slices `x[start:stop]` give rows. Memory maps are read as files.
+    sample_weight : array_like of shape (n,), optional
+    rows : int, optional
+        In a block; taken up to whole batches. None: so many as make about 64 MiB.
+
+    Notes
+    -----
+    When shuffled, the blocks come in random order and the rows in random order within their block.
+    """
+
+    def __init__(self, x, y, sample_weight=None, rows=None):
+        for name, array in (("x", x), ("y", y)):
+            if not (hasattr(array, "shape") and hasattr(array, "dtype") and hasattr(array, "__getitem__")):
+                raise TypeError(f"{name}: expected an array with shape, dtype and slices, got {type(array).__name__}")
+        if rows is not None:
+            if isinstance(rows, bool) or not isinstance(rows, (int, np.integer)):
+                raise TypeError(f"rows: expected an int or None, got {rows!r}")
+            if rows < 1:
+                raise ValueError(f"rows: expected at least 1, got {rows}")
+        self.x = x
+        self.y = y
+        self.sample_weight = sample_weight
+        self.rows = rows
+
+
+# arrays in memory -----------------------------------------------------------------------------------------------------
+
+
+class _Arrays(Rows):
+    def __init__(self, context, x, y, w, names: Names):
+        self.context = context
+        self.names = names
+        program = context.program
+        self.x: np.ndarray = program.inputs(x, names.x)
+        self.y = context.targets(y, len(self.x), names.y)
+        if len(self.x) == 0:
+            raise context.no_rows(names)
+        self.w = None if w is None else context.weights(w, len(self.x), names.w)
+        self.rows = len(self.x)
+        self.order: np.ndarray | None = None
+
+    def split(self, n: int) -> _Arrays:
+        rest = object.__new__(_Arrays)
+        rest.__dict__.update(self.__dict__)
+        rest.x, rest.y, rest.w = self.x[n:], self.y[n:], None if self.w is None else self.w[n:]
+        rest.rows = self.rows - n
+        self.x, self.y, self.w = self.x[:n], self.y[:n], None if self.w is None else self.w[:n]
+        self.rows = n
+        return rest
+
+    def labels(self) -> Iterator[np.ndarray]:
+        yield self.y
+
+    def check(self, metrics):
+        metrics.check(self.y)
+        if self.context.class_weights is not None:
+            self.w = self.context.with_classes(self.y, self.w)
+        _some_weight(self.w, self.names.w)
+
+    def parts(self, epoch):
+        context = self.context
+        order = None
+        if epoch is not None and context.shuffle:
+            if self.order is None:
+                self.order = np.empty(self.rows, np.int64)
+            order = context.permutation(self.rows, context.seed, epoch, self.order)
+        yield Part(self.x, self.y, self.w, order, context.batch_size)
+
+
+def _some_weight(w: np.ndarray | None, name: str) -> None:
+    if w is not None and not w.any():
+        raise ValueError(f"{name}: expected at least one weight above 0")
+
+
+# blocks of arrays on disk ---------------------------------------------------------------------------------------------
+
+
+class _Slices:
+    """Rows of an array by slicing it."""
+
+    def __init__(self, array, name: str):
+        self.array = array
+        self.shape = tuple(array.shape)
+        self.dtype = np.dtype(array.dtype)
+        self.row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return np.asarray(self.array[start:stop])
+
+
+class _Mapped:
+    """Rows of a memory map, read from its file: touching a map whose file has been cut short would end the process.
+
+    A map opened copy-on-write may differ from the file; it is read through the map, after a look at the file's size.
+    """
+
+    def __init__(self, array: np.ndarray, owner: Any, name: str):
+        self.array = array
+        self.name = name
+        self.shape = array.shape
+        self.dtype = array.dtype
+        if owner.filename is None:
+            raise ValueError(f"{name}: expected a memory map of a file with a name")
+        self.path: str = os.fspath(owner.filename)
+        self.private = owner.mode == "c"
+        # Where the array begins in the file: the map begins at a multiple of the granularity.
+        begin = np.frombuffer(owner._mmap, np.uint8).__array_interface__["data"][0]
+        begin -= owner.offset - owner.offset % mmap.ALLOCATIONGRANULARITY
+        self.begin = array.__array_interface__["data"][0] - begin
+        self.strides = array.strides
+        self.row_bytes = abs(self.strides[0])
+        reach = [(n - 1) * s for n, s in zip(self.shape[1:], self.strides[1:], strict=True) if n]
+        self.low = sum(r for r in reach if r < 0)
+        self.footprint = sum(map(abs, reach)) + self.dtype.itemsize
+        if self.footprint > self.row_bytes and len(array) > 1:
+            raise ValueError(
+                f"{name}: expected a memory map whose rows lie one after another, got strides {array.strides}"
+            )
+        self.buffer = np.empty(0, np.uint8)
+        self.span(0, len(array), self.size())
+
+    def size(self) -> int:
+        """Bytes of the file now."""
+        return os.stat(self.path).st_size
+
+    def span(self, start: int, stop: int, have: int) -> tuple[int, int]:
+        """The first byte of some rows in the file, and how many bytes there are to the end of the last.
+
+        OSError if the file does not have them.
+        """
+        first, last = self.begin + start * self.strides[0], self.begin + (stop - 1) * self.strides[0]
+        low = min(first, last) + self.low
+        size = max(first, last) + self.low + self.footprint - low
+        if stop > start and low + size > have:
+            raise OSError(
+                f"{self.name}: {self.path} has been cut short under its memory map: rows {start} to {stop - 1} "
+                f"reach to byte {low + size}, but the file has {have} bytes"
+            )
+        return low, size
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        if self.private:
+            self.span(start, stop, self.size())
+            return np.array(self.array[start:stop])
+        with io.FileIO(self.path) as file:
+            low, size = self.span(start, stop, os.fstat(file.fileno()).st_size)
+            if self.buffer.size < size:
+                self.buffer = np.empty(size, np.uint8)
+            room = self.buffer.data[:size]
+            file.seek(low)
+            while len(room):
+                n = file.readinto(room[:PIECE_BYTES])
+                if not n:
+                    self.span(start, stop, os.fstat(file.fileno()).st_size)
+                    raise OSError(f"{self.name}: {self.path} ends before row {stop - 1}")
+                room = room[n:]
+        at = self.begin + start * self.strides[0] - low
+        return np.ndarray((stop - start, *self.shape[1:]), self.dtype, self.buffer, at, self.strides)
+
+
+def mapped(array) -> np.memmap | None:
+    """The memory map that an array lies in, if it does."""
+    while isinstance(array, np.ndarray):
+        if isinstance(array, np.memmap) and getattr(array, "_mmap", None) is not None:
+            return array
+        array = array.base
+    return None
+
+
+def _rows_of(array, name: str):
+    owner = mapped(array)
+    if owner is not None:
+        return _Mapped(array, owner, name)
+    return _Slices(array, name)
+
+
+class _Blocks(Rows):
+    def __init__(self, context, blocks: Blocks, names: Names):
+        self.context = context
+        self.names = names
+        self.x = _rows_of(blocks.x, names.x)
+        self.y = _rows_of(blocks.y, names.y)
+        w = blocks.sample_weight
+        self.start, self.stop = 0, self.x.shape[0] if self.x.shape else 0
+        program = context.program
+        program.inputs(np.empty((0, *self.x.shape[1:]) if self.x.shape else (), self.x.dtype), names.x)
+        n = self.rows = self.stop
+        if n == 0:
+            raise context.no_rows(names)
+        context.targets(np.empty((0, *self.y.shape[1:]) if self.y.shape else (), self.y.dtype), 0, names.y)
+        if self.y.shape[0] != n:
+            raise ValueError(f"{names.y}: expected {n} rows, as many as {names.x} has, got {self.y.shape[0]}")
+        self.w = None if w is None else context.weights(np.array(w), n, names.w)
+        self.block = blocks.rows
+        group = context.batch_size * context.accumulate
+        if self.block is None:
+            wide = int(np.prod(self.x.shape[1:])) * context.dtype.itemsize
+            self.block = max(1, BLOCK_BYTES // max(1, self.x.row_bytes, wide, self.y.row_bytes))
+        self.block = -(-self.block // group) * group
+
+    def split(self, n: int) -> _Blocks:
+        rest = object.__new__(_Blocks)
+        rest.__dict__.update(self.__dict__)
+        rest.start, rest.rows = self.start + n, self.rows - n
+        self.stop, self.rows = self.start + n, n
+        return rest
+
+    def bounds(self) -> list[tuple[int, int]]:
+        return [(at, min(at + self.block, self.stop)) for at in range(self.start, self.stop, self.block)]
+
+    def targets(self, start: int, stop: int) -> np.ndarray:
+        name = f"{self.names.y}[{start}:]" if start else self.names.y
+        return self.context.targets(self.y.read(start, stop), stop - start, name)
+
+    def labels(self) -> Iterator[np.ndarray]:
+        for start, stop in self.bounds():
+            yield self.targets(start, stop)
+
+    def check(self, metrics):
+        # Targets of one number a row are read through once, so that a wrong one is found before anything is trained.
+        if len(self.y.shape) == 1:
+            for y in self.labels():
+                metrics.check(y)
+        else:
+            start, stop = self.bounds()[0]
+            metrics.check(self.targets(start, stop))
+        if self.w is not None:
+            _some_weight(self.w[self.start : self.stop], self.names.w)
+
+    def parts(self, epoch):
+        context, names = self.context, self.names
+        bounds = self.bounds()
+        turn: Any = range(len(bounds))
+        shuffled = epoch is not None and context.shuffle
+        if shuffled:
+            turn = context.permutation(len(bounds), (context.seed + _MIX * len(bounds)) % 2**64, epoch).tolist()
+        for i in turn:
+            start, stop = bounds[i]
+            n = stop - start
+            x = context.program.inputs(self.x.read(start, stop), names.x)
+            y = self.targets(start, stop)
+            w = None if self.w is None else self.w[start:stop]
+            if context.class_weights is not None:
+                w = context.with_classes(y, w)
+            order = context.permutation(n, (context.seed + _MIX * i) % 2**64, epoch) if shuffled else None
+            yield Part(x, y, w, order, context.batch_size)
+
+
+# iterables of batches -------------------------------------------------------------------------------------------------
+
+
+class _Iterable(Source):
+    def __init__(self, context, batches, names: Names, epochs: int):
+        self.context = context
+        self.names = names
+        self.batches = batches
+        self.training = False
+        self.sequence = hasattr(batches, "__len__") and hasattr(batches, "__getitem__")
+        if self.sequence and len(batches) == 0:
+            raise context.no_rows(names)
+        if epochs > 1 and not self.sequence and iter(batches) is batches:
+            raise ValueError(
+                f"{names.all}: {type(batches).__name__} is an iterator, which can be gone over once, but there are "
+                f"{epochs} epochs: pass a list, a Sequence, or an object whose __iter__ starts anew each time"
+            )
+
+    def check(self, metrics):
+        self.metrics = metrics
+        if self.sequence:
+            metrics.check(self.part([self.batches[0]], 0).y)
+
+    def parts(self, epoch):
+        context = self.context
+        batches: Iterable = self.batches
+        self.training = epoch is not None
+        group = context.accumulate if self.training else 1
+        if self.sequence:
+            order: Any = range(len(self.batches))
+            if self.training and context.shuffle:
+                order = context.permutation(len(self.batches), context.seed, epoch).tolist()
+            batches = (self.batches[i] for i in order)
+        found: list = []
+        at = -1
+        for at, batch in enumerate(batches):
+            found.append(batch)
+            if len(found) == group:
+                yield self.part(found, at + 1 - group)
+                found = []
+        if found:
+            yield self.part(found, at + 1 - len(found))
+        if at < 0:
+            raise ValueError(
+                f"{self.names.all}: gave no batches. An iterator can be gone over once: pass a list, a Sequence, or "
+                "an object whose __iter__ starts anew each time"
+            )
+
+    def part(self, batches: list, first: int) -> Part:
+        """Batches that make one step of the optimiser together, as one part."""
+        parts = [self.one(batch, f"{self.names.all}: batch {first + i}") for i, batch in enumerate(batches)]
+        if self.training:
+            for part in parts:
+                self.context.program.check_batches(part.batch_size, part.batch_size)
+        if len(parts) == 1:
+            return parts[0]
+        sizes = [part.batch_size for part in parts]
+        if any(size != sizes[0] for size in sizes[:-1]) or sizes[-1] > sizes[0]:
+            raise ValueError(
+                f"accumulation_steps: expected batches of one size, the last may be smaller, got {sizes} rows"
+            )
+        w = None
+        if any(part.w is not None for part in parts):
+            w = np.concatenate([np.ones(len(p.x), self.context.dtype) if p.w is None else p.w for p in parts])
+        return Part(np.concatenate([p.x for p in parts]), np.concatenate([p.y for p in parts]), w, None, sizes[0])
+
+    def one(self, batch, name: str) -> Part:
+        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+            raise TypeError(f"{name}: expected (x, y) or (x, y, sample_weight), got {_kind(batch)}")
+        context = self.context
+        x = context.program.inputs(_array(batch[0]), f"{name}: x")
+        n = len(x)
+        if n == 0:
+            raise ValueError(f"{name}: expected at least one row, got none")
+        y = context.targets(_array(batch[1]), n, f"{name}: y")
+        w = None
+        if len(batch) == 3 and batch[2] is not None:
+            w = context.weights(_array(batch[2]), n, f"{name}: sample_weight")
+        if context.class_weights is not None:
+            w = context.with_classes(y, w)
+        self.metrics.check(y)
+        return Part(x, y, w, None, n)
+
+
+def _array(a):
+    """a as an array, without touching it if it is one."""
+    return a if isinstance(a, (np.ndarray, list, tuple)) else np.asarray(a)
+
+
+def _kind(batch) -> str:
+    if isinstance(batch, (tuple, list)):
+        return f"a {type(batch).__name__} of {len(batch)}"
+    return type(batch).__name__
+
+
+# the choice -----------------------------------------------------------------------------------------------------------
+
+
+def source_of(context, x, y, w, names: Names, epochs: int = 1, arrays: bool = False) -> Source:
+    """The source for what a user has passed: arrays in any case, if `arrays`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If it is not what can be trained on.
+    """
+    if isinstance(x, Blocks):
+        if y is not None or w is not None:
+            raise ValueError(f"{names.y}: expected none beside Blocks, which has its own")
+        return _Blocks(context, x, names)
+    if y is not None or arrays:
+        if any(mapped(a) is not None for a in (x, y)):
+            x, y = (a if mapped(a) is not None else np.asarray(a) for a in (x, y))
+            return _Blocks(context, Blocks(x, y, w), names)
+        return _Arrays(context, x, y, w, names)
+    if isinstance(x, (np.ndarray, dict, str, bytes)) or not (hasattr(x, "__iter__") or hasattr(x, "__getitem__")):
+        raise TypeError(
+            f"{names.y}: expected targets, or as {names.x} an iterable of batches (x, y), got None and "
+            f"{type(x).__name__}"
+        )
+    if w is not None:
+        raise ValueError(f"{names.w}: expected none beside an iterable, whose batches may be (x, y, sample_weight)")
+    return _Iterable(context, x, names, epochs)

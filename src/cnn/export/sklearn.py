@@ -1,0 +1,72 @@
+"""`from_sklearn`: a fitted `MLPClassifier` or `MLPRegressor` as a model."""
+
+from __future__ import annotations
+
+from .. import layers, losses
+from ..sequential import Sequential
+
+_ACTIVATIONS = {
+    "identity": layers.Identity,
+    "logistic": layers.Sigmoid,
+    "tanh": layers.Tanh,
+    "relu": layers.ReLU,
+}
+
+
+def from_sklearn(mlp, *, optimizer=None) -> Sequential:
+    """The model that computes what a fitted multilayer perceptron of scikit-learn computes.
+
+    `predict` returns what scikit-learn's output function is applied to:
+
+    - MLPRegressor: the predictions, of shape (n, outputs) also where scikit-learn's are (n,). The loss is MSELoss.
+    - MLPClassifier of more than two classes: logits, whose softmax is `predict_proba`. The loss is CrossEntropyLoss;
+      class index k is `mlp.classes_[k]`.
+    - MLPClassifier of two classes: one column, the logit of `mlp.classes_[1]`; its sigmoid is
+      `predict_proba(x)[:, 1]`, it is positive where that class is predicted. With several labels, one column each.
+
+    Parameters
+    ----------
+    mlp : sklearn.neural_network.MLPClassifier or MLPRegressor
+        Fitted.
+    optimizer : optional
+        For the new model, to train on; scikit-learn's own is not carried over.
+
+    Returns
+    -------
+    Sequential
+        Of the dtype that mlp was fitted with, float32 or float64.
+
+    Raises
+    ------
+    TypeError
+        If mlp is something else.
+    ValueError
+        If it is not fitted, or minimises a loss that this library has not.
+    """
+    from sklearn.neural_network import MLPClassifier, MLPRegressor
+
+    if not isinstance(mlp, (MLPClassifier, MLPRegressor)):
+        raise TypeError(f"mlp: expected an MLPClassifier or MLPRegressor, got {type(mlp).__name__}")
+    if not hasattr(mlp, "coefs_"):
+        raise ValueError(f"mlp: this {type(mlp).__name__} is not fitted")
+    loss = _loss(mlp)
+    parts: list = []
+    for weight, bias in zip(mlp.coefs_, mlp.intercepts_, strict=True):
+        if parts:
+            parts.append(_ACTIVATIONS[mlp.activation]())
+        layer = layers.Linear(*weight.shape, dtype=weight.dtype)
+        layer.weight, layer.bias = weight, bias
+        parts.append(layer)
+    return Sequential([*parts, *([loss] if loss else [])], optimizer, parts[0].dtype)
+
+
+def _loss(mlp) -> losses.Loss | None:
+    """The loss that mlp was trained with, less its penalty alpha."""
+    kind = mlp.out_activation_
+    if kind == "softmax":
+        return losses.CrossEntropyLoss()
+    if kind == "logistic":
+        return losses.BCEWithLogitsLoss()
+    if kind == "identity":
+        return losses.MSELoss()
+    raise ValueError(f"mlp: its output function is {kind!r}, expected identity, logistic or softmax")

@@ -1,0 +1,142 @@
+"""`History`: what `fit` returns, a dict of lists with one number an epoch, and the picture and files made of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import Any
+
+
+class History(dict):
+    """{"loss": [...], "val_loss": [...], ...}: one number an epoch.
+
+    Attributes
+    ----------
+    epochs : list of int
+        The epochs' numbers, from 1, or after `initial_epoch`.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.epochs: list[int] = list(range(1, 1 + len(next(iter(self.values()), []))))
+
+    def record(self, epoch: int, logs: dict[str, float]) -> None:
+        """Add an epoch's numbers."""
+        self.epochs.append(epoch)
+        for name, value in logs.items():
+            self.setdefault(name, []).append(value)
+
+    def goes_on(self, epochs: int, names: list[str]) -> bool:
+        """Whether this is the history of that many epochs with these numbers, which a further run can be added to."""
+        return self.epochs[-1:] == [epochs] and set(self) == set(names)
+
+    def copy(self) -> History:
+        """A copy of it and of its lists."""
+        copy = History({name: list(values) for name, values in self.items()})
+        copy.epochs = list(self.epochs)
+        return copy
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch with the lowest "val_loss", or without validation the lowest "loss"; None if there is none."""
+        values = self.get("val_loss", self.get("loss", []))
+        finite = [(value, epoch) for value, epoch in zip(values, self.epochs, strict=True) if math.isfinite(value)]
+        return min(finite)[1] if finite else None
+
+    def to_dict(self) -> dict[str, list]:
+        """A plain dict of copies of the lists, "epoch" first."""
+        return {"epoch": list(self.epochs), **{name: list(values) for name, values in self.items()}}
+
+    def to_json(self, path: str | os.PathLike | None = None) -> str:
+        """`to_dict` as JSON, numbers that are not finite as null; written to a file too, if there is a path."""
+        text = json.dumps({name: [_number(value) for value in values] for name, values in self.to_dict().items()})
+        if path is not None:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text + "\n")
+        return text
+
+    def to_pandas(self):
+        """A pandas.DataFrame with a row for each epoch, indexed by its number. ImportError without pandas."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("History.to_pandas needs pandas: pip install pandas") from error
+        return pandas.DataFrame(dict(self), index=pandas.Index(self.epochs, name="epoch"))
+
+    def plot(self, path: str | os.PathLike | None = None):
+        """Draw each number over the epochs: training and validation in one panel, the best epoch marked.
+
+        Parameters
+        ----------
+        path : str or path, optional
+            Where to save the picture (PNG, PDF, SVG, by its suffix). Without it the figure is pyplot's, for
+            `matplotlib.pyplot.show()`, and a notebook shows it by itself.
+
+        Returns
+        -------
+        list of matplotlib.axes.Axes
+            A panel for the loss, one for each metric, and one for the learning rate, if there was a schedule.
+
+        Raises
+        ------
+        ValueError
+            If there are no epochs.
+        ImportError
+            Without matplotlib.
+        """
+        if not self.epochs:
+            raise ValueError("History.plot: there are no epochs to draw")
+        try:
+            from matplotlib.figure import Figure
+            from matplotlib.ticker import MaxNLocator
+        except ImportError as error:
+            raise ImportError("History.plot needs matplotlib: pip install cnn[plot]") from error
+        names = [name for name in self if not name.startswith("val_") and name != "lr"]
+        panels = names + ["lr"] * ("lr" in self)
+        columns = 2 if len(panels) == 4 else min(3, len(panels))
+        rows = -(-len(panels) // columns)
+        make: Any = Figure
+        if path is None:
+            from matplotlib.pyplot import figure as make
+        figure = make(figsize=(4.2 * columns, 3.1 * rows), layout="constrained")
+        axes = [figure.add_subplot(rows, columns, i + 1) for i in range(len(panels))]
+        best = self.best_epoch
+        marker = "o" if len(self.epochs) == 1 else None
+        for ax, name in zip(axes, panels, strict=True):
+            curves = {"training": self[name]}
+            if f"val_{name}" in self:
+                curves["validation"] = self[f"val_{name}"]
+            for (label, values), color in zip(curves.items(), ("#1f77b4", "#e8710a"), strict=False):
+                ax.plot(self.epochs, values, color=color, label=label, lw=1.6, marker=marker)
+            if name != "lr" and best is not None:
+                values = list(curves.values())[-1]
+                value = values[self.epochs.index(best)]
+                ax.axvline(best, color="0.6", lw=0.9, ls=":", zorder=0)
+                if math.isfinite(value):
+                    ax.plot([best], [value], "o", ms=5, color="black", label=f"epoch {best}: {value:.4g}")
+            finite = [value for values in curves.values() for value in values if math.isfinite(value)]
+            wide = finite and min(finite) > 0 and max(finite) > 30 * min(finite)
+            if wide and name in ("loss", "mae", "rmse"):
+                ax.set_yscale("log")
+            ax.set_title({"lr": "learning rate"}.get(name, name), fontsize=11)
+            ax.set_xlabel("epoch")
+            ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+            ax.grid(alpha=0.25, lw=0.6)
+            ax.spines[["top", "right"]].set_visible(False)
+            if name != "lr":
+                ax.legend(frameon=False, fontsize=8.5)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return axes
+
+    def __repr__(self) -> str:
+        if not self:
+            return "History()"
+        n = len(next(iter(self.values())))
+        last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.items())
+        return f"History({n} epoch{'s' * (n != 1)}; last: {last})"
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

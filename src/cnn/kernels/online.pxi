@@ -1,0 +1,186 @@
+# One sample at a time through a whole network: forward, loss, backward and step, so that each W is read twice and
+# written once. What is done to a layer stands in sample.pxi.
+#
+# For chains of linear layers and activations, each reading what the one before wrote. A network whose every width fits
+# one vector has a way of its own: a layer's values are one register, and nothing goes through memory on the way from
+# the parameters to their update but the parameters. What limits it is the latency of that way, some 60 cycles for two
+# layers, and no longer the calls and stores and loads around it (a load that follows a store costs 11 cycles).
+
+cdef double wide_sample(const Network* net, const LossSpec* spec, Workspace* ws, const real* x, const char* target,
+                        const Update* u, Py_ssize_t* correct) noexcept nogil:
+    """One training step for any widths; the loss."""
+    cdef int i
+    cdef const Op* op
+    cdef const Op* before
+    cdef real* dz
+    cdef real* dx
+    cdef double loss
+    cdef bint relu
+    if net.pad_input:
+        memcpy(ws.value[0], x, net.buffers[0].width * sizeof(real))
+        x = ws.value[0]
+    walk_forward(net, ws, 0, 1, x, 0, True, ws.panel, 0, net.n_ops)
+    loss = batch_loss(net, spec, ws, 0, 1, target, 0, NULL, 1, True, correct)
+    for i in range(net.n_ops - 1, -1, -1):
+        op = &net.ops[i]
+        dz = ws.grad[op.dst]
+        dx = ws.grad[op.src] if op.src != 0 else NULL
+        if op.kind == OP_ACTIVATION:
+            if dx != NULL:
+                activate_backward_rows(op.act, op.param, op.keeps_input, 1, op.n_out, dz, 0,
+                                       kept(net, ws, op, 0, x), 0, dx, 0)
+            continue
+        if op.own_slope:
+            slope_in_place(net, ws, op, 0, 1)
+        before = &net.ops[op.slope_of] if op.slope_of >= 0 else NULL
+        relu = before != NULL and before.act == RELU
+        sample_backward(op.transposed, op.n_in, op.n_out, x if op.src == 0 else ws.value[op.src], dz,
+                        net.params + op.weight, op.row, net.params + op.bias if op.has_bias else NULL, u, dx,
+                        ws.value[op.src] if relu else NULL)
+        if before != NULL and not relu:
+            slope_in_place(net, ws, before, 0, 1)
+    return loss
+
+
+# One vector a layer ---------------------------------------------------------------------------------------------------
+
+cdef bint one_vector_each(const Network* net) noexcept nogil:
+    """Whether the network is a chain of linear layers whose widths fit one vector."""
+    cdef int i
+    cdef const Op* op
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        if op.kind != OP_LINEAR or op.src != i or op.dst != i + 1 or op.n_in > VL or op.n_out > VL:
+            return False
+    return True
+
+
+cdef inline vf narrow_forward(const Op* op, const Network* net, Workspace* ws, vf x) noexcept nogil:
+    """y = act(x W + b); y, and z where the derivative needs it, go to the workspace too."""
+    cdef const real* w = net.params + op.weight
+    cdef vf z = vf_load(net.params + op.bias), y
+    cdef Py_ssize_t l
+    cdef real* kept_z = ws.before[op.dst] if op.keeps_input else ws.value[op.dst]
+    if op.transposed:
+        y = vf_set(0)
+        for l in range(op.n_out):
+            y = with_lane(y, l, vf_set(vf_sum(x * vf_load(w + l * op.row), op.n_in)))
+        z = z + y
+    else:
+        for l in range(op.n_in):
+            z = vf_fma(vf_lane(x, l), vf_load(w + l * op.row), z)
+    if op.act == RELU:
+        y = vf_max(vf_set(0), z)
+    elif op.act == IDENTITY:
+        y = z
+    else:
+        vf_store(kept_z, z)
+        activate_rows(op.act, op.param, 1, op.n_out, kept_z, 0, ws.value[op.dst], 0)
+        y = vf_load(ws.value[op.dst])
+    vf_store(ws.value[op.dst], y)
+    return y
+
+
+cdef inline vf narrow_backward(const int kind, const Op* op, const Network* net, Workspace* ws, bint wants_dx, vf x,
+                               vf dy, const Update* u) noexcept nogil:
+    """The step of a layer, and the gradient of x."""
+    cdef real* w = net.params + op.weight
+    cdef real* bias = net.params + op.bias
+    cdef real* dz_at = ws.grad[op.dst]
+    cdef vf dz = dy, dx = vf_set(0), d, w_l
+    cdef Py_ssize_t l
+    if op.act == RELU:
+        dz = vf_select_gt(vf_load(ws.value[op.dst]), vf_set(0), dy, vf_set(0))
+    elif op.act != IDENTITY:
+        vf_store(dz_at, dy)
+        slope_in_place(net, ws, op, 0, 1)
+        dz = vf_load(dz_at)
+    if wants_dx and not op.transposed:
+        vf_store(dz_at, dz)
+        sample_backward(False, op.n_in, op.n_out, ws.value[op.src], dz_at, w, op.row, bias if op.has_bias else NULL, u,
+                        ws.grad[op.src], NULL)
+        return vf_load(ws.grad[op.src])
+    if op.has_bias:
+        vf_store(bias, updated(kind, vf_load(bias), dz, bias + u.state, u))
+    for l in range(op.n_out if op.transposed else op.n_in):
+        w_l = vf_load(w)
+        if op.transposed:
+            d = vf_lane(dz, l)
+            dx = vf_fma(d, w_l, dx)
+            vf_store(w, updated(kind, w_l, d * x, w + u.state, u))
+        elif kind == UPDATE_PLAIN:
+            vf_store(w, vf_fma(vf_set(-u.lr) * vf_lane(x, l), dz, w_l))
+        else:
+            vf_store(w, updated(kind, w_l, vf_lane(x, l) * dz, w + u.state, u))
+        w += op.row
+    return dx
+
+
+cdef inline double narrow_sample(const int kind, const Network* net, const LossSpec* spec, Workspace* ws, vf x,
+                                 const char* target, vf factor, const Update* u, Py_ssize_t* correct) noexcept nogil:
+    """The same for one_vector_each. kind is a literal; factor: of MSE's gradient."""
+    cdef int i, last = net.n_buffers - 1
+    cdef vf y = x, g, value
+    cdef double loss
+    for i in range(net.n_ops):
+        y = narrow_forward(&net.ops[i], net, ws, y)
+    if spec.kind == LOSS_MSE:
+        value = element(LOSS_MSE, spec, y, vf_load_first(<const real*>target, net.outputs), y, &g)
+        loss = vf_sum(value, net.outputs)
+        if spec.mean:
+            loss /= net.outputs
+        g = factor * g
+    else:
+        loss = batch_loss(net, spec, ws, 0, 1, target, 0, NULL, 1, True, correct)
+        g = vf_load(ws.grad[last])
+    for i in range(net.n_ops - 1, -1, -1):
+        g = narrow_backward(kind, &net.ops[i], net, ws, i > 0, x if i == 0 else vf_load(ws.value[i]), g, u)
+    return loss
+
+
+# Many samples ---------------------------------------------------------------------------------------------------------
+
+cdef inline Py_ssize_t samples(const int kind, const Pass* p, Py_ssize_t n, double* total,
+                               Py_ssize_t* correct) noexcept nogil:
+    """train_samples for one_vector_each and a literal kind of update; kind -1: for any widths, and any kind."""
+    cdef const Network* net = p.net
+    cdef LossSpec spec = p.loss
+    cdef Update own = p.update[0]       # stores to the parameters cannot change it: it stays in registers
+    cdef vf factor = vf_set(<real>(1.0 / net.outputs if spec.mean else 1.0))
+    cdef Py_ssize_t i, row, done = 0, width = net.buffers[0].width
+    cdef const real* x
+    cdef const char* target
+    cdef double loss
+    for i in range(n):
+        row = p.order[i] if p.order != NULL else i
+        x = p.x + row * p.x_row
+        target = p.target + row * p.target_bytes
+        if kind < 0:
+            loss = wide_sample(net, &spec, p.ws, x, target, &own, correct)
+        else:
+            loss = narrow_sample(kind, net, &spec, p.ws, vf_load_first(x, width), target, factor, &own, correct)
+        total[0] += loss        # one after another: in how many calls makes no difference
+        if not isfinite(loss):
+            break
+        done += 1
+    return done
+
+
+cdef Py_ssize_t train_samples(const Pass* p, Py_ssize_t n, double* total, Py_ssize_t* correct) noexcept nogil:
+    """n training steps of one row each, in p.order or as they lie, all with the coefficients of p.update.
+
+    Adds the loss of each to total. Stops after a loss that is not finite; how many were finite.
+    """
+    if not one_vector_each(p.net):
+        return samples(-1, p, n, total, correct)
+    if p.update.kind == UPDATE_PLAIN:
+        return samples(UPDATE_PLAIN, p, n, total, correct)
+    if p.update.kind == UPDATE_SGD:
+        return samples(UPDATE_SGD, p, n, total, correct)
+    if p.update.kind == UPDATE_MOMENTUM:
+        return samples(UPDATE_MOMENTUM, p, n, total, correct)
+    if p.update.kind == UPDATE_ADAM:
+        return samples(UPDATE_ADAM, p, n, total, correct)
+    if p.update.kind == UPDATE_AMSGRAD:
+        return samples(UPDATE_AMSGRAD, p, n, total, correct)
+    return samples(UPDATE_RMSPROP, p, n, total, correct)

@@ -1,0 +1,78 @@
+"""Tables of a model for people: `Sequential.summary` as text, `_repr_html_` for notebooks."""
+
+from __future__ import annotations
+
+from html import escape
+
+from . import layers
+from .branches import Branches
+
+HEAD = ("", "layer", "output", "parameters", "FLOPs / sample")
+
+
+def table(model) -> tuple[list[tuple[str, ...]], int]:
+    """The rows of the table, a tuple of texts for each layer, and the FLOPs of a sample forward.
+
+    Layers inside of others stand below them, under the names that begin theirs in `state_dict`.
+    """
+    graph = model._graph
+    op_of = {id(place.layer): op for op, places in zip(graph.ops, graph.places, strict=True) for place in places}
+    rows: list[tuple[str, ...]] = []
+    total = 0
+    for place in graph.seen.values():
+        layer = place.layer
+        op = op_of.get(id(layer))
+        count = 0
+        if isinstance(layer, layers.Parametric):
+            count = sum(a.size for a in model._named_of(place, "weight", "bias").values())
+        cost = 2 * layer.in_features * layer.out_features if isinstance(layer, layers.Linear) else 0
+        total += cost
+        holds = isinstance(layer, (Branches, type(model)))
+        shape = "" if op is None else f"(batch, {graph.widths[op['dst']]})"
+        name = type(layer).__name__ if holds else repr(layer)
+        rows.append((place.key, name, shape, f"{count:,}" if count else "", f"{cost:,}" if cost else ""))
+    if model.loss is not None:
+        rows.append((str(len(model.layers)), repr(model.loss), "scalar", "", ""))
+    return rows, total
+
+
+def notes(model, flops: int) -> list[str]:
+    """What stands below the table."""
+    program = model._program
+    optimizer = f", {model.optimizer!r}" if model.optimizer else ""
+    return [
+        f"{program.n_parameters:,} parameters, {model.dtype}{optimizer}",
+        f"{flops:,} FLOPs a sample forward, about three times that in training",
+        f"{program.nbytes / 1024:,.1f} KiB of memory now, workspaces for the largest batch so far included",
+    ]
+
+
+def text(model) -> str:
+    """The table as lines of text."""
+    rows, flops = table(model)
+    widths = [max(len(row[i]) for row in (HEAD, *rows)) for i in range(len(HEAD))]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    lines = []
+    for row in (HEAD, *rows):
+        cells = [cell.ljust(w) for cell, w in zip(row[:3], widths[:3], strict=True)]
+        cells += [cell.rjust(w) for cell, w in zip(row[3:], widths[3:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([lines[0], rule, *lines[1:], rule, *notes(model, flops)])
+
+
+def html(model) -> str:
+    """The table as HTML: names right, numbers left, nothing that a notebook's style does not bring."""
+    rows, flops = table(model)
+    sides = ("right", "left", "left", "right", "right")
+
+    def line(tag: str, cells: tuple[str, ...]) -> str:
+        pairs = zip(cells, sides, strict=True)
+        inside = "".join(f'<{tag} style="text-align:{side}">{escape(cell)}</{tag}>' for cell, side in pairs)
+        return f"<tr>{inside}</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    below = "<br>".join(escape(note) for note in notes(model, flops))
+    return (
+        f"<table><caption>Sequential</caption><thead>{line('th', HEAD)}</thead><tbody>{body}</tbody></table>"
+        f"<small>{below}</small>"
+    )

@@ -1,0 +1,265 @@
+"""ONNX files: ONNX Runtime computes what `predict` computes, and a file comes back as the model that it was."""
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from every_layer import inputs_of, random_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import ACTIVATIONS, PARAMS, build, chain
+from onnx import TensorProto, helper, numpy_helper
+
+import cnn
+
+NEWEST = onnx.defs.onnx_opset_version()
+OPSETS = [13, 17, 20]
+RTOL = 1e-5
+
+
+def run(path, x):
+    """The outputs by ONNX Runtime."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (given,), (result,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.shape[0], result.name, result.shape[0]) == ("x", "batch", "y", "batch")
+    (y,) = session.run(["y"], {"x": x})
+    assert list(y.shape[1:]) == result.shape[1:]
+    return y
+
+
+def assert_same(model, path):
+    for rows in 1, 7:
+        x = inputs_of(model, rows, scale=2)
+        expected = model.predict(x)
+        y = run(path, x)
+        assert y.dtype == model.dtype
+        np.testing.assert_allclose(y, expected, rtol=RTOL, atol=RTOL * max(1, abs(expected).max()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("opset", OPSETS)
+def test_every_activation(opset, dtype, tmp_path):
+    for name in ACTIVATIONS:
+        for param in PARAMS.get(name, (None,)):
+            model, _ = build([(name, param), *chain(5, 7, 3, activation=(name, param))], dtype=dtype)
+            cnn.to_onnx(model, tmp_path / "model.onnx", opset=opset)
+            onnx.checker.check_model(tmp_path / "model.onnx", full_check=True)
+            assert_same(model, tmp_path / "model.onnx")
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 2**32), dtype=st.sampled_from(["float32", "float64"]), opset=st.sampled_from(OPSETS))
+def test_random_networks_of_every_layer(tmp_path_factory, seed, dtype, opset):
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    model = random_model(seed, dtype)
+    cnn.to_onnx(model, path, opset=opset)
+    assert_same(model, path)
+
+
+def test_what_the_file_says(tmp_path):
+    model = cnn.Sequential([cnn.Linear(3, 4), cnn.ReLU(), cnn.Linear(4, 2), cnn.CrossEntropyLoss()])
+    assert cnn.to_onnx(model, tmp_path / "model.onnx") is None
+    proto = onnx.load(tmp_path / "model.onnx")
+    assert proto.opset_import[0].version == 20
+    assert (proto.producer_name, proto.producer_version) == ("cnn", cnn.__version__)
+    assert [node.op_type for node in proto.graph.node] == ["Gemm", "Relu", "Gemm", "Identity"]
+    weights = {array.name: numpy_helper.to_array(array) for array in proto.graph.initializer}
+    assert list(weights) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(weights[name], array)
+
+
+@pytest.mark.parametrize("opset", [12, 0, -1, NEWEST + 1])
+def test_unknown_opset(opset, tmp_path):
+    with pytest.raises(ValueError, match=f"opset: expected 13 to {NEWEST}, which the installed onnx has, got {opset}"):
+        cnn.to_onnx(cnn.Sequential([cnn.Linear(1, 1)]), tmp_path / "model.onnx", opset=opset)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_to_onnx_refuses(tmp_path):
+    model = cnn.Sequential([cnn.Linear(1, 1)])
+    with pytest.raises(TypeError, match="opset: expected an int, got '20'"):
+        cnn.to_onnx(model, tmp_path / "model.onnx", opset="20")
+    with pytest.raises(TypeError, match=r"model: expected a cnn\.Sequential, got Linear"):
+        cnn.to_onnx(cnn.Linear(1, 1), tmp_path / "model.onnx")
+    with pytest.raises(OSError, match="nowhere"):
+        cnn.to_onnx(model, tmp_path / "nowhere" / "model.onnx")
+
+
+def test_frameworks_are_imported_where_they_are_used():
+    code = (
+        "import sys, json; import cnn; frameworks = 'torch', 'onnx', 'sklearn', 'onnxruntime', 'google';"
+        "print(json.dumps([name for name in frameworks if name in sys.modules]))"
+    )
+    package = str(Path(cnn.__file__).parents[1])
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": package}, capture_output=True, text=True, check=True
+    )
+    assert json.loads(result.stdout) == []
+
+
+# from_onnx ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_there_and_back(dtype, tmp_path):
+    """float64 has formulas for some activations, which are no chain."""
+    names = [
+        name for name in ACTIVATIONS if name not in ("identity", "gelu_tanh", "gelu", "leaky_relu", "elu", "softplus")
+    ]
+    if dtype == "float32":
+        names = [name for name in ACTIVATIONS if name != "identity"]
+    for name in names:
+        param = PARAMS.get(name, (None,))[0]
+        model, _ = build([(name, param), *chain(5, 7, 3, activation=(name, param)), (name, param)], dtype=dtype)
+        cnn.to_onnx(model, tmp_path / "model.onnx")
+        for source in (
+            tmp_path / "model.onnx",
+            str(tmp_path / "model.onnx"),
+            (tmp_path / "model.onnx").read_bytes(),
+            onnx.load(tmp_path / "model.onnx"),
+        ):
+            again = cnn.from_onnx(source)
+            assert list(map(repr, again.layers)) == list(map(repr, model.layers))
+            assert again.dtype == dtype
+            np.testing.assert_array_equal(again.parameters, model.parameters)
+
+
+def test_loss_and_optimizer(tmp_path):
+    cnn.to_onnx(cnn.Sequential([cnn.Linear(3, 2)]), tmp_path / "model.onnx")
+    model = cnn.from_onnx(tmp_path / "model.onnx", loss=cnn.MSELoss(), optimizer=cnn.SGD(0.1))
+    assert model.train_step(np.ones((4, 3)), np.zeros((4, 2))) > 0
+
+
+def test_reads_what_torch_writes(tmp_path):
+    """transB, and what the exporter makes of modules that do nothing."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(),
+        torch.nn.Linear(5, 8),
+        torch.nn.LeakyReLU(0.2),
+        torch.nn.Dropout(0.5),
+        torch.nn.Linear(8, 8, bias=False),
+        torch.nn.SiLU(),
+        torch.nn.Linear(8, 2),
+        torch.nn.ELU(0.5),
+    ).eval()
+    x = torch.randn(6, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the other exporter needs a package more
+        torch.onnx.export(net, (x,), str(tmp_path / "net.onnx"), dynamo=False, opset_version=17)
+    model = cnn.from_onnx(tmp_path / "net.onnx")
+    assert model.dtype == np.float32
+    with torch.no_grad():
+        np.testing.assert_allclose(model.predict(x.numpy()), net(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def graph(nodes, constants=None, n_in=3, outputs=("y",), inputs=("x",)):
+    """An ONNX model of these nodes, float32."""
+    arrays = [numpy_helper.from_array(np.asarray(a), name) for name, a in (constants or {}).items()]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, n_in]) for name in inputs]
+    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    opsets = [helper.make_opsetid("", 20)]
+    return helper.make_model(
+        helper.make_graph(nodes, "g", ends, results, arrays),
+        opset_imports=opsets,
+        ir_version=helper.find_min_ir_version_for(opsets),
+    )
+
+
+node = helper.make_node
+W = np.arange(12, dtype=np.float32).reshape(3, 4) / 10
+B = np.array([1, 2, 3, 4], np.float32)
+X = np.array([[1, -2, 3], [0.5, 0, -1]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants", "expected"),
+    [
+        ([node("Gemm", ["x", "w", "b"], ["y"])], {"w": W, "b": B}, X @ W + B),
+        ([node("Gemm", ["x", "w", "b"], ["y"], transB=1)], {"w": W.T.copy(), "b": B[None]}, X @ W + B),
+        ([node("Gemm", ["x", "w", "b"], ["y"], alpha=2.0, beta=0.5)], {"w": W, "b": B[:1]}, 2 * (X @ W) + 0.5),
+        ([node("Gemm", ["x", "w"], ["y"])], {"w": W}, X @ W),
+        ([node("MatMul", ["x", "w"], ["y"])], {"w": W}, X @ W),
+        ([node("MatMul", ["x", "w"], ["z"]), node("Add", ["z", "b"], ["y"])], {"w": W, "b": B}, X @ W + B),
+        ([node("MatMul", ["x", "w"], ["z"]), node("Add", ["b", "z"], ["y"])], {"w": W, "b": B}, X @ W + B),
+        (
+            [
+                node("Constant", [], ["w"], value=numpy_helper.from_array(W)),
+                node("MatMul", ["x", "w"], ["z"]),
+                node("Dropout", ["z"], ["d"]),
+                node("Relu", ["d"], ["y"]),
+            ],
+            {},
+            np.maximum(X @ W, 0),
+        ),
+    ],
+)
+def test_forms_of_a_linear_layer(nodes, constants, expected):
+    model = cnn.from_onnx(graph(nodes, constants))
+    np.testing.assert_allclose(model.predict(X), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants", "message"),
+    [
+        ([node("Sin", ["x"], ["y"], name="s")], {}, r"node 's' \(Sin\): cannot be read; known are Gemm, MatMul, Add, "),
+        ([node("Gemm", ["w", "x"], ["y"])], {"w": W}, r"node 'y' \(Gemm\): expected 'x' as its first operand, not tr"),
+        ([node("Gemm", ["x", "w"], ["y"], transA=1)], {"w": W}, "expected 'x' as its first operand, not transposed"),
+        ([node("MatMul", ["w", "x"], ["y"])], {"w": W}, r"node 'y' \(MatMul\): expected 'x' and a constant"),
+        ([node("MatMul", ["x", "x"], ["y"])], {}, "expected 'x' and a constant"),
+        ([node("Gemm", ["x", "w", "b"], ["y"])], {"w": W, "b": np.ones((2, 4), np.float32)}, r"\(4,\), got \(2, 4\)"),
+        ([node("Gemm", ["x", "w"], ["y"])], {"w": W.astype(np.float16)}, "expected float32 or float64, but 'w' is fl"),
+        ([node("Add", ["x", "b"], ["y"])], {"b": B[:3]}, "expected a MatMul before it, whose bias it adds"),
+        ([node("Relu", ["x"], ["y"])], {}, "there is no Gemm or MatMul in it"),
+        (
+            [node("MatMul", ["x", "w"], ["z"]), node("Relu", ["z"], ["a"]), node("Add", ["z", "a"], ["y"])],
+            {"w": W},
+            r"node 'z' \(MatMul\): expected a chain, but several nodes read its output",
+        ),
+        (
+            [node("MatMul", ["x", "w"], ["z"]), node("MatMul", ["x", "w"], ["y"])],
+            {"w": W},
+            r"node 'y' \(MatMul\): expected a chain, but it does not read 'z'",
+        ),
+        (
+            [node("Sigmoid", ["x"], ["s"]), node("Mul", ["s", "s"], ["y"])],
+            {},
+            r"node 's' \(Sigmoid\): expected a chain, but several nodes read its output",
+        ),
+        ([node("Flatten", ["x"], ["y"], axis=0)], {}, r"node 'y' \(Flatten\): cannot be read"),
+        (
+            [node("Gemm", ["x", "w"], ["z"]), node("Gemm", ["z", "v"], ["y"])],
+            {"w": W, "v": np.ones((4, 2))},
+            r"expected weights of one dtype, got \['float32', 'float64'\]",
+        ),
+    ],
+)
+def test_what_from_onnx_refuses(nodes, constants, message):
+    with pytest.raises(ValueError, match=message):
+        cnn.from_onnx(graph(nodes, constants))
+
+
+def test_several_ends():
+    with pytest.raises(ValueError, match="model: expected one input and one output, got 2 and 1"):
+        cnn.from_onnx(graph([node("Add", ["x", "x2"], ["y"])], inputs=("x", "x2")))
+
+
+@pytest.mark.parametrize("content", [b"", b"no protobuf at all", b"\x08\x0a" * 20])
+def test_files_that_are_none(content, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.onnx: no readable ONNX model: "):
+        cnn.from_onnx(path)
+    with pytest.raises(OSError, match="nowhere"):
+        cnn.from_onnx(tmp_path / "nowhere.onnx")

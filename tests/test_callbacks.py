@@ -1,0 +1,422 @@
+"""Callbacks of fit: when they are called and with what; early stopping; the loggers."""
+
+import csv
+import math
+import sys
+import types
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from networks import batch_for, build, chain
+
+import cnn
+from cnn import training
+from cnn.callbacks import METHODS, more_is_better, overridden
+
+SPEC = chain(5, 9, 3)
+X, Y = batch_for(SPEC, "mse", 40, np.float32)
+
+
+def model_of(seed=0, lr=0.05):
+    return build(SPEC, "mse", dtype="float32", seed=seed, optimizer=cnn.SGD(lr=lr, momentum=0.9))[0]
+
+
+class Recorder(cnn.Callback):
+    """Writes down all calls."""
+
+    def __init__(self, *names):
+        self.calls = []
+        for name in names or METHODS:
+            setattr(self, name, self.recording(name))
+
+    def recording(self, name):
+        return lambda *arguments: self.calls.append((name, *arguments))
+
+
+def test_order_of_calls():
+    recorder = Recorder()
+    model = model_of()
+    history = model.fit(X, Y, epochs=2, batch_size=16, callbacks=[recorder], validation_data=(X, Y))
+    assert [call[:-1] for call in recorder.calls] == [
+        ("on_train_begin",),
+        *(
+            call
+            for epoch in (1, 2)
+            for call in (
+                ("on_epoch_begin", epoch),
+                *(("on_batch_end", batch) for batch in range(3)),
+                ("on_epoch_end", epoch),
+            )
+        ),
+        ("on_train_end",),
+    ]
+    logs = {call[:-1]: call[-1] for call in recorder.calls}
+    assert logs["on_train_begin",] == logs["on_epoch_begin", 1] == {}
+    assert logs["on_epoch_end", 2] == {name: values[1] for name, values in history.items()}
+    assert logs["on_train_end",] == logs["on_epoch_end", 2]
+    assert recorder.model is model
+
+
+def test_logs_of_batches():
+    """The loss of each batch before its step, as train_step returns it."""
+    recorder = Recorder("on_batch_end")
+    model, looped = model_of(), model_of()
+    model.fit(X, Y, batch_size=16, callbacks=[recorder], shuffle=False)
+    for i, (_, batch, logs) in enumerate(recorder.calls):
+        rows = slice(16 * i, 16 * i + 16)
+        assert batch == i
+        assert logs["rows"] == len(X[rows])
+        assert logs["loss"] == pytest.approx(looped.train_step(X[rows], Y[rows]), rel=1e-12)
+    assert len(recorder.calls) == 3
+
+
+def test_callbacks_change_nothing():
+    plain, called = model_of(), model_of()
+    history = plain.fit(X, Y, epochs=3, batch_size=7)
+    assert called.fit(X, Y, epochs=3, batch_size=7, callbacks=[Recorder()]) == {
+        "loss": pytest.approx(history["loss"], rel=1e-12)
+    }
+    np.testing.assert_array_equal(plain.parameters, called.parameters)
+
+
+def test_what_is_not_overridden_is_not_called():
+    """Only on_batch_end cuts the native calls into batches."""
+
+    class Own(cnn.Callback):
+        def on_epoch_end(self, epoch, logs):
+            self.epoch = epoch
+
+    one, other = Own(), cnn.LambdaCallback(on_batch_end=print)
+    assert overridden([one, other], "on_epoch_end") == [one.on_epoch_end]
+    assert overridden([one, other], "on_batch_end") == [print]
+    assert overridden([one, other, cnn.Callback()], "on_train_begin") == []
+
+
+@pytest.mark.parametrize("per_batch", [False, True])
+def test_native_calls(per_batch, monkeypatch):
+    monkeypatch.setattr(training, "SLICE", 1e9)
+    calls = []
+
+    def counting(trainer, *arguments, original=training._Trainer.__init__, **named):
+        original(trainer, *arguments, **named)
+        native = trainer.train
+        trainer.train = lambda *a: (calls.append(a), native(*a))[1]
+
+    monkeypatch.setattr(training._Trainer, "__init__", counting)
+    callback = cnn.LambdaCallback(**{"on_batch_end" if per_batch else "on_epoch_end": lambda i, logs: None})
+    model_of().fit(X, Y, epochs=10, batch_size=1, callbacks=[callback])
+    assert len(calls) == (400 if per_batch else 4 + 9)  # batches a call: 1, 4, 16, then all
+
+
+@pytest.mark.parametrize("by", ["stop", "stop_training"])
+@pytest.mark.parametrize("method", ["on_train_begin", "on_epoch_begin", "on_batch_end", "on_epoch_end"])
+def test_ending_the_training(method, by):
+    class Ender(cnn.Callback):
+        def end(self, number=2, logs=None):
+            if number == 2:
+                if by == "stop":
+                    self.stop = True
+                else:
+                    self.model.stop_training = True
+
+    ender, recorder, model = Ender(), Recorder("on_epoch_end", "on_train_end"), model_of()
+    setattr(ender, method, ender.end if method != "on_train_begin" else lambda logs: ender.end())
+    history = model.fit(X, Y, epochs=5, batch_size=8, callbacks=[ender, recorder], shuffle=False)
+    steps = {"on_train_begin": 0, "on_epoch_begin": 10, "on_batch_end": 3, "on_epoch_end": 10}[method]
+    assert model._program.steps == steps
+    assert len(history.get("loss", [])) == len(history.epochs) == -(-steps // 5)
+    assert recorder.calls[-1][0] == "on_train_end"
+    if method == "on_batch_end":  # the loss is that of the rows that were trained on
+        other = model_of()
+        assert history["loss"] == other.fit(X[:24], Y[:24], batch_size=8, shuffle=False)["loss"]
+    assert len(model.fit(X, Y, epochs=2)["loss"]) == 2  # the next fit is not ended
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_exceptions_leave_a_valid_model(method):
+    def fail(*arguments):
+        raise KeyError("mine")
+
+    model = model_of()
+    with pytest.raises(KeyError, match="mine"):
+        model.fit(X, Y, epochs=2, batch_size=8, callbacks=[cnn.LambdaCallback(**{method: fail})])
+    done = {"on_train_begin": 0, "on_epoch_begin": 0, "on_batch_end": 1, "on_epoch_end": 5, "on_train_end": 10}
+    assert model._program.steps == done[method]
+    assert len(model.history.epochs) == done[method] // 5
+    assert np.isfinite(model.fit(X, Y, epochs=2)["loss"]).all()
+
+
+def test_fit_in_a_callback():
+    model, other = model_of(), model_of()
+    again = cnn.LambdaCallback(on_epoch_end=lambda epoch, logs: model.fit(X, Y))
+    with pytest.raises(RuntimeError, match=r"or a callback of its fit has called fit again$"):
+        model.fit(X, Y, callbacks=[again])
+    assert len(model.history["loss"]) == 1
+    histories = []
+    nested = cnn.LambdaCallback(on_epoch_end=lambda epoch, logs: histories.append(other.fit(X, Y)))
+    model.fit(X, Y, epochs=2, callbacks=[nested])
+    assert len(histories) == 2
+
+
+def test_predict_and_evaluate_in_a_callback():
+    model = model_of()
+    scores = []
+
+    def measure(epoch, logs):
+        scores.append(model.evaluate(X, Y)["loss"])
+        assert model.predict(X).shape == Y.shape
+
+    history = model.fit(X, Y, epochs=3, callbacks=[cnn.LambdaCallback(on_epoch_end=measure)], validation_data=(X, Y))
+    assert scores == history["val_loss"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"callbacks": 3}, TypeError, "^callbacks: expected a list of cnn.Callback, got 3"),
+        ({"callbacks": [print]}, TypeError, "^callbacks: expected cnn.Callback objects, got <built-in function"),
+        ({"callbacks": [cnn.Callback]}, TypeError, r"got <class .*> \(pass an object, not the class\)"),
+        (
+            {"callbacks": [cnn.EarlyStopping()]},
+            ValueError,
+            "^early stopping: no 'val_loss' to monitor: there are loss",
+        ),
+        ({"early_stopping": True}, ValueError, "pass validation_data or validation_split, or monitor='loss'"),
+        ({"early_stopping": 0}, ValueError, "^patience: expected at least 1, got 0"),
+        ({"early_stopping": "loss"}, TypeError, "^early_stopping: expected EarlyStopping, an int or True, got 'loss'"),
+        (
+            {"early_stopping": cnn.EarlyStopping("val_auc"), "validation_data": (X, Y)},
+            ValueError,
+            "^early stopping: no 'val_auc' to monitor: there are loss, val_loss$",
+        ),
+    ],
+    ids=str,
+)
+def test_callbacks_that_are_refused(arguments, error, message):
+    model = model_of()
+    before = model.parameters
+    with pytest.raises(error, match=message):
+        model.fit(X, Y, epochs=2, **arguments)
+    assert model._program.steps == 0
+    np.testing.assert_array_equal(model.parameters, before)
+
+
+def test_one_callback_twice():
+    callback = Recorder()
+    with pytest.raises(ValueError, match=r"^callbacks: .* stands there twice"):
+        model_of().fit(X, Y, callbacks=[callback, callback])
+    model_of().fit(X, Y, callbacks=callback)
+    assert callback.calls
+
+
+def test_lambda_callback_wants_functions():
+    with pytest.raises(TypeError, match=r"^on_epoch_end: expected a function, got 3"):
+        cnn.LambdaCallback(on_epoch_end=3)
+
+
+# early stopping -----------------------------------------------------------------------------------
+
+
+def stopped_by(values, model=None, **arguments):
+    """A run whose val_loss are these values; the stopper, and the parameters after each epoch."""
+    model = model or model_of()
+    parameters = []
+    stopper = cnn.EarlyStopping(**{"monitor": "val_given", "mode": "min", **arguments})
+    given = iter([v for value in values for v in (0.0, value)])  # training's, then validation's
+    keep = cnn.LambdaCallback(on_epoch_end=lambda epoch, logs: parameters.append(model.parameters))
+
+    def metric(targets, outputs):
+        return next(given)
+
+    metric.__name__ = "given"
+    history = model.fit(
+        X, Y, epochs=len(values), metrics=[metric], callbacks=[keep, stopper], validation_data=(X, Y), batch_size=8
+    )
+    assert history["val_given"] == pytest.approx(values[: len(history.epochs)], nan_ok=True)
+    return stopper, parameters, model, history
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "arguments", "epochs", "best"),
+    [
+        ([5, 4, 3, 2], 1, {}, 4, 4),
+        ([5, 4, 4, 3], 1, {}, 3, 2),
+        ([5, 4, 4, 3, 3, 3, 3], 2, {}, 6, 4),
+        ([1, 2, 3, 4, 5], 3, {}, 4, 1),
+        ([1, 2, 3, 4, 5], 3, {"mode": "max"}, 5, 5),
+        ([5, 4.6, 4.2, 3.8, 3.5], 2, {"min_delta": 0.5}, 5, 5),
+        ([5, 4.6, 4.5, 3.8, 3.5], 2, {"min_delta": 0.5}, 3, 1),
+        ([math.nan, 3, math.nan, math.nan, 1], 2, {}, 4, 2),
+        ([math.nan, math.nan, 1], 2, {}, 2, None),
+        ([math.inf, 2, -math.inf, 5], 3, {}, 4, 3),
+    ],
+)
+def test_early_stopping(values, patience, arguments, epochs, best):
+    stopper, parameters, model, history = stopped_by(values, patience=patience, **arguments)
+    assert len(parameters) == len(history.epochs) == epochs
+    assert stopper.best_epoch == best
+    assert stopper.best == (None if best is None else values[best - 1])
+    ended = epochs < len(values) or stopper.stopped_epoch is not None
+    assert stopper.stopped_epoch == (epochs if ended else None)
+    np.testing.assert_array_equal(model.parameters, parameters[(best or epochs) - 1])
+
+
+def test_the_best_state_is_put_back_whole():
+    """Momentum and the count of steps as well: training goes on as from there."""
+    _, _, model, _ = stopped_by([3, 2, 4, 5], patience=10)
+    assert model._program.steps == 10
+    other = model_of()
+    other.fit(X, Y, epochs=2, batch_size=8)
+    np.testing.assert_array_equal(model.parameters, other.parameters)
+    model.fit(X, Y, batch_size=8, shuffle=False)
+    other.fit(X, Y, batch_size=8, shuffle=False)
+    np.testing.assert_array_equal(model.parameters, other.parameters)
+
+
+def test_the_last_parameters_stay_if_wanted():
+    _, parameters, model, _ = stopped_by([3, 2, 4, 5], patience=2, restore_best_weights=False)
+    assert len(parameters) == 4
+    np.testing.assert_array_equal(model.parameters, parameters[-1])
+
+
+def test_each_fit_starts_anew():
+    stopper = cnn.EarlyStopping("loss", patience=3)
+    model = model_of()
+    model.fit(X, Y, epochs=5, callbacks=[stopper])
+    first = stopper.best
+    model.optimizer.lr = 1e-9
+    model.parameters = 3 * model.parameters
+    history = model.fit(X, Y, epochs=3, callbacks=[stopper])
+    assert len(history["loss"]) == 3
+    assert stopper.best > first
+
+
+def test_short_ways_to_early_stopping():
+    for short, patience in ((True, 10), (4, 4), (np.int64(2), 2)):
+        model = model_of(lr=0.0)
+        history = model.fit(X, Y, epochs=50, early_stopping=short, validation_split=0.5)
+        assert len(history["loss"]) == 1 + patience
+    assert len(model.fit(X, Y, epochs=3, early_stopping=False)["loss"]) == 3
+
+
+def test_modes():
+    for name in ("accuracy", "val_auc", "f1", "val_r2", "top_3"):
+        assert more_is_better(name)
+    for name in ("loss", "val_loss", "mae", "val_rmse"):
+        assert not more_is_better(name)
+    with pytest.raises(ValueError, match=r"^mode: 'auto' does not know whether more val_own is better: expected 'min'"):
+        cnn.EarlyStopping("val_own")
+    assert cnn.EarlyStopping("val_own", mode="max").mode == "max"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"monitor": 3}, TypeError, "^monitor: expected a name such as 'val_loss', got 3"),
+        ({"patience": 1.5}, TypeError, "^patience: expected an int, got 1.5"),
+        ({"patience": True}, TypeError, "^patience: expected an int, got True"),
+        ({"patience": 0}, ValueError, "^patience: expected at least 1, got 0"),
+        ({"min_delta": "1"}, TypeError, "^min_delta: expected a number, got '1'"),
+        ({"min_delta": -1}, ValueError, "^min_delta: expected a finite number of at least 0, got -1"),
+        ({"min_delta": math.nan}, ValueError, "^min_delta: expected a finite number of at least 0, got nan"),
+        ({"mode": "most"}, ValueError, "^mode: expected 'auto', 'min' or 'max', got 'most'"),
+    ],
+    ids=str,
+)
+def test_early_stopping_that_is_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        cnn.EarlyStopping(**arguments)
+
+
+# loggers ------------------------------------------------------------------------------------------
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_csv(tmp_path):
+    """The file is complete after each epoch, and has all digits."""
+    path = tmp_path / "log.csv"
+    lengths = []
+    watch = cnn.LambdaCallback(on_epoch_end=lambda epoch, logs: lengths.append(len(table(path))))
+    history = model_of().fit(
+        X, Y, epochs=3, callbacks=[cnn.CSVLogger(path), watch], validation_data=(X, Y), metrics=["r2"]
+    )
+    assert lengths == [2, 3, 4]
+    head, *rows = table(path)
+    assert head == ["epoch", *history]
+    for i, row in enumerate(rows):
+        assert [float(cell) for cell in row] == [i + 1, *(values[i] for values in history.values())]
+
+
+def test_csv_of_a_run_that_goes_on(tmp_path):
+    path = tmp_path / "log.csv"
+    logger, model = cnn.CSVLogger(path), model_of()
+    model.fit(X, Y, epochs=2, callbacks=[logger])
+    model.fit(X, Y, epochs=4, initial_epoch=2, callbacks=[cnn.CSVLogger(path)])
+    assert [row[0] for row in table(path)] == ["epoch", "1", "2", "3", "4"]
+    with pytest.raises(ValueError, match=r"log\.csv: expected the columns epoch, loss, r2, .* got epoch, loss$"):
+        model.fit(X, Y, epochs=5, initial_epoch=4, callbacks=[logger], metrics=["r2"])
+    model.fit(X, Y, epochs=1, callbacks=[logger])  # a new run
+    assert [row[0] for row in table(path)] == ["epoch", "1"]
+
+
+def test_csv_that_cannot_be_written(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        model_of().fit(X, Y, callbacks=[cnn.CSVLogger(tmp_path / "missing" / "log.csv")])
+
+
+class Writer:
+    """In place of tensorboardX's SummaryWriter."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, folder):
+        self.folder, self.scalars, self.closed = folder, [], False
+        self.made.append(self)
+
+    def add_scalar(self, name, value, step):
+        assert not self.closed
+        self.scalars.append((name, value, step))
+
+    def flush(self):
+        pass
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.mark.parametrize("module", ["tensorboardX", "torch.utils.tensorboard"])
+def test_tensorboard(module, monkeypatch, tmp_path):
+    for name in ("tensorboardX", "torch", "torch.utils", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in {module, module.split(".")[0], module.rpartition(".")[0]} - {""}:
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(SummaryWriter=Writer))
+    Writer.made = []
+    logger = cnn.TensorBoardLogger(tmp_path)
+    history = model_of().fit(X, Y, epochs=2, callbacks=[logger], validation_data=(X, Y))
+    (writer,) = Writer.made
+    assert writer.folder == str(tmp_path)
+    assert writer.closed
+    assert writer.scalars == [
+        (name, history[key][i], i + 1)
+        for i in range(2)
+        for name, key in (("loss/training", "loss"), ("loss/validation", "val_loss"))
+    ]
+
+    def fail(epoch, logs):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        model_of().fit(X, Y, callbacks=[logger, cnn.LambdaCallback(on_epoch_end=fail)])
+    assert Writer.made[1].closed
+
+
+def test_tensorboard_that_is_not_installed(monkeypatch, tmp_path):
+    for name in ("tensorboardX", "torch", "torch.utils", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"^TensorBoardLogger needs a writer: pip install tensorboardX, or"):
+        cnn.TensorBoardLogger(tmp_path)

@@ -1,0 +1,119 @@
+"""pickle, copy and joblib: a model comes back with its training state, to the bit, and on its own."""
+
+import copy
+import multiprocessing
+import pickle
+import pickletools
+import subprocess
+import sys
+
+import joblib
+import numpy as np
+import pytest
+
+import cnn
+from cnn import checkpoint
+
+X = np.random.default_rng(0).standard_normal((40, 4))
+Y = np.random.default_rng(1).integers(0, 3, 40)
+
+
+def network(dtype="float32"):
+    inner = cnn.Sequential([cnn.Linear(8, 8), cnn.BatchNorm1d(8), cnn.Dropout(0.2)])
+    layers = [cnn.Linear(4, 8), cnn.Add(inner, cnn.Identity()), cnn.GELU(), cnn.Linear(8, 3), cnn.CrossEntropyLoss()]
+    return cnn.Sequential(layers, cnn.AdamW(lr=0.01, ema_decay=0.9, schedule=cnn.StepLR(2)), dtype=dtype)
+
+
+def through_joblib(model, folder):
+    joblib.dump(model, folder / "model.joblib")
+    return joblib.load(folder / "model.joblib")
+
+
+WAYS = {
+    **{
+        f"pickle {protocol}": lambda model, folder, protocol=protocol: pickle.loads(pickle.dumps(model, protocol))
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+    },
+    "deepcopy": lambda model, folder: copy.deepcopy(model),
+    "copy": lambda model, folder: copy.copy(model),
+    "joblib": through_joblib,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_copies(way, tmp_path, dtype):
+    """Equal, training on the same, and sharing nothing."""
+    model = network(dtype)
+    model.fit(X, Y, epochs=3, progress=False)
+    model.eval()
+    model.optimizer.lr = 0.005
+    twin = WAYS[way](model, tmp_path)
+    assert twin is not model
+    assert type(twin) is cnn.Sequential
+    assert not twin.training
+    assert checkpoint.to_bytes(twin) == checkpoint.to_bytes(model)
+    before = checkpoint.to_bytes(model)
+    twin.train().fit(X, Y, epochs=5, initial_epoch=3, progress=False)
+    assert checkpoint.to_bytes(model) == before
+    model.train().fit(X, Y, epochs=5, initial_epoch=3, progress=False)
+    assert checkpoint.to_bytes(twin) == checkpoint.to_bytes(model)
+
+
+def test_a_model_without_optimizer_and_loss():
+    model = cnn.Sequential([cnn.Linear(2, 3), cnn.Tanh()])
+    twin = copy.deepcopy(model)
+    assert twin.parameters.tobytes() == model.parameters.tobytes()
+    assert twin.optimizer is None
+    assert twin.loss is None
+
+
+class Own(cnn.Sequential):
+    """A class of the user's."""
+
+
+def test_subclass():
+    model = Own([cnn.Linear(2, 3)], seed=1)
+    for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert type(twin) is Own
+        assert twin.parameters.tobytes() == model.parameters.tobytes()
+
+
+def test_within_other_objects():
+    """One model twice in a list stays one."""
+    model = network()
+    first, second = pickle.loads(pickle.dumps([model, model]))
+    assert first is second
+    first, second = copy.deepcopy([model, model])
+    assert first is second
+
+
+def test_what_a_pickle_names():
+    """The function that reads the bytes of a file, and the class: no array, no layer."""
+    named = [argument for code, argument, _ in pickletools.genops(pickle.dumps(network(), 2)) if code.name == "GLOBAL"]
+    assert [name for name in named if "codecs" not in name] == [
+        "cnn.checkpoint from_bytes",
+        "cnn.sequential Sequential",
+    ]
+
+
+def test_damaged_pickle():
+    content = bytearray(checkpoint.to_bytes(network()))
+    content[-1] ^= 1
+    with pytest.raises(ValueError, match="digest"):
+        checkpoint.from_bytes(cnn.Sequential, bytes(content))
+
+
+def test_in_other_processes():
+    """As multiprocessing and joblib hand it to their workers."""
+    model = network()
+    expected = model.predict(X)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        np.testing.assert_array_equal(pool.apply(cnn.Sequential.predict, (model, X)), expected)
+
+
+def test_in_another_process_by_file(tmp_path):
+    model = network()
+    (tmp_path / "model.pickle").write_bytes(pickle.dumps(model))
+    script = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')).parameters.tobytes().hex())"
+    command = [sys.executable, "-c", script, str(tmp_path / "model.pickle")]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == model.parameters.tobytes().hex()

@@ -1,0 +1,520 @@
+"""Exact resume: 20 epochs straight, or 7, a file, a new process and 13, give the same bits; and `Saver`."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import cnn
+from cnn import checkpoint, container, durable
+
+EPOCHS, BREAK = 20, 7
+
+
+def plain(optimizer, loss=None, *, dtype="float32", seed=3):
+    layers = [cnn.Linear(5, 17), cnn.Tanh(), cnn.Linear(17, 3), cnn.CrossEntropyLoss() if loss is None else loss]
+    return cnn.Sequential(layers, optimizer, dtype=dtype, seed=seed)
+
+
+def every_layer(optimizer, *, dtype="float32", seed=3):
+    """Random numbers, running statistics, branches and a nested model."""
+    inner = cnn.Sequential([cnn.Linear(12, 12), cnn.BatchNorm1d(12), cnn.ReLU(), cnn.Dropout(0.3)])
+    layers = [
+        *(cnn.Dropout(0.1), cnn.Linear(5, 12), cnn.LayerNorm(12), cnn.ReLU(), cnn.Add(inner, cnn.Identity())),
+        *(cnn.Concat(cnn.Linear(12, 4), cnn.Linear(12, 4, bias=False)), cnn.BatchNorm1d(8), cnn.Linear(8, 3)),
+        cnn.CrossEntropyLoss(),
+    ]
+    return cnn.Sequential(layers, optimizer, dtype=dtype, seed=seed)
+
+
+# Of each case the model and further arguments of fit.
+CASES = {
+    "SGD": (lambda: plain(cnn.SGD(lr=0.1)), {}),
+    "SGD, float64": (lambda: plain(cnn.SGD(lr=0.1), dtype="float64"), {}),
+    "SGD, one sample at a time": (lambda: plain(cnn.SGD(lr=0.05)), {"batch_size": 1}),
+    "SGD, in order": (lambda: plain(cnn.SGD(lr=0.1, weight_decay=0.01)), {"shuffle": False}),
+    "momentum": (lambda: plain(cnn.SGD(lr=0.1, momentum=0.9, dampening=0.2)), {}),
+    "Nesterov": (lambda: plain(cnn.SGD(lr=0.1, momentum=0.9, nesterov=True), dtype="float64"), {}),
+    "Adam": (lambda: plain(cnn.Adam(lr=0.01)), {}),
+    "Adam, one sample at a time": (lambda: plain(cnn.Adam(lr=0.001)), {"batch_size": 1}),
+    "Adam, AMSGrad": (lambda: plain(cnn.Adam(lr=0.01, amsgrad=True, weight_decay=0.01)), {}),
+    "AdamW": (lambda: plain(cnn.AdamW(lr=0.01), dtype="float64"), {}),
+    "RMSprop": (lambda: plain(cnn.RMSprop(lr=0.01, momentum=0.5, centered=True)), {}),
+    "Adagrad": (lambda: plain(cnn.Adagrad(lr=0.05, lr_decay=0.01)), {}),
+    "seed None": (lambda: plain(cnn.Adam(lr=0.01), seed=None), {}),
+    "two threads": (lambda: plain(cnn.Adam(lr=0.01)), {"threads": 2}),
+    "MSE": (lambda: plain(cnn.Adam(lr=0.01), cnn.MSELoss()), {}),
+    "clipping, averaging, groups": (
+        lambda: plain(
+            cnn.Adam(lr=0.01, clip_norm=0.5, ema_decay=0.95, decay_bias=False, groups=[{"layers": [2], "lr": 0.001}])
+        ),
+        {},
+    ),
+    "averaging with momentum": (lambda: plain(cnn.SGD(lr=0.1, momentum=0.9, ema_decay=0.9)), {}),
+    "accumulated": (lambda: plain(cnn.SGD(lr=0.1, momentum=0.9)), {"accumulation_steps": 3}),
+    "StepLR": (lambda: plain(cnn.SGD(lr=0.1, schedule=cnn.StepLR(4, 0.5))), {}),
+    "CosineAnnealingLR by steps": (lambda: plain(cnn.Adam(schedule=cnn.CosineAnnealingLR(50, interval="step"))), {}),
+    "OneCycleLR": (lambda: plain(cnn.SGD(momentum=0.9, schedule=cnn.OneCycleLR(0.2, 200))), {}),
+    "ReduceLROnPlateau": (
+        lambda: plain(cnn.SGD(lr=0.5, schedule=cnn.ReduceLROnPlateau(patience=1, threshold=0.02, monitor="loss"))),
+        {},
+    ),
+    "SequentialLR": (
+        lambda: plain(cnn.SGD(schedule=cnn.SequentialLR([cnn.LinearLR(total_iters=5), cnn.ExponentialLR(0.9)], [5]))),
+        {},
+    ),
+    "every layer": (lambda: every_layer(cnn.SGD(lr=0.05, momentum=0.9)), {}),
+    "every layer, seed None": (lambda: every_layer(cnn.AdamW(ema_decay=0.9), dtype="float64", seed=None), {}),
+}
+
+
+def fit(model, epochs, initial_epoch=0, **arguments):
+    """Train on numbers that each process makes anew; the last batch of an epoch is smaller."""
+    rng = np.random.default_rng(1)
+    x, labels = rng.standard_normal((70, 5)), rng.integers(0, 3, 70)
+    y = labels if isinstance(model.loss, cnn.CrossEntropyLoss) else np.eye(3)[labels]
+    arguments = {"batch_size": 16, "validation_data": (x[:20], y[:20])} | arguments
+    return model.fit(x, y, epochs=epochs, initial_epoch=initial_epoch, progress=False, **arguments)
+
+
+def same(model, other):
+    """All that a file with the training state holds, to the bit."""
+    return checkpoint.to_bytes(model) == checkpoint.to_bytes(other)
+
+
+RESUME = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import cnn, test_resume
+for i, (_, arguments) in enumerate(test_resume.CASES.values()):
+    model = cnn.load(f"{sys.argv[2]}/{i}.safetensors")
+    test_resume.fit(model, test_resume.EPOCHS, test_resume.BREAK, **arguments)
+    model.save(f"{sys.argv[2]}/{i}-resumed.safetensors", training_state=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """Of each case: the model after all epochs in this process, and the one that another process has resumed."""
+    folder = tmp_path_factory.mktemp("resume")
+    straight = []
+    for i, (make, arguments) in enumerate(CASES.values()):
+        model = make()
+        model.save(folder / "start", training_state=True)
+        part = cnn.load(folder / "start")
+        fit(model, EPOCHS, **arguments)
+        fit(part, BREAK, **arguments)
+        part.save(folder / f"{i}.safetensors", training_state=True)
+        straight.append(model)
+    command = [sys.executable, "-c", RESUME, os.path.dirname(__file__), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    files = [cnn.load(folder / f"{i}-resumed.safetensors") for i in range(len(CASES))]
+    return dict(zip(CASES, zip(straight, files, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_in_a_new_process(resumed, case):
+    """Parameters, history, running statistics, averages, the optimiser's state."""
+    straight, other = resumed[case]
+    assert straight.parameters.tobytes() == other.parameters.tobytes()
+    assert straight.history == other.history
+    assert list(straight.history) == list(other.history)
+    assert other.history.epochs == list(range(1, EPOCHS + 1))
+    assert len(set(straight.history["loss"])) == EPOCHS  # it has moved all the time
+    assert same(straight, other)
+
+
+@pytest.mark.parametrize("step", ["train_step", "step"])
+def test_the_explicit_loop_goes_on_too(tmp_path, step):
+    """Wherever it is interrupted: the optimiser's state and the random numbers are those of the last step."""
+    rng = np.random.default_rng(1)
+    batches = [(rng.standard_normal((9, 5)), rng.integers(0, 3, 9)) for _ in range(10)]
+
+    def train(model, batches):
+        for x, y in batches:
+            if step == "train_step":
+                model.train_step(x, y)
+            else:
+                model(x, y)
+                model.zero_grads()
+                model.backward()
+                model.step()
+
+    straight, part = (every_layer(cnn.Adam(lr=0.01, ema_decay=0.9)) for _ in range(2))
+    train(straight, batches)
+    train(part, batches[:4])
+    part.save(tmp_path / "part", training_state=True)
+    part = cnn.load(tmp_path / "part")
+    train(part, batches[4:])
+    assert same(straight, part)
+
+
+def test_hyperparameters_that_were_changed_are_saved(tmp_path):
+    model = plain(cnn.Adam(lr=0.01))
+    model.optimizer.lr = 0.003
+    model.optimizer.betas = (0.5, 0.6)
+    model.save(tmp_path / "file")
+    assert cnn.load(tmp_path / "file").optimizer.get_config() == model.optimizer.get_config()
+
+
+def test_without_the_training_state(tmp_path):
+    model = plain(cnn.Adam())
+    fit(model, 2)
+    model.save(tmp_path / "file")
+    loaded = cnn.load(tmp_path / "file")
+    assert loaded.parameters.tobytes() == model.parameters.tobytes()
+    assert loaded.history is None
+    assert loaded._program.steps == 0
+    assert not same(loaded, model)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("optimizer", [None, cnn.SGD()], ids=str)
+def test_a_model_that_was_never_trained(tmp_path, optimizer, training):
+    model = plain(optimizer, seed=None).train(training)
+    model.save(tmp_path / "file", training_state=True)
+    loaded = cnn.load(tmp_path / "file")
+    assert loaded.history is None
+    assert loaded.training == training
+    assert same(loaded, model)
+
+
+@pytest.mark.parametrize("values", [[np.nan, np.inf, -np.inf, -0.0], [1, 2**60], []])
+def test_odd_numbers_in_the_history(tmp_path, values):
+    model = plain(cnn.SGD())
+    model.history = cnn.History({"b/é": values, "a": values})
+    model.save(tmp_path / "file", training_state=True)
+    loaded = cnn.load(tmp_path / "file").history
+    assert list(loaded) == ["b/é", "a"]
+    assert loaded.epochs == model.history.epochs
+    assert np.array(loaded["a"]).tobytes() == np.array(values, np.float64).tobytes()
+
+
+def changed(model, path, edit):
+    """A file with the training state after `edit(arrays, numbers)`, sealed with its digest."""
+    tensors, metadata = checkpoint._parts(model, True)
+    names = {name.removeprefix("cnn.training/"): name for name in tensors}
+    arrays = {short: np.array(tensors[name]) for short, name in names.items() if short != name}
+    numbers = container.parsed(metadata["training"], "")
+    numbers = edit(arrays, numbers) or numbers
+    tensors = {name: a for name, a in tensors.items() if not name.startswith("cnn.training/")}
+    metadata["training"] = json.dumps(numbers)
+    durable.replace(path, container.pack(tensors | {f"cnn.training/{k}": a for k, a in arrays.items()}, metadata))
+
+
+EDITS = {
+    "nothing": (lambda a, n: None, None),
+    "no counters": (lambda a, n: a.pop("counters") is None, "counters"),
+    "another state": (lambda a, n: a.update({"state.2": a["state.0"]}), "state.2"),
+    "a state too few": (lambda a, n: a.pop("state.1") is None, r"state.1"),
+    "a state too short": (lambda a, n: a.update({"state.1": a["state.1"][1:]}), r"state.1"),
+    "a state of two axes": (lambda a, n: a.update({"state.1": a["state.1"][None]}), r"state.1"),
+    "counters negative": (lambda a, n: a.update({"counters": -1 - a["counters"]}), "counters"),
+    "counters too many": (lambda a, n: a.update({"counters": np.zeros(99, np.int64)}), "counters"),
+    "counters of floats": (lambda a, n: a.update({"counters": a["counters"] + 0.5}), "counters"),
+    "no epochs": (lambda a, n: a.pop("epochs") is None, "epochs.: expected a vector of int64"),
+    "epochs of floats": (lambda a, n: a.update({"epochs": a["epochs"] * 1.0}), "epochs.: expected a vector of int64"),
+    "history without an array": (lambda a, n: n["history"].append("f1"), "history/f1.*expected a vector of float64"),
+    "history of integers": (lambda a, n: a.update({"history/loss": a["epochs"]}), "expected a vector of float64"),
+    "history with a twin": (lambda a, n: n["history"].append("loss"), "history/loss.*expected a vector of float64"),
+    "an array without a history": (lambda a, n: n.update({"history": None}), "epochs.: expected dtype"),
+    "history no list": (lambda a, n: n.update({"history": "loss"}), "history: expected a list of names"),
+    "history no names": (lambda a, n: n.update({"history": [1]}), "history: expected a list of names"),
+    "epoch negative": (lambda a, n: n.update({"epoch": -1}), "epoch: expected an integer of at least 0, got -1"),
+    "epoch of 2**70": (lambda a, n: n.update({"epochs_seen": 2**70}), "epochs_seen: expected an integer"),
+    "seed no integer": (lambda a, n: n.update({"random_seed": 1.0}), "random_seed: expected an integer"),
+    "seed true": (lambda a, n: n.update({"random_seed": True}), "random_seed: expected an integer"),
+    "mode no truth": (lambda a, n: n.update({"training": 1}), "training: expected true or false, got 1"),
+    "a state of no schedule": (lambda a, n: n.update({"schedule": {}}), "schedule: {} is no state of None"),
+    "a number too few": (lambda a, n: n.pop("epoch") is None, "training: expected epoch, epochs_seen, history"),
+    "a number too many": (lambda a, n: n.update({"x": 0}), "training: expected epoch, epochs_seen, history"),
+    "no table": (lambda a, n: [1], "training: expected epoch"),
+}
+
+
+@pytest.mark.parametrize(("edit", "message"), EDITS.values(), ids=EDITS)
+def test_a_damaged_training_state(tmp_path, edit, message):
+    """By someone who knows how to seal it: an error that names the file."""
+    model = plain(cnn.Adam())
+    fit(model, 2)
+    path = tmp_path / "file"
+    changed(model, path, edit)
+    if message is None:
+        assert same(cnn.load(path), model)
+    else:
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: no readable checkpoint: .*{message}"):
+            cnn.load(path)
+
+
+def test_a_damaged_state_of_a_schedule(tmp_path):
+    model = plain(cnn.SGD(schedule=cnn.ReduceLROnPlateau(monitor="loss")))
+    path = tmp_path / "file"
+    for schedule in (None, [], {}, {"best": "a", "num_bad_epochs": 0, "cooldown_counter": 0, "reductions": 0}):
+        changed(model, path, lambda a, n, schedule=schedule: n.update({"schedule": schedule}))
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: no readable checkpoint: "):
+            cnn.load(path)
+
+
+def test_training_tensors_without_their_numbers(tmp_path):
+    model = plain(cnn.SGD())
+    tensors, metadata = checkpoint._parts(model, True)
+    del metadata["training"]
+    durable.replace(tmp_path / "file", container.pack(tensors, metadata))
+    with pytest.raises(ValueError, match="unknown counters: the file has no other training state"):
+        cnn.load(tmp_path / "file")
+
+
+# fit(checkpoint=...) ------------------------------------------------------------------------------------------------
+
+
+def files(folder):
+    return sorted(os.listdir(folder))
+
+
+class Crash(Exception):
+    """Of a callback, in the middle of an epoch."""
+
+
+class Crashing(cnn.Callback):
+    def __init__(self, epoch):
+        self.epoch = epoch
+        self.now = 0
+
+    def on_epoch_begin(self, epoch, logs):
+        self.now = epoch
+
+    def on_batch_end(self, batch, logs):
+        if self.now == self.epoch and batch == 2:
+            raise Crash
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("make", [every_layer, plain])
+def test_fit_resumes_after_a_crash(tmp_path, make, every):
+    """In a new model, as a script makes it that is started again."""
+
+    def optimizer():
+        schedule = cnn.ReduceLROnPlateau(patience=1, threshold=0.02, monitor="loss")
+        return cnn.SGD(lr=0.2, momentum=0.9, schedule=schedule)
+
+    straight = make(optimizer())
+    expected = fit(straight, 12)
+    folder = tmp_path / "runs" / "1"
+    with pytest.raises(Crash):
+        fit(make(optimizer()), 12, checkpoint=folder, checkpoint_every=every, keep=2, callbacks=[Crashing(8)])
+    again = make(optimizer())
+    seen = []
+    begun = cnn.LambdaCallback(on_epoch_begin=lambda epoch, logs: seen.append(epoch))
+    settings = {"checkpoint": folder, "checkpoint_every": every, "keep": 2, "resume": True}
+    history = fit(again, 12, callbacks=[begun], **settings)
+    assert seen == list(range((8, 7)[every == 3], 13))
+    assert history == expected
+    assert same(again, straight)
+
+
+def test_resume_with_nothing_to_resume(tmp_path):
+    model, other = plain(cnn.Adam()), plain(cnn.Adam())
+    fit(model, 3, checkpoint=tmp_path / "new", resume=True)
+    fit(other, 3)
+    assert same(model, other)
+
+
+def saved(folder, every=1, keep=3, epochs=range(1, 6), model=None):
+    """A Saver that has seen these epochs, whose number is the first bias."""
+    model = plain(cnn.Adam()) if model is None else model
+    saver = checkpoint.Saver(model, folder, every, keep)
+    for epoch in epochs:
+        model.layers[0].bias[0] = epoch
+        saver.epoch_done(epoch, cnn.History({"loss": [0.5] * epoch}))
+        saver.close()
+    return saver
+
+
+def test_files_that_are_kept(tmp_path):
+    """The newest `keep`; nothing else in the folder is touched."""
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "checkpoint-final.safetensors").write_text("mine")
+    saved(tmp_path, keep=2)
+    own = ["checkpoint-000004.safetensors", "checkpoint-000005.safetensors"]
+    assert files(tmp_path) == [*own, "checkpoint-final.safetensors", "notes.txt"]
+    assert [cnn.load(tmp_path / name).layers[0].bias[0] for name in own] == [4, 5]
+    assert [len(cnn.load(tmp_path / name).history["loss"]) for name in own] == [4, 5]
+
+
+def test_every(tmp_path):
+    saved(tmp_path, every=2, keep=9, epochs=range(1, 8))
+    assert [cnn.load(tmp_path / name).layers[0].bias[0] for name in files(tmp_path)] == [2, 4, 6]
+
+
+def test_numbers_go_on_in_a_folder_that_was_used(tmp_path):
+    """Also where the new run has fewer epochs: what is newer is not told by the epoch."""
+    saved(tmp_path, keep=3, epochs=range(100, 103))
+    saved(tmp_path, keep=3, epochs=range(1, 3))
+    assert files(tmp_path) == [f"checkpoint-{number:06d}.safetensors" for number in (3, 4, 5)]
+    assert checkpoint.Saver(plain(cnn.Adam()), tmp_path).resume() == 2
+
+
+def test_damaged_files_are_passed_over(tmp_path):
+    saved(tmp_path, keep=9)
+    five, four, three = (tmp_path / f"checkpoint-00000{number}.safetensors" for number in (5, 4, 3))
+    five.write_bytes(five.read_bytes()[:-1])
+    content = bytearray(four.read_bytes())
+    content[-1] ^= 1
+    four.write_bytes(content)
+    plain(cnn.Adam()).save(three)  # without the training state
+    model = plain(cnn.Adam())
+    with pytest.warns(RuntimeWarning) as warnings:
+        assert checkpoint.Saver(model, tmp_path).resume() == 2
+    assert model.layers[0].bias[0] == 2
+    messages = [str(warning.message) for warning in warnings]
+    assert len(messages) == 3
+    for path, message, reason in zip((five, four, three), messages, ("expected", "digest", "no training"), strict=True):
+        assert message.startswith(f"checkpoint passed over: {path}: ")
+        assert reason in message
+
+
+def test_nothing_that_can_be_read(tmp_path):
+    (tmp_path / "checkpoint-000001.safetensors").write_bytes(b"")
+    model = plain(cnn.Adam())
+    before = checkpoint.to_bytes(model)
+    with pytest.warns(RuntimeWarning, match="empty"):
+        assert checkpoint.Saver(model, tmp_path).resume() is None
+    assert checkpoint.to_bytes(model) == before
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            lambda: cnn.Sequential([cnn.Linear(5, 3), cnn.CrossEntropyLoss()], cnn.Adam()),
+            "architecture: expected layers",
+        ),
+        (lambda: plain(cnn.Adam(), cnn.MSELoss()), "architecture: expected loss .*MSE"),
+        (lambda: plain(cnn.Adam(), dtype="float64"), "architecture: expected dtype float64, got float32"),
+        (lambda: plain(cnn.AdamW()), r"optimizer: expected AdamW\(.*, got Adam\("),
+        (lambda: plain(None), r"optimizer: expected None, got Adam\("),
+        (lambda: plain(cnn.Adam(schedule=cnn.StepLR(3))), "optimizer: expected Adam.*StepLR"),
+    ],
+)
+def test_another_architecture_is_refused(tmp_path, model, message):
+    saved(tmp_path)
+    model = model()
+    before = checkpoint.to_bytes(model)
+    path = re.escape(str(tmp_path / "checkpoint-000005.safetensors"))
+    with pytest.raises(ValueError, match=f"^{path}: is of another {message}"):
+        checkpoint.Saver(model, tmp_path).resume()
+    assert checkpoint.to_bytes(model) == before
+
+
+def test_the_optimizer_stays_the_same_object(tmp_path):
+    """Callbacks may hold it, or its schedule; its hyper-parameters are those of the file."""
+
+    def made(lr):
+        schedule = cnn.ReduceLROnPlateau(monitor="loss")
+        groups = [{"layers": [0], "lr": lr / 10}]
+        return plain(cnn.SGD(lr, momentum=0.9, groups=groups, ema_decay=0.5, schedule=schedule))
+
+    first = made(0.5)
+    fit(first, 3)
+    first.optimizer.lr = 0.25
+    saved(tmp_path, model=first, epochs=[3])
+    model = made(0.5)
+    optimizer, schedule = model.optimizer, model.optimizer.schedule
+    assert checkpoint.Saver(model, tmp_path).resume() == 3
+    assert model.optimizer is optimizer
+    assert optimizer.schedule is schedule
+    assert optimizer.get_config() == first.optimizer.get_config()
+    first.history = model.history
+    assert same(model, first)
+    for other in (model, first):
+        other.train_step(np.ones((2, 5)), [0, 1])
+    assert same(model, first)
+
+
+def test_the_snapshot_is_taken_at_once(tmp_path, monkeypatch):
+    """What happens to the model while the file is written is not in it."""
+    write, go = durable.replace, threading.Event()
+
+    def waiting(path, pieces):
+        assert go.wait(60)
+        write(path, pieces)
+
+    monkeypatch.setattr(durable, "replace", waiting)
+    model = plain(cnn.Adam())
+    fit(model, 1)
+    history = cnn.History({"loss": [1.0]})
+    saver = checkpoint.Saver(model, tmp_path)
+    before = b"".join(container.pack(*checkpoint._parts(model, True, 1, history)))
+    saver.epoch_done(1, history)
+    fit(model, 3, initial_epoch=1)
+    history["loss"].append(2.0)
+    go.set()
+    saver.close()
+    assert (tmp_path / "checkpoint-000001.safetensors").read_bytes() == before
+
+
+def test_the_loop_does_not_wait(tmp_path, monkeypatch):
+    """At most one snapshot waits for the thread: the newest, which is never lost."""
+    write, go, begun = durable.replace, threading.Event(), threading.Event()
+
+    def waiting(path, pieces):
+        begun.set()
+        assert go.wait(60)
+        write(path, pieces)
+
+    monkeypatch.setattr(durable, "replace", waiting)
+    model = plain(cnn.Adam())
+    saver = checkpoint.Saver(model, tmp_path, keep=9)
+    for epoch in range(1, 8):
+        model.layers[0].bias[0] = epoch
+        saver.epoch_done(epoch, cnn.History())
+        assert begun.wait(60)
+    go.set()
+    saver.close()
+    assert [cnn.load(tmp_path / name).layers[0].bias[0] for name in files(tmp_path)] == [1, 7]
+
+
+def test_errors_of_the_thread_are_raised(tmp_path, monkeypatch):
+    """At the next epoch, or at the end; once."""
+
+    def full(path, pieces):
+        raise OSError(28, "No space left on device", path)
+
+    model = plain(cnn.Adam())
+    saver = checkpoint.Saver(model, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "replace", full)
+        saver.epoch_done(1, cnn.History())
+        saver._thread and saver._thread.join()
+        with pytest.raises(OSError, match=r"No space left on device: '.*checkpoint-000001.safetensors'"):
+            saver.epoch_done(2, cnn.History())
+        saver.epoch_done(3, cnn.History())
+        with pytest.raises(OSError, match="No space left on device"):
+            saver.close()
+        with pytest.raises(OSError, match="No space left on device"):
+            fit(model, 2, checkpoint=tmp_path)
+    saver.close()
+    saver.epoch_done(4, cnn.History())
+    saver.close()
+    assert files(tmp_path) == ["checkpoint-000001.safetensors"]
+
+
+def test_arguments(tmp_path):
+    model = plain(cnn.Adam())
+    for name, every, keep in (("checkpoint_every", 0, 1), ("keep", 1, 0), ("keep", 1, -1)):
+        with pytest.raises(ValueError, match=f"^{name}: expected at least 1"):
+            checkpoint.Saver(model, tmp_path, every, keep)
+    for name, every, keep in (("checkpoint_every", 1.0, 1), ("keep", 1, True), ("keep", 1, None)):
+        with pytest.raises(TypeError, match=f"^{name}: expected an int"):
+            checkpoint.Saver(model, tmp_path, every, keep)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        checkpoint.Saver(model, tmp_path / "file")
+    with pytest.raises(ValueError, match="resume"):
+        fit(model, 2, resume=True)
