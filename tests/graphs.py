@@ -71,10 +71,10 @@ def normalised(xp, part, x, state, key):
     return y * state[f"{key}.weight"] + state[f"{key}.bias"] if part[2] else y
 
 
-def forward(parts, x, state, xp=np, activation=reference.activation, key=""):
+def forward(parts, x, state, xp=np, activation=reference.activation):
     """The outputs in evaluation mode; state: arrays by name."""
     for i, part in enumerate(parts):
-        name, here = part[0], f"{key}{i}"
+        name, here = part[0], str(i)
         if name == "linear":
             x = x @ state[f"{here}.weight"] + state.get(f"{here}.bias", 0.0)
         elif name.endswith("_norm"):
@@ -84,14 +84,10 @@ def forward(parts, x, state, xp=np, activation=reference.activation, key=""):
         elif name == "log_softmax":
             x = xp.log(softmax(xp, x))
         elif name in GATES:
-            ends = []
-            for b, inner in enumerate(part[1]):
-                if len(inner) == 1:  # not a chain: one number less in its names
-                    inner_state = {f"0{n.removeprefix(f'{here}.{b}')}": a for n, a in state.items()}
-                    inner_state = {n: a for n, a in inner_state.items() if n.startswith("0.")}
-                    ends.append(forward(inner, x, inner_state, xp, activation))
-                else:
-                    ends.append(forward(inner, x, state, xp, activation, f"{here}.{b}."))
+            ends = [
+                forward(inner, x, inner_state(state, f"{here}.{b}", inner), xp, activation)
+                for b, inner in enumerate(part[1])
+            ]
             x = joined(xp, name, ends)
         elif name != "dropout":
             x = activation(name, x, part[1])
@@ -107,11 +103,22 @@ def joined(xp, gate, ends):
     return result
 
 
-def penalty(parts, state, key=""):
-    """What the l2 of the linear layers at the top adds to the loss."""
-    return sum(
-        part[4] * (state[f"{i}.weight"] ** 2).sum() for i, part in enumerate(parts) if part[0] == "linear" and part[4]
-    )
+def penalty(parts, state):
+    """What l2 of the linear layers adds to the loss."""
+    total = 0.0
+    for i, part in enumerate(parts):
+        if part[0] == "linear":
+            total = total + part[4] * (state[f"{i}.weight"] ** 2).sum()
+        elif part[0] in GATES:
+            for b, inner in enumerate(part[1]):
+                total = total + penalty(inner, inner_state(state, f"{i}.{b}", inner))
+    return total
+
+
+def inner_state(state, key, parts):
+    """The arrays of a branch, with the names that they have in a model of its own."""
+    lone = "0." if len(parts) == 1 else ""
+    return {lone + name.removeprefix(f"{key}."): a for name, a in state.items() if name.startswith(f"{key}.")}
 
 
 @st.composite

@@ -181,7 +181,6 @@ class Sequential(layers.Layer):
                 raise ValueError(f"{where}: a Sequential in a model has no {name} of its own, got {part!r}")
 
     def _compile(self, graph, source, place):
-        graph.expect(place, source, self._graph.widths[0])
         return chain(graph, self.layers, source, f"{place.key}.", f"{place.label}.")
 
     # the explicit loop ------------------------------------------------------------------------------------------------
