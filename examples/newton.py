@@ -2,10 +2,11 @@
 
     python examples/newton.py        writes newton.png
 
-A network 2-12-12-1 with tanh learns a smooth function of two variables from 400 points, in float64 with a small l2.
+A network 2-12-12-1 with tanh learns a smooth function of two variables from 400 points, in float64 with l2 = 1e-3.
 `loss_and_grad` gives SciPy the loss and the gradient, `hvp` the Hessian times a vector at the cost of some 2.7
-gradients; no Hessian is ever formed. One unit of work is a gradient, and a product counts as 2.7. `hessian_operator`
-gives the largest and the smallest curvatures of the minimum by Lanczos iteration (`eigsh`): all are positive.
+gradients; no Hessian is ever formed. One unit of work is a gradient, and a product counts as 2.7. The Newton methods end
+in a steep fall, as theory has it; on the way there L-BFGS-B, which learns curvatures from gradients, needs less work. `hessian_operator`
+gives the largest curvatures at the end by Lanczos iteration (`eigsh`).
 Needs SciPy and the extra `plot` (matplotlib).
 """
 
@@ -32,7 +33,7 @@ def network(width):
     widths = [2, width, width, 1]
     layers: list = []
     for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
-        layers += [cnn.Linear(n_in, n_out, l2=1e-5), cnn.Tanh()]
+        layers += [cnn.Linear(n_in, n_out, l2=1e-3), cnn.Tanh()]
     return cnn.Sequential([*layers[:-1], cnn.MSELoss()], dtype="float64", seed=0)
 
 
@@ -74,7 +75,7 @@ def train(method, model, x, y, most):
     return np.array(counted.history), model.parameters
 
 
-def plot(courses, largest, smallest, title, path):
+def plot(courses, largest, title, path):
     """Loss and gradient against work; curvatures."""
     figure = Figure(figsize=(11.5, 4.4), dpi=110, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
@@ -90,10 +91,9 @@ def plot(courses, largest, smallest, title, path):
     for axes in (loss, gradient):
         axes.set_xlabel("work, in gradients")
     loss.legend(frameon=False, fontsize=9)
-    curvature.semilogy(np.arange(1, len(largest) + 1), largest, "o", color="#0072b2", markersize=4, label="largest")
-    curvature.axhline(smallest, color="#d55e00", linewidth=1.2, label=f"smallest, {smallest:.1e}")
-    curvature.set_title("curvatures at the minimum", fontsize=11, loc="left")
-    curvature.legend(frameon=False, fontsize=9)
+    curvature.semilogy(np.arange(1, len(largest) + 1), largest, "o", color="#0072b2", markersize=4)
+    curvature.set_title("largest curvatures at the end", fontsize=11, loc="left")
+    curvature.set_xlabel("number")
     for axes in (loss, gradient, curvature):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
@@ -103,7 +103,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--points", type=int, default=400)
     parser.add_argument("--width", type=int, default=12)
-    parser.add_argument("--work", type=int, default=30_000, help="gradients' worth of it, at most, for each method")
+    parser.add_argument("--work", type=int, default=20_000, help="gradients' worth of it, at most, for each method")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where newton.png goes")
     options = parser.parse_args()
 
@@ -118,11 +118,11 @@ def main():
     model.parameters = ends[min(courses, key=lambda method: courses[method][-1, 2])]
     operator = model.hessian_operator(x, y)
     start = np.ones(len(model.parameters))
-    largest = eigsh(operator, k=10, which="LA", return_eigenvectors=False, v0=start)[::-1]
-    smallest = eigsh(operator, k=1, which="SA", return_eigenvectors=False, v0=start, maxiter=20_000)[0]
-    print(f"curvatures: largest {largest[0]:.3g}, smallest {smallest:.2g}")
+    largest = eigsh(operator, k=20, which="LA", return_eigenvectors=False, v0=start)
+    largest = np.sort(largest)[::-1]
+    print(f"curvatures: {largest[0]:.3g}, {largest[1]:.3g}, {largest[2]:.3g}, ...")
     title = f"2-{options.width}-{options.width}-1 tanh, {model.parameters.size} parameters, {options.points} points"
-    plot(courses, np.sort(largest)[::-1], smallest, title, options.out / "newton.png")
+    plot(courses, largest, title, options.out / "newton.png")
     print(f"see {options.out / 'newton.png'}")
 
 

@@ -167,6 +167,7 @@ def test_whole_hessian_and_jacobian(each_isa, name):
         assert_close(model.jacobian(x), jacobian, "jacobian")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # by torch.func.jvp itself
 def test_torch_func(each_isa):
     """The same network in PyTorch: jvp, vjp, and hvp as the jvp of a gradient."""
     network = torch.nn.Sequential(
