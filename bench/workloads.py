@@ -69,7 +69,9 @@ class Workload:
             return 4 * self.batch * sum(sizes)
         if self.kind == "jvp":
             return 6 * self.batch * sum(sizes)
-        if self.kind == "hvp":  # x W, x W', x' W; dZ W^T, dZ' W^T, dZ W'^T; x^T dZ', x'^T dZ: the first has no x', no dX
+        if (
+            self.kind == "hvp"
+        ):  # x W, x W', x' W; dZ W^T, dZ' W^T, dZ W'^T; x^T dZ', x'^T dZ: the first has no x', no dX
             return self.batch * (16 * sum(sizes) - 10 * sizes[0])
         return self.batch * (6 * sum(sizes) - 2 * sizes[0])
 

@@ -49,8 +49,9 @@ class Counted:
         self.model.parameters = parameters
         self.work += 1
         loss, gradient = self.model.loss_and_grad(self.x, self.y)
-        self.history.append((self.work, loss, abs(gradient).max()))
-        if self.work > self.most:
+        if np.isfinite(loss):
+            self.history.append((self.work, loss, abs(gradient).max()))
+        if self.work > self.most or not np.isfinite(loss):
             raise StopIteration
         return loss, gradient
 
@@ -65,6 +66,7 @@ def train(method, model, x, y, most):
     counted = Counted(model, x, y, most)
     options = {"L-BFGS-B": {"maxiter": 10**6, "maxfun": 10**6, "maxcor": 20, "ftol": 0.0, "gtol": 1e-9}}
     options["Newton-CG"] = {"xtol": 1e-12}
+    options["trust-krylov"] = {"gtol": 1e-7}  # closer to the minimum SciPy's Lanczos vectors become NaN
     second = {} if method == "L-BFGS-B" else {"hessp": counted.product}
     chosen = options.get(method, {"gtol": 1e-9})
     start = model.parameters
@@ -117,7 +119,7 @@ def main():
     model = network(options.width)
     model.parameters = ends[min(courses, key=lambda method: courses[method][-1, 2])]
     operator = model.hessian_operator(x, y)
-    start = np.ones(len(model.parameters))
+    start = np.ones(model.parameters.size)
     largest = eigsh(operator, k=20, which="LA", return_eigenvectors=False, v0=start)
     largest = np.sort(largest)[::-1]
     print(f"curvatures: {largest[0]:.3g}, {largest[1]:.3g}, {largest[2]:.3g}, ...")

@@ -43,9 +43,7 @@ def branch(parts):
 
 def build(parts, loss=None, *, dtype="float64", seed=0, optimizer=None):
     """The model; what is not random at first (norms and their statistics) is made so."""
-    model = cnn.Sequential(
-        [*map(layer, parts), *([loss] if loss else [])], dtype=dtype, seed=seed, optimizer=optimizer
-    )
+    model = cnn.Sequential([*map(layer, parts), *([loss] if loss else [])], dtype=dtype, seed=seed, optimizer=optimizer)
     random = np.random.default_rng(seed)
     state = model.state_dict()
     for name, array in state.items():

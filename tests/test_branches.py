@@ -84,9 +84,16 @@ def test_widths_are_named_with_their_path():
 def test_a_layer_stands_in_a_model_once():
     shared = cnn.Linear(4, 4)
     for layers, message in [
-        ([shared, cnn.Tanh(), shared], r"^layer 2, Linear\(4, 4\): stands in the model twice, the first time as layer 0"),
         (
-            [shared, cnn.Add(cnn.Identity(), cnn.Sequential([cnn.Tanh(), cnn.Linear(4, 4)])), cnn.Add(cnn.Tanh(), shared)],
+            [shared, cnn.Tanh(), shared],
+            r"^layer 2, Linear\(4, 4\): stands in the model twice, the first time as layer 0",
+        ),
+        (
+            [
+                shared,
+                cnn.Add(cnn.Identity(), cnn.Sequential([cnn.Tanh(), cnn.Linear(4, 4)])),
+                cnn.Add(cnn.Tanh(), shared),
+            ],
             r"^layer 2\.Add\[1\], Linear\(4, 4\): stands in the model twice, the first time as layer 0$",
         ),
     ]:
@@ -112,7 +119,10 @@ def test_nothing_says_how_wide_the_input_is():
     for layers in ([cnn.Add(cnn.Tanh(), cnn.Identity())], [cnn.Concat(cnn.Tanh(), cnn.ReLU()), cnn.Linear(8, 2)]):
         with pytest.raises(ValueError, match="nothing says how wide the input is"):
             cnn.Sequential(layers)
-    assert cnn.Sequential([cnn.Add(cnn.Tanh(), cnn.Identity()), cnn.Linear(8, 2)]).predict(np.ones((1, 8))).shape == (1, 2)
+    assert cnn.Sequential([cnn.Add(cnn.Tanh(), cnn.Identity()), cnn.Linear(8, 2)]).predict(np.ones((1, 8))).shape == (
+        1,
+        2,
+    )
 
 
 # nested models ------------------------------------------------------------------------------------------------------
@@ -331,7 +341,9 @@ def test_one_source_read_by_all(isa):
         assert_close(model.jvp(x, t), slope, 1e-15)
         v = numbers(3, *value.shape)
         np.testing.assert_allclose(np.sum(model.vjp(x, v) * t), np.sum(v * slope), rtol=1e-12)
-    square = cnn.Sequential([cnn.Multiply(cnn.Identity(), cnn.Identity(), cnn.Linear(3, 3, bias=False))], dtype="float64")
+    square = cnn.Sequential(
+        [cnn.Multiply(cnn.Identity(), cnn.Identity(), cnn.Linear(3, 3, bias=False))], dtype="float64"
+    )
     square.layers[0][2].weight = np.eye(3)
     assert_close(square.predict(x), x**3, 1e-14)
     assert_close(square.hvp_input(x, t), 6 * x * t, 1e-13)
@@ -342,7 +354,9 @@ def test_one_source_read_by_all(isa):
 
 def deep():
     block = cnn.Sequential([cnn.LayerNorm(6), cnn.Linear(6, 4), cnn.GELU(), cnn.Linear(4, 6)])
-    gated = cnn.Multiply(cnn.Sequential([cnn.Linear(6, 2), cnn.Sigmoid()]), cnn.Maximum(cnn.Linear(6, 2), cnn.Linear(6, 2)))
+    gated = cnn.Multiply(
+        cnn.Sequential([cnn.Linear(6, 2), cnn.Sigmoid()]), cnn.Maximum(cnn.Linear(6, 2), cnn.Linear(6, 2))
+    )
     layers = [cnn.Linear(3, 6), cnn.Add(cnn.Identity(), block), cnn.Concat(gated, cnn.BatchNorm1d(6))]
     return cnn.Sequential([*layers, cnn.MSELoss()], dtype="float64", seed=4)
 
@@ -385,7 +399,10 @@ def test_indexing_and_repr():
     assert len(add) == 2
     assert isinstance(add[1], cnn.Sequential)
     assert len(add[1]) == 4
-    assert repr(cnn.Add(cnn.Identity(), chain(2, 3, 2))) == "Add(Identity(), Sequential(Linear(2, 3), Tanh(), Linear(3, 2)))"
+    assert (
+        repr(cnn.Add(cnn.Identity(), chain(2, 3, 2)))
+        == "Add(Identity(), Sequential(Linear(2, 3), Tanh(), Linear(3, 2)))"
+    )
 
 
 def test_learns_a_product():

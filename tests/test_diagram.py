@@ -88,7 +88,9 @@ def test_files_without_dot(tmp_path, monkeypatch, suffix):
 def test_files_with_dot(tmp_path, monkeypatch):
     """A stand-in for dot writes down what it was given."""
     dot = tmp_path / "dot"
-    dot.write_text(f"#!{sys.executable}\nimport sys\nopen(sys.argv[-1], 'w').write(' '.join(sys.argv[1:]) + sys.stdin.read())\n")
+    dot.write_text(
+        f"#!{sys.executable}\nimport sys\nopen(sys.argv[-1], 'w').write(' '.join(sys.argv[1:]) + sys.stdin.read())\n"
+    )
     dot.chmod(dot.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path))
     network().plot(tmp_path / "net.svg")

@@ -16,7 +16,9 @@ def numbers(seed, *shape):
 
 def small(loss=None, **options):
     layers = [cnn.Linear(3, 5), cnn.Tanh(), cnn.Add(cnn.Identity(), cnn.Sequential([cnn.Linear(5, 5), cnn.GELU()]))]
-    return cnn.Sequential([*layers, cnn.Linear(5, 2), *([loss] if loss else [])], **{"dtype": "float64", "seed": 1, **options})
+    return cnn.Sequential(
+        [*layers, cnn.Linear(5, 2), *([loss] if loss else [])], **{"dtype": "float64", "seed": 1, **options}
+    )
 
 
 @given(parts=graphs(n_out=2, names=tuple(ACTIVATIONS)), seed=st.integers(0, 99))
@@ -118,7 +120,11 @@ def test_kinks_nearby():
 def test_arguments():
     x, y = numbers(1, 4, 3), numbers(2, 4, 2)
     for call, error, message in [
-        (lambda: cnn.gradcheck(small(cnn.MSELoss(), dtype="float32"), x, y), ValueError, "expected dtype float64, got float32"),
+        (
+            lambda: cnn.gradcheck(small(cnn.MSELoss(), dtype="float32"), x, y),
+            ValueError,
+            "expected dtype float64, got float32",
+        ),
         (lambda: cnn.gradcheck("model", x, y), TypeError, "model: expected a Sequential, got 'model'"),
         (lambda: cnn.gradcheck(small(cnn.MSELoss()), x[:, :2], y), ValueError, r"x: expected shape \(batch, 3\)"),
         (lambda: cnn.gradcheck(small(cnn.MSELoss()), x[:0], y[:0]), ValueError, "x: expected at least one row"),

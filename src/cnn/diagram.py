@@ -111,7 +111,9 @@ def contents(model: Any) -> list[Box | Fork]:
         if isinstance(layer, layers.Parametric):
             count = sum(a.size for a in model._named_of(place, "weight", "bias").values())
             detail, kind = f"{count:,} parameters", "weights"
-            sizes = f"{width:,} \N{RIGHTWARDS ARROW} {outputs:,}" if isinstance(layer, layers.Linear) else f"{outputs:,}"
+            sizes = (
+                f"{width:,} \N{RIGHTWARDS ARROW} {outputs:,}" if isinstance(layer, layers.Linear) else f"{outputs:,}"
+            )
             title = f"{type(layer).__name__} {sizes}"
         return [Box(title, detail, kind, f"{outputs:,}", place.key)], outputs
 
