@@ -4,13 +4,15 @@
 
 A network 2-12-12-1 with tanh learns a smooth function of two variables from 400 points, in float64 with l2 = 1e-3.
 `loss_and_grad` gives SciPy the loss and the gradient, `hvp` the Hessian times a vector at the cost of some 2.7
-gradients; no Hessian is ever formed. One unit of work is a gradient, and a product counts as 2.7. The Newton methods end
-in a steep fall, as theory has it; on the way there L-BFGS-B, which learns curvatures from gradients, needs less work. `hessian_operator`
-gives the largest curvatures at the end by Lanczos iteration (`eigsh`).
+gradients; no Hessian is ever formed. One unit of work is a gradient, and a product counts as 2.7. The Newton methods
+end in a steep fall, as theory has it; on the way there L-BFGS-B, which learns curvatures from gradients, needs less
+work. `hessian_operator` gives the largest curvatures at the end by Lanczos iteration (`eigsh`).
 Needs SciPy and the extra `plot` (matplotlib).
 """
 
 import argparse
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,7 @@ def problem(points):
 def network(width):
     widths = [2, width, width, 1]
     layers: list = []
-    for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+    for n_in, n_out in pairwise(widths):
         layers += [cnn.Linear(n_in, n_out, l2=1e-3), cnn.Tanh()]
     return cnn.Sequential([*layers[:-1], cnn.MSELoss()], dtype="float64", seed=0)
 
@@ -70,10 +72,8 @@ def train(method, model, x, y, most):
     second = {} if method == "L-BFGS-B" else {"hessp": counted.product}
     chosen = options.get(method, {"gtol": 1e-9})
     start = model.parameters
-    try:
+    with suppress(StopIteration):
         minimize(counted.loss_and_grad, start, method=method, jac=True, options=chosen, **second)
-    except StopIteration:
-        pass
     return np.array(counted.history), model.parameters
 
 

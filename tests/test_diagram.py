@@ -44,7 +44,7 @@ def test_contents():
         ("3.0.0.0", "Linear 16 → 4", "68 parameters", "4"),
         ("3.0.0.1", "Sigmoid", "", "4"),
         ("3.0.1", "Linear 16 → 4", "68 parameters", "4"),
-        ("3.0", "×", "", "4"),
+        ("3.0", "\N{MULTIPLICATION SIGN}", "", "4"),
         ("3.1", "Linear 16 → 3", "51 parameters", "3"),
         ("3", "concat", "", "7"),
         ("", "MSELoss", "", ""),

@@ -117,7 +117,7 @@ def contents(model: Any) -> list[Box | Fork]:
             title = f"{type(layer).__name__} {sizes}"
         return [Box(title, detail, kind, f"{outputs:,}", place.key)], outputs
 
-    inside, outputs = chain(model.layers, graph.widths[0])
+    inside, _ = chain(model.layers, graph.widths[0])
     end = Box("outputs" if model.loss is None else repr(model.loss).removesuffix("()"), "", "end", "")
     return [Box("inputs", "", "end", f"{graph.widths[0]:,}"), *inside, end]
 
@@ -226,7 +226,7 @@ def figure(parts: list[Box | Fork], title: str):
             shape = FancyBboxPatch(corner, w - 0.2, h - 0.2, boxstyle="round,pad=0.1", linewidth=1)
             shape.set(facecolor=inside, edgecolor=border)
             axes.add_patch(shape)
-        text = {"ha": "center", "va": "center"}
+        text: dict[str, Any] = {"ha": "center", "va": "center"}
         axes.text(x, y + (0.32 if box.detail else h / 2), box.title, fontsize=10, **text)
         axes.text(x, y + 0.66, box.detail, fontsize=7.5, color=GREY, **text)
         axes.text(x - w / 2 - 0.08, y + h / 2, box.key, fontsize=7.5, color=GREY, ha="right", va="center")

@@ -144,7 +144,7 @@ def gradcheck(model, x, y=None, *, rtol=1e-6, samples=1000, seed=0, raises=False
 class _Problem:
     """The loss of a model as a function of its parameters and of x."""
 
-    def __init__(self, model: Sequential, x: np.ndarray, y, random: np.random.Generator):
+    def __init__(self, model: Any, x: np.ndarray, y, random: np.random.Generator):
         self.model, self.y = model, y
         self.function = derivatives.is_callable(model)
         self.v = random.standard_normal((len(x), model._graph.widths[-1])) if y is None else None
