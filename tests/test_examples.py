@@ -70,7 +70,7 @@ def test_sine(tmp_path):
 
 
 def test_boundary_value(tmp_path):
-    result = run("examples/boundary_value.py", "--points", 60, "--steps", 60, "--out", tmp_path, cwd=tmp_path)
+    result = run("examples/boundary_value.py", "--points", 100, "--steps", 60, "--out", tmp_path, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert float(re.search(r"largest error of u: (\S+)", result.stdout)[1]) < 1e-2
     assert is_picture(tmp_path / "boundary_value.png")
