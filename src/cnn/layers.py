@@ -129,6 +129,9 @@ class Parametric(Layer):
     def _array(self, name: str) -> np.ndarray | None:
         if not self._arrays:
             self._own()
+        model = self._owner()
+        if model is not None and model._compiled is not None:
+            model._compiled.clear_padding()  # what is now written there shall not stand beside NaN
         return self._arrays[name]
 
     def _assign(self, name: str, value) -> None:
@@ -147,6 +150,7 @@ class Parametric(Layer):
         model = self._owner()
         if model is not None:
             model._program.clear_padding()
+            model._program.forget("the parameters have been changed since")
 
     def _join(self, model, program, op: int, dtype, bits: np.random.PCG64) -> None:
         """Move into a program: the arrays, or new ones from `bits`, become views of its memory."""
