@@ -36,8 +36,14 @@ class Layer:
     A layer that is used alone compiles itself as a model would, for the width and dtype that it is given.
     """
 
+    _fixed: ClassVar[tuple[str, ...]] = ()  # what the constructor sets for good, since models are compiled of it
     _alone: Any = None  # (width and dtype, program) of the layer used alone
     training = True  # used alone: whether dropout drops and batch normalisation takes the statistics of the batch
+
+    def __setattr__(self, name, value):
+        if name in self._fixed and name in self.__dict__:
+            raise AttributeError(f"{name}: can only be set when the layer is made")
+        super().__setattr__(name, value)
 
     # in a model -------------------------------------------------------------------------------------------------------
 
@@ -277,6 +283,8 @@ class Linear(Parametric):
     array([[ 3.6, -0.8]], dtype=float32)
     """
 
+    _fixed = ("in_features", "out_features", "has_bias", "l1", "l2")
+
     def __init__(
         self,
         in_features,
@@ -398,15 +406,15 @@ class Linear(Parametric):
 class Activation(Layer):
     """A function applied to every element. Alone it takes arrays of any shape, float32 or float64."""
 
+    _fixed = ("param", "approximate")
     param = 0.0  # the function's parameter, where it has one
     _z: np.ndarray | None = None
 
-    @property
-    def function(self) -> str:
-        """Name in `cnn.functional`."""
-        return type(self).__name__.lower()
+    function: str | None = None  # name in `cnn.functional`
 
     def _compile(self, graph, source, place):
+        if self.function is None:
+            return super()._compile(graph, source, place)
         if self.function == "identity":
             return source
         width = graph.widths[source]
@@ -433,9 +441,13 @@ class Activation(Layer):
 class Identity(Activation):
     """f(z) = z."""
 
+    function = "identity"
+
 
 class ReLU(Activation):
     """f(z) = max(z, 0); f'(0) = 0."""
+
+    function = "relu"
 
 
 class LeakyReLU(Activation):
@@ -485,9 +497,13 @@ class ELU(Activation):
 class Sigmoid(Activation):
     """f(z) = 1 / (1 + exp(-z))."""
 
+    function = "sigmoid"
+
 
 class Tanh(Activation):
     """f(z) = tanh(z)."""
+
+    function = "tanh"
 
 
 class GELU(Activation):
@@ -515,9 +531,13 @@ class GELU(Activation):
 class SiLU(Activation):
     """f(z) = z / (1 + exp(-z))."""
 
+    function = "silu"
+
 
 class Softplus(Activation):
     """f(z) = log(1 + exp(z))."""
+
+    function = "softplus"
 
 
 def _finite(name: str, value, low: float = -np.inf) -> float:

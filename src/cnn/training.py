@@ -54,7 +54,10 @@ class Context:
     def targets(self, y, n: int, name: str) -> np.ndarray:
         """y as the loss can read it, n rows."""
         if not self.own_loss:
-            return self.program.targets(y, n, name)
+            y = np.asarray(y)
+            checked = self.program.targets(y, n, name)
+            # Labels are places in memory: nobody shall change them behind the check.
+            return checked.copy() if checked.ndim == 1 and np.may_share_memory(checked, y) else checked
         y = np.asarray(y)
         if y.ndim == 0 or len(y) != n:
             raise ValueError(f"{name}: expected {n} rows, as many as x has, got {'none' if y.ndim == 0 else len(y)}")
@@ -404,6 +407,7 @@ class _Trainer:
 
     def epoch(self, source: Source, epoch: int, seen: int) -> dict[str, float]:
         """Train one epoch; its scores."""
+        self.model._need_optimizer()  # a callback may have taken it away
         self.earlier, self.before = self.before, self.program.snapshot(self.model.optimizer.states)
         totals = np.zeros(4)  # weighted sum of the loss, sum of weights, rows classified right, rows
         self.rows = batches = 0

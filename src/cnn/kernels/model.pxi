@@ -9,6 +9,9 @@ cdef enum:
     GIL_WORK = 20000        # multiply-adds below which letting go of the GIL (35 ns) costs more than it frees
 
 
+cdef Py_ssize_t MOST_NUMBERS = <Py_ssize_t>1 << 57     # in one piece: their bytes, with padding, can be counted
+
+
 cdef const double* rates_of(cnp.ndarray rates) noexcept:
     """A schedule's lr and momentum, step by step; NULL for None."""
     if rates is None:
@@ -105,6 +108,8 @@ cdef class Program:
             op.l2 = spec.get("l2", 0.0)
             op.key = random_bits(seed, i)
             net.chain = net.chain and op.kind <= OP_ACTIVATION and op.src == op.dst - 1
+            if op.n_in > MOST_NUMBERS // op.n_out or net.n_block > MOST_NUMBERS:
+                raise MemoryError("the network is too large for this machine's addresses")
             if op.kind == OP_LINEAR:
                 self.place(op)
                 net.work += op.n_in * op.n_out
@@ -123,7 +128,7 @@ cdef class Program:
         self.share_gradients()
         self.fuse_slopes()
         n = net.n_block
-        if n < 0 or n > (<Py_ssize_t>1 << 57):
+        if n > MOST_NUMBERS:
             raise MemoryError("the network is too large for this machine's addresses")
         net.params = allocate((2 + STATES) * n, &self.memory)
         net.grads = net.params + n
@@ -240,7 +245,7 @@ cdef class Program:
         blocks = batch // LOSS_BLOCK + 1
         for b in range(n_buffers):
             size = batch * net.buffers[b].row
-            if size // batch != net.buffers[b].row or n > (<Py_ssize_t>1 << 57):
+            if size // batch != net.buffers[b].row or n > MOST_NUMBERS:
                 raise MemoryError(f"a batch of {batch} rows is too large for this machine's addresses")
             n += size * ((3 if net.buffers[b].kept else 2) if training else 1)
         if training and net.scratch:
@@ -903,23 +908,24 @@ cdef class Program:
             at += self.net.n_block
         if self.net.n_running:
             memcpy(at, self.net.running, self.net.n_running * sizeof(real))
-        return copy, states, self.counters()
+        return copy, states, self.stepper.average != NULL, self.counters()
 
     def restore(self, saved):
         """Put back what snapshot returned."""
         cdef cnp.ndarray copy = saved[0]
         cdef int states = saved[1]
+        cdef bint averaged = saved[2]       # the model may have got another optimiser since
         cdef const real* at = data(copy)
         self.enter()
         memcpy(self.net.params, at, self.net.n_block * sizeof(real))
         memcpy(self.net.state, at + self.net.n_block, states * self.net.n_block * sizeof(real))
         at += (1 + states) * self.net.n_block
-        if self.stepper.average != NULL:
+        if averaged and self.stepper.average != NULL:
             memcpy(self.stepper.average, at, self.net.n_block * sizeof(real))
-            at += self.net.n_block
+        at += averaged * self.net.n_block
         if self.net.n_running:
             memcpy(self.net.running, at, self.net.n_running * sizeof(real))
-        self.set_counters(saved[2])
+        self.set_counters(saved[3])
         self.training_busy = False
         self.forget("the parameters have been set back since")
 
