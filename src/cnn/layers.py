@@ -36,8 +36,14 @@ class Layer:
     A layer that is used alone compiles itself as a model would, for the width and dtype that it is given.
     """
 
+    _fixed: ClassVar[tuple[str, ...]] = ()  # what the constructor sets for good, since models are compiled of it
     _alone: Any = None  # (width and dtype, program) of the layer used alone
     training = True  # used alone: whether dropout drops and batch normalisation takes the statistics of the batch
+
+    def __setattr__(self, name, value):
+        if name in self._fixed and name in self.__dict__:
+            raise AttributeError(f"{name}: can only be set when the layer is made")
+        super().__setattr__(name, value)
 
     # in a model -------------------------------------------------------------------------------------------------------
 
@@ -129,6 +135,9 @@ class Parametric(Layer):
     def _array(self, name: str) -> np.ndarray | None:
         if not self._arrays:
             self._own()
+        model = self._owner()
+        if model is not None and model._compiled is not None:
+            model._compiled.clear_padding()  # what is now written there shall not stand beside NaN
         return self._arrays[name]
 
     def _assign(self, name: str, value) -> None:
@@ -147,6 +156,7 @@ class Parametric(Layer):
         model = self._owner()
         if model is not None:
             model._program.clear_padding()
+            model._program.forget("the parameters have been changed since")
 
     def _join(self, model, program, op: int, dtype, bits: np.random.PCG64) -> None:
         """Move into a program: the arrays, or new ones from `bits`, become views of its memory."""
@@ -273,6 +283,8 @@ class Linear(Parametric):
     array([[ 3.6, -0.8]], dtype=float32)
     """
 
+    _fixed = ("in_features", "out_features", "has_bias", "l1", "l2")
+
     def __init__(
         self,
         in_features,
@@ -394,15 +406,15 @@ class Linear(Parametric):
 class Activation(Layer):
     """A function applied to every element. Alone it takes arrays of any shape, float32 or float64."""
 
+    _fixed = ("param", "approximate")
     param = 0.0  # the function's parameter, where it has one
     _z: np.ndarray | None = None
 
-    @property
-    def function(self) -> str:
-        """Name in `cnn.functional`."""
-        return type(self).__name__.lower()
+    function: str | None = None  # name in `cnn.functional`
 
     def _compile(self, graph, source, place):
+        if self.function is None:
+            return super()._compile(graph, source, place)
         if self.function == "identity":
             return source
         width = graph.widths[source]
@@ -429,9 +441,13 @@ class Activation(Layer):
 class Identity(Activation):
     """f(z) = z."""
 
+    function = "identity"
+
 
 class ReLU(Activation):
     """f(z) = max(z, 0); f'(0) = 0."""
+
+    function = "relu"
 
 
 class LeakyReLU(Activation):
@@ -481,9 +497,13 @@ class ELU(Activation):
 class Sigmoid(Activation):
     """f(z) = 1 / (1 + exp(-z))."""
 
+    function = "sigmoid"
+
 
 class Tanh(Activation):
     """f(z) = tanh(z)."""
+
+    function = "tanh"
 
 
 class GELU(Activation):
@@ -511,9 +531,13 @@ class GELU(Activation):
 class SiLU(Activation):
     """f(z) = z / (1 + exp(-z))."""
 
+    function = "silu"
+
 
 class Softplus(Activation):
     """f(z) = log(1 + exp(z))."""
+
+    function = "softplus"
 
 
 def _finite(name: str, value, low: float = -np.inf) -> float:

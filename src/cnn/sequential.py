@@ -70,7 +70,7 @@ class Sequential(layers.Layer):
     def __init__(self, layers, optimizer=None, dtype="float32", seed=None):
         self._kernels = kernels(dtype)
         self.dtype = self._kernels.DTYPE
-        self.layers, self.loss = _split(layers)
+        self.layers, self._loss = _split(layers)
         self.seed = _seed(seed)
         self.training = True
         self._epochs_seen = 0  # by fit: each epoch has its own order
@@ -145,6 +145,10 @@ class Sequential(layers.Layer):
         for op, place in self._parametric:
             groups[op] = (rows.get(f"{place.key}.weight", 0), rows.get(f"{place.key}.bias", 0))
         program.set_optimizer(optimizer.table, groups, optimizer.clip_norm, optimizer.clip_value, optimizer.ema_decay)
+
+    @property
+    def loss(self):
+        return self._loss
 
     @property
     def optimizer(self):
@@ -866,6 +870,8 @@ def _split(parts) -> tuple[list, losses.Loss | None]:
         raise TypeError(f"layers: expected a list of layers, got {parts!r}")
     parts = list(parts)
     loss = parts.pop() if parts and isinstance(parts[-1], losses.Loss) else None
+    if loss is not None:
+        compilation.computes_natively(loss, f"loss {loss!r}")
     for i, part in enumerate(parts):
         if isinstance(part, losses.Loss):
             raise ValueError(f"layer {i}, {part!r}: a loss can only stand last")

@@ -54,7 +54,10 @@ class Context:
     def targets(self, y, n: int, name: str) -> np.ndarray:
         """y as the loss can read it, n rows."""
         if not self.own_loss:
-            return self.program.targets(y, n, name)
+            y = np.asarray(y)
+            checked = self.program.targets(y, n, name)
+            # Labels are places in memory: nobody shall change them behind the check.
+            return checked.copy() if checked.ndim == 1 and np.may_share_memory(checked, y) else checked
         y = np.asarray(y)
         if y.ndim == 0 or len(y) != n:
             raise ValueError(f"{name}: expected {n} rows, as many as x has, got {'none' if y.ndim == 0 else len(y)}")
@@ -404,6 +407,7 @@ class _Trainer:
 
     def epoch(self, source: Source, epoch: int, seen: int) -> dict[str, float]:
         """Train one epoch; its scores."""
+        self.model._need_optimizer()  # a callback may have taken it away
         self.earlier, self.before = self.before, self.program.snapshot(self.model.optimizer.states)
         totals = np.zeros(4)  # weighted sum of the loss, sum of weights, rows classified right, rows
         self.rows = batches = 0
@@ -507,6 +511,7 @@ class _Trainer:
                 if out is not None:
                     out[at:end] = outputs
                 totals += np.array((value * (end - at), end - at, 0, end - at))
+            totals[0] += program.penalty(True) * (last - first)
             program.step(None if rates is None else rates[step])
         program.zero_grads()
         return -1
@@ -542,6 +547,5 @@ def _evaluate(model, program, source: Source, meter: _Meter, threads) -> dict[st
             if meter:
                 meter.update(y, program.predict(x, meter.room(len(x)), threads))
     scores = model._scores(*totals)
-    if not source.context.own_loss:
-        scores["loss"] += program.penalty()
+    scores["loss"] += program.penalty()
     return {**scores, **meter.results()}
