@@ -503,10 +503,11 @@ class _Trainer:
                     value, gradient = loss.value_and_gradient(outputs, y[rows])
                 if not math.isfinite(value):
                     return at
-                program.backward(gradient / count, threads)
+                program.backward(gradient / count, threads)  # without the penalties
                 if out is not None:
                     out[at:end] = outputs
                 totals += np.array((value * (end - at), end - at, 0, end - at))
+            totals[0] += program.penalty(True) * (last - first)
             program.step(None if rates is None else rates[step])
         program.zero_grads()
         return -1
@@ -542,6 +543,5 @@ def _evaluate(model, program, source: Source, meter: _Meter, threads) -> dict[st
             if meter:
                 meter.update(y, program.predict(x, meter.room(len(x)), threads))
     scores = model._scores(*totals)
-    if not source.context.own_loss:
-        scores["loss"] += program.penalty()
+    scores["loss"] += program.penalty()
     return {**scores, **meter.results()}

@@ -716,9 +716,9 @@ cdef class Program:
             free(p.losses)
         return loss, weight, correct
 
-    def penalty(self):
-        """The penalties on the weights, l1 sum |w| + l2 sum w**2."""
-        return penalties(&self.net, False)
+    def penalty(self, bint gradient=False):
+        """The penalties on the weights, l1 sum |w| + l2 sum w**2; their gradient, asked for, is added to the others."""
+        return penalties(&self.net, gradient)
 
     cdef double infer_pass(self, Pass* p, int threads, double* weight, Py_ssize_t* correct) except? -1:
         """Run p.x forward, in chunks that stay in cache."""
