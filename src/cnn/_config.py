@@ -1,7 +1,7 @@
 """What this build is and what it runs on, for bug reports, and where its header lies."""
 
+import os
 import platform
-from pathlib import Path
 
 import numpy as np
 
@@ -52,4 +52,4 @@ def get_include() -> str:
     --------
     In a setup.py: ``Extension("name", ["name.pyx"], include_dirs=[cnn.get_include()])``
     """
-    return str(Path(__file__).with_name("include"))
+    return os.path.join(os.path.dirname(__file__), "include")

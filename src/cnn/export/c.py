@@ -9,12 +9,13 @@ What is in the padding is finite, unless it overflows, and never read into a res
 from __future__ import annotations
 
 import math
+import os
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..durable import replace
 from .graph import Graph, Node, graph_of
 
 GROUP = 4  # numbers in the smallest vectors (SSE, NEON)
@@ -33,7 +34,7 @@ LIBM = """
     log2 logb modf scalbn scalbln cbrt fabs hypot pow sqrt erf erfc lgamma tgamma ceil floor nearbyint rint lrint llrint
     round lround llround trunc fmod remainder remquo copysign nan nextafter nexttoward fdim fmax fmin fma j0 j1 jn y0 y1
     yn gamma drem significand scalb exp10 pow10 signgam isnan isinf isfinite isnormal signbit fpclassify isgreater
-    isless isunordered
+    isless isunordered INFINITY NAN HUGE_VAL
 """.split()  # noqa: SIM905
 
 FLOAT_FUNCTIONS = {
@@ -118,8 +119,8 @@ def to_c(model, path, name: str | None = None) -> None:
     Raises
     ------
     ValueError
-        If the name is no identifier, or one that C or libm has taken; if a parameter is infinite or NaN; if a layer
-        has no C form. Names the layer.
+        If the name is no identifier, or one that C or libm has taken; if a parameter is infinite or NaN, naming its
+        layer.
     TypeError
         If model is no Sequential.
     OSError
@@ -139,10 +140,8 @@ def to_c(model, path, name: str | None = None) -> None:
     >>> "void policy(const float *x, float *y)" in path.read_text()
     True
     """
-    from ..durable import replace
-
-    path = Path(path)
-    name = path.stem if name is None else name
+    if name is None:
+        name = os.path.splitext(os.path.basename(os.fspath(path)))[0]
     _check_name(name)
     replace(path, [_Header(name, model).text().encode()])
 
@@ -153,7 +152,7 @@ def _check_name(name: Any) -> None:
     taken = {*KEYWORDS, *LIBM, *(f"{function}{suffix}" for function in LIBM for suffix in "fl")}
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
         raise ValueError(f"name: expected a C identifier that begins with a letter, got {name!r}")
-    if name in taken:
+    if name in taken or name.endswith("_t"):
         raise ValueError(f"name: {name!r} is taken by C or its library; pass another name")
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import layers
+from ..durable import replace
 from ..sequential import Sequential
 from .graph import Node, graph_of
 
@@ -65,8 +65,6 @@ def to_onnx(model, path, opset: int = 20) -> None:
     ONNX Runtime has no erf for float64: a float64 GELU computes it in float32, with errors of 1e-7.
     """
     from onnx import checker, defs
-
-    from ..durable import replace
 
     if isinstance(opset, bool) or not isinstance(opset, (int, np.integer)):
         raise TypeError(f"opset: expected an int, got {opset!r}")
@@ -261,8 +259,11 @@ def from_onnx(path, *, loss=None, optimizer=None) -> Sequential:
     if isinstance(path, onnx.ModelProto):
         proto, name = path, "model"
     else:
-        content = path if isinstance(path, bytes) else Path(path).read_bytes()
-        name = "model" if isinstance(path, bytes) else os.fspath(path)
+        content, name = path, "model"
+        if not isinstance(path, bytes):
+            name = os.fspath(path)
+            with open(path, "rb") as file:
+                content = file.read()
         try:
             proto = onnx.load_model_from_string(content)
             onnx.checker.check_model(proto)

@@ -1,5 +1,5 @@
-# One sample at a time through a whole network: forward, loss, backward and step, so that each W is read twice and written
-# once. What is done to a layer stands in sample.pxi.
+# One sample at a time through a whole network: forward, loss, backward and step, so that each W is read twice and
+# written once. What is done to a layer stands in sample.pxi.
 #
 # For chains of linear layers and activations, each reading what the one before wrote. A network whose every width fits
 # one vector has a way of its own: a layer's values are one register, and nothing goes through memory on the way from
@@ -8,7 +8,7 @@
 
 cdef double wide_sample(const Network* net, const LossSpec* spec, Workspace* ws, const real* x, const char* target,
                         const Update* u, Py_ssize_t* correct) noexcept nogil:
-    """train_sample for any widths."""
+    """One training step for any widths; the loss."""
     cdef int i
     cdef const Op* op
     cdef const Op* before
@@ -118,7 +118,7 @@ cdef inline vf narrow_backward(const int kind, const Op* op, const Network* net,
 
 cdef inline double narrow_sample(const int kind, const Network* net, const LossSpec* spec, Workspace* ws, vf x,
                                  const char* target, vf factor, const Update* u, Py_ssize_t* correct) noexcept nogil:
-    """train_sample for one_vector_each. kind is a literal; factor: of MSE's gradient."""
+    """The same for one_vector_each. kind is a literal; factor: of MSE's gradient."""
     cdef int i, last = net.n_buffers - 1
     cdef vf y = x, g, value
     cdef double loss

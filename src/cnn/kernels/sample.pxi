@@ -9,6 +9,7 @@ cdef enum:
     L1_BYTES = 32768        # W up to this size stays in L1 beside everything else
     BLOCK_BYTES = 24576     # of a larger W are read as a block, row after row
 
+
 cdef inline void row_panel(const int nv, Py_ssize_t panels, Py_ssize_t k, const real* x, const real* w,
                            Py_ssize_t w_row, const real* start, vf floor, real* y) noexcept nogil:
     """`panels` times nv vectors of y = max(floor, x W + start). Sums in the order of k, as the tiles do."""
@@ -82,25 +83,6 @@ cdef void row_forward(Py_ssize_t k, Py_ssize_t vectors, const real* x, const rea
 
 # Backward, and the step -----------------------------------------------------------------------------------------------
 
-cdef inline void halve(vf* part, const int count) noexcept nogil:
-    """Sum vectors 0 .. count - 1 with those from count on, the halves of each pair interleaved. count is a literal."""
-    cdef int r
-    for r in range(count):
-        part[r] = vf_zip_lo(part[r], part[r + count]) + vf_zip_hi(part[r], part[r + count])
-
-
-cdef inline vf sums_of(vf* part) noexcept nogil:
-    """The vector of the sums of VL vectors, each in the order of vf_sum, in VL - 1 additions."""
-    if VL >= 16:
-        halve(part, 8)
-    if VL >= 8:
-        halve(part, 4)
-    if VL >= 4:
-        halve(part, 2)
-    halve(part, 1)
-    return part[0]
-
-
 cdef inline void sweep_block(const int kind, const bint wants_dx, const int rows, const int nv, const real* dz,
                              real* w, Py_ssize_t w_row, const vf* scale, const Update* u, vf* s) noexcept nogil:
     """`rows` rows of nv vectors of W: s gathers their products with dz, lane by lane; then each takes its step.
@@ -125,9 +107,13 @@ cdef inline void sweep_block(const int kind, const bint wants_dx, const int rows
                 vf_store(at, updated(kind, w_j, scale[r] * d[q], at + u.state, u))
 
 
-cdef inline void sweep_rows(const int kind, const bint wants_dx, const int rows, Py_ssize_t n, const real* x,
-                            const real* dz, real* w, Py_ssize_t w_row, const Update* u, vf* sums) noexcept nogil:
-    """`rows` rows of W: the dot products of each with dz go to `sums`, lane by lane. kind, wants_dx, rows: literals."""
+cdef inline vf sweep_rows(const int kind, const bint wants_dx, const int rows, Py_ssize_t n, const real* x,
+                          const real* dz, real* w, Py_ssize_t w_row, const Update* u, Py_ssize_t lane,
+                          vf dx) noexcept nogil:
+    """The step on `rows` rows of W; dx, but the lanes from `lane` on are their dot products with dz, as `dots` sums.
+
+    kind, wants_dx and rows are literals.
+    """
     cdef vf s[4]
     cdef vf scale[4]
     cdef Py_ssize_t j = 0
@@ -142,9 +128,12 @@ cdef inline void sweep_rows(const int kind, const bint wants_dx, const int rows,
     while j < n:
         sweep_block(kind, wants_dx, rows, 1, dz + j, w + j, w_row, scale, u, s)
         j += VL
+    if wants_dx and rows == 4 and VL >= 4:
+        return vf_select_gt(vf_load(FOURS[lane // 4]), vf_set(0), vf_sum4(s[0], s[1], s[2], s[3]), dx)
     if wants_dx:
         for r in range(rows):
-            sums[r] = s[r]
+            dx = with_lane(dx, lane + r, vf_set(vf_sum(s[r], n)))
+    return dx
 
 
 cdef inline void store_gradient(real* dx, vf a, const real* mask) noexcept nogil:
@@ -155,21 +144,19 @@ cdef inline void store_gradient(real* dx, vf a, const real* mask) noexcept nogil
 cdef inline void sweep(const int kind, const bint wants_dx, Py_ssize_t k, Py_ssize_t n, const real* x, const real* dz,
                        real* w, Py_ssize_t w_row, const Update* u, real* dx, const real* mask) noexcept nogil:
     """dx = W dz and the step on W (k, n), VL rows after VL rows, from the last to the first."""
-    cdef vf part[16]
-    cdef Py_ssize_t i = (k - 1) // VL * VL, r, rows
+    cdef vf dx_i
+    cdef Py_ssize_t i = (k - 1) // VL * VL, r
     while i >= 0:
-        rows = smaller(VL, k - i)
-        for r in range(rows, VL):
-            part[r] = vf_set(0)
-        r = rows
+        dx_i = vf_set(0)
+        r = smaller(VL, k - i)
         while r % 4:
             r -= 1
-            sweep_rows(kind, wants_dx, 1, n, x + i + r, dz, w + (i + r) * w_row, w_row, u, &part[r])
+            dx_i = sweep_rows(kind, wants_dx, 1, n, x + i + r, dz, w + (i + r) * w_row, w_row, u, r, dx_i)
         while r > 0:
             r -= 4
-            sweep_rows(kind, wants_dx, 4, n, x + i + r, dz, w + (i + r) * w_row, w_row, u, &part[r])
+            dx_i = sweep_rows(kind, wants_dx, 4, n, x + i + r, dz, w + (i + r) * w_row, w_row, u, r, dx_i)
         if wants_dx:
-            store_gradient(dx + i, sums_of(part), mask + i if mask != NULL else NULL)
+            store_gradient(dx + i, dx_i, mask + i if mask != NULL else NULL)
         i -= VL
 
 

@@ -119,9 +119,12 @@ cdef Py_ssize_t train_rest(Pass* p, Stepper* s, Py_ssize_t n, double* total, Py_
     Adds to the sums of the loss, of the weights and (total[3]) of the rows.
     """
     cdef Py_ssize_t i, row, done = train_samples(p, n, total, correct)
-    for i in range(done):
-        row = p.order[i] if p.order != NULL else i
-        total[1] += loss_weight(&p.loss, 1, p.target + row * p.target_bytes, 0, NULL) if p.loss.labels else 1
+    if p.loss.labels:
+        for i in range(done):
+            row = p.order[i] if p.order != NULL else i
+            total[1] += loss_weight(&p.loss, 1, p.target + row * p.target_bytes, 0, NULL)
+    else:
+        total[1] += done
     total[3] += done
     s.steps += done
     s.momentum_steps += done if s.updates[0].kind == UPDATE_MOMENTUM else 0
