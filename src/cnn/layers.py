@@ -5,6 +5,7 @@ A layer in a `Sequential` keeps no memory of its own: its arrays become views in
 
 from __future__ import annotations
 
+import inspect
 import os
 import weakref
 from typing import Any, ClassVar
@@ -92,7 +93,9 @@ class Layer:
         return {}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_config().items())})"
+        parameters = inspect.signature(type(self)).parameters
+        shown = {k: v for k, v in self.get_config().items() if k not in parameters or v != parameters[k].default}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
 
 class Parametric(Layer):

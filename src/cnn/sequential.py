@@ -38,7 +38,8 @@ class Sequential(layers.Layer):
         Layers in order, among them a `Linear`; a loss may stand last, or a function of your own, as for `CallableLoss`.
         Widths must follow from one another.
     optimizer : Optimizer, optional
-        Needed for `step`, `train_step` and `fit`. Setting another one later starts with empty momentum.
+        Needed for `step`, `train_step` and `fit`. Setting another one later begins anew: momentum, schedule, and the
+        orders of the rows in `fit`.
     dtype : {"float32", "float64"}
         Of parameters and arithmetic. Inputs of another dtype are converted.
     seed : int, optional
@@ -167,6 +168,7 @@ class Sequential(layers.Layer):
             except ValueError:
                 self._optimizer = before
                 raise
+            self._epochs_seen = 0
 
     def _need_optimizer(self) -> None:
         if self._optimizer is None:
@@ -568,7 +570,8 @@ class Sequential(layers.Layer):
         initial_epoch : int
             How many epochs have been done: a run that is continued has the orders, and the rates of a schedule by
             epoch, that one run would have had, and its history goes on where `model.history` ends, if that has the same
-            numbers. 0: a new history; orders and rates are those after the epochs that this model has done.
+            numbers. 0: a new history; orders and rates are those after the epochs that this model has done with its
+            optimizer.
         accumulation_steps : int
             Batches whose mean gradient makes one step of the optimiser.
         threads : int, optional
