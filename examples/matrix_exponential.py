@@ -4,7 +4,7 @@
 
 A network 4-32-16-4 with tanh, 10,000 random matrices, Adam with the whole training set as one batch; 10,000 more
 matrices test it after each step.
-Needs the extra `plot` (matplotlib), and SciPy for the true exponentials.
+Needs the extra `demo` (matplotlib; SciPy for the true exponentials).
 """
 
 import argparse

@@ -5,7 +5,7 @@
 The truth is known: y = sin(3 x) + noise, whose width grows with x and which is skewed (a gamma distribution), so that
 neither a mean nor a symmetric error bar describes it. The pinball loss (cnn.QuantileLoss) is least at the quantiles.
 Whether they are right, unseen points tell: of those a tenth must lie below the quantile 0.1, and so on.
-Needs the extra `plot` (matplotlib), and SciPy for the true quantiles.
+Needs the extra `demo` (matplotlib; SciPy for the true quantiles).
 """
 
 import argparse
