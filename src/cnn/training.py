@@ -507,7 +507,7 @@ class _Trainer:
                     value, gradient = loss.value_and_gradient(outputs, y[rows])
                 if not math.isfinite(value):
                     return at
-                program.backward(gradient / count, threads)
+                program.backward(gradient / count, threads)  # without the penalties
                 if out is not None:
                     out[at:end] = outputs
                 totals += np.array((value * (end - at), end - at, 0, end - at))

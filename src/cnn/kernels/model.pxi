@@ -9,8 +9,6 @@ cdef enum:
     GIL_WORK = 20000        # multiply-adds below which letting go of the GIL (35 ns) costs more than it frees
 
 
-
-
 cdef const double* rates_of(cnp.ndarray rates) noexcept:
     """A schedule's lr and momentum, step by step; NULL for None."""
     if rates is None:
