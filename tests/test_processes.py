@@ -1,5 +1,5 @@
 """Other processes: joblib's workers, pools that are forked again and again beside threads that predict. A process that
-hangs is killed, and the test fails. Forks of one process are in test_threads.py, PyTorch's in peers/test_processes.py."""
+hangs is killed, and the test fails. Forks of one process: test_threads.py; PyTorch's: peers/test_processes.py."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The guard bytes of debug builds: who writes beside an arena is found at the next pass. Run by `make sanitize` alone."""
+"""The guard bytes of debug builds: who writes beside an arena is found at the next pass. For `make sanitize`."""
 
 import os
 import subprocess

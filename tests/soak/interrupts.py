@@ -3,8 +3,8 @@
     python tests/soak/interrupts.py [how many, 200] [seed, 0]
 
 After each KeyboardInterrupt the parameters must be, bit for bit, those that as many steps of training on the same
-batches give: none is half done. Then the same model trains on. Shuffling, callbacks, validation and threads are drawn at
-random. Prints the counts, and ends with 1 at any failure.
+batches give: none is half done. Then the same model trains on. Shuffling, callbacks, validation and threads are
+drawn at random. Prints the counts, and ends with 1 at any failure.
 """
 
 import os
