@@ -1,4 +1,4 @@
-# make demo | test | test-peers | bench | bench-quick | lint | dist | clean        (CONTRIBUTING.md says more)
+# make demo | test | test-peers | coverage | bench | bench-quick | lint | dist | clean        (CONTRIBUTING.md says more)
 #
 # Everything runs against the wheel, built from this tree and installed in a virtual environment.
 # Environments are made when they are missing, the wheel when a source has changed.
@@ -14,7 +14,7 @@ PYTEST = env -u PYTHONPATH CNN_TEST_WHEEL=1 # the tests assert that they import 
 SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE $(shell find src -type f \
     ! -name '*.so' ! -name '*.pyc' ! -path '*.egg-info/*')
 
-.PHONY: demo test test-peers bench bench-quick lint dist clean
+.PHONY: demo test test-peers coverage bench bench-quick lint dist clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -25,6 +25,9 @@ test: $(VENV)/test.stamp
 
 test-peers: $(VENV_PEERS)/peers.stamp
 	$(PYTEST) $(VENV_PEERS)/bin/python -m pytest tests/peers
+
+coverage: $(VENV)/test,coverage.stamp
+	env -u PYTHONPATH $(VENV)/bin/python tools/coverage_report.py
 
 bench: $(VENV_BENCH)/bench.stamp
 	env -u PYTHONPATH $(VENV_BENCH)/bin/python bench/report.py --wheel $(VENV)/wheel/cnn-*.whl
