@@ -170,7 +170,7 @@ def test_arrays_that_change_while_they_are_used():
 
 
 def test_labels_that_change_after_they_were_checked():
-    """`fit` checks class indices once and holds its own; whoever changes them meanwhile changes nothing out of range."""
+    """`fit` checks class indices once and holds its own: to change them meanwhile reads no memory out of range."""
     labels = np.arange(8) % 2
     parts = [cnn.Linear(3, 2), cnn.CrossEntropyLoss()]
     m = cnn.Sequential(parts, cnn.SGD(lr=0.1), seed=0)
@@ -297,7 +297,9 @@ def test_callbacks_that_are_refused():
     assert_whole(m)
 
 
-@pytest.mark.parametrize("new", [cnn.SGD(lr=1e30), cnn.Adam(lr=1e300, ema_decay=0.9), cnn.RMSprop(lr=1e300, centered=True)])
+@pytest.mark.parametrize(
+    "new", [cnn.SGD(lr=1e30), cnn.Adam(lr=1e300, ema_decay=0.9), cnn.RMSprop(lr=1e300, centered=True)]
+)
 @pytest.mark.parametrize("old", [cnn.SGD(lr=0.1), cnn.SGD(lr=0.1, momentum=0.9, ema_decay=0.5), cnn.Adam(amsgrad=True)])
 def test_an_optimizer_that_comes_and_diverges(old, new):
     """The epoch's snapshot is another optimiser's: parameters are put back, an average that it does not hold is not."""
@@ -320,7 +322,9 @@ def test_best_weights_of_another_optimizer():
 
 
 @pytest.mark.parametrize("when", ["on_train_begin", "on_epoch_begin", "on_batch_end", "on_epoch_end", "on_train_end"])
-@pytest.mark.parametrize("error", [KeyError("mine"), KeyboardInterrupt(), SystemExit(3), MemoryError(), StopIteration()])
+@pytest.mark.parametrize(
+    "error", [KeyError("mine"), KeyboardInterrupt(), SystemExit(3), MemoryError(), StopIteration()]
+)
 def test_exceptions_in_callbacks(when, error):
     class Raises(cnn.Callback):
         def fail(self, *arguments):

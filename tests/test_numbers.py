@@ -64,10 +64,11 @@ def test_losses(isa, dtype, bad, loss):
             criterion(y, t + bad)
     else:
         t[2, 1] = bad
-        try:
+        if entry.targets == "numbers":
             assert not np.isfinite(criterion(y, t))
-        except ValueError as error:
-            assert "target" in str(error)
+        else:
+            with pytest.raises(ValueError, match="targets"):
+                criterion(y, t)
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -208,7 +209,11 @@ def test_batches_of_one(isa, dtype):
     m.fit(x, y, batch_size=1, progress=False)
     assert m._program.steps == 5
     normed = cnn.Sequential([cnn.Linear(3, 2), cnn.BatchNorm1d(2), cnn.MSELoss()], cnn.SGD(), dtype=dtype)
-    for call in (lambda: normed.train_step(x[:1], y[:1]), lambda: normed(x[:1]), lambda: normed.fit(x, y, batch_size=2)):
+    for call in (
+        lambda: normed.train_step(x[:1], y[:1]),
+        lambda: normed(x[:1]),
+        lambda: normed.fit(x, y, batch_size=2),
+    ):
         with pytest.raises(ValueError, match="BatchNorm1d"):
             call()
     assert normed.predict(x[:1]).shape == (1, 2)

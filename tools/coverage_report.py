@@ -1,8 +1,8 @@
 """`make coverage`: which lines of the Python layer and of the kernels the tests run, and whether they are enough.
 
 Works on a copy of the tree in build/coverage. The kernels are built for gcov, for one instruction set (they are all one
-source). gcov counts lines of the C file; Cython's comments in it say which line of which .pxi each comes from. A line of
-a .pxi counts as run if any C line made of it has been.
+source). gcov counts lines of the C file; Cython's comments in it say which line of which .pxi each comes from. A line
+of a .pxi counts as run if any C line made of it has been.
 
     python tools/coverage_report.py [arguments of pytest]
 """
@@ -19,7 +19,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "build" / "coverage"
-KEPT = ("setup.py", "pyproject.toml", "README.md", "CHANGELOG.md", "Makefile", "src", "tests", "bench", "examples", "docs")
+KEPT = (
+    "setup.py",
+    "pyproject.toml",
+    "README.md",
+    "CHANGELOG.md",
+    "Makefile",
+    "src",
+    "tests",
+    "bench",
+    "examples",
+    "docs",
+)
 MARK = re.compile(r'^\s*/\* "(src/cnn/[^"]+\.(?:pxi|pyx))":(\d+)$')
 LEAST = {"python": 95.0, "kernels": 90.0}  # per cent
 
