@@ -69,6 +69,23 @@ def test_sine(tmp_path):
     assert is_picture(tmp_path / "sine.png")
 
 
+def test_boundary_value(tmp_path):
+    result = run("examples/boundary_value.py", "--points", 100, "--steps", 60, "--out", tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert float(re.search(r"largest error of u: (\S+)", result.stdout)[1]) < 1e-2
+    assert is_picture(tmp_path / "boundary_value.png")
+
+
+def test_newton(tmp_path):
+    options = ("--points", 100, "--width", 5, "--work", 1500)
+    result = run("examples/newton.py", *options, "--out", tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines()[1:5]]
+    assert [row[0] for row in rows] == ["L-BFGS-B", "Newton-CG", "trust-ncg", "trust-krylov"]
+    assert all(float(row[2]) < 0.1 for row in rows)  # 0.2 at first
+    assert is_picture(tmp_path / "newton.png")
+
+
 def test_quick_benchmark(tmp_path):
     """It checks its results itself and prints two tables; the figures are not looked at."""
     result = run("bench/quick.py", "--rounds", 1, "--seconds", 1e-5, cwd=tmp_path)
