@@ -161,9 +161,8 @@ class BuildExt(build_ext):
         cold = "__attribute__((cold)) "
 
         def marked(function):
-            return (
-                function[0] if function[1].endswith(("train_step", "train_batches", "predict")) else cold + function[0]
-            )
+            hot = function[1].endswith(("train_step", "train_batches", "predict"))
+            return function[0] if hot else cold + function[0]
 
         code = Path(path).read_text()
         if cold not in code:

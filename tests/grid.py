@@ -15,7 +15,7 @@ import reference
 
 import cnn
 
-# nodes: forward keeps what backward needs; `arrays` are parameters, by their names in state_dict -----------------------
+# nodes: forward keeps what backward needs; `arrays` are parameters, by their names in state_dict -------------------
 
 
 class Node:
@@ -156,7 +156,7 @@ class Chain(Node):
 
 
 class Network(Chain):
-    """A whole model: a chain, a loss (outputs, targets, sample_weight) -> (loss, gradient), and the optimiser's rule."""
+    """A whole model: a chain and a loss (outputs, targets, sample_weight) -> (loss, gradient)."""
 
     def __init__(self, parts, loss, state):
         super().__init__(parts)
@@ -165,11 +165,6 @@ class Network(Chain):
             node.arrays = {k: np.float64(state[f"{key}.{k}"]) for k in ("weight", "bias") if f"{key}.{k}" in state}
             names = ("running_mean", "running_var")
             node.statistics = {k: np.float64(state[f"{key}.{k}"]) for k in names if f"{key}.{k}" in state}
-
-    def walk(self, key=""):
-        for i, part in enumerate(self.parts):
-            for found, node in part.walk(str(i)):
-                yield found, node
 
     def named(self, what="arrays"):
         nodes = self.walk()

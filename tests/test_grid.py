@@ -198,13 +198,17 @@ def test_derivatives(row):
         case.truth.parts[2].mask = case.rng.integers(0, 2, (3, row["widths"][1])) * 2.0
         return case
 
-    for training in (False, True):
-        case, slope = smooth(
-            case_of, lambda c: along(c.truth, c.v, lambda: c.truth.gradients(c.x, c.y, None, training)[0])
-        )
+    def check_truth(training):
+        def loss(c, s=0.0):
+            return c.truth.gradients(c.x + s * c.t, c.y, None, training)[0]
+
+        case, slope = smooth(case_of, lambda c: along(c.truth, c.v, lambda: loss(c)))
         assert_close(case.truth.packed(case.x, case.y, training) @ case.v, slope, 1e-6, "gradient of the parameters")
-        case, slope = smooth(case_of, lambda c: lambda s: c.truth.gradients(c.x + s * c.t, c.y, None, training)[0])
+        case, slope = smooth(case_of, lambda c: lambda s: loss(c, s))
         assert_close((case.truth.gradients(case.x, case.y, None, training)[1] * case.t).sum(), slope, 1e-6, "of x")
+
+    check_truth(False)
+    check_truth(True)
 
     def outputs(c):
         return lambda s: along(c.truth, c.v, lambda: c.truth.forward(c.x + s * c.t, False))(s)
@@ -231,7 +235,7 @@ def test_derivatives(row):
 @pytest.mark.parametrize("schedule", grid.SCHEDULES, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("fused", [True, False])
 def test_schedules(schedule, fused):
-    """On y = w x with the loss d**2, whose gradient is known, each step shows the learning rate that it was taken at."""
+    """On y = w x with the loss d**2, whose gradient is known, each step shows its learning rate."""
     expected = grid.SCHEDULES[schedule]
     line = cnn.Linear(1, 1, bias=False)
     model = cnn.Sequential([line, cnn.MSELoss()], cnn.SGD(lr=0.1, schedule=schedule), dtype="float64", seed=0)

@@ -170,7 +170,7 @@ def test_arrays_that_change_while_they_are_used():
 
 
 def test_labels_that_change_after_they_were_checked():
-    """`fit` checks class indices once and holds its own; whoever changes them meanwhile changes nothing out of range."""
+    """`fit` checks class indices once and holds its own: to change them meanwhile reads no memory out of range."""
     labels = np.arange(8) % 2
     parts = [cnn.Linear(3, 2), cnn.CrossEntropyLoss()]
     m = cnn.Sequential(parts, cnn.SGD(lr=0.1), seed=0)

@@ -64,10 +64,11 @@ def test_losses(isa, dtype, bad, loss):
             criterion(y, t + bad)
     else:
         t[2, 1] = bad
-        try:
+        if entry.targets == "numbers":
             assert not np.isfinite(criterion(y, t))
-        except ValueError as error:
-            assert "target" in str(error)
+        else:
+            with pytest.raises(ValueError, match="targets"):
+                criterion(y, t)
 
 
 @pytest.mark.parametrize("bad", BAD)

@@ -411,7 +411,7 @@ class Linear(Parametric):
 class Activation(Layer):
     """A function applied to every element. Alone it takes arrays of any shape, float32 or float64."""
 
-    _fixed = ("param", "approximate")
+    _fixed = ("param", "approximate", "function")
     param = 0.0  # the function's parameter, where it has one
     _z: np.ndarray | None = None
 
@@ -524,10 +524,7 @@ class GELU(Activation):
         if approximate not in ("none", "tanh"):
             raise ValueError(f"approximate: expected 'none' or 'tanh', got {approximate!r}")
         self.approximate = approximate
-
-    @property
-    def function(self):
-        return "gelu" if self.approximate == "none" else "gelu_tanh"
+        self.function = "gelu" if approximate == "none" else "gelu_tanh"
 
     def get_config(self):
         return {"approximate": self.approximate}
