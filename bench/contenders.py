@@ -107,8 +107,9 @@ class Cnn(Contender):
         activation = {"relu": cnn.ReLU, "tanh": cnn.Tanh}[workload.activation]
         layers: list = []
         for weight, bias in problem.weights:
-            layers += [cnn.Linear(*weight.shape, bias=bias is not None), activation()]
-        layers[-1] = cnn.MSELoss()
+            layer = [cnn.Linear(*weight.shape, bias=bias is not None), activation()]
+            layers += [cnn.Add(cnn.Identity(), cnn.Sequential(layer))] if workload.residual else layer
+        layers[(len(layers) if workload.residual else -1) :] = [cnn.MSELoss()]
         if workload.optimizer == "adam":
             optimizer = cnn.Adam(ADAM["lr"], (ADAM["beta1"], ADAM["beta2"]), ADAM["eps"])
         else:
@@ -145,7 +146,24 @@ class Cnn(Contender):
                 outputs = model.predict(x, threads=threads)
             return outputs
 
-        call = {"fit": fit, "step": step, "gradient": gradient, "predict": predict}[workload.kind]
+        def repeated(product):
+            def call():
+                for _ in steps:
+                    result = product()
+                return result
+
+            return call
+
+        t, v = problem.direction("x"), problem.direction("parameters")
+        call = {
+            "fit": fit,
+            "step": step,
+            "gradient": gradient,
+            "predict": predict,
+            "jvp": repeated(lambda: model.jvp(x, t, v)),
+            "hvp": repeated(lambda: model.hvp(x, y, v)),
+            "grad_input": repeated(lambda: model.grad_input(x, y)),
+        }[workload.kind]
         return Run(call, lambda: np.asarray(model.parameters, np.float64), problem.steps)
 
 
@@ -346,8 +364,44 @@ class PyTorch(Contender):
         def parameters():
             return flatten([[p.detach().numpy().T if p.ndim == 2 else p.detach().numpy() for p in params]])
 
+        if workload.kind in ("jvp", "hvp", "grad_input"):
+            return Run(self._product(workload, problem, model), parameters, problem.steps)
         call = {"fit": fit, "step": step, "gradient": gradient, "predict": predict}[workload.kind]
         return Run(call, parameters, problem.steps)
+
+    @staticmethod
+    def _product(workload, problem, model):
+        """torch.func: a Hessian product is the jvp of a gradient."""
+        import torch
+
+        weights = {name: p.detach() for name, p in model.named_parameters()}
+        x, y, t = (torch.from_numpy(a) for a in (problem.x, problem.y, problem.direction("x")))
+        v, at, tangents = problem.direction("parameters"), 0, {}
+        for name, p in weights.items():
+            part = torch.from_numpy(v[at : at + p.numel()])
+            tangents[name] = part.reshape(p.shape[::-1]).T.contiguous() if p.ndim == 2 else part
+            at += p.numel()
+
+        def outputs(weights, x):
+            return torch.func.functional_call(model, weights, x)
+
+        def loss(weights, x):
+            return ((outputs(weights, x) - y) ** 2).mean()  # mse_loss has no jvp of its gradient
+
+        product = {
+            "jvp": lambda: torch.func.jvp(outputs, (weights, x), (tangents, t))[1],
+            "hvp": lambda: torch.func.jvp(torch.func.grad(lambda w: loss(w, x)), (weights,), (tangents,))[1],
+            "grad_input": lambda: torch.func.grad(loss, 1)(weights, x),
+        }[workload.kind]
+
+        def call():
+            for _ in range(problem.steps):
+                result = product()
+            if workload.kind == "hvp":
+                return flatten([[g.numpy().T if g.ndim == 2 else g.numpy() for g in result.values()]])
+            return result.detach().numpy()
+
+        return call
 
 
 # ---- JAX ---------------------------------------------------------------------------------------------------------
@@ -376,6 +430,7 @@ class Jax(Contender):
             "gradient": lambda *both: {
                 name: lambda columns=name == "columns": self._gradient(*both, columns) for name in ("rows", "columns")
             },
+            **dict.fromkeys(("jvp", "hvp", "grad_input"), lambda *both: {"one vector": lambda: self._product(*both)}),
             "predict": lambda *both: {
                 name: lambda constant=name == "constants": self._predict(*both, constant)
                 for name in ("arguments", "constants")
@@ -405,11 +460,14 @@ class Jax(Contender):
 
         def forward(params, x):
             for i, (w, b) in enumerate(params):
-                x = w @ x if columns else x @ w
+                z = w @ x if columns else x @ w
                 if b is not None:
-                    x = x + b
-                if i < len(params) - 1:
-                    x = activation(x)
+                    z = z + b
+                if workload.residual:
+                    z = x + activation(z)
+                elif i < len(params) - 1:
+                    z = activation(z)
+                x = z
             return x
 
         def mean_square(params, x, y):
@@ -542,6 +600,35 @@ class Jax(Contender):
             for _ in range(problem.steps):
                 loss, gradient = jax.block_until_ready(compiled(vector, x, y))
             return float(loss), self._flat(self._tree(problem, gradient, columns), columns)
+
+        return Run(call, lambda: problem.flat, problem.steps)
+
+    def _product(self, workload, problem):
+        """A product of derivatives, jitted; data, parameters and directions on the device beforehand."""
+        import jax
+        import jax.numpy as jnp
+
+        forward, mean_square = self._functions(workload, columns=False)
+        vector, x, y = (jnp.array(a) for a in (problem.flat.astype(workload.dtype), problem.x, problem.y))
+        t, v = jnp.array(problem.direction("x")), jnp.array(problem.direction("parameters"))
+
+        def outputs(vector, x):
+            return forward(self._tree(problem, vector), x)
+
+        def loss(vector, x):
+            return mean_square(self._tree(problem, vector), x, y)
+
+        product = {
+            "jvp": lambda p, x: jax.jvp(outputs, (p, x), (v, t))[1],
+            "hvp": lambda p, x: jax.jvp(jax.grad(lambda p: loss(p, x)), (p,), (v,))[1],
+            "grad_input": jax.grad(loss, 1),
+        }[workload.kind]
+        compiled = jax.jit(product)
+
+        def call():
+            for _ in range(problem.steps):
+                result = jax.block_until_ready(compiled(vector, x))
+            return np.asarray(result)
 
         return Run(call, lambda: problem.flat, problem.steps)
 

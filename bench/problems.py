@@ -20,6 +20,11 @@ class Problem:
     weights: list[tuple[np.ndarray, np.ndarray | None]]
     steps: int
 
+    def direction(self, kind: str) -> np.ndarray:
+        """What a product of derivatives is taken along: a vector of "parameters", or an array like "x"."""
+        shape = self.x.shape if kind == "x" else self.flat.shape
+        return np.random.default_rng(4).standard_normal(shape).astype(self.x.dtype)
+
     @property
     def flat(self) -> np.ndarray:
         """The parameters as one vector: weight, bias, weight, bias, ..."""

@@ -27,7 +27,7 @@ from goals import LABELS
 HERE = Path(__file__).resolve().parent
 STORE = HERE.parent / ".benchmarks" / "results.json"
 PEERS = ("numpy", "torch", "jax", "sklearn", "onnxruntime")
-FULL = ("main", "readme", "threads2", "noisy", "float64", "avx2", "exported", "scaling")
+FULL = ("main", "readme", "threads2", "noisy", "float64", "avx2", "exported", "derivatives", "scaling")
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------------
@@ -334,6 +334,14 @@ def report(results: dict[str, Any]) -> str:
             "What `cnn.to_c` writes, compiled with -O3 -march=native and called from C.",
             "",
             *exported_table(groups["exported"]),
+        ]
+    if "derivatives" in groups:
+        lines += [
+            "## Derivative products and branches",
+            "",
+            "JAX jitted, PyTorch's torch.func; jvp along the inputs and the parameters, hvp in the parameters.",
+            "",
+            *plain_table(groups["derivatives"]),
         ]
     if "scaling" in groups:
         lines += [

@@ -35,6 +35,8 @@ class Truth:
         x, y = (a.astype(np.float64) for a in (self.problem.x, self.problem.y))
         if workload.kind == "predict":
             self.outputs = _network(workload, self.problem).forward(x)
+        elif workload.residual or workload.kind in ("jvp", "hvp", "grad_input"):
+            self.outputs = _derivative(workload, self.problem, x, y)
         elif workload.kind == "gradient":
             loss, _, grads = _network(workload, self.problem).gradients(x, y)
             self.outputs = loss, np.concatenate([g.ravel() for g in grads.values()])
@@ -76,7 +78,7 @@ class Truth:
         run = contender.prepare(workload, self.problem, form)
         answer = run()
         allowed = TOLERANCE[workload.dtype]
-        if workload.kind == "predict":
+        if workload.kind in ("predict", "jvp", "hvp", "grad_input"):
             return _distance(answer, self.outputs) / (allowed * np.linalg.norm(self.outputs))
         if workload.kind == "gradient":
             loss, gradient = self.outputs
@@ -107,6 +109,38 @@ def _distance(actual, expected) -> float:
     if actual.shape != expected.shape:
         raise WrongAnswer(f"expected shape {expected.shape}, got {actual.shape}")
     return float(np.linalg.norm(actual - expected))
+
+
+def _derivative(workload: Workload, problem: Problem, x: np.ndarray, y: np.ndarray):
+    """Loss and gradient, or a product of derivatives, written out in float64: tangents (_t) are carried along."""
+    t, v = (problem.direction(kind).astype(np.float64) for kind in ("x", "parameters"))
+    hvp = workload.kind == "hvp"
+    kept, at = [], 0
+    a, a_t = x, np.zeros_like(x) if hvp else t
+    for i, (w, b) in enumerate(problem.weights):
+        w_t, b_t = v[at : at + w.size].reshape(w.shape), v[at + w.size : at + w.size + w.shape[1]]
+        at += w.size + w.shape[1]
+        z, z_t = a @ w + b, a_t @ w + a @ w_t + b_t
+        last = i == len(problem.weights) - 1 and not workload.residual
+        f = z if last else np.tanh(z) if workload.activation == "tanh" else np.maximum(z, 0)
+        slope = np.ones_like(z) if last else 1 - f * f if workload.activation == "tanh" else (z > 0).astype(float)
+        slope_t = -2 * f * slope * z_t if workload.activation == "tanh" and not last else np.zeros_like(z)
+        kept.append((a, a_t, w.astype(np.float64), w_t, slope, slope_t))
+        a, a_t = f + (a if workload.residual else 0), slope * z_t + (a_t if workload.residual else 0)
+    if workload.kind == "jvp":
+        return a_t
+    g, g_t = 2 * (a - y) / a.size, 2 * a_t / a.size
+    loss, grads = np.mean((a - y) ** 2), []
+    for a, a_t, w, w_t, slope, slope_t in reversed(kept):
+        dz, dz_t = g * slope, g_t * slope + g * slope_t
+        dw, db = (a_t.T @ dz + a.T @ dz_t, dz_t.sum(axis=0)) if hvp else (a.T @ dz, dz.sum(axis=0))
+        grads += [db, dw.ravel()]
+        skip, skip_t = (g, g_t) if workload.residual else (0, 0)
+        g, g_t = dz @ w.T + skip, dz_t @ w.T + dz @ w_t.T + skip_t
+    if workload.kind == "grad_input":
+        return g
+    vector = np.concatenate(grads[::-1])
+    return vector if hvp else (loss, vector)
 
 
 def _network(workload: Workload, problem: Problem) -> reference.Network:

@@ -19,7 +19,9 @@ class Workload:
 
     id: str
     widths: tuple[int, ...]
-    kind: str  # "fit": passes over data; "step": one call a step; "gradient": loss and gradient; "predict"
+    # "fit": passes over data; "step": one call a step; "gradient": loss and gradient; "predict"; "jvp" along x and the
+    # parameters; "hvp" of the loss in the parameters; "grad_input": gradient of the loss in x
+    kind: str
     batch: int
     steps: int  # that a contender with a compiled loop does in one unit of measurement
     python_steps: int  # the same for a loop in Python: a shorter stretch of the same work
@@ -27,6 +29,7 @@ class Workload:
     optimizer: str = "sgd"
     full_batch: bool = False  # each step takes the same rows, else the data are steps * batch rows
     last_bias: bool = True
+    residual: bool = False  # y = x + activation(x W + b) in every layer
     dtype: str = "float32"
     check_steps: int = 5  # after which the parameters are compared with the reference
     goal: float | None = None  # times as fast as the strongest peer
@@ -38,7 +41,10 @@ class Workload:
     @property
     def title(self) -> str:
         """As "784-256-10 ReLU, SGD, batch 64"."""
-        parts = ["-".join(map(str, self.widths)) + {"relu": " ReLU", "tanh": " tanh"}[self.activation]]
+        widths = "-".join(map(str, self.widths))
+        if self.residual:
+            widths = f"{len(self.widths) - 1} residual layers of {self.widths[0]}"
+        parts = [widths + {"relu": " ReLU", "tanh": " tanh"}[self.activation]]
         if self.kind in ("fit", "step"):
             parts.append({"sgd": "SGD", "adam": "Adam"}[self.optimizer])
         if self.dtype == "float64":
@@ -48,7 +54,7 @@ class Workload:
 
     @property
     def verb(self) -> str:
-        return {"fit": "fit", "step": "train_step", "gradient": "loss_and_grad", "predict": "predict"}[self.kind]
+        return {"fit": "fit", "step": "train_step", "gradient": "loss_and_grad"}.get(self.kind, self.kind)
 
     @property
     def flops(self) -> int:
@@ -59,6 +65,14 @@ class Workload:
         sizes = [n_in * n_out for n_in, n_out in zip(self.widths[:-1], self.widths[1:], strict=True)]
         if self.kind == "predict":
             return 2 * self.batch * sum(sizes)
+        if self.kind == "grad_input":
+            return 4 * self.batch * sum(sizes)
+        if self.kind == "jvp":
+            return 6 * self.batch * sum(sizes)
+        if (
+            self.kind == "hvp"
+        ):  # x W, x W', x' W; dZ W^T, dZ' W^T, dZ W'^T; x^T dZ', x'^T dZ: the first has no x', no dX
+            return self.batch * (16 * sum(sizes) - 10 * sizes[0])
         return self.batch * (6 * sum(sizes) - 2 * sizes[0])
 
 
@@ -136,6 +150,22 @@ def _plain(row: Workload) -> Workload:
     return replace(row, goal=None, limit=None, peak=None)
 
 
+def _derivative(id: str, kind: str, steps: int, python_steps: int) -> Workload:
+    row = ROW[id]
+    return replace(
+        row, id=f"{id}-{kind}", kind=kind, steps=steps, python_steps=python_steps, full_batch=False, goal=1.0, peak=None
+    )
+
+
+# Products of derivatives beside those of JAX and torch.func, and a network with branches.
+DERIVATIVES = [
+    *(_derivative("rl256", kind, 40, 20) for kind in ("gradient", "jvp", "hvp", "grad_input")),
+    *(_derivative("matexp", kind, 20, 10) for kind in ("gradient", "jvp", "hvp", "grad_input")),
+    Workload("residual", (64,) * 9, "gradient", 256, 100, 40, residual=True, goal=1.0, without=("torch",)),
+]
+ROW |= {row.id: row for row in DERIVATIVES}
+
+
 @dataclass(frozen=True)
 class Group:
     """Workloads that are measured in one process, and how that process is set up."""
@@ -164,6 +194,7 @@ GROUPS = {
     "avx2": Group(
         tuple(_plain(ROW[id]) for id in MIDDLE), ("cnn", "numpy", "torch", "jax", "sklearn"), isa="v3", rounds=10
     ),
+    "derivatives": Group(tuple(DERIVATIVES), ("cnn", "torch", "jax")),
     "scaling": Group((*SCALING_BATCH, *SCALING_WIDTH), ("cnn", "numpy", "torch", "jax", "sklearn"), rounds=8),
     "exported": Group((_plain(ROW["act1"]),), ("cnn", "cnn-c", "onnxruntime")),
     "quick": Group(tuple(ROW[id] for id in QUICK), ("cnn", "numpy", "jax", "onnxruntime"), rounds=10),

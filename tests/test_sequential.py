@@ -417,11 +417,15 @@ def test_debug_reports_each_layer(small, caplog):
         np.testing.assert_array_equal(model.backward(debug=True), expected)
     np.testing.assert_array_equal(model.gradients, gradients)
     lines = [record.getMessage() for record in caplog.records]
-    assert [line.partition(",")[0] for line in lines] == ["layer 2"] * 3 + ["layer 0"] * 3
+    assert [line.partition(",")[0] for line in lines] == ["layer 2"] * 4 + ["layer 0"] * 4
+    norm = np.linalg.norm(model.predict(x))
+    assert lines[0] == f"layer 2, Linear(9, 3): linear of buffer 1 gives buffer 2, (6, 3), norm {norm:.6g}"
+    assert lines[1].startswith("layer 2, Linear(9, 3): gradient of output (6, 3), norm ")
     norm = np.linalg.norm(model.layers[2].grad_weight)
-    assert lines[1] == f"layer 2, Linear(9, 3): gradient of weight (9, 3), norm {norm:.6g}"
-    assert lines[2].startswith("layer 2, Linear(9, 3): gradient of bias (3,), norm ")
-    assert lines[3].startswith("layer 0, Linear(5, 9) + layer 1, Tanh(): gradient of output (6, 9)")
+    assert lines[2] == f"layer 2, Linear(9, 3): gradient of weight (9, 3), norm {norm:.6g}"
+    assert lines[3].startswith("layer 2, Linear(9, 3): gradient of bias (3,), norm ")
+    assert lines[4].startswith("layer 0, Linear(5, 9) + layer 1, Tanh(): linear of buffer 0 gives buffer 1, (6, 9)")
+    assert lines[5].startswith("layer 0, Linear(5, 9) + layer 1, Tanh(): gradient of x W + b (6, 9)")
 
 
 def test_debug_finds_nan(small):

@@ -13,6 +13,7 @@ from .export.c import to_c
 from .export.onnx import from_onnx, to_onnx
 from .export.sklearn import from_sklearn
 from .export.torch import from_torch, to_torch
+from .gradcheck import gradcheck
 from .history import History
 from .layers import (
     ELU,
@@ -118,6 +119,7 @@ __all__ = [
     "functional",
     "get_include",
     "get_num_threads",
+    "gradcheck",
     "initializers",
     "load",
     "set_num_threads",

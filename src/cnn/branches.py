@@ -71,7 +71,11 @@ class Branches(Layer):
         return {"branches": [described(branch) for branch in self.branches]}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(repr(branch) for branch in self.branches)})"
+        inside = [
+            f"Sequential({', '.join(map(repr, branch.layers))})" if hasattr(branch, "layers") else repr(branch)
+            for branch in self.branches
+        ]
+        return f"{type(self).__name__}({', '.join(inside)})"
 
     def __len__(self) -> int:
         return len(self.branches)

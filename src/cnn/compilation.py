@@ -21,7 +21,9 @@ class Place:
     layer: Any
 
     def __str__(self) -> str:
-        return f"layer {self.label}, {self.layer!r}"
+        name = repr(self.layer)
+        short = len(name) <= 80 and "\n" not in name
+        return f"layer {self.label}, {name if short else f'{type(self.layer).__name__}(...)'}"
 
 
 @dataclass
@@ -67,13 +69,12 @@ class Graph:
 
     def parameters(self) -> list[tuple[int, Place]]:
         """Ops with parameters and the layers that hold them, in the order of `state_dict`."""
-        found = [(op, places[0]) for op, places in enumerate(self.places) if hasattr(places[0].layer, "_join")]
-        return found
+        return [(op, places[0]) for op, places in enumerate(self.places) if hasattr(places[0].layer, "_join")]
 
 
 def chain(graph: Graph, parts: Iterable, source: int, key: str = "", label: str = "") -> int:
     """Add layers that follow one another; the buffer that the last one writes."""
-    linear = None  # the op of a Linear that stands directly before
+    linear = None  # the op of a Linear without an activation that stands directly before, maybe in a chain of its own
     for i, layer in enumerate(parts):
         place = Place(f"{key}{i}", f"{label}{i}", layer)
         graph.once(place)

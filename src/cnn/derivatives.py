@@ -1,7 +1,7 @@
 """Derivative products of a model: what `Sequential.vjp`, `jvp`, `hvp` and their relatives do.
 
 Never a Jacobian matrix on the way; `jacobian` puts one together, column by column or row by row, for small networks.
-All are of the model in evaluation mode. The native walks are kernels/tangent.pxi.
+All are of the model in evaluation mode. The native walks are in kernels/tangent.pxi.
 """
 
 from __future__ import annotations
@@ -40,27 +40,62 @@ def jacobian(model: Any, x) -> np.ndarray:
 
 def grad_input(model: Any, x, y) -> np.ndarray:
     """The gradient in x of the loss or, without y, of the only output."""
-    products = native(model)
+    program = model._program
+    x = program.inputs(x)
     if y is None:
         if model._graph.widths[-1] != 1:
             raise ValueError(
                 f"grad_input: without y the model must have one output, got {model._graph.widths[-1]}: use vjp"
             )
+        gradient = np.ones((len(x), 1), model.dtype)
+    elif is_callable(model):
+        gradient = model.loss.value_and_gradient(program.predict(x, None, get_num_threads()), y)[1]
+    else:
+        program.forward(x, y, get_num_threads(), False)
+        gradient = program.backward(None, get_num_threads(), False)
+        program.forget("grad_input has run since")
+        return gradient
+    return native(model).vjp(x, gradient, get_num_threads(), False)[0]
+
+
+def is_callable(model: Any) -> bool:
+    """Whether the loss is a Python function of the user's own."""
+    return model.loss is not None and model.loss.spec() is None
+
+
+def curvature(model: Any, x, y, v, gauss_newton: bool) -> np.ndarray:
+    """The Hessian of the loss in the parameters, or its Gauss-Newton part, times v."""
+    _second_derivative(model)
+    return native(model).second(x, y, None, None, v, False, gauss_newton)[1]
+
+
+def input_curvature(model: Any, x, v, y, grad_output) -> tuple[np.ndarray, np.ndarray]:
+    """The Hessian in the inputs times v, and the mixed derivative: in the parameters, of the gradient in x along v."""
+    if y is not None:
+        _second_derivative(model)
+        if grad_output is not None:
+            raise ValueError("hvp_input: expected y or grad_output, got both")
+    elif grad_output is None:
         x = model._program.inputs(x)
-        return products.vjp(x, np.ones((len(x), 1), model.dtype), get_num_threads(), False)[0]
-    training, model.training = model.training, False
-    try:
-        model.forward(x, y)
-        return model._program.backward(None, get_num_threads(), False)
-    finally:
-        model.training = training
+        grad_output = np.ones((len(x), model._graph.widths[-1]), model.dtype)
+    return native(model).second(x, y, grad_output, v, None, True)
+
+
+def _second_derivative(model: Any) -> None:
+    if is_callable(model):
+        raise NotImplementedError(f"{model.loss!r} has no second derivative: use a loss of the library")
 
 
 def hessian_operator(model: Any, x, y, gauss_newton: bool):
     """A scipy.sparse.linalg.LinearOperator whose product is hvp, or gnvp."""
     from scipy.sparse.linalg import LinearOperator
 
+    _second_derivative(model)
     n = model._program.n_parameters
-    product = model.gnvp if gauss_newton else model.hvp
-    x, y = model._program.inputs(x), np.array(y)
-    return LinearOperator((n, n), matvec=lambda v: product(x, y, np.ravel(v)), dtype=model.dtype)
+    x = np.array(model._program.inputs(x))
+    y = np.array(model._program.targets(y, len(x), "y"))
+
+    def product(v):
+        return curvature(model, x, y, np.ravel(v), gauss_newton)
+
+    return LinearOperator((n, n), matvec=product, rmatvec=product, dtype=model.dtype)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from . import checkpoint, compilation, derivatives, layers, losses, optim, summary, training
+from . import checkpoint, compilation, derivatives, diagram, layers, losses, optim, summary, training
 from ._dispatch import kernels
 from ._threads import get_num_threads, threads_for
 from .compilation import Graph, Place, chain
@@ -188,7 +188,6 @@ class Sequential(layers.Layer):
                 raise ValueError(f"{where}: a Sequential in a model has no {name} of its own, got {part!r}")
 
     def _compile(self, graph, source, place):
-        graph.expect(place, source, self._graph.widths[0])
         return chain(graph, self.layers, source, f"{place.key}.", f"{place.label}.")
 
     # the explicit loop ------------------------------------------------------------------------------------------------
@@ -241,8 +240,9 @@ class Sequential(layers.Layer):
         grad_output : array_like of shape (batch, out_features), optional
             Gradient with respect to the outputs. None: that of the loss, if the last `forward` had targets.
         debug : bool
-            Report each layer's gradients (shape and norm) through `logging`, logger "cnn", level INFO, and raise
-            FloatingPointError at the first layer, going back, where one is NaN.
+            Report the graph through `logging`, logger "cnn", level INFO: op by op, going back, what it reads and
+            writes, and shapes and norms of its output and of the gradients; raise FloatingPointError at the first op
+            where a gradient is NaN.
 
         Returns
         -------
@@ -261,7 +261,7 @@ class Sequential(layers.Layer):
         before = self.gradients
         grad_x = self._backward(grad_output)
         try:
-            self._report()
+            diagram.report(self)
         except FloatingPointError:
             self._unpack(before, "grad_weight", "grad_bias")
             raise
@@ -274,23 +274,6 @@ class Sequential(layers.Layer):
             self._program.penalty(True)
         self._own_gradient = None
         return grad_x
-
-    def _report(self) -> None:
-        import logging
-
-        log = logging.getLogger("cnn")
-        held = dict(self._parametric)
-        for op in reversed(range(len(self._graph.ops))):
-            names = " + ".join(str(place) for place in self._graph.places[op])
-            arrays = {"output": self._program.gradient_of(op + 1)}
-            if op in held:
-                grads = {name: getattr(held[op].layer, f"grad_{name}") for name in PARAMETERS}
-                arrays |= {name: a for name, a in grads.items() if a is not None}
-            for what, gradient in arrays.items():
-                log.info("%s: gradient of %s %s, norm %.6g", names, what, gradient.shape, np.linalg.norm(gradient))
-            for what, gradient in arrays.items():
-                if np.isnan(gradient).any():
-                    raise FloatingPointError(f"{names}: the gradient of {what} has NaN")
 
     def step(self) -> None:
         """Take the optimiser's step with the gradients as they are. RuntimeError if there is no optimizer."""
@@ -334,7 +317,7 @@ class Sequential(layers.Layer):
         x : array_like of shape (batch, in_features)
         v : array_like of shape (batch, out_features)
         parameters : bool
-            Whether the product with respect to the parameters is wanted too.
+            Whether the product with respect to the parameters is wanted too. Penalties are no part of it.
 
         Returns
         -------
@@ -387,7 +370,8 @@ class Sequential(layers.Layer):
     def hvp(self, x, y, v) -> np.ndarray:
         """Hessian of the loss in the parameters times v, exact (Pearlmutter, 1994); about 2.7 times a gradient's work.
 
-        ReLU and its like have the second derivative 0 wherever they have one.
+        Penalties are part of the loss: l2 adds 2 l2 v. ReLU and its like have the second derivative 0 wherever they
+        have one. The model is in evaluation mode: `loss_and_grad` has this Hessian after `eval()`.
 
         Parameters
         ----------
@@ -406,16 +390,18 @@ class Sequential(layers.Layer):
         ValueError, TypeError
             If something does not fit.
         RuntimeError
-            If the model has no native loss.
+            If the model has no loss.
+        NotImplementedError
+            If the loss is a Python function.
         """
-        return derivatives.native(self).second(x, y, None, None, v, False)[1]
+        return derivatives.curvature(self, x, y, v, False)
 
     def gnvp(self, x, y, v) -> np.ndarray:
         """Gauss-Newton matrix of the loss, J^T (d2 loss / d outputs2) J, times v; as `hvp`.
 
-        Positive semi-definite where the loss is convex in the outputs (all of the library's are).
+        Positive semi-definite where the loss is convex in the outputs, as all of the library's are. l2 adds 2 l2 v.
         """
-        return derivatives.native(self).second(x, y, None, None, v, False, True)[1]
+        return derivatives.curvature(self, x, y, v, True)
 
     def hvp_input(self, x, v, y=None, grad_output=None, parameters=False):
         """Hessian with respect to the inputs times v, row by row.
@@ -426,10 +412,10 @@ class Sequential(layers.Layer):
         y : array_like, optional
             Targets: the Hessian is that of the loss. Without them it is that of sum(grad_output * outputs).
         grad_output : array_like of shape (batch, out_features), optional
-            Without y; None: ones, for a model with one output its second derivatives.
+            Instead of y; None: ones, for a model with one output its second derivatives.
         parameters : bool
-            Whether the mixed product is wanted too: the gradient in the parameters of sum(grad_output * J v), for
-            losses on derivatives of the network.
+            Whether the mixed product is wanted too, the derivative along v of the gradient in the parameters: without y
+            the gradient of sum(grad_output * J v), for losses on derivatives of the network.
 
         Returns
         -------
@@ -438,17 +424,17 @@ class Sequential(layers.Layer):
         Raises
         ------
         ValueError, TypeError
-            If something does not fit.
+            If something does not fit, or both y and grad_output are given.
+        NotImplementedError
+            If there is y and the loss is a Python function.
         """
-        if y is None and grad_output is None:
-            grad_output = np.ones((len(x), self._graph.widths[-1]), self.dtype)
-        of_inputs, mixed = derivatives.native(self).second(x, y, grad_output, v, None, True)
+        of_inputs, mixed = derivatives.input_curvature(self, x, v, y, grad_output)
         return (of_inputs, mixed) if parameters else of_inputs
 
     def hessian_operator(self, x, y, gauss_newton=False):
         """`hvp` (or `gnvp`) on x, y as a scipy.sparse.linalg.LinearOperator, for `eigsh`, `cg` and the like.
 
-        Needs SciPy. It uses the parameters as they are when it is applied.
+        Needs SciPy. It keeps copies of x and y, and uses the parameters as they are when it is applied.
         """
         return derivatives.hessian_operator(self, x, y, bool(gauss_newton))
 
@@ -921,6 +907,29 @@ class Sequential(layers.Layer):
 
     def _repr_html_(self) -> str:
         return summary.html(self)
+
+    def plot(self, path=None):
+        """Draw the network: layers and branches with the number of their outputs and parameters.
+
+        Parameters
+        ----------
+        path : str or path, optional
+            Where the picture goes; its suffix is the format (.png, .svg, .pdf). Drawn by graphviz's `dot` if that is
+            installed, else by matplotlib.
+
+        Returns
+        -------
+        matplotlib.figure.Figure or None
+            The figure if there is no path.
+
+        Raises
+        ------
+        ValueError
+            If neither can write this format.
+        ImportError
+            If matplotlib is needed and not installed (extra `plot`).
+        """
+        return diagram.plot(self, path)
 
     def __repr__(self) -> str:
         parts = [*self.layers, *([self.loss] if self.loss else [])]

@@ -1,7 +1,7 @@
 # Derivative products of a compiled network, as Python sees them: checks and memory here, the walks in tangent.pxi.
 
 cdef enum:
-    TANGENT_ROWS = 128          # of a chunk: values, gradients and their tangents stay in L2
+    TANGENT_ROWS = 128          # of a chunk: values, gradients and their tangents of a layer stay in L2
 
 
 cdef class Derivatives:
@@ -28,12 +28,14 @@ cdef class Derivatives:
     cdef int reserve(self, Py_ssize_t batch) except -1:
         """Room for the tangents of a batch."""
         cdef Network* net = &self.program.net
-        cdef Py_ssize_t n = (batch + 1) * net.widest
+        cdef Py_ssize_t n
         cdef int b, part
         cdef real* at
         cdef void* memory
+        batch = larger(batch, 1)
         if batch <= self.t.capacity:
             return 0
+        n = batch * net.widest
         if self.t.value == NULL:
             self.t.value = <real**>calloc(3 * net.n_buffers, sizeof(real*))
             if self.t.value == NULL:
@@ -47,12 +49,22 @@ cdef class Derivatives:
         self.t.memory = memory
         self.t.capacity = batch
         self.t.scratch = at
-        at += (batch + 1) * net.widest
+        at += batch * net.widest
         for part in range(3):
             for b in range(net.n_buffers):
                 self.t.value[part * net.n_buffers + b] = at
                 at += batch * net.buffers[b].row
         return 0
+
+    @property
+    def nbytes(self):
+        """Bytes of the tangents, beside those of the program's workspace."""
+        cdef Network* net = &self.program.net
+        cdef Py_ssize_t n = net.widest
+        cdef int b
+        for b in range(net.n_buffers):
+            n += 3 * net.buffers[b].row
+        return (self.t.capacity * n + 2 * net.n_block) * sizeof(real)
 
     cdef cnp.ndarray tangent_rows(self, object x_t, Py_ssize_t batch, Py_ssize_t columns, str name, str where):
         cdef cnp.ndarray rows = as_matrix(x_t, columns, name, where)
@@ -60,21 +72,22 @@ cdef class Derivatives:
             raise ValueError(f"{name}: expected {batch} rows, as many as x has, got {cnp.PyArray_DIM(rows, 0)}")
         return rows
 
-    cdef int start(self, cnp.ndarray x, object x_t, object theta_t) except -1:
-        """Claim the training workspace and put x, x' and theta' (None: zero) where the walks read them."""
+    cdef int start(self, cnp.ndarray x, object x_t, str x_name, object theta_t, str theta_name) except -1:
+        """Claim the training workspace and put x, x' and theta' (None: zero) where the walks read them. The names are
+        the caller's, for error messages."""
         cdef Program p = self.program
         cdef Network* net = &p.net
         cdef Py_ssize_t batch = cnp.PyArray_DIM(x, 0)
         cdef cnp.ndarray rows = None
         if x_t is not None:
-            rows = self.tangent_rows(x_t, batch, net.buffers[0].width, "the tangent of x", p.takes)
+            rows = self.tangent_rows(x_t, batch, net.buffers[0].width, x_name, p.takes)
         p.enter()
         try:
             p.reserve(&p.train, batch, True, 1)
             self.reserve(batch)
             self.t.parameters = theta_t is not None
             if theta_t is not None:
-                p.unpack(theta_t, "the tangent of the parameters", self.t.params)
+                p.unpack(theta_t, theta_name, self.t.params)
             self.t.inputs = x_t is not None
             if rows is not None:
                 copy_rows(batch, net.buffers[0].width, data(rows), row_stride(rows), self.t.value[0],
@@ -99,13 +112,6 @@ cdef class Derivatives:
                      ws.panel, 0, net.n_ops)
         walk_tangent(net, ws, &self.t, first, batch, ws.panel)
 
-    cdef cnp.ndarray rows_of(self, real** buffers, int b, Py_ssize_t batch):
-        """A copy of a buffer."""
-        cdef Buffer* buffer = &self.program.net.buffers[b]
-        cdef cnp.ndarray a = empty_matrix(batch, buffer.width)
-        copy_rows(batch, buffer.width, buffers[b], buffer.row, data(a), buffer.width)
-        return a
-
     def jvp(self, x, x_t, theta_t):
         """(outputs, J (x', theta')), both (batch, out_features). x_t (batch, in_features), theta_t a packed vector; None:
         zero."""
@@ -113,12 +119,12 @@ cdef class Derivatives:
         cdef cnp.ndarray rows = p.inputs(x)
         cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), first
         cdef int last = p.net.n_buffers - 1
-        self.start(rows, x_t, theta_t)
+        self.start(rows, x_t, "t", theta_t, "parameters")
         try:
             with nogil:
                 for first from 0 <= first < batch by TANGENT_ROWS:
                     self.run(first, smaller(TANGENT_ROWS, batch - first))
-            return self.rows_of(p.train.value, last, batch), self.rows_of(self.t.value, last, batch)
+            return p.rows_of(p.train.value, last, batch), p.rows_of(self.t.value, last, batch)
         finally:
             p.training_busy = False
 
@@ -159,7 +165,7 @@ cdef class Derivatives:
             copy_rows(batch, p.net.outputs, data(g), row_stride(g), p.train.grad[last], p.net.buffers[last].row)
             with nogil:
                 self.back(batch, threads, True, parameters)
-            return self.rows_of(p.train.grad, 0, batch), p.packed(self.t.grads) if parameters else None
+            return p.rows_of(p.train.grad, 0, batch), p.packed(self.t.grads) if parameters else None
         finally:
             p.training_busy = False
 
@@ -183,8 +189,8 @@ cdef class Derivatives:
         if y is not None:
             t = p.targets(y, batch, "y")
         else:
-            g = self.tangent_rows(v, batch, net.outputs, "v", p.gives)
-        self.start(rows, x_t, theta_t)
+            g = self.tangent_rows(v, batch, net.outputs, "grad_output", p.gives)
+        self.start(rows, x_t, "v", theta_t, "v")
         try:
             row = net.buffers[last].row
             pass_ = p.training_pass(batch)
@@ -224,6 +230,6 @@ cdef class Derivatives:
                             self.t.grads[net.ops[o].weight + i] += <real>(
                                 2 * net.ops[o].l2 * self.t.params[net.ops[o].weight + i])
             result = p.packed(self.t.grads)
-            return self.rows_of(self.t.grad, 0, batch) if inputs else None, result
+            return p.rows_of(self.t.grad, 0, batch) if inputs else None, result
         finally:
             p.training_busy = False

@@ -468,12 +468,20 @@ cdef class Program:
         finally:
             self.training_busy = False
 
+    cdef cnp.ndarray rows_of(self, real** buffers, int b, Py_ssize_t batch):
+        """A copy of rows of a buffer, without their padding."""
+        cdef Buffer* buffer = &self.net.buffers[b]
+        cdef cnp.ndarray rows = empty_matrix(batch, buffer.width)
+        copy_rows(batch, buffer.width, buffers[b], buffer.row, data(rows), buffer.width)
+        return rows
+
+    def value_of(self, int buffer):
+        """A copy of what the last forward pass wrote to a buffer, (batch, width)."""
+        return self.rows_of(self.train.value, buffer, self.batch)
+
     def gradient_of(self, int buffer):
         """A copy of the gradient that the last backward pass left in a buffer, (batch, width)."""
-        cdef Py_ssize_t width = self.net.buffers[buffer].width
-        cdef cnp.ndarray g = empty_matrix(self.batch, width)
-        copy_rows(self.batch, width, self.train.grad[buffer], self.net.buffers[buffer].row, data(g), width)
-        return g
+        return self.rows_of(self.train.grad, buffer, self.batch)
 
     def loss_and_grad(self, x, y, int threads, bint training=True):
         """Loss and its gradient, packed in the order of the ops: weight (in, out), then bias.

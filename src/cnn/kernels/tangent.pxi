@@ -18,7 +18,7 @@ cdef struct Tangents:
     real** value                # of each buffer: y', (batch, width) in rows as the buffer's
     real** before               # z' of linear ops with an activation
     real** grad                 # (dL/dy)'
-    real* scratch               # (capacity + 1, widest)
+    real* scratch               # of linear ops, (capacity, widest)
     real* params                # theta'
     real* grads                 # (dL/dtheta)'
     bint inputs                 # x' is not zero
@@ -200,178 +200,209 @@ cdef void linear_weight_tangent(const Network* net, Workspace* ws, const Tangent
         weight_gradient(&bare, 0, rows, batch, t.value[op.src], x_row, ws.grad[op.dst], row, &into, NULL, False, panel)
 
 
-# Softmax, norms and gates: element by element, since they are a small part of any network -----------------------------
+# Softmax, norms and gates ---------------------------------------------------------------------------------------------
+#
+# A row at a time. All rows lie in the workspaces, padded with zeros, and what is written keeps the padding zero.
 
-cdef double dot(Py_ssize_t n, const real* a, const real* b) noexcept nogil:
-    """Sum of a b, in double; b may be NULL: ones."""
-    cdef double total = 0
+cdef inline vf inside(vf a, Py_ssize_t j, Py_ssize_t n) noexcept nogil:
+    """Elements j and following of a row of n; zero after its end."""
+    return a if j + VL <= n else vf_first(a, n - j, vf_set(0))
+
+
+cdef void log_softmax_tangent(Py_ssize_t n, const real* y, const real* x_t, real* y_t) noexcept nogil:
+    """y' = x' - sum(p x'), p = exp(y)."""
+    cdef vf sums = vf_set(0)
     cdef Py_ssize_t j
-    for j in range(n):
-        total += <double>a[j] * <double>b[j] if b != NULL else <double>a[j]
-    return total
+    for j from 0 <= j < n by VL:
+        sums = vf_fma(v_exp(vf_load(y + j)), vf_load(x_t + j), sums)
+    sums = vf_set(vf_sum(sums, VL))
+    for j from 0 <= j < n by VL:
+        vf_store(y_t + j, inside(vf_load(x_t + j) - sums, j, n))
 
 
 cdef void softmax_second(bint logarithm, Py_ssize_t n, const real* y, const real* y_t, const real* dy, const real* dy_t,
-                         real* dx, real* dx_t) noexcept nogil:
-    """One row. Softmax: dx = y (dy - q), q = sum(y dy); dx' = y' (dy - q) + y (dy' - q').
-    Logarithm: dx = dy - p s, p = exp(y), s = sum(dy); dx' = dy' - p y' s - p s'."""
-    cdef double q, q_t, p
+                         bint add, real* dx, real* dx_t) noexcept nogil:
+    """Softmax: dx = y (dy - q), q = sum(y dy); dx' = y' (dy - q) + y (dy' - q').
+    Logarithm: dx = dy - p q, p = exp(y), q = sum(dy); dx' = dy' - p (y' q + q')."""
+    cdef vf q = vf_set(0), q_t = vf_set(0), p, g, d, d_t
     cdef Py_ssize_t j
-    if logarithm:
-        q, q_t = dot(n, dy, NULL), dot(n, dy_t, NULL)
-        for j in range(n):
-            p = exp(y[j])
-            dx[j] = <real>(dy[j] - p * q)
-            dx_t[j] = <real>(dy_t[j] - p * (y_t[j] * q + q_t))
-    else:
-        q, q_t = dot(n, y, dy), dot(n, y_t, dy) + dot(n, y, dy_t)
-        for j in range(n):
-            dx[j] = <real>(y[j] * (dy[j] - q))
-            dx_t[j] = <real>(y_t[j] * (dy[j] - q) + y[j] * (dy_t[j] - q_t))
+    for j from 0 <= j < n by VL:
+        p = vf_load(y + j)
+        g = vf_load(dy + j)
+        if logarithm:
+            q = q + g
+            q_t = q_t + vf_load(dy_t + j)
+        else:
+            q = vf_fma(p, g, q)
+            q_t = vf_fma(vf_load(y_t + j), g, vf_fma(p, vf_load(dy_t + j), q_t))
+    q = vf_set(vf_sum(q, VL))
+    q_t = vf_set(vf_sum(q_t, VL))
+    for j from 0 <= j < n by VL:
+        p = vf_load(y + j)
+        if logarithm:
+            p = inside(v_exp(p), j, n)
+            d = vf_load(dy + j) - p * q
+            d_t = vf_load(dy_t + j) - p * vf_fma(vf_load(y_t + j), q, q_t)
+        else:
+            g = vf_load(dy + j) - q
+            d = p * g
+            d_t = vf_fma(vf_load(y_t + j), g, p * (vf_load(dy_t + j) - q_t))
+        vf_store(dx + j, joined(add, dx + j, d))
+        vf_store(dx_t + j, joined(add, dx_t + j, d_t))
 
 
-cdef inline double weight_at(const real* weight, Py_ssize_t j) noexcept nogil:
-    if weight == NULL:
-        return 1
-    return weight[j]
+cdef inline void norm_means(const Op* op, const real* extra, const real* x, const real* x_t, vf* shift,
+                            vf* c) noexcept nogil:
+    """Layer norm: shift = mean(x'), c = mean(xhat x'). Batch norm, whose statistics are constants here: 0."""
+    cdef vf sums = vf_set(0), dot = vf_set(0)
+    cdef Py_ssize_t j
+    if op.kind == OP_LAYER_NORM:
+        for j from 0 <= j < op.n_out by VL:
+            sums = sums + vf_load(x_t + j)
+            dot = vf_fma(vf_load(x + j) - vf_set(extra[0]), vf_load(x_t + j), dot)
+    shift[0] = vf_set(vf_sum(sums, VL) / <real>op.n_out)
+    c[0] = vf_set(extra[1] * vf_sum(dot, VL) / <real>op.n_out)
 
 
-cdef inline double tangent_at(const real* block, Py_ssize_t at, bint there, Py_ssize_t j) noexcept nogil:
-    """A number of theta' where the op has that parameter."""
-    if block == NULL or not there:
-        return 0
-    return block[at + j]
+cdef inline vf normalised(const Op* op, const real* extra, const real* x, const real* x_t, vf shift, vf c, Py_ssize_t j,
+                          vf* rstd, vf* xhat_t) noexcept nogil:
+    """Elements j and following of xhat = rstd (x - mean); xhat' = rstd (x' - shift - xhat c)."""
+    cdef bint rows = op.kind == OP_LAYER_NORM
+    cdef vf mean = vf_set(extra[0]) if rows else vf_load(extra + j)
+    cdef vf xhat
+    rstd[0] = vf_set(extra[1]) if rows else vf_load(extra + op.row + j)
+    xhat = inside(rstd[0] * (vf_load(x + j) - mean), j, op.n_out)
+    xhat_t[0] = inside(rstd[0] * (vf_load(x_t + j) - shift - xhat * c), j, op.n_out)
+    return xhat
+
+
+cdef inline vf direction(const Tangents* t, Py_ssize_t at, bint there) noexcept nogil:
+    """Elements `at` and following of theta', where the op has that parameter."""
+    return vf_load(t.params + at) if there and t.parameters else vf_set(0)
 
 
 cdef void norm_tangent(const Network* net, const Tangents* t, const Op* op, const real* extra, const real* x,
                        const real* x_t, real* y_t) noexcept nogil:
-    """One row: y' = w xhat' + w' xhat + b'. Batch norm: xhat' = rstd x'. Layer norm: xhat' = rstd (x' - mean(x') -
-    xhat c), c = mean(xhat x')."""
-    cdef Py_ssize_t j, n = op.n_out
+    """y' = w xhat' + w' xhat + b'."""
     cdef const real* w = norm_weight(net, op)
-    cdef const real* v = t.params if t.parameters else NULL
-    cdef bint rows = op.kind == OP_LAYER_NORM
-    cdef double mean = extra[0], rstd = extra[1], shift = 0, c = 0, xhat, xhat_t
-    if rows:
-        shift = dot(n, x_t, NULL) / n
-        c = rstd * (dot(n, x, x_t) / n - mean * shift)
-    for j in range(n):
-        if not rows:
-            mean, rstd = extra[j], extra[op.row + j]
-        xhat = (x[j] - mean) * rstd
-        xhat_t = rstd * (x_t[j] - shift - xhat * c)
-        y_t[j] = <real>(weight_at(w, j) * xhat_t + tangent_at(v, op.weight, op.has_weight, j) * xhat
-                        + tangent_at(v, op.bias, op.has_bias, j))
+    cdef vf shift, c, rstd, xhat, xhat_t
+    cdef Py_ssize_t j
+    norm_means(op, extra, x, x_t, &shift, &c)
+    for j from 0 <= j < op.n_out by VL:
+        xhat = normalised(op, extra, x, x_t, shift, c, j, &rstd, &xhat_t)
+        vf_store(y_t + j, weighted(xhat_t, w, j) + vf_fma(direction(t, op.weight + j, op.has_weight), xhat,
+                                                          direction(t, op.bias + j, op.has_bias)))
 
 
 cdef void norm_second(const Network* net, const Tangents* t, const Op* op, const real* extra, const real* x,
-                      const real* x_t, const real* dy, const real* dy_t, real* dx, real* dx_t) noexcept nogil:
-    """One row, and its part of dw' = sum of dy' xhat + dy xhat' and db' = sum of dy', which are added up.
+                      const real* x_t, const real* dy, const real* dy_t, bint add, real* dx,
+                      real* dx_t) noexcept nogil:
+    """dx and dx', and the row's part of dw' = sum of dy' xhat + dy xhat' and db' = sum of dy', which are added up.
 
     g = dy w, g' = dy' w + dy w'. Batch norm: dx = rstd g, dx' = rstd g'. Layer norm: dx = rstd (g - mean(g) - xhat h),
-    h = mean(g xhat); dx' = rstd (g' - mean(g') - xhat' h - xhat h') + rstd'/rstd dx, rstd' = -rstd**2 c.
+    h = mean(g xhat); dx' = rstd (g' - mean(g') - xhat' h - xhat h' - c dx), the last term being that of
+    rstd' = -c rstd**2.
     """
-    cdef Py_ssize_t j, n = op.n_out
     cdef const real* w = norm_weight(net, op)
-    cdef const real* v = t.params if t.parameters else NULL
-    cdef bint rows = op.kind == OP_LAYER_NORM
-    cdef double mean = extra[0], rstd = extra[1], shift = 0, c = 0, xhat, xhat_t, g, g_t
-    cdef double g_mean = 0, g_t_mean = 0, h = 0, h_t = 0
-    if rows:
-        shift = dot(n, x_t, NULL) / n
-        c = rstd * (dot(n, x, x_t) / n - mean * shift)
-    for j in range(n):
-        if not rows:
-            mean, rstd = extra[j], extra[op.row + j]
-        xhat = (x[j] - mean) * rstd
-        xhat_t = rstd * (x_t[j] - shift - xhat * c)
+    cdef real* dw = t.grads + op.weight
+    cdef real* db = t.grads + op.bias
+    cdef real share = <real>1 / <real>op.n_out
+    cdef vf shift, c, rstd, xhat, xhat_t, g, g_t
+    cdef vf mean = vf_set(0), mean_t = mean, h = mean, h_t = mean
+    cdef Py_ssize_t j
+    norm_means(op, extra, x, x_t, &shift, &c)
+    for j from 0 <= j < op.n_out by VL:
+        xhat = normalised(op, extra, x, x_t, shift, c, j, &rstd, &xhat_t)
+        g = vf_load(dy + j)
+        g_t = vf_load(dy_t + j)
         if op.has_weight:
-            t.grads[op.weight + j] += <real>(dy_t[j] * xhat + dy[j] * xhat_t)
+            vf_store(dw + j, vf_load(dw + j) + vf_fma(g_t, xhat, g * xhat_t))
         if op.has_bias:
-            t.grads[op.bias + j] += dy_t[j]
-        g = dy[j] * weight_at(w, j)
-        g_t = dy_t[j] * weight_at(w, j) + dy[j] * tangent_at(v, op.weight, op.has_weight, j)
-        g_mean += g / n
-        g_t_mean += g_t / n
-        h += g * xhat / n
-        h_t += (g_t * xhat + g * xhat_t) / n
-    for j in range(n):
-        if not rows:
-            rstd = extra[op.row + j]
-        g = dy[j] * weight_at(w, j)
-        g_t = dy_t[j] * weight_at(w, j) + dy[j] * tangent_at(v, op.weight, op.has_weight, j)
-        if not rows:
-            dx[j], dx_t[j] = <real>(rstd * g), <real>(rstd * g_t)
-            continue
-        xhat = (x[j] - mean) * rstd
-        xhat_t = rstd * (x_t[j] - shift - xhat * c)
-        g = rstd * (g - g_mean - xhat * h)
-        dx[j] = <real>g
-        dx_t[j] = <real>(rstd * (g_t - g_t_mean - xhat_t * h - xhat * h_t) - rstd * c * g)
+            vf_store(db + j, vf_load(db + j) + g_t)
+        if op.kind == OP_LAYER_NORM:
+            g_t = vf_fma(g, direction(t, op.weight + j, op.has_weight), weighted(g_t, w, j))
+            g = weighted(g, w, j)
+            mean = mean + g
+            mean_t = mean_t + g_t
+            h = vf_fma(g, xhat, h)
+            h_t = vf_fma(g_t, xhat, vf_fma(g, xhat_t, h_t))
+    mean = vf_set(share * vf_sum(mean, VL))
+    mean_t = vf_set(share * vf_sum(mean_t, VL))
+    h = vf_set(share * vf_sum(h, VL))
+    h_t = vf_set(share * vf_sum(h_t, VL))
+    for j from 0 <= j < op.n_out by VL:         # batch norm: all sums are zero
+        xhat = normalised(op, extra, x, x_t, shift, c, j, &rstd, &xhat_t)
+        g = rstd * (weighted(vf_load(dy + j), w, j) - mean - xhat * h)
+        g_t = weighted(vf_load(dy_t + j), w, j) - mean_t - xhat_t * h - xhat * h_t - c * g
+        g_t = vf_fma(vf_load(dy + j), direction(t, op.weight + j, op.has_weight), g_t)
+        vf_store(dx + j, joined(add, dx + j, inside(g, j, op.n_out)))
+        vf_store(dx_t + j, joined(add, dx_t + j, inside(rstd * g_t, j, op.n_out)))
 
 
-cdef inline Py_ssize_t winner(const real** a, int n, Py_ssize_t j) noexcept nogil:
-    """Which of n is the largest at j, the first of equal ones."""
-    cdef int s, best = 0
-    for s in range(1, n):
-        if a[s][j] > a[best][j]:
-            best = s
-    return best
+cdef void gate_tangent(const Network* net, Workspace* ws, const Tangents* t, const Op* op, Py_ssize_t first,
+                       Py_ssize_t batch) noexcept nogil:
+    """y' of a gate. Sum, concatenation: that of the x_s'. Product of a and b: a' b + a b'. Maximum: the winner's."""
+    cdef Workspace along = ws[0]
+    cdef Py_ssize_t i, j, x_row = net.buffers[0].row
+    cdef vf y, y_t, a, a_t
+    cdef int s
+    if op.kind == OP_ADD or op.kind == OP_CONCAT:
+        along.value = t.value
+        forward_gate(net, &along, op, first, batch, row_of(t.value, net, 0, first), x_row)
+        return
+    for i in range(first, first + batch):
+        for j from 0 <= j < op.n_out by VL:
+            y = vf_load(row_of(ws.value, net, op.src, i) + j)
+            y_t = vf_load(row_of(t.value, net, op.src, i) + j)
+            for s in range(1, op.n_src):
+                a = vf_load(row_of(ws.value, net, op.srcs[s], i) + j)
+                a_t = vf_load(row_of(t.value, net, op.srcs[s], i) + j)
+                if op.kind == OP_MULTIPLY:
+                    y_t = vf_fma(y_t, a, y * a_t)
+                    y = y * a
+                else:
+                    y_t = vf_select_gt(a, y, a_t, y_t)
+                    y = vf_select_gt(a, y, a, y)
+            vf_store(row_of(t.value, net, op.dst, i) + j, y_t)
 
 
-cdef void gate_row(const Network* net, Workspace* ws, const Tangents* t, const Op* op, Py_ssize_t i, bint backward,
-                   bint input_grad) noexcept nogil:
-    """One row of a gate's tangent: y', or going back dx and dx' of its sources.
-
-    Product: y' = sum over s of x_s' times the others; dx_s = dy P_s, dx_s' = dy' P_s + dy P_s', P_s being the product
-    of the others.
-    """
-    cdef const real* a[MOST_SOURCES]
-    cdef const real* a_t[MOST_SOURCES]
-    cdef Py_ssize_t j, at = 0, n = op.n_out
-    cdef int s, r, b
-    cdef double others, others_t, total
-    cdef real* y_t = row_of(t.value, net, op.dst, i)
-    cdef const real* dy = row_of(ws.grad, net, op.dst, i)
-    cdef const real* dy_t = row_of(t.grad, net, op.dst, i)
-    cdef real* dx
-    cdef real* dx_t
-    cdef real d, d_t
-    for s in range(op.n_src):
-        a[s] = row_of(ws.value, net, op.srcs[s], i)
-        a_t[s] = row_of(t.value, net, op.srcs[s], i)
-    if not backward:
-        for j in range(n):
-            y_t[j] = 0
-    for s in range(op.n_src):
-        b = op.srcs[s]
-        if op.kind == OP_CONCAT:
-            n = net.buffers[b].width
-        dx = row_of(ws.grad, net, b, i)
-        dx_t = row_of(t.grad, net, b, i)
-        for j in range(n):
-            others, others_t = 1, 0
-            if op.kind == OP_MULTIPLY:
+cdef void gate_second(const Network* net, Workspace* ws, const Tangents* t, const Op* op, Py_ssize_t first,
+                      Py_ssize_t batch, bint input_grad) noexcept nogil:
+    """dx_s and dx_s' of a gate's sources: the same function of dy and of dy'. For a product that is dy times P_s, the
+    product of the other sources, and dx_s' = dy' P_s + dy P_s'."""
+    cdef Workspace along = ws[0]
+    cdef Py_ssize_t i, j, x_row = net.buffers[0].row
+    cdef const real* x = row_of(ws.value, net, 0, first)
+    cdef real* da_t
+    cdef vf p, p_t, a
+    cdef int s, r
+    along.grad = t.grad
+    backward_gate(net, ws, op, first, batch, x, x_row, input_grad)
+    backward_gate(net, &along, op, first, batch, x, x_row, input_grad)
+    if op.kind != OP_MULTIPLY:
+        return
+    for i in range(first, first + batch):
+        for s in range(op.n_src):
+            if op.srcs[s] == 0 and not input_grad:
+                continue
+            da_t = row_of(t.grad, net, op.srcs[s], i)
+            for j from 0 <= j < op.n_out by VL:
+                p = vf_set(1)
+                p_t = vf_set(0)
                 for r in range(op.n_src):
                     if r != s:
-                        others_t = others_t * a[r][j] + others * a_t[r][j]
-                        others = others * a[r][j]
-            elif op.kind == OP_MAXIMUM:
-                others = winner(a, op.n_src, j) == s
-            if not backward:
-                y_t[at + j] += <real>(others * a_t[s][j])
-                continue
-            if b == 0 and not input_grad:
-                continue
-            d = <real>(dy[at + j] * others)
-            d_t = <real>(dy_t[at + j] * others + dy[at + j] * others_t)
-            dx[j] = dx[j] + d if op.adds[s] else d
-            dx_t[j] = dx_t[j] + d_t if op.adds[s] else d_t
-        if op.kind == OP_CONCAT:
-            at += n
+                        a = vf_load(row_of(ws.value, net, op.srcs[r], i) + j)
+                        p_t = vf_fma(p_t, a, p * vf_load(row_of(t.value, net, op.srcs[r], i) + j))
+                        p = p * a
+                vf_store(da_t + j, vf_fma(vf_load(row_of(ws.grad, net, op.dst, i) + j), p_t, vf_load(da_t + j)))
 
 
 # The walks ------------------------------------------------------------------------------------------------------------
+
+cdef inline const real* statistics(Workspace* ws, const Op* op, int i, Py_ssize_t row) noexcept nogil:
+    """What norm op number i has kept for a row, or for all of them."""
+    return ws.extra[i] + (2 * row if op.kind == OP_LAYER_NORM else 0)
+
 
 cdef void walk_tangent(const Network* net, Workspace* ws, const Tangents* t, Py_ssize_t first, Py_ssize_t batch,
                        real* panel) noexcept nogil:
@@ -389,34 +420,23 @@ cdef void walk_tangent(const Network* net, Workspace* ws, const Tangents* t, Py_
             linear_tangent(net, ws, t, op, first, batch, panel)
         elif op.kind == OP_ACTIVATION:
             activate_backward_rows(op.act, op.param, op.keeps_input, batch, op.n_out, x_t, x_row,
-                                   kept(net, ws, op, first, ws.value[0] + first * x_row),
+                                   kept(net, ws, op, first, row_of(ws.value, net, 0, first)),
                                    x_row if op.keeps_input else row, y_t, row)
         elif op.kind == OP_DROPOUT:
             add_rows(batch, round_up(op.n_out, VL), x_t, x_row, False, y_t, row)
         elif op.kind == OP_SOFTMAX:         # its Jacobian is symmetric
             softmax_backward_rows(False, batch, op.n_out, row_of(ws.value, net, op.dst, first), row, x_t, x_row, y_t,
                                   row)
+        elif op.kind >= OP_ADD:
+            gate_tangent(net, ws, t, op, first, batch)
         else:
             for r in range(first, first + batch):
                 if op.kind == OP_LOG_SOFTMAX:
-                    log_softmax_tangent(op.n_out, row_of(ws.value, net, op.dst, r), row_of(t.value, net, op.src, r),
-                                        row_of(t.value, net, op.dst, r))
-                elif op.kind == OP_LAYER_NORM or op.kind == OP_BATCH_NORM:
-                    norm_tangent(net, t, op, ws.extra[i] + (2 * r if op.kind == OP_LAYER_NORM else 0),
-                                 row_of(ws.value, net, op.src, r), row_of(t.value, net, op.src, r),
-                                 row_of(t.value, net, op.dst, r))
+                    log_softmax_tangent(op.n_out, row_of(ws.value, net, op.dst, r), x_t, y_t)
                 else:
-                    gate_row(net, ws, t, op, r, False, False)
-
-
-cdef void log_softmax_tangent(Py_ssize_t n, const real* y, const real* x_t, real* y_t) noexcept nogil:
-    """One row: y' = x' - sum(p x'), p = exp(y)."""
-    cdef double shift = 0
-    cdef Py_ssize_t j
-    for j in range(n):
-        shift += exp(y[j]) * x_t[j]
-    for j in range(n):
-        y_t[j] = <real>(x_t[j] - shift)
+                    norm_tangent(net, t, op, statistics(ws, op, i, r), row_of(ws.value, net, op.src, r), x_t, y_t)
+                x_t += x_row
+                y_t += row
 
 
 cdef void walk_second(const Network* net, Workspace* ws, const Tangents* t, Py_ssize_t first, Py_ssize_t batch,
@@ -428,36 +448,35 @@ cdef void walk_second(const Network* net, Workspace* ws, const Tangents* t, Py_s
     cdef int i
     cdef const Op* op
     cdef Py_ssize_t r, row, x_row
+    cdef real* dy
+    cdef real* dy_t
     cdef real* dx
     cdef real* dx_t
     for i in range(net.n_ops - 1, -1, -1):
         op = &net.ops[i]
         row, x_row = net.buffers[op.dst].row, net.buffers[op.src].row
+        dy, dy_t = row_of(ws.grad, net, op.dst, first), row_of(t.grad, net, op.dst, first)
+        dx, dx_t = row_of(ws.grad, net, op.src, first), row_of(t.grad, net, op.src, first)
         if op.kind == OP_LINEAR:
             linear_second(net, ws, t, op, first, batch, input_grad, panel)
-            continue
-        for r in range(first, first + batch):
-            if op.kind >= OP_ADD:
-                gate_row(net, ws, t, op, r, True, input_grad)
-                continue
-            dx = t.scratch + first * x_row if op.adds[0] else row_of(ws.grad, net, op.src, r)
-            dx_t = t.scratch + first * x_row + x_row if op.adds[0] else row_of(t.grad, net, op.src, r)
-            if op.kind == OP_SOFTMAX or op.kind == OP_LOG_SOFTMAX:
-                softmax_second(op.kind == OP_LOG_SOFTMAX, op.n_out, row_of(ws.value, net, op.dst, r),
-                               row_of(t.value, net, op.dst, r), row_of(ws.grad, net, op.dst, r),
-                               row_of(t.grad, net, op.dst, r), dx, dx_t)
-            elif op.kind == OP_LAYER_NORM or op.kind == OP_BATCH_NORM:
-                norm_second(net, t, op, ws.extra[i] + (2 * r if op.kind == OP_LAYER_NORM else 0),
-                            row_of(ws.value, net, op.src, r), row_of(t.value, net, op.src, r),
-                            row_of(ws.grad, net, op.dst, r), row_of(t.grad, net, op.dst, r), dx, dx_t)
-            else:           # activation or dropout: in place in the gradients of the output, which are not needed again
-                if op.kind == OP_ACTIVATION and op.act != IDENTITY:
-                    second_slope(op.act, op.param, op.keeps_input, 1, op.n_out, row_of(ws.grad, net, op.dst, r),
-                                 row_of(t.grad, net, op.dst, r), 0,
-                                 kept(net, ws, op, r, row_of(ws.value, net, 0, r)), 0,
-                                 row_of(t.value, net, op.src, r), 0)
-                memcpy(dx, row_of(ws.grad, net, op.dst, r), op.n_out * sizeof(real))
-                memcpy(dx_t, row_of(t.grad, net, op.dst, r), op.n_out * sizeof(real))
-            if op.adds[0]:
-                add_columns(1, op.n_in, dx, 0, True, row_of(ws.grad, net, op.src, r), 0)
-                add_columns(1, op.n_in, dx_t, 0, True, row_of(t.grad, net, op.src, r), 0)
+        elif op.kind >= OP_ADD:
+            gate_second(net, ws, t, op, first, batch, input_grad)
+        elif op.kind == OP_ACTIVATION or op.kind == OP_DROPOUT:
+            if op.kind == OP_ACTIVATION:        # in place: the gradient of the output is not needed again
+                second_slope(op.act, op.param, op.keeps_input, batch, op.n_out, dy, dy_t, row,
+                             kept(net, ws, op, first, row_of(ws.value, net, 0, first)),
+                             x_row if op.keeps_input else row, row_of(t.value, net, op.src, first), x_row)
+            add_rows(batch, round_up(op.n_out, VL), dy, row, op.adds[0], dx, x_row)
+            add_rows(batch, round_up(op.n_out, VL), dy_t, row, op.adds[0], dx_t, x_row)
+        else:
+            for r in range(first, first + batch):
+                if op.kind == OP_SOFTMAX or op.kind == OP_LOG_SOFTMAX:
+                    softmax_second(op.kind == OP_LOG_SOFTMAX, op.n_out, row_of(ws.value, net, op.dst, r),
+                                   row_of(t.value, net, op.dst, r), dy, dy_t, op.adds[0], dx, dx_t)
+                else:
+                    norm_second(net, t, op, statistics(ws, op, i, r), row_of(ws.value, net, op.src, r),
+                                row_of(t.value, net, op.src, r), dy, dy_t, op.adds[0], dx, dx_t)
+                dy += row
+                dy_t += row
+                dx += x_row
+                dx_t += x_row

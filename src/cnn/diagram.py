@@ -1,0 +1,258 @@
+"""A model's graph for people: the report of `backward(debug=True)`, and the picture that `plot` draws.
+
+The picture is a tree of chains and branches, as the layers are: from it comes either text for graphviz's dot, or a
+layout of our own, in which chains go down and branches stand side by side, so that no two lines cross.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import layers
+from .branches import Branches
+
+GATES = {"add": "+", "multiply": "\N{MULTIPLICATION SIGN}", "maximum": "max", "concat": "concat"}
+COLOURS = {  # of a kind of box: inside, border
+    "end": ("#ffffff", "#757575"),
+    "weights": ("#d6e6f4", "#0072b2"),
+    "plain": ("#fbe8d3", "#d55e00"),
+    "gate": ("#e3e3e3", "#424242"),
+}
+GREY = "#616161"
+
+
+# ---- the report of backward(debug=True) --------------------------------------------------------------------------
+
+
+def report(model: Any) -> None:
+    """Log the ops going back, with shapes and norms of outputs and gradients; FloatingPointError at the first NaN."""
+    log = logging.getLogger("cnn")
+    graph, program = model._graph, model._program
+    held = dict(model._parametric)
+    for number in reversed(range(len(graph.ops))):
+        op = graph.ops[number]
+        names = " + ".join(str(place) for place in graph.places[number])
+        output = program.value_of(op["dst"])
+        sources = f"buffer{'s' if len(op['src']) > 1 else ''} {', '.join(map(str, op['src']))}"
+        log.info(
+            "%s: %s of %s gives buffer %d, %s, norm %.6g",
+            *(names, op["kind"], sources, op["dst"], output.shape, np.linalg.norm(output)),
+        )
+        fused = op["kind"] == "linear" and op["act"] != "identity"
+        arrays = {"x W + b" if fused else "output": program.gradient_of(op["dst"])}
+        if number in held:
+            grads = {name: getattr(held[number].layer, f"grad_{name}") for name in ("weight", "bias")}
+            arrays |= {name: a for name, a in grads.items() if a is not None}
+        for what, gradient in arrays.items():
+            log.info("%s: gradient of %s %s, norm %.6g", names, what, gradient.shape, np.linalg.norm(gradient))
+        for what, gradient in arrays.items():
+            if np.isnan(gradient).any():
+                raise FloatingPointError(f"{names}: the gradient of {what} has NaN")
+
+
+# ---- the picture: what stands in it ------------------------------------------------------------------------------
+
+
+@dataclass
+class Box:
+    """One layer or gate, or the input, or the loss."""
+
+    title: str
+    detail: str  # smaller, below the title
+    kind: str  # of COLOURS
+    outputs: str  # what stands beside the arrow that leaves it
+    key: str = ""  # of the layer, in `state_dict`
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in units of the layout, with room for the text."""
+        if self.kind == "gate":
+            return max(0.7, 0.16 * len(self.title)), 0.7
+        return max(1.5, 0.15 * len(self.title) + 0.4, 0.115 * len(self.detail) + 0.4), 0.9 if self.detail else 0.6
+
+
+@dataclass
+class Fork:
+    """Branches between what comes before them and the gate that joins them, which follows."""
+
+    branches: list[list[Box | Fork]]
+
+
+def contents(model: Any) -> list[Box | Fork]:
+    """Boxes and forks from the input to the loss."""
+    graph = model._graph
+    ops = {id(place.layer): op for op, places in zip(graph.ops, graph.places, strict=True) for place in places}
+
+    def chain(parts, width: int) -> tuple[list[Box | Fork], int]:
+        """What layers that follow one another are drawn as, from the number of inputs; and that of outputs."""
+        drawn: list[Box | Fork] = []
+        for part in parts:
+            more, width = one(part, width)
+            drawn += more
+        return drawn, width
+
+    def one(layer, width: int) -> tuple[list[Box | Fork], int]:
+        if isinstance(layer, type(model)):
+            return chain(layer.layers, width)
+        place = graph.seen[id(layer)]
+        outputs = graph.widths[ops[id(layer)]["dst"]] if id(layer) in ops else width
+        if isinstance(layer, Branches):
+            fork = Fork([one(branch, width)[0] for branch in layer.branches])
+            return [fork, Box(GATES[layer.kind], "", "gate", f"{outputs:,}", place.key)], outputs
+        title, detail, kind = repr(layer).removesuffix("()"), "", "plain"
+        if isinstance(layer, layers.Parametric):
+            count = sum(a.size for a in model._named_of(place, "weight", "bias").values())
+            detail, kind = f"{count:,} parameters", "weights"
+            sizes = (
+                f"{width:,} \N{RIGHTWARDS ARROW} {outputs:,}" if isinstance(layer, layers.Linear) else f"{outputs:,}"
+            )
+            title = f"{type(layer).__name__} {sizes}"
+        return [Box(title, detail, kind, f"{outputs:,}", place.key)], outputs
+
+    inside, _ = chain(model.layers, graph.widths[0])
+    end = Box("outputs" if model.loss is None else repr(model.loss).removesuffix("()"), "", "end", "")
+    return [Box("inputs", "", "end", f"{graph.widths[0]:,}"), *inside, end]
+
+
+def plot(model: Any, path) -> Any:
+    """See `Sequential.plot`."""
+    parts = contents(model)
+    total = f"{model._program.n_parameters:,} parameters, {model.dtype}"
+    if path is None:
+        return figure(parts, total)
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"path: expected a name that ends in .png, .svg or .pdf, got {str(path)!r}")
+    dot = shutil.which("dot")
+    if dot is None:
+        figure(parts, total).savefig(path)
+    else:
+        command = [dot, f"-T{suffix[1:]}", "-Gdpi=110", "-o", str(path)]
+        subprocess.run(command, input=dot_source(parts, total), text=True, check=True, capture_output=True)
+    return None
+
+
+# ---- ... by graphviz ---------------------------------------------------------------------------------------------
+
+
+def dot_source(parts: list[Box | Fork], title: str) -> str:
+    """The picture in the language of graphviz's dot."""
+    lines = [
+        "digraph {",
+        f'label=<{escape(title)}>; labelloc=t; fontname="Helvetica"; fontsize=11; nodesep=0.4; ranksep=0.35;',
+        'node [shape=box, style="rounded,filled", fontname="Helvetica", fontsize=12, margin="0.15,0.06"];',
+        f'edge [fontname="Helvetica", fontsize=9, fontcolor="{GREY}", color="{GREY}", arrowsize=0.7];',
+    ]
+    boxes = 0
+
+    def walk(chain: list[Box | Fork], sources: list[tuple[int, str]]) -> list[tuple[int, str]]:
+        """Write a chain that reads from `sources`, numbers of boxes with their outputs; those that it ends in."""
+        nonlocal boxes
+        for part in chain:
+            if isinstance(part, Fork):
+                sources = [end for branch in part.branches for end in walk(branch, sources)]
+                continue
+            inside, border = COLOURS[part.kind]
+            text = escape(part.title)
+            if part.detail:
+                text += f'<br/><font point-size="9">{escape(part.detail)}</font>'
+            looks = f'fillcolor="{inside}", color="{border}"'
+            if part.kind == "gate":
+                looks += ", shape=circle, margin=0, width=0.45"
+            elif part.key:
+                text = f'<font point-size="9" color="{GREY}">{part.key}&#160;&#160;</font>{text}'
+            lines.append(f"{boxes} [label=<{text}>, {looks}];")
+            lines.extend(f'{source} -> {boxes} [label="  {outputs}"];' for source, outputs in sources)
+            sources = [(boxes, part.outputs)]
+            boxes += 1
+        return sources
+
+    walk(parts, [])
+    return "\n".join([*lines, "}"])
+
+
+# ---- ... by matplotlib -------------------------------------------------------------------------------------------
+
+DOWN, FAN, ASIDE = 0.5, 0.3, 1.0  # between boxes of a chain; more above and below branches; between branches
+INCHES = 0.62  # of a unit of the layout
+
+
+def extent(chain: list[Box | Fork]) -> tuple[float, float]:
+    """Width and height of a chain."""
+    sizes = []
+    for part in chain:
+        if isinstance(part, Box):
+            sizes.append(part.size)
+        else:
+            widths, heights = zip(*(extent(branch) for branch in part.branches), strict=True)
+            sizes.append((sum(widths) + ASIDE * (len(widths) - 1), max(heights) + 2 * FAN))
+    return max(width for width, _ in sizes), sum(height for _, height in sizes) + DOWN * (len(sizes) - 1)
+
+
+def figure(parts: list[Box | Fork], title: str):
+    """The picture as a matplotlib figure."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Ellipse, FancyArrowPatch, FancyBboxPatch
+    from matplotlib.path import Path as Curve
+
+    width, height = extent(parts)
+    width, height = max(width, 4) + 1.6, height + 1.0
+    picture = Figure(figsize=(INCHES * width, INCHES * height), dpi=110)
+    axes = picture.add_axes((0, 0, 1, 1), xlim=(-width / 2, width / 2), ylim=(height - 0.3, -0.3), aspect="equal")
+    axes.set_axis_off()
+
+    def arrow(x0: float, y0: float, x1: float, y1: float) -> None:
+        middle = (y0 + y1) / 2
+        curve = Curve([(x0, y0), (x0, middle), (x1, middle), (x1, y1)], [1, 4, 4, 4])
+        axes.add_patch(
+            FancyArrowPatch(path=curve, arrowstyle="-|>", mutation_scale=9, color=GREY, linewidth=1, shrinkA=0)
+        )
+
+    def draw_box(box: Box, x: float, y: float) -> None:
+        inside, border = COLOURS[box.kind]
+        w, h = box.size
+        if box.kind == "gate":
+            axes.add_patch(Ellipse((x, y + h / 2), w, h, facecolor=inside, edgecolor=border, linewidth=1))
+        else:
+            corner = (x - w / 2 + 0.1, y + 0.1)
+            shape = FancyBboxPatch(corner, w - 0.2, h - 0.2, boxstyle="round,pad=0.1", linewidth=1)
+            shape.set(facecolor=inside, edgecolor=border)
+            axes.add_patch(shape)
+        text: dict[str, Any] = {"ha": "center", "va": "center"}
+        axes.text(x, y + (0.32 if box.detail else h / 2), box.title, fontsize=10, **text)
+        axes.text(x, y + 0.66, box.detail, fontsize=7.5, color=GREY, **text)
+        axes.text(x - w / 2 - 0.08, y + h / 2, box.key, fontsize=7.5, color=GREY, ha="right", va="center")
+        if box.outputs:
+            paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # an arrow may pass there
+            axes.text(x + 0.12, y + h + 0.1, box.outputs, fontsize=7.5, color=GREY, ha="left", va="top", bbox=paper)
+
+    def draw(chain: list[Box | Fork], x: float, y: float, sources: list[tuple[float, float]]):
+        """Draw a chain around x, from y down, with arrows from the sources; the points where it ends."""
+        for part in chain:
+            height = extent([part])[1]
+            if isinstance(part, Box):
+                for source in sources:
+                    arrow(*source, x, y)
+                draw_box(part, x, y)
+                sources = [(x, y + height)]
+            else:
+                left, ends = x - extent([part])[0] / 2, []
+                for branch in part.branches:
+                    w, h = extent(branch)
+                    ends += draw(branch, left + w / 2, y + (height - h) / 2, sources)
+                    left += w + ASIDE
+                sources = ends
+            y += height + DOWN
+        return sources
+
+    axes.text(0, 0, title, fontsize=8, color=GREY, ha="center", va="center")
+    draw(parts, 0, 0.35, [])
+    return picture
