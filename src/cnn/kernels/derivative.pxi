@@ -113,8 +113,8 @@ cdef class Derivatives:
         walk_tangent(net, ws, &self.t, first, batch, ws.panel)
 
     def jvp(self, x, x_t, theta_t):
-        """(outputs, J (x', theta')), both (batch, out_features). x_t (batch, in_features), theta_t a packed vector; None:
-        zero."""
+        """(outputs, J (x', theta')), both (batch, out_features). x_t (batch, in_features), theta_t a packed vector;
+        None: zero."""
         cdef Program p = self.program
         cdef cnp.ndarray rows = p.inputs(x)
         cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), first

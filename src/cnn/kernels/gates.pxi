@@ -43,7 +43,8 @@ cdef void maximum_rows(Py_ssize_t rows, Py_ssize_t n, const real* a, Py_ssize_t 
 
 cdef void maximum_backward_rows(Py_ssize_t rows, Py_ssize_t n, const real** earlier, const Py_ssize_t* earlier_row,
                                 int n_earlier, const real* a, Py_ssize_t a_row, const real* y, Py_ssize_t y_row,
-                                const real* dy, Py_ssize_t dy_row, bint add, real* da, Py_ssize_t da_row) noexcept nogil:
+                                const real* dy, Py_ssize_t dy_row, bint add, real* da,
+                                Py_ssize_t da_row) noexcept nogil:
     """da = dy where a is the first source that equals y, else 0."""
     cdef Py_ssize_t i, j
     cdef int e
