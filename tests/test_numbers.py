@@ -230,9 +230,9 @@ def test_learning_rates(isa, dtype, cls):
     m.fit(x, y, epochs=3, progress=False)
     np.testing.assert_array_equal(m.parameters, before)
     for bad, error in ((-1e-9, ValueError), (np.nan, ValueError), (np.inf, ValueError), ("0.1", TypeError)):
-        with pytest.raises(error, match="^lr: expected"):
+        with pytest.raises(error, match=r"^lr: expected"):
             cls(lr=bad)
-        with pytest.raises(error, match="^lr: expected"):
+        with pytest.raises(error, match=r"^lr: expected"):
             m.optimizer.lr = bad
     assert m.optimizer.lr == 0
     m = model(cls(lr=1e30 if dtype == np.float32 else 1e300), dtype=dtype)
