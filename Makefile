@@ -1,4 +1,5 @@
 # make demo | test | test-peers | coverage | bench | bench-quick | lint | dist | clean        (CONTRIBUTING.md says more)
+# make sanitize | tsan | valgrind | soak | test-pythons                           (docs/reliability.md: what they found)
 #
 # Everything runs against the wheel, built from this tree and installed in a virtual environment.
 # Environments are made when they are missing, the wheel when a source has changed.
@@ -15,6 +16,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE $(shell find sr
     ! -name '*.so' ! -name '*.pyc' ! -path '*.egg-info/*')
 
 .PHONY: demo test test-peers coverage bench bench-quick lint dist clean
+.PHONY: sanitize tsan valgrind soak test-pythons
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -42,13 +44,60 @@ lint: $(VENV)/test,lint.stamp
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m mypy.stubtest cnn --ignore-missing-stub --mypy-config-file pyproject.toml
 
-# The sdist, and the wheel built from that sdist.
-dist: | $(VENV)/bin/pip
-	$(VENV)/$(PIP) install --quiet build
-	$(VENV)/bin/python -m build --outdir $(DIST) .
+# The sdist, and the wheel built from that sdist, by pinned tools.
+dist: | $(VENV)-build/bin/pip
+	$(VENV)-build/$(PIP) install --quiet --no-deps --require-hashes -r .ci/requirements.txt
+	$(VENV)-build/bin/python -m build --no-isolation --outdir $(DIST) .
+
+# Modules with sanitizers, of one instruction set, are built in place in a copy of the tree; ISA=v3 where AVX-512 lacks.
+ISA ?= v4
+INSTRUMENTED = mkdir -p build/$@ && cp -r setup.py pyproject.toml README.md LICENSE src tests build/$@/ \
+    && cd build/$@ && rm -f src/cnn/*.so
+CHECKED = env CNN_ISA=$(ISA) PYTHONPATH=src:tests OPENBLAS_NUM_THREADS=1
+PY = $(abspath $(VENV))/bin/python
+SANITIZE_TESTS = activations adam batches checkpoint dropout errors fit groups layers linear losses normalization \
+    predict resume rmsprop sequential softmax threads train_step
+# Not: other instruction sets, which are not built, and limits to the memory that the sanitizer itself needs
+SANITIZE_NOT = v3 or baseline or every_instruction_set or ten_times_the_memory or statistics_are_saved
+
+# Address and undefined-behaviour sanitizers, and guard bytes: kernel, training and checkpoint tests.
+sanitize: $(VENV)/test,dev.stamp
+	$(INSTRUMENTED) && CNN_SANITIZE=address CNN_VARIANTS=$(ISA)_f32,$(ISA)_f64 $(PY) setup.py -q build_ext --inplace \
+	  && $(CHECKED) LD_PRELOAD=$$($${CC:-gcc} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	  $(PY) -m pytest tests/sanitize $(SANITIZE_TESTS:%=tests/test_%.py) -q -p no:cacheprovider -k "not ($(SANITIZE_NOT))"
+
+# The thread sanitizer: first a race, which it must report, then the pool under Python's threads, in which it must not.
+TSAN = $(CHECKED) LD_PRELOAD=$$($${CC:-gcc} -print-file-name=libtsan.so) TSAN_OPTIONS=exitcode=66 setarch -R $(PY)
+tsan: $(VENV)/test,dev.stamp
+	$(INSTRUMENTED) && CNN_SANITIZE=thread CNN_VARIANTS=$(ISA)_f32 $(PY) setup.py -q build_ext --inplace \
+	  && { $(TSAN) tests/soak/races.py race >race.txt 2>&1; grep -q "ThreadSanitizer: data race" race.txt; } \
+	  && $(TSAN) tests/soak/races.py
+
+# memcheck, with the baseline's kernels, as it does not know AVX-512: no error may come from our modules.
+valgrind: $(VENV)/test,dev.stamp
+	$(INSTRUMENTED) && CNN_VARIANTS=baseline_f32,baseline_f64 $(PY) setup.py -q build_ext --inplace \
+	  && $(CHECKED) CNN_ISA=baseline PYTHONMALLOC=malloc valgrind --log-file=memcheck.txt --num-callers=30 \
+	  $(PY) tests/soak/training.py && $(CHECKED) CNN_ISA=baseline $(PY) tests/soak/training.py memcheck.txt
+
+# The long runs, 20 minutes at most.
+soak: $(VENV)/test.stamp
+	timeout 1200 sh -ec 'for script in growth interrupts memory sizes races; do \
+	  echo "== $$script"; env -u PYTHONPATH $(VENV)/bin/python tests/soak/$$script.py; done'
+
+# A quick subset of the tests on every Python that is here, with modules of one instruction set.
+PYTHONS ?= $(wildcard $(foreach v,3.10 3.11 3.12 3.13,/usr/bin/python$(v) $(HOME)/.pyenv/versions/$(v).*/bin/python))
+test-pythons:
+	for python in $(PYTHONS); do set -e; echo "== $$python"; rm -rf build/pythons; \
+	  $$python -m venv build/pythons; build/pythons/$(PIP) install --quiet $(PYTHONS_NEED) .; \
+	  env -u PYTHONPATH build/pythons/bin/python -m pytest -q -p no:cacheprovider $(PYTHONS_TESTS) \
+	    -k "not v3 and not v4"; done
+PYTHONS_NEED = pytest hypothesis setuptools Cython
+PYTHONS_TESTS = tests/test_train_step.py tests/test_checkpoint.py tests/test_fit.py tests/test_imports.py
+test-pythons: export CNN_VARIANTS = baseline_f32,baseline_f64
+test-pythons: export CNN_ISA = baseline
 
 clean:
-	rm -rf build dist src/cnn.egg-info src/cnn/*.so .venv .venv-peers .venv-bench
+	rm -rf build dist src/cnn.egg-info src/cnn/*.so .venv .venv-build .venv-peers .venv-bench
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf .benchmarks .pytest_cache .hypothesis .mypy_cache .ruff_cache
 

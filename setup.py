@@ -5,14 +5,16 @@ and dtype, into the modules cnn._kernels_{isa}_{real}; src/cnn/_dispatch.py pick
 
 Switches (environment):
     CNN_VARIANTS=v4_f32,v3_f64   build these modules only
-    CNN_DEBUG=1                  -O1 -g, bounds and initialisation checked, annotated HTML
-    CNN_SANITIZE=1               -O1 -g, address and undefined-behaviour sanitizers
+    CNN_DEBUG=1                  -O1 -g, bounds and initialisation checked, guard bytes, annotated HTML
+    CNN_SANITIZE=address         -O1 -g, guard bytes, address and undefined-behaviour sanitizers (make sanitize)
+    CNN_SANITIZE=thread          -O1 -g, thread sanitizer (make tsan)
     CNN_ANNOTATE=1               annotated HTML beside the C file (build/cython*/src/cnn/)
 """
 
 import copy
 import glob
 import os
+import re
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -20,6 +22,7 @@ from pathlib import Path
 import numpy
 from Cython import __version__ as cython_version
 from Cython.Build import cythonize
+from Cython.Compiler import Options
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -36,13 +39,23 @@ PLATFORM = sysconfig.get_platform()
 X86_64 = PLATFORM.endswith(("x86_64", "amd64"))
 ISAS = list(FEATURES) if X86_64 else ["baseline"]
 
-DEBUG, SANITIZE, ANNOTATE = (
-    os.environ.get(name, "0") not in ("", "0") for name in ("CNN_DEBUG", "CNN_SANITIZE", "CNN_ANNOTATE")
-)
+DEBUG, ANNOTATE = (os.environ.get(name, "0") not in ("", "0") for name in ("CNN_DEBUG", "CNN_ANNOTATE"))
+SANITIZERS = {
+    "": [],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": ["-fsanitize=thread"],
+}
+SANITIZE = os.environ.get("CNN_SANITIZE", "")
+if SANITIZE not in SANITIZERS:
+    raise SystemExit(f"CNN_SANITIZE: expected address or thread, got {SANITIZE!r}")
 
 COMPILE = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fvisibility=hidden"]
 COMPILE_GCC = [
     "-fno-version-loops-for-strides",  # one loop for each tile shape, with no spilled pointers
+    # what -O3 multiplies beside the kernels: a fifth of the wheel
+    *("-fno-tree-vectorize", "-fno-ipa-cp-clone", "-fno-inline-functions", "-fno-unswitch-loops"),
+    *("-fno-tree-pre", "-fno-code-hoisting", "-fno-split-paths"),
+    *("-fno-unwind-tables", "-fno-asynchronous-unwind-tables"),
     *("--param", "max-completely-peeled-insns=4000"),
     *("--param", "max-completely-peel-times=64"),
 ]
@@ -52,9 +65,8 @@ if DEBUG or SANITIZE:
 else:
     COMPILE += ["-O3", "-g0"]
     LINK += [] if PLATFORM.startswith("macosx") else ["-s"]
-if SANITIZE:
-    COMPILE += ["-fsanitize=address,undefined"]
-    LINK += ["-fsanitize=address,undefined"]
+COMPILE += SANITIZERS[SANITIZE]
+LINK += SANITIZERS[SANITIZE]
 
 DIRECTIVES = {
     "language_level": 3,
@@ -77,7 +89,11 @@ def extension(name, source, macros=(), flags=()):
         f"cnn.{name}",
         [source],
         include_dirs=["src/cnn", "src/cnn/kernels", "src/cnn/include", numpy.get_include()],
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), *macros],
+        define_macros=[
+            ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
+            ("CNN_GUARDS", int(DEBUG or SANITIZE == "address")),
+            *macros,
+        ],
         extra_compile_args=[*COMPILE, *flags],
         extra_link_args=LINK,
         depends=DEPENDS,
@@ -123,6 +139,7 @@ class BuildExt(build_ext):
     def run(self):
         self.write_settings()
         build_dir = "build/cython-debug" if DEBUG else "build/cython"
+        Options.docstrings = DEBUG  # of private functions and classes: six copies in the wheel
         names = sorted({extension.sources[0] for extension in self.extensions})
         translated = cythonize(
             [Extension(f"cnn.{os.path.basename(name)[:-4]}", [name]) for name in names],
@@ -132,9 +149,25 @@ class BuildExt(build_ext):
             force=ANNOTATE or bool(self.force),
         )
         c_file = {name: module.sources[0] for name, module in zip(names, translated, strict=True)}
+        for path in c_file.values():
+            self.mark_cold(path)
         for extension in self.extensions:
             extension.sources = [c_file[extension.sources[0]]]
         super().run()
+
+    def mark_cold(self, path):
+        """Have the functions that Python calls compiled for size, a third of the code; but not those of a step and of a
+        prediction."""
+        cold = "__attribute__((cold)) "
+
+        def marked(function):
+            hot = function[1].endswith(("train_step", "train_batches", "predict"))
+            return function[0] if hot else cold + function[0]
+
+        code = Path(path).read_text()
+        if cold not in code:
+            called = r"^static (?:PyObject \*|int )(__pyx_(?:pw|pf|pymod_exec)\w*)(?=\()"
+            Path(path).write_text(re.sub(called, marked, code, flags=re.MULTILINE))
 
     def write_settings(self):
         settings = f"{cython_version} {numpy.__version__} {DEBUG} {SANITIZE}\n" + "".join(

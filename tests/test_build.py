@@ -53,11 +53,33 @@ def test_package_under_test():
     package = Path(cnn.__file__).parent
     if os.environ.get("CNN_TEST_WHEEL"):
         assert package == Path(sysconfig.get_path("platlib"), "cnn")
-        suffixes = {Path(path).suffix for path in package.rglob("*") if path.is_file()}
-        assert suffixes <= {".py", ".pyc", ".pyi", ".pxd", ".h", ".so", ".typed"}
+        source = Path(__file__).parents[1] / "src" / "cnn"
+        kinds = {".py", ".pyi", ".pxd", ".h", ".typed"}  # no sources of the modules
+        modules = {f"_kernels_{isa}_{real}" for isa in ("baseline", "v3", "v4") for real in ("f32", "f64")} | {"_cpu"}
+        if platform.machine() not in ("x86_64", "AMD64"):
+            modules = {name for name in modules if not re.search("v[34]", name)}
+        wanted = {str(path.relative_to(source)) for path in source.rglob("*") if path.suffix in kinds}
+        wanted = {path for path in wanted if not path.startswith("kernels")}
+        wanted |= {name + sysconfig.get_config_var("EXT_SUFFIX") for name in modules}
+        files = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
+        assert {path for path in files if not path.endswith(".pyc")} == wanted
         assert output("import importlib.metadata as m; print(m.version('cnn'))") == cnn.__version__
     else:
         assert package == Path(__file__).parents[1] / "src" / "cnn"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the names of glibc's versions")
+def test_modules_need_an_old_c_library_alone():
+    """manylinux_2_28: no name that came to glibc after 2.28, whatever the system that built them; nothing but glibc."""
+    modules = list(Path(cnn.__file__).parent.glob("*.so"))
+    assert modules
+    for module in modules:
+        content = module.read_bytes()
+        versions = {tuple(map(int, found)) for found in re.findall(rb"GLIBC_(\d+)\.(\d+)", content)}
+        assert max(versions) <= (2, 28), module
+        assert not re.search(rb"GLIBCXX|GOMP|libgomp|libiomp|libstdc", content), module
+        libraries = set(re.findall(rb"\0(lib[\w+-]+\.so[.\d]*)(?=\0)", content))
+        assert libraries <= {b"libc.so.6", b"libm.so.6", b"libpthread.so.0"}, (module, libraries)
 
 
 def test_instruction_sets_agree_with_the_operating_system():

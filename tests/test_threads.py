@@ -4,6 +4,7 @@ Networks and batches are such that a second thread is called (from about a milli
 has several chunks of rows (of 128 at least) and weight matrices several pieces (of 128 rows at least).
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from every_layer import inputs_of, random_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from networks import assert_close, batch_for, build, chain, run_together
 
 import cnn
@@ -265,6 +269,33 @@ def test_the_number_may_change_between_forward_and_backward(isa, dtype, name):
         assert_same(result, results[0], f"{before} threads, then {after}")
 
 
+@given(seed=st.integers(0, 10**6), batch=st.integers(1, 1300), threads=st.sampled_from(COUNTS), data=st.data())
+@settings(max_examples=12)
+def test_random_networks_do_not_depend_on_threads_or_batches(dtype, seed, batch, threads, data):
+    """Dropout, norms, branches and nested models: predictions of any part of the rows, and a step, bit for bit."""
+    x = inputs_of(random_model(seed, dtype), batch)
+    y = np.random.default_rng(seed).standard_normal((batch, random_model(seed, dtype)._graph.widths[-1])).astype(dtype)
+
+    def results(n):
+        model = random_model(seed, dtype)
+        whole = cnn.Sequential([model, cnn.MSELoss()], optimizer=cnn.Adam(lr=1e-3), dtype=dtype, seed=1)
+        cnn.set_num_threads(n)
+        with np.errstate(all="ignore"):
+            cuts = sorted({0, batch, *data_cuts})
+            parts = [whole.predict(x[a:b], threads=n) for a, b in itertools.pairwise(cuts)]
+            yield np.concatenate(parts)
+            yield whole.predict(x, threads=n)
+            if batch > 1:
+                yield whole.train_step(x, y)
+                yield whole.parameters
+                yield from whole.state_dict().values()
+
+    data_cuts = data.draw(st.lists(st.integers(0, batch), max_size=5))
+    expected = list(results(1))
+    np.testing.assert_array_equal(expected[0], expected[1])
+    assert_same(results(threads), expected, f"{threads} threads")
+
+
 # processes --------------------------------------------------------------------------------------------------------
 
 # Trains with threads; says whether a process has right answers, those of one thread.
@@ -416,7 +447,21 @@ def test_eight_threads_predict_with_one_model(isa, dtype):
     run_together(*(predicting(rows) for rows in (1, 64, 300, 700, 1000, 1234, 1499, 1500)))
 
 
-@pytest.mark.parametrize("call", ["forward", "backward", "train_step", "fit", "loss_and_grad", "step"])
+ATTEMPTS = [
+    "forward",
+    "backward",
+    "train_step",
+    "fit",
+    "loss_and_grad",
+    "step",
+    "parameters",
+    "zero_grads",
+    "optimizer",
+]
+ATTEMPTS += ["vjp", "jvp", "hvp", "load_weights"]
+
+
+@pytest.mark.parametrize("call", ATTEMPTS)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_model_that_trains_refuses_others(isa, threads, call):
     """A RuntimeError at once for whatever would overwrite what the step works with; predict may run beside it."""
@@ -424,6 +469,7 @@ def test_a_model_that_trains_refuses_others(isa, threads, call):
     cnn.set_num_threads(threads)
     model, _ = build(spec, loss, optimizer=cnn.SGD(lr=0.001))
     x, y = batch_for(spec, loss, 2500, np.float64)
+    parameters, weights, y_rows = model.parameters, model.state_dict(), model.predict(x[:2])
     attempt = {
         "forward": lambda: model(x[:2]),
         "backward": lambda: (model(x[:2]), model.backward(np.zeros((2, 3)))),
@@ -431,6 +477,13 @@ def test_a_model_that_trains_refuses_others(isa, threads, call):
         "fit": lambda: model.fit(x[:2], y[:2]),
         "loss_and_grad": lambda: model.loss_and_grad(x[:2], y[:2]),
         "step": model.step,
+        "parameters": lambda: setattr(model, "parameters", parameters),
+        "zero_grads": model.zero_grads,
+        "optimizer": lambda: setattr(model, "optimizer", cnn.SGD(lr=0.001)),
+        "vjp": lambda: model.vjp(x[:2], y_rows[:2]),
+        "jvp": lambda: model.jvp(x[:2], x[:2]),
+        "hvp": lambda: model.hvp(x[:2], y[:2], parameters),
+        "load_weights": lambda: model.load_weights(weights),
     }[call]
     done = threading.Event()
     losses, others = [], []

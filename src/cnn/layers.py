@@ -5,6 +5,7 @@ A layer in a `Sequential` keeps no memory of its own: its arrays become views in
 
 from __future__ import annotations
 
+import inspect
 import os
 import weakref
 from typing import Any, ClassVar
@@ -98,7 +99,9 @@ class Layer:
         return {}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_config().items())})"
+        parameters = inspect.signature(type(self)).parameters
+        shown = {k: v for k, v in self.get_config().items() if k not in parameters or v != parameters[k].default}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
 
 class Parametric(Layer):
@@ -199,13 +202,15 @@ class Parametric(Layer):
 
         ValueError or TypeError if x does not fit.
         """
-        alone = self._last = self._program_for(self._in_features(), self.dtype)
+        width: Any = self._in_features()
+        alone = self._last = self._program_for(width, self.dtype)
         for name in (*self.parameter_names, *self.statistic_names):
             if self._array(name) is not None:
                 alone.view(0, name)[...] = self._array(name)
         y = alone.forward(x, None, get_num_threads(), self.training)
         for name in self.statistic_names:
-            self._array(name)[...] = alone.view(0, name)
+            statistic: Any = self._array(name)
+            statistic[...] = alone.view(0, name)
         return y
 
     def backward(self, grad_output):
@@ -232,9 +237,9 @@ class Parametric(Layer):
     def update_parameters(self, lr: float) -> None:
         """One step of gradient descent: weight -= lr grad_weight, bias -= lr grad_bias."""
         for name in self.parameter_names:
-            array = self._array(name)
-            if array is not None:
-                array[...] -= lr * self._array(f"grad_{name}")
+            array, gradient = self._array(name), self._array(f"grad_{name}")
+            if array is not None and gradient is not None:
+                array -= lr * gradient
         self._changed()
 
 

@@ -450,7 +450,9 @@ class _Trainer:
             took = time.perf_counter() - began
             if bad >= 0:
                 lr = self.model.optimizer.lr if now is None else now[(bad - at) // group, 0]
-                self.diverged(epoch, batches + bad // batch_size, lr)
+                rows = slice(bad, bad + batch_size) if part.order is None else part.order[bad : bad + batch_size]
+                why = "" if np.isfinite(part.x[rows]).all() else "; x has NaN or infinity in this batch"
+                self.diverged(epoch, batches + bad // batch_size, lr, why)
             at = stop
             if self.on_batch_end:
                 totals += sums
@@ -481,14 +483,14 @@ class _Trainer:
             self.program.restore(self.before)
             raise
 
-    def diverged(self, epoch: int, batch: int, lr: float) -> None:
+    def diverged(self, epoch: int, batch: int, lr: float, why: str) -> None:
         """Put back the last epoch whose parameters are finite, and say so."""
         self.program.restore(self.before)
         if self.earlier is not None and not np.isfinite(self.program.parameters).all():
             self.program.restore(self.earlier)  # the step of the last batch made numbers that no loss has seen
         raise DivergenceError(
             f"the loss is not finite in epoch {epoch}, batch {batch}, at a learning "
-            f"rate of {lr:g}; the parameters are those from before this epoch"
+            f"rate of {lr:g}; the parameters are those from before this epoch{why}"
         )
 
     def own_batches(self, x, y, w, order, start, stop, batch_size, rates, out, threads, accumulate, totals) -> int:
@@ -507,7 +509,7 @@ class _Trainer:
                     value, gradient = loss.value_and_gradient(outputs, y[rows])
                 if not math.isfinite(value):
                     return at
-                program.backward(gradient / count, threads)
+                program.backward(gradient / count, threads)  # without the penalties
                 if out is not None:
                     out[at:end] = outputs
                 totals += np.array((value * (end - at), end - at, 0, end - at))

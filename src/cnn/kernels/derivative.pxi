@@ -21,9 +21,9 @@ cdef class Derivatives:
         self.t.grads = self.t.params + n
 
     def __dealloc__(self):
-        free(self.t.memory)
+        release_arena(self.t.memory, self.t.scratch)
         free(self.t.value)
-        free(self.block_memory)
+        release_arena(self.block_memory, self.t.params)
 
     cdef int reserve(self, Py_ssize_t batch) except -1:
         """Room for the tangents of a batch."""
@@ -45,7 +45,7 @@ cdef class Derivatives:
         for b in range(net.n_buffers):
             n += 3 * batch * net.buffers[b].row
         at = allocate(n, &memory)
-        free(self.t.memory)
+        release_arena(self.t.memory, self.t.scratch)
         self.t.memory = memory
         self.t.capacity = batch
         self.t.scratch = at

@@ -9,9 +9,6 @@ cdef enum:
     GIL_WORK = 20000        # multiply-adds below which letting go of the GIL (35 ns) costs more than it frees
 
 
-cdef Py_ssize_t MOST_NUMBERS = <Py_ssize_t>1 << 57     # in one piece: their bytes, with padding, can be counted
-
-
 cdef const double* rates_of(cnp.ndarray rates) noexcept:
     """A schedule's lr and momentum, step by step; NULL for None."""
     if rates is None:
@@ -60,6 +57,8 @@ cdef class Program:
         cdef Op* op
         cdef int i, s, sources = 0
         cdef Py_ssize_t n
+        if max(widths) >= CNN_MOST >> 10:
+            raise MemoryError(f"a width of {max(widths)} is too large for this machine's addresses")
         net.n_ops = len(ops)
         net.n_buffers = len(widths)
         net.outputs = widths[net.n_buffers - 1]
@@ -108,8 +107,6 @@ cdef class Program:
             op.l2 = spec.get("l2", 0.0)
             op.key = random_bits(seed, i)
             net.chain = net.chain and op.kind <= OP_ACTIVATION and op.src == op.dst - 1
-            if op.n_in > MOST_NUMBERS // op.n_out or net.n_block > MOST_NUMBERS:
-                raise MemoryError("the network is too large for this machine's addresses")
             if op.kind == OP_LINEAR:
                 self.place(op)
                 net.work += op.n_in * op.n_out
@@ -128,9 +125,7 @@ cdef class Program:
         self.share_gradients()
         self.fuse_slopes()
         n = net.n_block
-        if n > MOST_NUMBERS:
-            raise MemoryError("the network is too large for this machine's addresses")
-        net.params = allocate((2 + STATES) * n, &self.memory)
+        net.params = allocate(times(2 + STATES, n), &self.memory)
         net.grads = net.params + n
         net.state = net.grads + n
         if net.n_running:
@@ -138,10 +133,12 @@ cdef class Program:
             self.clear_running()
         self.allocations += 1
 
-    cdef void place(self, Op* op):
+    cdef int place(self, Op* op) except -1:
         """Choose the layout of a linear op and give it its place in the parameter block."""
-        cdef Py_ssize_t normal = op.n_in * round_up(op.n_out, VL), turned = op.n_out * round_up(op.n_in, VL)
+        cdef Py_ssize_t normal = times(op.n_in, round_up(op.n_out, VL)), turned = times(op.n_out, round_up(op.n_in, VL))
         op.transposed = 2 * turned <= normal
+        if plus(normal, self.net.n_block) >= CNN_MOST:
+            raise MemoryError("the network is too large for this machine's addresses")
         op.weight = self.net.n_block
         if op.transposed:
             op.row = padded_row(op.n_in, op.n_out)
@@ -152,6 +149,7 @@ cdef class Program:
         op.bias = self.net.n_block
         self.net.n_block += round_up(op.n_out, VL) if op.transposed else op.row
         self.net.n_parameters += (op.n_in + op.has_bias) * op.n_out
+        return 0
 
     cdef void place_norm(self, Op* op, spec):
         """The same for a norm: a weight and a bias for each column, and running statistics."""
@@ -192,7 +190,7 @@ cdef class Program:
 
     cdef void fuse_slopes(self):
         """Where the only reader of a linear op's result is a linear op, that one multiplies by act' as it makes dX."""
-        cdef int i, j, s, readers, reader
+        cdef int i, j, s, readers, reader = 0
         for i in range(self.net.n_ops):
             readers = 0
             for j in range(self.net.n_ops):
@@ -208,9 +206,9 @@ cdef class Program:
         self.release(&self.train)
         self.release(&self.infer)
         clear_loss(&self.net.loss)
-        free(self.memory)
-        free(self.running_memory)
-        free(self.average_memory)
+        release_arena(self.memory, self.net.params)
+        release_arena(self.running_memory, self.net.running)
+        release_arena(self.average_memory, self.stepper.average)
         free(self.stepper.updates)
         free(self.net.ops)
         free(self.net.sources)
@@ -221,7 +219,7 @@ cdef class Program:
     # workspaces -------------------------------------------------------------------------------------------------------
 
     cdef void release(self, Workspace* ws):
-        free(ws.memory)
+        release_arena(ws.memory, ws.value[0] if ws.value != NULL else NULL)
         free(ws.value)
         free(ws.losses)
         memset(ws, 0, sizeof(Workspace))
@@ -230,7 +228,7 @@ cdef class Program:
         """Make room for a batch: a new workspace if this one is too small. The old one stays if memory is short."""
         cdef Workspace grown
         cdef Network* net = &self.net
-        cdef Py_ssize_t n = 0, size, blocks, target
+        cdef Py_ssize_t n = 0, blocks, target
         cdef int b, part, n_buffers = net.n_buffers
         cdef real* at
         if batch <= ws.capacity and threads <= ws.threads:
@@ -238,16 +236,15 @@ cdef class Program:
         memset(&grown, 0, sizeof(grown))
         batch = larger(batch, larger(ws.capacity, 1))
         grown.threads = <int>larger(threads, ws.threads)
+        if times(times(batch, net.widest + TILE_NV * VL), 4 * (n_buffers + net.n_ops + grown.threads)) >= CNN_MOST:
+            raise MemoryError(f"a batch of {batch} rows is too large for this machine's addresses")
         grown.capacity = batch
         grown.training = ws.training
         grown.row0 = ws.row0
         grown.panel_size = panel_size(batch, net.widest) if training else panel_size(0, 0)
         blocks = batch // LOSS_BLOCK + 1
         for b in range(n_buffers):
-            size = batch * net.buffers[b].row
-            if size // batch != net.buffers[b].row or n > MOST_NUMBERS:
-                raise MemoryError(f"a batch of {batch} rows is too large for this machine's addresses")
-            n += size * ((3 if net.buffers[b].kept else 2) if training else 1)
+            n += batch * net.buffers[b].row * ((3 if net.buffers[b].kept else 2) if training else 1)
         if training and net.scratch:
             n += batch * net.widest
         for b in range(net.n_ops):
@@ -381,7 +378,7 @@ cdef class Program:
             s.clip_value = clip_value or 0.0
             s.whole = s.penalised or s.clip_norm > 0 or s.clip_value > 0
             s.ema_decay = 0.0 if ema_decay is None else ema_decay
-            free(self.average_memory)
+            release_arena(self.average_memory, s.average)
             self.average_memory = s.average = NULL
             if ema_decay is not None:
                 s.average = allocate(self.net.n_block, &self.average_memory)

@@ -202,22 +202,79 @@ cdef extern from *:
         (void)at, (void)bytes;
     #endif
     }
+
+    /* Guards, in debug builds (CNN_GUARDS): a line before and one behind each arena must stay as they were. */
+    #define GUARD_LINE 64
+    #define GUARD_BYTE 0xA5
+    #if CNN_GUARDS
+    #include <stdio.h>
+    #include <stdlib.h>
+    #include <string.h>
+    /* The line before holds the size, then the pattern. */
+    static void put_guards(void *arena, size_t size)
+    {
+        char *at = (char *)arena;
+        memset(at - GUARD_LINE, GUARD_BYTE, GUARD_LINE);
+        memcpy(at - GUARD_LINE, &size, sizeof(size));
+        memset(at + size, GUARD_BYTE, GUARD_LINE);
+    }
+    static void check_guards(const void *arena)
+    {
+        const unsigned char *at = (const unsigned char *)arena;
+        size_t size, i;
+        if (at == NULL)
+            return;
+        memcpy(&size, at - GUARD_LINE, sizeof(size));
+        for (i = sizeof(size); i < GUARD_LINE; i++)
+            if (at[i - GUARD_LINE] != GUARD_BYTE) {
+                fprintf(stderr, "cnn: something wrote before an arena of %zu bytes\\n", size);
+                abort();
+            }
+        for (i = 0; i < GUARD_LINE; i++)
+            if (at[size + i] != GUARD_BYTE) {
+                fprintf(stderr, "cnn: something wrote behind an arena of %zu bytes\\n", size);
+                abort();
+            }
+    }
+    #else
+    #define put_guards(arena, size)
+    #define check_guards(arena)
+    #endif
     """
+    const int CNN_GUARDS
     size_t HUGE_PAGE
+    size_t GUARD_LINE
     void use_huge_pages(void* at, size_t bytes) nogil
+    void put_guards(void* arena, size_t size) nogil
+    void check_guards(const void* arena) nogil
 
 
 cdef real* allocate(Py_ssize_t n, void** memory) except NULL:
-    """n zeroed reals, aligned to a cache line, in new memory that is to be freed. Untouched pages take no memory."""
-    cdef size_t size = n * sizeof(real), unit = HUGE_PAGE if size >= 2 * HUGE_PAGE else LINE
+    """n zeroed reals, aligned to a cache line, in new memory that is to be freed by `release_arena`.
+
+    Untouched pages take no memory.
+    """
+    cdef size_t size, unit, guard = GUARD_LINE if CNN_GUARDS else 0
     cdef real* at
-    memory[0] = calloc(size + unit, 1)
+    if n < 0 or n >= CNN_MOST:
+        raise MemoryError("a block of memory would be too large for this machine's addresses")
+    size = n * sizeof(real)
+    unit = HUGE_PAGE if size >= 2 * HUGE_PAGE else LINE
+    memory[0] = calloc(size + unit + 2 * guard, 1)
     if memory[0] == NULL:
         raise MemoryError(f"cannot allocate {size} bytes")
-    at = <real*>(<uintptr_t>memory[0] // unit * unit + unit)
+    at = <real*>((<uintptr_t>memory[0] + guard) // unit * unit + unit)
     if unit == HUGE_PAGE:
         use_huge_pages(at, size)
+    put_guards(at, size)
     return at
+
+
+cdef void release_arena(void* memory, const real* at) noexcept nogil:
+    """Free what `allocate` gave, its guards checked."""
+    if memory != NULL:
+        check_guards(at)
+    free(memory)
 
 
 cdef void forward_linear(const Op* op, Py_ssize_t batch, const real* x, Py_ssize_t x_row, const real* params,
@@ -426,9 +483,10 @@ cdef void walk_forward(const Network* net, Workspace* ws, Py_ssize_t first, Py_s
             activate_rows(op.act, op.param, batch, op.n_out, src, src_row, dst, row)
         elif op.kind == OP_SOFTMAX or op.kind == OP_LOG_SOFTMAX:
             softmax_rows(op.kind == OP_LOG_SOFTMAX, batch, op.n_out, src, src_row, dst, row)
+        elif op.kind == OP_DROPOUT and ws.training:
+            dropout_rows(batch, op.n_out, op.param, op.key, ws.row0 + first, src, src_row, dst, row)
         elif op.kind == OP_DROPOUT:
-            dropout_rows(batch, op.n_out, op.param if ws.training else 0, op.key, ws.row0 + first, src, src_row, dst,
-                         row)
+            copy_rows(batch, op.n_out, src, src_row, dst, row)
         elif op.kind == OP_LAYER_NORM:
             layer_norm_rows(batch, op.n_out, op.param, src, src_row, norm_weight(net, op), norm_bias(net, op), dst, row,
                             ws.extra[i] + 2 * first)
@@ -533,8 +591,10 @@ cdef void walk_backward(const Network* net, Workspace* ws, Py_ssize_t first, Py_
         elif op.kind == OP_SOFTMAX or op.kind == OP_LOG_SOFTMAX:
             softmax_backward_rows(op.kind == OP_LOG_SOFTMAX, batch, op.n_out, row_of(ws.value, net, op.dst, first), row,
                                   dz, row, dx, dx_row)
+        elif op.kind == OP_DROPOUT and ws.training:
+            dropout_rows(batch, op.n_out, op.param, op.key, ws.row0 + first, dz, row, dx, dx_row)
         elif op.kind == OP_DROPOUT:
-            dropout_rows(batch, op.n_out, op.param if ws.training else 0, op.key, ws.row0 + first, dz, row, dx, dx_row)
+            copy_rows(batch, op.n_out, dz, row, dx, dx_row)
         elif op.kind == OP_LAYER_NORM:
             layer_norm_backward_rows(batch, op.n_out, src, src_row, norm_weight(net, op), ws.extra[i] + 2 * first, dz,
                                      row, dx, dx_row)
@@ -800,4 +860,8 @@ cdef double run_pass(Pass* p, int threads, double* weight, Py_ssize_t* correct) 
         for block in range((p.batch + LOSS_BLOCK - 1) // LOSS_BLOCK):
             total += p.losses[block]
             correct[0] += p.correct[block]
+    check_guards(net.params)
+    check_guards(net.running)
+    if p.ws.memory != NULL:         # not the caller's own
+        check_guards(p.ws.value[0])
     return total

@@ -22,6 +22,7 @@ cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_cond_t:
         pass
     int pthread_attr_init(pthread_attr_t*)
+    int pthread_attr_destroy(pthread_attr_t*)
     int pthread_attr_setdetachstate(pthread_attr_t*, int)
     int PTHREAD_CREATE_DETACHED
     int pthread_create(pthread_t*, const pthread_attr_t*, void* (*)(void*) noexcept nogil, void*)
@@ -33,9 +34,26 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_broadcast(pthread_cond_t*)
     int pthread_atfork(void (*)() noexcept nogil, void (*)() noexcept nogil, void (*)() noexcept nogil)
 
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct sigset_t:
+        pass
+    int SIG_SETMASK
+    int sigfillset(sigset_t*)
+    int pthread_sigmask(int, const sigset_t*, sigset_t*)
+
 cdef extern from *:
     """
     #include <time.h>
+    /* The names that glibc had before 2.32: a wheel that is built on a new system runs on an old one (manylinux). */
+    #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    #if defined(__x86_64__)
+    __asm__(".symver pthread_create, pthread_create@GLIBC_2.2.5");
+    __asm__(".symver pthread_sigmask, pthread_sigmask@GLIBC_2.2.5");
+    #elif defined(__aarch64__)
+    __asm__(".symver pthread_create, pthread_create@GLIBC_2.17");
+    __asm__(".symver pthread_sigmask, pthread_sigmask@GLIBC_2.17");
+    #endif
+    #endif
     static inline int64_t atomic_get(int64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
     static inline void atomic_put(int64_t *p, int64_t a) { __atomic_store_n(p, a, __ATOMIC_SEQ_CST); }
     static inline int64_t atomic_add(int64_t *p, int64_t a) { return __atomic_fetch_add(p, a, __ATOMIC_SEQ_CST); }
@@ -123,8 +141,12 @@ pthread_atfork(NULL, NULL, forget_workers)
 
 
 cdef int grow(int64_t threads) noexcept nogil:
-    """Start workers until there are threads - 1; how many threads there are. The caller has the pool."""
+    """Start workers until there are threads - 1; how many threads there are. The caller has the pool.
+
+    Workers take no signals: one that the program has blocked in its own threads, to wait for it, would end the process.
+    """
     cdef pthread_attr_t attributes
+    cdef sigset_t every, before
     cdef pthread_t thread
     if not POOL.ready:
         pthread_mutex_init(&POOL.mutex, NULL)
@@ -133,11 +155,15 @@ cdef int grow(int64_t threads) noexcept nogil:
     if POOL.workers < threads - 1:
         pthread_attr_init(&attributes)
         pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED)
+        sigfillset(&every)
+        pthread_sigmask(SIG_SETMASK, &every, &before)
         while POOL.workers < threads - 1:
             FIRST_TURN[POOL.workers + 1] = POOL.turn
             if pthread_create(&thread, &attributes, worker, <void*>(POOL.workers + 1)) != 0:
                 break
             POOL.workers += 1
+        pthread_sigmask(SIG_SETMASK, &before, NULL)
+        pthread_attr_destroy(&attributes)
     return <int>(POOL.workers + 1)
 
 

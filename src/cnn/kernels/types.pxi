@@ -59,6 +59,26 @@ cdef inline Py_ssize_t round_up(Py_ssize_t n, Py_ssize_t step) noexcept nogil:
     return (n + step - 1) // step * step
 
 
+cdef extern from *:
+    """
+    #define CNN_MOST ((Py_ssize_t)1 << (8 * sizeof(Py_ssize_t) - 7))
+    /* Sizes never wrap around: whatever is above CNN_MOST is CNN_MOST, and so refused. For a, b >= 0. */
+    static inline Py_ssize_t times(Py_ssize_t a, Py_ssize_t b)
+    {
+        Py_ssize_t c;
+        return __builtin_mul_overflow(a, b, &c) || c > CNN_MOST ? CNN_MOST : c;
+    }
+    static inline Py_ssize_t plus(Py_ssize_t a, Py_ssize_t b)
+    {
+        Py_ssize_t c;
+        return __builtin_add_overflow(a, b, &c) || c > CNN_MOST ? CNN_MOST : c;
+    }
+    """
+    const Py_ssize_t CNN_MOST       # numbers, more than any machine has addresses for
+    Py_ssize_t times(Py_ssize_t a, Py_ssize_t b) nogil
+    Py_ssize_t plus(Py_ssize_t a, Py_ssize_t b) nogil
+
+
 cdef inline Py_ssize_t smaller(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return a if a < b else b
 
