@@ -303,8 +303,8 @@ CNN_FN vf vf_lane(vf a, Py_ssize_t i)
 #endif
 }
 
-/* The sum of the first n lanes, the others being zero. Pairwise, lane i with lanes i ^ 1, i ^ 2, i ^ 4, i ^ 8: always in
- * the same order, and no more rounds than n needs. */
+/* The sum of the first n lanes, the others being zero. Pairwise, lane i with lanes i ^ 1, i ^ 2, i ^ 4, i ^ 8: always
+ * in the same order, and no more rounds than n needs. */
 CNN_FN real vf_sum(vf a, Py_ssize_t n)
 {
     if (n > 1)
@@ -324,9 +324,9 @@ CNN_FN real vf_sum(vf a, Py_ssize_t n)
     return a[0];
 }
 
-/* The sums of neighbours: of lanes within each 16 bytes (a's, then b's), or of 16 bytes within each 32 (likewise), or of
- * quarters (a's two, then b's). Log2(VL) rounds of these sum VL vectors into the vector of their sums; most of the
- * shuffles are of the cheapest kind. */
+/* Sums of neighbours in a and b, where a unit of lanes is a number, 16 bytes or half a vector: for each group of units
+ * a's sums and then b's. Log2(VL) rounds of these sum VL vectors into the vector of their sums, in rising order of the
+ * units, for which the cheapest shuffles do. */
 #define CNN_BLOCK (CNN_LANES * 16 / CNN_BYTES)
 #define CNN_NEIGHBOURS(i, unit, group)                                                                   \
     ((i) / (group) * (group) + (i) % (group) / (unit) * 2 % ((group) / (unit)) * (unit) + (i) % (unit) + \
