@@ -38,12 +38,20 @@ def pair(spec, loss, dtype, **hyper):
     return [build(spec, loss, dtype=dtype, optimizer=cnn.SGD(**hyper))[0] for _ in range(2)]
 
 
+def assert_loss_equal(loss, expected, dtype, batch):
+    """From two rows on to the last bit; for one row, see below, within a few roundoffs of outputs of order one."""
+    if batch > 1:
+        assert loss == expected
+    else:
+        assert abs(loss - expected) <= 32 * np.finfo(dtype).eps * max(1, expected)
+
+
 def assert_one_step_equal(fused, explicit, batch):
     """The parameters after one step.
 
     From two rows on the fused step is made of the same sums in the same order: equal to the last
-    bit. A single row is walked in one sweep, in which only the gradient handed from layer to layer
-    is summed in another order: equal within a few roundoffs of the largest step taken.
+    bit. A single row is walked in one sweep, whose sums run in another order, forward and back:
+    equal within a few roundoffs of the largest number.
     """
     for name, array in explicit.state_dict().items():
         if batch > 1:
@@ -62,7 +70,7 @@ def test_equals_the_explicit_loop(isa, dtype, loss, hyper, spec, batch, seed):
     for _ in range(3):
         explicit.parameters = fused.parameters
         expected = explicit_step(explicit, x, y)
-        assert fused.train_step(x, y) == expected
+        assert_loss_equal(fused.train_step(x, y), expected, dtype, batch)
         if hyper.get("momentum") and batch == 1:
             break  # the buffers are no longer the same to the last bit
         assert_one_step_equal(fused, explicit, batch)
@@ -74,7 +82,7 @@ def test_equals_the_explicit_loop_at_every_size(isa, dtype, widths, batch):
     spec = chain(*widths)
     fused, explicit = pair(spec, "mse", dtype, lr=0.1, momentum=0.9)
     x, y = batch_for(spec, "mse", batch, dtype)
-    assert fused.train_step(x, y) == explicit_step(explicit, x, y)
+    assert_loss_equal(fused.train_step(x, y), explicit_step(explicit, x, y), dtype, batch)
     assert_one_step_equal(fused, explicit, batch)
 
 

@@ -448,7 +448,9 @@ class Sequential(layers.Layer):
         """Forward, loss, backward and the optimiser's step in one native call.
 
         The step is fused into the computation of the gradients, which are not kept: `gradients` stay as they are. With
-        a loss of your own nothing is fused, and they are those of this step.
+        a loss of your own nothing is fused, and they are those of this step. The result is that of `forward`,
+        `backward` and `step`: to the last bit from two rows on. A single row goes through a network of linear layers
+        and activations in sums of another order, and differs by a few roundings.
 
         Parameters
         ----------

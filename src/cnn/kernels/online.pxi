@@ -6,21 +6,51 @@
 # the parameters to their update but the parameters. What limits it is the latency of that way, some 60 cycles for two
 # layers, and no longer the calls and stores and loads around it (a load that follows a store costs 11 cycles).
 
+cdef inline double one_vector_loss(const Network* net, const LossSpec* spec, Workspace* ws, vf y, const char* target,
+                                   vf factor, Py_ssize_t* correct, vf* dy) noexcept nogil:
+    """The loss of outputs y that fit one vector, and their gradient; they lie in the workspace too.
+
+    MSE, the loss that these steps are for, without the calls and loops of batch_loss; factor: of its gradient.
+    """
+    cdef double loss
+    cdef vf value
+    if spec.kind != LOSS_MSE:
+        loss = batch_loss(net, spec, ws, 0, 1, target, 0, NULL, 1, True, correct)
+        dy[0] = vf_load(ws.grad[net.n_buffers - 1])
+        return loss
+    value = element(LOSS_MSE, spec, y, vf_load_first(<const real*>target, net.outputs), y, dy)
+    dy[0] = factor * dy[0]
+    loss = vf_sum(value, net.outputs)
+    return loss / net.outputs if spec.mean else loss
+
+
 cdef double wide_sample(const Network* net, const LossSpec* spec, Workspace* ws, const real* x, const char* target,
-                        const Update* u, Py_ssize_t* correct) noexcept nogil:
-    """One training step for any widths; the loss."""
-    cdef int i
+                        vf factor, const Update* u, Py_ssize_t* correct) noexcept nogil:
+    """One training step for any widths; the loss. factor: of MSE's gradient."""
+    cdef int i, last = net.n_buffers - 1
     cdef const Op* op
     cdef const Op* before
     cdef real* dz
     cdef real* dx
     cdef double loss
+    cdef vf y
     cdef bint relu
     if net.pad_input:
         memcpy(ws.value[0], x, net.buffers[0].width * sizeof(real))
         x = ws.value[0]
-    walk_forward(net, ws, 0, 1, x, 0, True, ws.panel, 0, net.n_ops)
-    loss = batch_loss(net, spec, ws, 0, 1, target, 0, NULL, 1, True, correct)
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        if op.kind == OP_LINEAR:
+            forward_linear(op, 1, x if op.src == 0 else ws.value[op.src], 0, net.params, ws.value[op.dst], 0,
+                           ws.before[op.dst] if op.keeps_input else NULL, ws.panel, False)
+        else:
+            walk_forward(net, ws, 0, 1, x, 0, True, ws.panel, i, i + 1)
+    if net.outputs <= VL:
+        y = vf_load(ws.value[last])
+        loss = one_vector_loss(net, spec, ws, y, target, factor, correct, &y)
+        vf_store(ws.grad[last], y)
+    else:
+        loss = batch_loss(net, spec, ws, 0, 1, target, 0, NULL, 1, True, correct)
     for i in range(net.n_ops - 1, -1, -1):
         op = &net.ops[i]
         dz = ws.grad[op.dst]
@@ -119,20 +149,12 @@ cdef inline vf narrow_backward(const int kind, const Op* op, const Network* net,
 cdef inline double narrow_sample(const int kind, const Network* net, const LossSpec* spec, Workspace* ws, vf x,
                                  const char* target, vf factor, const Update* u, Py_ssize_t* correct) noexcept nogil:
     """The same for one_vector_each. kind is a literal; factor: of MSE's gradient."""
-    cdef int i, last = net.n_buffers - 1
-    cdef vf y = x, g, value
+    cdef int i
+    cdef vf y = x, g
     cdef double loss
     for i in range(net.n_ops):
         y = narrow_forward(&net.ops[i], net, ws, y)
-    if spec.kind == LOSS_MSE:
-        value = element(LOSS_MSE, spec, y, vf_load_first(<const real*>target, net.outputs), y, &g)
-        loss = vf_sum(value, net.outputs)
-        if spec.mean:
-            loss /= net.outputs
-        g = factor * g
-    else:
-        loss = batch_loss(net, spec, ws, 0, 1, target, 0, NULL, 1, True, correct)
-        g = vf_load(ws.grad[last])
+    loss = one_vector_loss(net, spec, ws, y, target, factor, correct, &g)
     for i in range(net.n_ops - 1, -1, -1):
         g = narrow_backward(kind, &net.ops[i], net, ws, i > 0, x if i == 0 else vf_load(ws.value[i]), g, u)
     return loss
@@ -156,7 +178,7 @@ cdef inline Py_ssize_t samples(const int kind, const Pass* p, Py_ssize_t n, doub
         x = p.x + row * p.x_row
         target = p.target + row * p.target_bytes
         if kind < 0:
-            loss = wide_sample(net, &spec, p.ws, x, target, &own, correct)
+            loss = wide_sample(net, &spec, p.ws, x, target, factor, &own, correct)
         else:
             loss = narrow_sample(kind, net, &spec, p.ws, vf_load_first(x, width), target, factor, &own, correct)
         total[0] += loss        # one after another: in how many calls makes no difference

@@ -278,8 +278,11 @@ cdef void release_arena(void* memory, const real* at) noexcept nogil:
 
 
 cdef void forward_linear(const Op* op, Py_ssize_t batch, const real* x, Py_ssize_t x_row, const real* params,
-                         real* y, Py_ssize_t y_row, real* z, real* panel) noexcept nogil:
-    """y = act(x W + b); z, where not NULL, keeps x W + b. 2 batch in out FLOPs."""
+                         real* y, Py_ssize_t y_row, real* z, real* panel, bint in_order) noexcept nogil:
+    """y = act(x W + b); z, where not NULL, keeps x W + b. 2 batch in out FLOPs.
+
+    in_order: the sums of a row are the same alone as in a batch; training on one row at a time does without.
+    """
     cdef Product p
     cdef bint relu = op.act == RELU
     cdef real* sums = y if z == NULL else z
@@ -289,7 +292,8 @@ cdef void forward_linear(const Op* op, Py_ssize_t batch, const real* x, Py_ssize
         if op.transposed:
             dot_rows(batch, op.n_in, op.n_out, x, x_row, params + op.weight, op.row, bias, floor, sums, y_row)
         else:
-            row_forward(op.n_in, round_up(op.n_out, VL) // VL, x, params + op.weight, op.row, bias, floor, sums)
+            row_forward(in_order, op.n_in, round_up(op.n_out, VL) // VL, x, params + op.weight, op.row, bias, floor,
+                        sums)
         if not relu and op.act != IDENTITY:
             activate_rows(op.act, op.param, batch, op.n_out, sums, y_row, y, y_row)
         return
@@ -478,7 +482,7 @@ cdef void walk_forward(const Network* net, Workspace* ws, Py_ssize_t first, Py_s
         row = net.buffers[op.dst].row
         if op.kind == OP_LINEAR:
             forward_linear(op, batch, src, src_row, net.params, dst, row,
-                           row_of(ws.before, net, op.dst, first) if keep and op.keeps_input else NULL, panel)
+                           row_of(ws.before, net, op.dst, first) if keep and op.keeps_input else NULL, panel, True)
         elif op.kind == OP_ACTIVATION:
             activate_rows(op.act, op.param, batch, op.n_out, src, src_row, dst, row)
         elif op.kind == OP_SOFTMAX or op.kind == OP_LOG_SOFTMAX:

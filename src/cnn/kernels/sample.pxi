@@ -4,29 +4,52 @@
 # backward pass one sweep over W that gives dx = W dz and takes the optimiser's step, so that W is read twice and
 # written once a sample. In L1 the store port is the limit, one vector a cycle. A W that is larger than L1 is read
 # forward by blocks of rows and swept back from the last row to the first: what was read last is still in L1.
+#
+# Sums run in another order here than in a batch, forward (row_panel) and back: the step of one row equals forward +
+# backward + step within a few roundings.
 
 cdef enum:
     L1_BYTES = 32768        # W up to this size stays in L1 beside everything else
     BLOCK_BYTES = 24576     # of a larger W are read as a block, row after row
 
 
-cdef inline void row_panel(const int nv, Py_ssize_t panels, Py_ssize_t k, const real* x, const real* w,
+cdef inline void row_panel(const int nv, const int sums, Py_ssize_t panels, Py_ssize_t k, const real* x, const real* w,
                            Py_ssize_t w_row, const real* start, vf floor, real* y) noexcept nogil:
-    """`panels` times nv vectors of y = max(floor, x W + start). Sums in the order of k, as the tiles do."""
+    """`panels` times nv vectors of y = max(floor, x W + start). nv and sums are literals.
+
+    With sums = 1 in the order of k, as the tiles do; else so many partial sums, each of every so many-th row, added
+    pairwise.
+    """
     cdef vf acc[8]
     cdef vf x_l
     cdef const real* w_l
     cdef Py_ssize_t panel, l
-    cdef int q
+    cdef int q, r, half
     for panel in range(panels):
         for q in range(nv):
             acc[q] = vf_load(start + q * VL)
+        for q in range(nv, sums * nv):
+            acc[q] = vf_set(0)
         w_l = w
-        for l in range(k):
+        l = 0
+        while l + sums <= k:
+            for r in range(sums):
+                x_l = vf_set(x[l + r])
+                for q in range(nv):
+                    acc[r * nv + q] = vf_fma(x_l, vf_load(w_l + q * VL), acc[r * nv + q])
+                w_l += w_row
+            l += sums
+        while sums > 1 and l < k:
             x_l = vf_set(x[l])
             for q in range(nv):
                 acc[q] = vf_fma(x_l, vf_load(w_l + q * VL), acc[q])
             w_l += w_row
+            l += 1
+        half = sums * nv // 2
+        while half >= nv and sums > 1:
+            for q in range(half):
+                acc[q] = acc[q] + acc[half + q]
+            half //= 2
         for q in range(nv):
             vf_store(y + q * VL, vf_max(floor, acc[q]))
         w += nv * VL
@@ -34,32 +57,40 @@ cdef inline void row_panel(const int nv, Py_ssize_t panels, Py_ssize_t k, const 
         start += nv * VL
 
 
-cdef void row_panels(Py_ssize_t nv, Py_ssize_t panels, Py_ssize_t k, const real* x, const real* w, Py_ssize_t w_row,
-                     const real* start, real floor, real* y) noexcept nogil:
-    """row_panel for nv = 1 .. 8."""
-    if nv == 1:
-        row_panel(1, panels, k, x, w, w_row, start, vf_set(floor), y)
+cdef void row_panels(Py_ssize_t nv, bint in_order, Py_ssize_t panels, Py_ssize_t k, const real* x, const real* w,
+                     Py_ssize_t w_row, const real* start, real floor, real* y) noexcept nogil:
+    """row_panel for nv = 1 .. 8; not in_order: with as many sums as keep both multiply-add units busy."""
+    if nv == 1 and in_order:
+        row_panel(1, 1, panels, k, x, w, w_row, start, vf_set(floor), y)
+    elif nv == 1:
+        row_panel(1, 4, panels, k, x, w, w_row, start, vf_set(floor), y)
+    elif nv == 2 and in_order:
+        row_panel(2, 1, panels, k, x, w, w_row, start, vf_set(floor), y)
     elif nv == 2:
-        row_panel(2, panels, k, x, w, w_row, start, vf_set(floor), y)
+        row_panel(2, 4, panels, k, x, w, w_row, start, vf_set(floor), y)
+    elif nv == 3 and in_order:
+        row_panel(3, 1, panels, k, x, w, w_row, start, vf_set(floor), y)
     elif nv == 3:
-        row_panel(3, panels, k, x, w, w_row, start, vf_set(floor), y)
+        row_panel(3, 2, panels, k, x, w, w_row, start, vf_set(floor), y)
+    elif nv == 4 and in_order:
+        row_panel(4, 1, panels, k, x, w, w_row, start, vf_set(floor), y)
     elif nv == 4:
-        row_panel(4, panels, k, x, w, w_row, start, vf_set(floor), y)
+        row_panel(4, 2, panels, k, x, w, w_row, start, vf_set(floor), y)
     elif nv == 5:
-        row_panel(5, panels, k, x, w, w_row, start, vf_set(floor), y)
+        row_panel(5, 1, panels, k, x, w, w_row, start, vf_set(floor), y)
     elif nv == 6:
-        row_panel(6, panels, k, x, w, w_row, start, vf_set(floor), y)
+        row_panel(6, 1, panels, k, x, w, w_row, start, vf_set(floor), y)
     elif nv == 7:
-        row_panel(7, panels, k, x, w, w_row, start, vf_set(floor), y)
+        row_panel(7, 1, panels, k, x, w, w_row, start, vf_set(floor), y)
     else:
-        row_panel(8, panels, k, x, w, w_row, start, vf_set(floor), y)
+        row_panel(8, 1, panels, k, x, w, w_row, start, vf_set(floor), y)
 
 
-cdef void row_forward(Py_ssize_t k, Py_ssize_t vectors, const real* x, const real* w, Py_ssize_t w_row,
+cdef void row_forward(bint in_order, Py_ssize_t k, Py_ssize_t vectors, const real* x, const real* w, Py_ssize_t w_row,
                       const real* bias, real floor, real* y) noexcept nogil:
     """y = max(floor, x W + b), W (k, vectors * VL): 2 k n FLOPs, one load of W for each vector of them.
 
-    Columns in panels of near-equal width.
+    Columns in panels of near-equal width. in_order: each sum in the order of k, as in a batch.
     """
     cdef Py_ssize_t panels = (vectors + 7) // 8
     cdef Py_ssize_t nv = vectors // panels, wider = vectors % panels        # so many panels have one vector more
@@ -72,8 +103,8 @@ cdef void row_forward(Py_ssize_t k, Py_ssize_t vectors, const real* x, const rea
         rows = smaller(block, k - l)
         least = <real>(floor if l + rows == k else -INFINITY)
         if wider:
-            row_panels(nv + 1, wider, rows, x + l, w, w_row, start, least, y)
-        row_panels(nv, panels - wider, rows, x + l, w + done, w_row, start + done, least, y + done)
+            row_panels(nv + 1, in_order, wider, rows, x + l, w, w_row, start, least, y)
+        row_panels(nv, in_order, panels - wider, rows, x + l, w + done, w_row, start + done, least, y + done)
         start = y
         w += rows * w_row
         l += rows
@@ -89,7 +120,7 @@ cdef inline void sweep_block(const int kind, const bint wants_dx, const int rows
 
     All but the pointers are literals. For each vector: a load and a store of W, 2 to 5 multiply-adds.
     """
-    cdef vf d[4]
+    cdef vf d[2]
     cdef vf w_j
     cdef real* at
     cdef int r, q
@@ -108,32 +139,26 @@ cdef inline void sweep_block(const int kind, const bint wants_dx, const int rows
 
 
 cdef inline vf sweep_rows(const int kind, const bint wants_dx, const int rows, Py_ssize_t n, const real* x,
-                          const real* dz, real* w, Py_ssize_t w_row, const Update* u, Py_ssize_t lane,
-                          vf dx) noexcept nogil:
-    """The step on `rows` rows of W; dx, but the lanes from `lane` on are their dot products with dz, as `dots` sums.
-
-    kind, wants_dx and rows are literals.
-    """
+                          const real* dz, real* w, Py_ssize_t w_row, const Update* u) noexcept nogil:
+    """The step on `rows` rows of W; their products with dz, folded. kind, wants_dx and rows are literals."""
     cdef vf s[4]
     cdef vf scale[4]
     cdef Py_ssize_t j = 0
     cdef int r
-    for r in range(rows):
+    for r in range(4):
         s[r] = vf_set(0)
+    for r in range(rows):
         scale[r] = vf_set(-u.lr * x[r] if kind == UPDATE_PLAIN else x[r])
     if kind == UPDATE_PLAIN:
-        while j + TILE_MR // 2 * VL <= n:       # 4 vectors where there are 32 registers
-            sweep_block(kind, wants_dx, rows, TILE_MR // 2, dz + j, w + j, w_row, scale, u, s)
-            j += TILE_MR // 2 * VL
+        while j + 2 * VL <= n:
+            sweep_block(kind, wants_dx, rows, 2, dz + j, w + j, w_row, scale, u, s)
+            j += 2 * VL
     while j < n:
         sweep_block(kind, wants_dx, rows, 1, dz + j, w + j, w_row, scale, u, s)
         j += VL
-    if wants_dx and rows == 4 and VL >= 4:
-        return vf_select_gt(vf_load(FOURS[lane // 4]), vf_set(0), vf_sum4(s[0], s[1], s[2], s[3]), dx)
-    if wants_dx:
-        for r in range(rows):
-            dx = with_lane(dx, lane + r, vf_set(vf_sum(s[r], n)))
-    return dx
+    if not wants_dx:
+        return vf_set(0)
+    return vf_fold(s[0], s[1], s[2], s[3]) if rows > 1 else vf_set(vf_sum(s[0], n))
 
 
 cdef inline void store_gradient(real* dx, vf a, const real* mask) noexcept nogil:
@@ -144,19 +169,23 @@ cdef inline void store_gradient(real* dx, vf a, const real* mask) noexcept nogil
 cdef inline void sweep(const int kind, const bint wants_dx, Py_ssize_t k, Py_ssize_t n, const real* x, const real* dz,
                        real* w, Py_ssize_t w_row, const Update* u, real* dx, const real* mask) noexcept nogil:
     """dx = W dz and the step on W (k, n), VL rows after VL rows, from the last to the first."""
-    cdef vf dx_i
+    cdef vf folded[4]
+    cdef vf dot
     cdef Py_ssize_t i = (k - 1) // VL * VL, r
+    cdef int q
     while i >= 0:
-        dx_i = vf_set(0)
+        for q in range(4):
+            folded[q] = vf_set(0)
         r = smaller(VL, k - i)
-        while r % 4:
+        while r % 4 or VL < 4 and r:
             r -= 1
-            dx_i = sweep_rows(kind, wants_dx, 1, n, x + i + r, dz, w + (i + r) * w_row, w_row, u, r, dx_i)
+            dot = sweep_rows(kind, wants_dx, 1, n, x + i + r, dz, w + (i + r) * w_row, w_row, u)
+            folded[r // 4] = with_lane(folded[r // 4], r % 4, dot)
         while r > 0:
             r -= 4
-            dx_i = sweep_rows(kind, wants_dx, 4, n, x + i + r, dz, w + (i + r) * w_row, w_row, u, r, dx_i)
+            folded[r // 4] = sweep_rows(kind, wants_dx, 4, n, x + i + r, dz, w + (i + r) * w_row, w_row, u)
         if wants_dx:
-            store_gradient(dx + i, dx_i, mask + i if mask != NULL else NULL)
+            store_gradient(dx + i, vf_sum_folded(folded), mask + i if mask != NULL else NULL)
         i -= VL
 
 

@@ -261,7 +261,7 @@ CNN_FN vf vf_first(vf a, Py_ssize_t n, vf b)
 }
 
 /* Lanes of the first halves (lo) or second halves (hi) of a and b in turn: a0 b0 a1 b1 ... Log2(VL) rounds of these
- * transpose a block of VL x VL, and sum VL vectors into the vector of their sums. */
+ * transpose a block of VL x VL. */
 #if defined(__clang__)
 #define CNN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -270,18 +270,23 @@ CNN_FN vf vf_first(vf a, Py_ssize_t n, vf b)
 #if CNN_LANES == 16
 #define CNN_XOR(s) 0 ^ s, 1 ^ s, 2 ^ s, 3 ^ s, 4 ^ s, 5 ^ s, 6 ^ s, 7 ^ s, \
                    8 ^ s, 9 ^ s, 10 ^ s, 11 ^ s, 12 ^ s, 13 ^ s, 14 ^ s, 15 ^ s
+#define CNN_EACH(f, o) f(0) + o, f(1) + o, f(2) + o, f(3) + o, f(4) + o, f(5) + o, f(6) + o, f(7) + o, \
+                       f(8) + o, f(9) + o, f(10) + o, f(11) + o, f(12) + o, f(13) + o, f(14) + o, f(15) + o
 #define CNN_LO 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define CNN_HI 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif CNN_LANES == 8
 #define CNN_XOR(s) 0 ^ s, 1 ^ s, 2 ^ s, 3 ^ s, 4 ^ s, 5 ^ s, 6 ^ s, 7 ^ s
+#define CNN_EACH(f, o) f(0) + o, f(1) + o, f(2) + o, f(3) + o, f(4) + o, f(5) + o, f(6) + o, f(7) + o
 #define CNN_LO 0, 8, 1, 9, 2, 10, 3, 11
 #define CNN_HI 4, 12, 5, 13, 6, 14, 7, 15
 #elif CNN_LANES == 4
 #define CNN_XOR(s) 0 ^ s, 1 ^ s, 2 ^ s, 3 ^ s
+#define CNN_EACH(f, o) f(0) + o, f(1) + o, f(2) + o, f(3) + o
 #define CNN_LO 0, 4, 1, 5
 #define CNN_HI 2, 6, 3, 7
 #else
 #define CNN_XOR(s) 0 ^ s, 1 ^ s
+#define CNN_EACH(f, o) f(0) + o, f(1) + o
 #define CNN_LO 0, 2
 #define CNN_HI 1, 3
 #endif
@@ -301,41 +306,78 @@ CNN_FN vf vf_lane(vf a, Py_ssize_t i)
 #endif
 }
 
-/* The sum of the first n lanes, the others being zero. Pairwise, lane i with lanes i ^ 8, i ^ 4, i ^ 2, i ^ 1: always in
- * the same order, and no more rounds than n needs. */
+/* The sum of the first n lanes, the others being zero. Pairwise, lane i with lanes i ^ 1, i ^ 2, i ^ 4, i ^ 8: always
+ * in the same order, and no more rounds than n needs. */
 CNN_FN real vf_sum(vf a, Py_ssize_t n)
 {
-#if CNN_LANES > 8
-    if (n > 8)
-        a = a + CNN_SHUFFLE(a, a, CNN_XOR(8));
+    if (n > 1)
+        a = a + CNN_SHUFFLE(a, a, CNN_XOR(1));
+#if CNN_LANES > 2
+    if (n > 2)
+        a = a + CNN_SHUFFLE(a, a, CNN_XOR(2));
 #endif
 #if CNN_LANES > 4
     if (n > 4)
         a = a + CNN_SHUFFLE(a, a, CNN_XOR(4));
 #endif
-#if CNN_LANES > 2
-    if (n > 2)
-        a = a + CNN_SHUFFLE(a, a, CNN_XOR(2));
+#if CNN_LANES > 8
+    if (n > 8)
+        a = a + CNN_SHUFFLE(a, a, CNN_XOR(8));
 #endif
-    if (n > 1)
-        a = a + CNN_SHUFFLE(a, a, CNN_XOR(1));
     return a[0];
+}
+
+/* Sums of neighbours in a and b, where a unit of lanes is a number, 16 bytes or half a vector: for each group of units
+ * a's sums and then b's. Log2(VL) rounds of these sum VL vectors into the vector of their sums, in rising order of the
+ * units, for which the cheapest shuffles do. */
+#define CNN_BLOCK (CNN_LANES * 16 / CNN_BYTES)
+#define CNN_NEIGHBOURS(i, unit, group)                                                                   \
+    ((i) / (group) * (group) + (i) % (group) / (unit) * 2 % ((group) / (unit)) * (unit) + (i) % (unit) + \
+     ((i) % (group) < (group) / 2 ? 0 : CNN_LANES))
+#define CNN_IN_BLOCK(i) CNN_NEIGHBOURS(i, 1, CNN_BLOCK)
+#define CNN_IN_32(i) CNN_NEIGHBOURS(i, CNN_BLOCK, 2 * CNN_BLOCK)
+#define CNN_QUARTERS(i) CNN_NEIGHBOURS(i, CNN_BLOCK, 4 * CNN_BLOCK)
+#define CNN_HALVES(i) CNN_NEIGHBOURS(i, CNN_LANES / 2, CNN_LANES)
+#define CNN_ADD(a, b, map, unit) (CNN_SHUFFLE(a, b, CNN_EACH(map, 0)) + CNN_SHUFFLE(a, b, CNN_EACH(map, unit)))
+
+/* Four vectors in one: in lanes i, i + 4, i + 8, ... parts of the sum of the i-th. Two with VL = 2. */
+CNN_FN vf vf_fold(vf a, vf b, vf c, vf d)
+{
+    a = CNN_ADD(a, b, CNN_IN_BLOCK, 1);
+#if CNN_LANES == 2
+    (void)c, (void)d;
+    return a;
+#else
+    c = CNN_ADD(c, d, CNN_IN_BLOCK, 1);
+#if CNN_REAL64
+    return CNN_ADD(a, c, CNN_IN_32, CNN_BLOCK);
+#else
+    return CNN_ADD(a, c, CNN_IN_BLOCK, 1);
+#endif
+#endif
+}
+/* From VL vectors folded by fours the vector of their sums. In the order of vf_sum. */
+CNN_FN vf vf_sum_folded(const vf *folded)
+{
+#if CNN_LANES == 16
+    vf a = CNN_ADD(folded[0], folded[1], CNN_QUARTERS, CNN_BLOCK);
+    vf b = CNN_ADD(folded[2], folded[3], CNN_QUARTERS, CNN_BLOCK);
+    return CNN_ADD(a, b, CNN_QUARTERS, CNN_BLOCK);
+#elif CNN_LANES == 8
+    return CNN_ADD(folded[0], folded[1], CNN_HALVES, CNN_LANES / 2);
+#else
+    return folded[0];
+#endif
 }
 /* The sums of four vectors in lanes 0 to 3, and again in every four lanes; VL >= 4. In the order of vf_sum. */
 CNN_FN vf vf_sum4(vf a, vf b, vf c, vf d)
 {
-#if CNN_LANES >= 4
-    a = vf_zip_lo(a, c) + vf_zip_hi(a, c);
-    b = vf_zip_lo(b, d) + vf_zip_hi(b, d);
-    a = vf_zip_lo(a, b) + vf_zip_hi(a, b);
-#if CNN_LANES > 8
-    a = a + CNN_SHUFFLE(a, a, CNN_XOR(8));
-#endif
+    a = vf_fold(a, b, c, d);
 #if CNN_LANES > 4
     a = a + CNN_SHUFFLE(a, a, CNN_XOR(4));
 #endif
-#else
-    (void)b, (void)c, (void)d;
+#if CNN_LANES > 8
+    a = a + CNN_SHUFFLE(a, a, CNN_XOR(8));
 #endif
     return a;
 }

@@ -41,6 +41,8 @@ cdef extern from "kernels/simd.h" nogil:
     vf vf_lane(vf a, Py_ssize_t i)
     real vf_sum(vf a, Py_ssize_t n)
     vf vf_sum4(vf a, vf b, vf c, vf d)
+    vf vf_fold(vf a, vf b, vf c, vf d)
+    vf vf_sum_folded(const vf* folded)
     real vf_largest(vf a)
 
 cdef extern from "<math.h>" nogil:
