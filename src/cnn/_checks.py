@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+
+@functools.cache
+def arguments(cls: type) -> Mapping[str, inspect.Parameter]:
+    """The constructor's arguments by name, for configurations and reprs: asked for whenever a model is made."""
+    return inspect.signature(cls).parameters
 
 
 def number(name: str, value, low: float = -np.inf, high: float = np.inf) -> float:

@@ -5,7 +5,6 @@ A layer in a `Sequential` keeps no memory of its own: its arrays become views in
 
 from __future__ import annotations
 
-import inspect
 import os
 import weakref
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import functional, initializers
+from ._checks import arguments
 from ._dispatch import kernels
 from ._threads import get_num_threads
 from .compilation import Graph, Place, chain, program
@@ -99,7 +99,7 @@ class Layer:
         return {}
 
     def __repr__(self) -> str:
-        parameters = inspect.signature(type(self)).parameters
+        parameters = arguments(type(self))
         shown = {k: v for k, v in self.get_config().items() if k not in parameters or v != parameters[k].default}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 

@@ -14,14 +14,13 @@ that a loss is not defined for are a ValueError that names the place. NaN in the
 
 from __future__ import annotations
 
-import inspect
 import reprlib
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ._checks import choice, flag, integer, number, positive
+from ._checks import arguments, choice, flag, integer, number, positive
 from ._dispatch import kernels
 from .functional import real_dtype
 
@@ -156,12 +155,12 @@ class Loss:
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON can hold them."""
-        config = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        config = {name: getattr(self, name) for name in arguments(type(self))}
         return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in config.items()}
 
     def __repr__(self) -> str:
-        arguments = inspect.signature(type(self)).parameters
-        shown = {name: value for name, value in self.get_config().items() if value != arguments[name].default}
+        known = arguments(type(self))
+        shown = {name: value for name, value in self.get_config().items() if value != known[name].default}
         return f"{type(self).__name__}({', '.join(f'{name}={reprlib.repr(value)}' for name, value in shown.items())})"
 
 

@@ -10,13 +10,12 @@ With t the count, from 0 on, and lr the optimiser's learning rate, which the sch
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ._checks import choice, flag, integer, number, positive
+from ._checks import arguments, choice, flag, integer, number, positive
 
 __all__ = [
     "ConstantLR",
@@ -86,10 +85,10 @@ class Schedule:
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON can hold them."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: getattr(self, name) for name in arguments(type(self))}
 
     def __repr__(self) -> str:
-        parameters = inspect.signature(type(self)).parameters
+        parameters = arguments(type(self))
         shown = {name: getattr(self, name) for name, p in parameters.items() if getattr(self, name) != p.default}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
