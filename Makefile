@@ -1,4 +1,4 @@
-# make demo | test | test-peers | bench | bench-quick | lint | dist | clean        (CONTRIBUTING.md says more)
+# make demo | test | test-peers | coverage | bench | bench-quick | lint | dist | clean        (CONTRIBUTING.md says more)
 # make sanitize | tsan | valgrind | soak | test-pythons                           (docs/reliability.md: what they found)
 #
 # Everything runs against the wheel, built from this tree and installed in a virtual environment.
@@ -15,7 +15,7 @@ PYTEST = env -u PYTHONPATH CNN_TEST_WHEEL=1 # the tests assert that they import 
 SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE $(shell find src -type f \
     ! -name '*.so' ! -name '*.pyc' ! -path '*.egg-info/*')
 
-.PHONY: demo test test-peers bench bench-quick lint dist clean
+.PHONY: demo test test-peers coverage bench bench-quick lint dist clean
 .PHONY: sanitize tsan valgrind soak test-pythons
 .DELETE_ON_ERROR:
 
@@ -27,6 +27,9 @@ test: $(VENV)/test.stamp
 
 test-peers: $(VENV_PEERS)/peers.stamp
 	$(PYTEST) $(VENV_PEERS)/bin/python -m pytest tests/peers
+
+coverage: $(VENV)/test,coverage.stamp
+	env -u PYTHONPATH $(VENV)/bin/python tools/coverage_report.py
 
 bench: $(VENV_BENCH)/bench.stamp
 	env -u PYTHONPATH $(VENV_BENCH)/bin/python bench/report.py --wheel $(VENV)/wheel/cnn-*.whl

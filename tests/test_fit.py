@@ -886,6 +886,20 @@ def test_a_loss_of_ones_own_that_fails():
             model.fit(x, y, **weights)
 
 
+def test_inputs_that_are_not_finite_are_named_as_the_reason():
+    x, y = batch_for(chain(5, 9, 3), "mse", 40, np.float64)
+    model = with_loss(cnn.MSELoss())
+    before = model.parameters
+    x[11, 2] = np.nan
+    with pytest.raises(
+        cnn.DivergenceError, match=r"batch 1, .*before this epoch; x has NaN or infinity in this batch$"
+    ):
+        model.fit(x, y, batch_size=8, shuffle=False)
+    with pytest.raises(cnn.DivergenceError, match=r"; x has NaN or infinity in this batch$"):
+        model.fit(x, y, batch_size=8)
+    np.testing.assert_array_equal(model.parameters, before)
+
+
 # learning ----------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ def test_first_example_has_15_lines():
 def test_links_and_pictures():
     """Files that are linked are there; pictures are small enough to be part of the repository."""
     links = re.findall(r"\]\(([^)#:]+)\)", README.read_text())
-    assert {"docs/digits.png", "docs/sine.png", "examples/digits.py"} <= set(links)
+    assert {"docs/digits.png", "docs/sine.png", "docs/training.md", "examples/digits.py"} <= set(links)
     for link in links:
         path = README.parent / link
         assert path.is_file(), link

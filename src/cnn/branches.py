@@ -6,7 +6,7 @@ a residual connection, `Multiply` a gated unit, `Maximum` a maxout unit.
 
 from __future__ import annotations
 
-from .compilation import Place
+from .compilation import Place, computes_natively
 from .config import described
 from .layers import Layer
 
@@ -29,6 +29,7 @@ class Branches(Layer):
         If there are fewer than two or more than 64; in the model, if their widths disagree.
     """
 
+    _fixed = ("branches",)
     kind: str
 
     def __init__(self, *branches):
@@ -54,6 +55,7 @@ class Branches(Layer):
         for i, branch in enumerate(self.branches):
             inner = Place(f"{place.key}.{i}", f"{place.label}.{type(self).__name__}[{i}]", branch)
             graph.once(inner)
+            computes_natively(branch, str(inner))
             ends.append(branch._compile(graph, source, inner))
         return graph.add(place, self.kind, ends, self._width(graph, ends, place))
 

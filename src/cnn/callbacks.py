@@ -5,6 +5,7 @@ A method that is not overridden is not called, and costs nothing.
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from typing import Any
@@ -53,6 +54,12 @@ class Callback:
 
     def on_train_end(self, logs: dict[str, float]) -> None:
         """After the last epoch, with its logs. Not called if an exception ends the training."""
+
+    def __repr__(self) -> str:
+        shown = {name: p.default for name, p in inspect.signature(type(self)).parameters.items() if name in vars(self)}
+        changed = {name: vars(self)[name] for name, default in shown.items() if vars(self)[name] != default}
+        values = (f"{name}={getattr(value, '__qualname__', repr(value))}" for name, value in changed.items())
+        return f"{type(self).__name__}({', '.join(values)})"
 
     def _check(self, names: list[str]) -> None:
         """Raise if logs that have these names will not do."""

@@ -72,12 +72,21 @@ class Graph:
         return [(op, places[0]) for op, places in enumerate(self.places) if hasattr(places[0].layer, "_join")]
 
 
+def computes_natively(part: Any, where: str) -> None:
+    """TypeError if a class outside the library says what `part` computes: a model would not call it."""
+    for method in ("forward", "backward", "__call__"):
+        owner = next((cls for cls in type(part).__mro__ if method in vars(cls)), object)
+        if owner.__module__.partition(".")[0] not in (__name__.partition(".")[0], "builtins"):
+            raise TypeError(f"{where}: {owner.__name__} overrides {method}, which a compiled model does not call")
+
+
 def chain(graph: Graph, parts: Iterable, source: int, key: str = "", label: str = "") -> int:
     """Add layers that follow one another; the buffer that the last one writes."""
     linear = None  # the op of a Linear without an activation that stands directly before, maybe in a chain of its own
     for i, layer in enumerate(parts):
         place = Place(f"{key}{i}", f"{label}{i}", layer)
         graph.once(place)
+        computes_natively(layer, str(place))
         if linear is not None and getattr(layer, "function", None) is not None:
             if layer.function != "identity":
                 graph.ops[linear] |= {"act": layer.function, "param": layer.param}

@@ -33,8 +33,9 @@ def built(part: Any, kind: str) -> Any:
     classes = known(kind)
     if name not in classes:
         raise ValueError(f"unknown name {name!r}: expected a {kind}, one of {', '.join(classes)}")
+    built_class: Any = classes[name]
     if "branches" in arguments:
-        return classes[name](*(built(branch, "layer") for branch in arguments["branches"]))
+        return built_class(*(built(branch, "layer") for branch in arguments["branches"]))
     if name == "Sequential":
-        return classes[name].from_config(arguments)
-    return classes[name](**arguments)
+        return built_class.from_config(arguments)
+    return built_class(**arguments)

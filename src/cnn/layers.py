@@ -5,6 +5,7 @@ A layer in a `Sequential` keeps no memory of its own: its arrays become views in
 
 from __future__ import annotations
 
+import inspect
 import os
 import weakref
 from typing import Any, ClassVar
@@ -36,8 +37,14 @@ class Layer:
     A layer that is used alone compiles itself as a model would, for the width and dtype that it is given.
     """
 
+    _fixed: ClassVar[tuple[str, ...]] = ()  # what the constructor sets for good, since models are compiled of it
     _alone: Any = None  # (width and dtype, program) of the layer used alone
     training = True  # used alone: whether dropout drops and batch normalisation takes the statistics of the batch
+
+    def __setattr__(self, name, value):
+        if name in self._fixed and name in self.__dict__:
+            raise AttributeError(f"{name}: can only be set when the layer is made")
+        super().__setattr__(name, value)
 
     # in a model -------------------------------------------------------------------------------------------------------
 
@@ -92,7 +99,9 @@ class Layer:
         return {}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_config().items())})"
+        parameters = inspect.signature(type(self)).parameters
+        shown = {k: v for k, v in self.get_config().items() if k not in parameters or v != parameters[k].default}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
 
 
 class Parametric(Layer):
@@ -129,6 +138,9 @@ class Parametric(Layer):
     def _array(self, name: str) -> np.ndarray | None:
         if not self._arrays:
             self._own()
+        model = self._owner()
+        if model is not None and model._compiled is not None:
+            model._compiled.clear_padding()  # what is now written there shall not stand beside NaN
         return self._arrays[name]
 
     def _assign(self, name: str, value) -> None:
@@ -147,6 +159,7 @@ class Parametric(Layer):
         model = self._owner()
         if model is not None:
             model._program.clear_padding()
+            model._program.forget("the parameters have been changed since")
 
     def _join(self, model, program, op: int, dtype, bits: np.random.PCG64) -> None:
         """Move into a program: the arrays, or new ones from `bits`, become views of its memory."""
@@ -189,13 +202,15 @@ class Parametric(Layer):
 
         ValueError or TypeError if x does not fit.
         """
-        alone = self._last = self._program_for(self._in_features(), self.dtype)
+        width: Any = self._in_features()
+        alone = self._last = self._program_for(width, self.dtype)
         for name in (*self.parameter_names, *self.statistic_names):
             if self._array(name) is not None:
                 alone.view(0, name)[...] = self._array(name)
         y = alone.forward(x, None, get_num_threads(), self.training)
         for name in self.statistic_names:
-            self._array(name)[...] = alone.view(0, name)
+            statistic: Any = self._array(name)
+            statistic[...] = alone.view(0, name)
         return y
 
     def backward(self, grad_output):
@@ -222,9 +237,9 @@ class Parametric(Layer):
     def update_parameters(self, lr: float) -> None:
         """One step of gradient descent: weight -= lr grad_weight, bias -= lr grad_bias."""
         for name in self.parameter_names:
-            array = self._array(name)
-            if array is not None:
-                array[...] -= lr * self._array(f"grad_{name}")
+            array, gradient = self._array(name), self._array(f"grad_{name}")
+            if array is not None and gradient is not None:
+                array -= lr * gradient
         self._changed()
 
 
@@ -272,6 +287,8 @@ class Linear(Parametric):
     >>> layer.forward([[1.0, 2.0]])
     array([[ 3.6, -0.8]], dtype=float32)
     """
+
+    _fixed = ("in_features", "out_features", "has_bias", "l1", "l2")
 
     def __init__(
         self,
@@ -394,15 +411,15 @@ class Linear(Parametric):
 class Activation(Layer):
     """A function applied to every element. Alone it takes arrays of any shape, float32 or float64."""
 
+    _fixed = ("param", "approximate", "function")
     param = 0.0  # the function's parameter, where it has one
     _z: np.ndarray | None = None
 
-    @property
-    def function(self) -> str:
-        """Name in `cnn.functional`."""
-        return type(self).__name__.lower()
+    function: str | None = None  # name in `cnn.functional`
 
     def _compile(self, graph, source, place):
+        if self.function is None:
+            return super()._compile(graph, source, place)
         if self.function == "identity":
             return source
         width = graph.widths[source]
@@ -429,9 +446,13 @@ class Activation(Layer):
 class Identity(Activation):
     """f(z) = z."""
 
+    function = "identity"
+
 
 class ReLU(Activation):
     """f(z) = max(z, 0); f'(0) = 0."""
+
+    function = "relu"
 
 
 class LeakyReLU(Activation):
@@ -481,9 +502,13 @@ class ELU(Activation):
 class Sigmoid(Activation):
     """f(z) = 1 / (1 + exp(-z))."""
 
+    function = "sigmoid"
+
 
 class Tanh(Activation):
     """f(z) = tanh(z)."""
+
+    function = "tanh"
 
 
 class GELU(Activation):
@@ -499,10 +524,7 @@ class GELU(Activation):
         if approximate not in ("none", "tanh"):
             raise ValueError(f"approximate: expected 'none' or 'tanh', got {approximate!r}")
         self.approximate = approximate
-
-    @property
-    def function(self):
-        return "gelu" if self.approximate == "none" else "gelu_tanh"
+        self.function = "gelu" if approximate == "none" else "gelu_tanh"
 
     def get_config(self):
         return {"approximate": self.approximate}
@@ -511,9 +533,13 @@ class GELU(Activation):
 class SiLU(Activation):
     """f(z) = z / (1 + exp(-z))."""
 
+    function = "silu"
+
 
 class Softplus(Activation):
     """f(z) = log(1 + exp(z))."""
+
+    function = "softplus"
 
 
 def _finite(name: str, value, low: float = -np.inf) -> float:

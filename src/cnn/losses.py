@@ -84,6 +84,11 @@ class Loss:
         self.reduction = choice("reduction", reduction, ("mean", "sum"))
         self._gradient: np.ndarray | None = None
 
+    def __setattr__(self, name, value):
+        if name in self.__dict__ and not name.startswith("_"):  # a model has been compiled of it
+            raise AttributeError(f"{name}: can only be set when the loss is made")
+        super().__setattr__(name, value)
+
     def forward(self, outputs, targets, sample_weight=None) -> float:
         """The loss.
 

@@ -28,6 +28,8 @@ class Dropout(Layer):
     column: threads, the instruction set and the dtype make no difference. (In float32 the rest of training does.)
     """
 
+    _fixed = ("p",)
+
     def __init__(self, p=0.5):
         self.p = _share("p", p)
 
@@ -40,6 +42,8 @@ class Dropout(Layer):
 
 class Norm(Parametric):
     """What the norms have in common: a weight and a bias for each feature, 1 and 0 at first."""
+
+    _fixed = ("num_features", "normalized_shape", "elementwise_affine", "eps", "momentum", "affine", "has_bias")
 
     def __init__(self, features: int, eps: float, weight: bool, bias: bool, dtype):
         super().__init__(dtype)

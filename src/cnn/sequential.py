@@ -6,6 +6,10 @@ training.py, files in checkpoint.py.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
+import math
 import os
 import weakref
 import zlib
@@ -31,9 +35,11 @@ class Sequential(layers.Layer):
     Parameters
     ----------
     layers : sequence of Layer
-        `Linear` layers and activations, in order; a loss may stand last. Widths must follow from one another.
-    optimizer : SGD, Adam or AdamW, optional
-        Needed for `step`, `train_step` and `fit`. Setting another one later starts with empty momentum.
+        Layers in order, among them a `Linear`; a loss may stand last, or a function of your own, as for `CallableLoss`.
+        Widths must follow from one another.
+    optimizer : Optimizer, optional
+        Needed for `step`, `train_step` and `fit`. Setting another one later begins anew: momentum, schedule, and the
+        orders of the rows in `fit`.
     dtype : {"float32", "float64"}
         Of parameters and arithmetic. Inputs of another dtype are converted.
     seed : int, optional
@@ -70,11 +76,11 @@ class Sequential(layers.Layer):
     def __init__(self, layers, optimizer=None, dtype="float32", seed=None):
         self._kernels = kernels(dtype)
         self.dtype = self._kernels.DTYPE
-        self.layers, self.loss = _split(layers)
+        self.layers, self._loss = _split(layers)
         self.seed = _seed(seed)
         self.training = True
         self._epochs_seen = 0  # by fit: each epoch has its own order
-        self._random_seed = int.from_bytes(os.urandom(8), "little") >> 1 if seed is None else self.seed
+        self._random_seed: int = int.from_bytes(os.urandom(8), "little") >> 1 if self.seed is None else self.seed
         self._compiled: Any = None
         self._derivatives: Any = None
         self._nested_in: Any = None  # weak reference to the model that this one is part of
@@ -147,6 +153,10 @@ class Sequential(layers.Layer):
         program.set_optimizer(optimizer.table, groups, optimizer.clip_norm, optimizer.clip_value, optimizer.ema_decay)
 
     @property
+    def loss(self):
+        return self._loss
+
+    @property
     def optimizer(self):
         return self._optimizer
 
@@ -162,6 +172,7 @@ class Sequential(layers.Layer):
             except ValueError:
                 self._optimizer = before
                 raise
+            self._epochs_seen = 0
 
     def _need_optimizer(self) -> None:
         if self._optimizer is None:
@@ -193,12 +204,12 @@ class Sequential(layers.Layer):
         x : array_like of shape (batch, in_features)
             Copied: changing it later does not change what `backward` computes.
         targets : array_like, optional
-            Class indices of shape (batch,) for CrossEntropyLoss, numbers of shape (batch, out_features) for MSELoss.
+            As the loss wants them: class indices of shape (batch,), or numbers of shape (batch, out_features).
 
         Returns
         -------
         ndarray of shape (batch, out_features), or float
-            Without targets the outputs of the last layer (before the loss), else the mean loss.
+            Without targets the outputs of the last layer (before the loss), else the loss.
 
         Raises
         ------
@@ -207,9 +218,23 @@ class Sequential(layers.Layer):
         RuntimeError
             If there are targets but no loss.
         """
-        return self._program.forward(x, targets, get_num_threads(), self.training)
+        self._own_gradient = None
+        loss = self._own_loss
+        if targets is None or loss is None:
+            return self._program.forward(x, targets, get_num_threads(), self.training)
+        outputs = self._program.forward(x, None, get_num_threads(), self.training)
+        if not len(outputs):
+            raise ValueError("the loss of an empty batch is not defined")
+        value, self._own_gradient = loss.value_and_gradient(outputs, targets)
+        return value + self._program.penalty()
 
     __call__ = forward
+
+    _own_gradient: np.ndarray | None = None  # of the outputs, by the last `forward` with a loss of the user's own
+
+    @property
+    def _own_loss(self) -> losses.CallableLoss | None:
+        return self.loss if isinstance(self.loss, losses.CallableLoss) else None
 
     def backward(self, grad_output=None, debug=False):
         """Go back over the last `forward`; the gradients of the parameters are added to.
@@ -236,14 +261,22 @@ class Sequential(layers.Layer):
             If grad_output does not fit.
         """
         if not debug:
-            return self._program.backward(grad_output, get_num_threads())
+            return self._backward(grad_output)
         before = self.gradients
-        grad_x = self._program.backward(grad_output, get_num_threads())
+        grad_x = self._backward(grad_output)
         try:
             diagram.report(self)
         except FloatingPointError:
             self._unpack(before, "grad_weight", "grad_bias")
             raise
+        return grad_x
+
+    def _backward(self, grad_output=None) -> np.ndarray:
+        own = self._own_gradient if grad_output is None else None
+        grad_x = self._program.backward(grad_output if own is None else own, get_num_threads())
+        if own is not None:
+            self._program.penalty(True)
+        self._own_gradient = None
         return grad_x
 
     def step(self) -> None:
@@ -267,7 +300,13 @@ class Sequential(layers.Layer):
 
         The model's gradients are this gradient afterwards.
         """
-        return self._program.loss_and_grad(x, y, get_num_threads(), self.training)
+        if self._own_loss is None:
+            return self._program.loss_and_grad(x, y, get_num_threads(), self.training)
+        loss = self.forward(x, y)
+        self.zero_grads()
+        self._backward()
+        self._program.forget("loss_and_grad has run since")
+        return loss, self.gradients
 
     # derivative products ----------------------------------------------------------------------------------------------
 
@@ -408,7 +447,8 @@ class Sequential(layers.Layer):
     def train_step(self, x, y, sample_weight=None) -> float:
         """Forward, loss, backward and the optimiser's step in one native call.
 
-        The step is fused into the computation of the gradients, which are not kept: `gradients` stay as they are.
+        The step is fused into the computation of the gradients, which are not kept: `gradients` stay as they are. With
+        a loss of your own nothing is fused, and they are those of this step.
 
         Parameters
         ----------
@@ -431,8 +471,27 @@ class Sequential(layers.Layer):
             If there is no loss or no optimizer.
         """
         self._need_optimizer()
+        if self._own_loss is not None:
+            return self._own_train_step(self._own_loss, x, y, sample_weight)
         rates = None if self._optimizer.schedule is None else self._rates()
         return self._program.train_step(x, y, get_num_threads(), sample_weight, rates)
+
+    def _own_train_step(self, own: losses.CallableLoss, x, y, sample_weight) -> float:
+        """`train_step` with a loss of the user's own."""
+        if sample_weight is not None:
+            raise ValueError("sample_weight: expected none with a loss of your own, which weighs the rows itself")
+        x = self._program.inputs(x)
+        if not len(x):
+            raise ValueError("x: training needs at least one row, got an empty batch")
+        outputs = self._program.forward(x, None, get_num_threads(), True)
+        loss, gradient = own.value_and_gradient(outputs, y)
+        self.zero_grads()
+        self._program.backward(gradient, get_num_threads())
+        loss += self._program.penalty(True)
+        self.step()
+        if not math.isfinite(loss):
+            self._program.clear_padding()
+        return loss
 
     history: training.History | None = None  # of the last fit, also of one that an exception has ended
     stop_training = False  # set to True in a callback, ends fit after this batch or epoch
@@ -501,7 +560,8 @@ class Sequential(layers.Layer):
         initial_epoch : int
             How many epochs have been done: a run that is continued has the orders, and the rates of a schedule by
             epoch, that one run would have had, and its history goes on where `model.history` ends, if that has the same
-            numbers. 0: a new history; orders and rates are those after the epochs that this model has done.
+            numbers. 0: a new history; orders and rates are those after the epochs that this model has done with its
+            optimizer.
         accumulation_steps : int
             Batches whose mean gradient makes one step of the optimiser.
         threads : int, optional
@@ -599,7 +659,8 @@ class Sequential(layers.Layer):
         Returns
         -------
         dict
-            {"loss": ..., and with CrossEntropyLoss "accuracy": the part of rows classified right, and the metrics}.
+            {"loss": ..., and with CrossEntropyLoss or NLLLoss "accuracy": the part of rows classified right, and the
+            metrics}.
 
         Raises
         ------
@@ -613,7 +674,8 @@ class Sequential(layers.Layer):
     @property
     def _scored(self) -> list[str]:
         """The names of what the native loop reports."""
-        return ["loss", "accuracy"] if isinstance(self.loss, losses.CrossEntropyLoss) else ["loss"]
+        classes = isinstance(self.loss, (losses.CrossEntropyLoss, losses.NLLLoss))
+        return ["loss", "accuracy"] if classes else ["loss"]
 
     def _scores(self, loss: float, weight: float, right: float, rows: float) -> dict[str, float]:
         """The loss, and the accuracy if it is known, from the sums over the rows."""
@@ -664,12 +726,37 @@ class Sequential(layers.Layer):
         """All gradients as one vector (a copy), in the order of `parameters`."""
         return self._program.gradients
 
+    @property
+    def averaged_parameters(self) -> np.ndarray:
+        """The moving average of the parameters that `ema_decay` of the optimizer asks for, as `parameters` (a copy).
+
+        Before the first step the parameters. RuntimeError if the optimizer has no ema_decay.
+        """
+        if self._optimizer is None or self._optimizer.ema_decay is None:
+            raise RuntimeError(f"there is no average: expected an optimizer with ema_decay, got {self._optimizer!r}")
+        average = self._program.average
+        return self.parameters if average is None else average
+
+    @contextlib.contextmanager
+    def using_average(self):
+        """``with model.using_average():`` the parameters are `averaged_parameters`, and after it what they were before.
+
+        For `predict`, `evaluate` and `save`; a step that is taken meanwhile is undone. The running statistics of
+        `BatchNorm1d` stay those of training. To keep the average: ``model.parameters = model.averaged_parameters``.
+        """
+        before, average = self.parameters, self.averaged_parameters
+        self.parameters = average
+        try:
+            yield self
+        finally:
+            self.parameters = before
+
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of the parameters by name: "0.weight" of shape (in_features, out_features), "0.bias", "2.weight", ...
 
         The number is the layer's place in the model, activations counted, as in PyTorch.
         """
-        state = {}
+        state: dict[str, np.ndarray] = {}
         for op, place in self._parametric:
             names = {**self._named_of(place, *PARAMETERS), **self._named_of(place, *STATISTICS)}
             state |= {name: np.array(a, order="C") for name, a in names.items()}
@@ -865,7 +952,11 @@ def _split(parts) -> tuple[list, losses.Loss | None]:
     if isinstance(parts, layers.Layer) or not hasattr(parts, "__iter__"):
         raise TypeError(f"layers: expected a list of layers, got {parts!r}")
     parts = list(parts)
+    if parts and (inspect.isroutine(parts[-1]) or isinstance(parts[-1], functools.partial)):
+        parts[-1] = losses.CallableLoss(parts[-1])
     loss = parts.pop() if parts and isinstance(parts[-1], losses.Loss) else None
+    if loss is not None:
+        compilation.computes_natively(loss, f"loss {loss!r}")
     for i, part in enumerate(parts):
         if isinstance(part, losses.Loss):
             raise ValueError(f"layer {i}, {part!r}: a loss can only stand last")

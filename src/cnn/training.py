@@ -54,7 +54,10 @@ class Context:
     def targets(self, y, n: int, name: str) -> np.ndarray:
         """y as the loss can read it, n rows."""
         if not self.own_loss:
-            return self.program.targets(y, n, name)
+            y = np.asarray(y)
+            checked = self.program.targets(y, n, name)
+            # Labels are places in memory: nobody shall change them behind the check.
+            return checked.copy() if checked.ndim == 1 and np.may_share_memory(checked, y) else checked
         y = np.asarray(y)
         if y.ndim == 0 or len(y) != n:
             raise ValueError(f"{name}: expected {n} rows, as many as x has, got {'none' if y.ndim == 0 else len(y)}")
@@ -404,6 +407,7 @@ class _Trainer:
 
     def epoch(self, source: Source, epoch: int, seen: int) -> dict[str, float]:
         """Train one epoch; its scores."""
+        self.model._need_optimizer()  # a callback may have taken it away
         self.earlier, self.before = self.before, self.program.snapshot(self.model.optimizer.states)
         totals = np.zeros(4)  # weighted sum of the loss, sum of weights, rows classified right, rows
         self.rows = batches = 0
@@ -446,7 +450,9 @@ class _Trainer:
             took = time.perf_counter() - began
             if bad >= 0:
                 lr = self.model.optimizer.lr if now is None else now[(bad - at) // group, 0]
-                self.diverged(epoch, batches + bad // batch_size, lr)
+                rows = slice(bad, bad + batch_size) if part.order is None else part.order[bad : bad + batch_size]
+                why = "" if np.isfinite(part.x[rows]).all() else "; x has NaN or infinity in this batch"
+                self.diverged(epoch, batches + bad // batch_size, lr, why)
             at = stop
             if self.on_batch_end:
                 totals += sums
@@ -477,14 +483,14 @@ class _Trainer:
             self.program.restore(self.before)
             raise
 
-    def diverged(self, epoch: int, batch: int, lr: float) -> None:
+    def diverged(self, epoch: int, batch: int, lr: float, why: str) -> None:
         """Put back the last epoch whose parameters are finite, and say so."""
         self.program.restore(self.before)
         if self.earlier is not None and not np.isfinite(self.program.parameters).all():
             self.program.restore(self.earlier)  # the step of the last batch made numbers that no loss has seen
         raise DivergenceError(
             f"the loss is not finite in epoch {epoch}, batch {batch}, at a learning "
-            f"rate of {lr:g}; the parameters are those from before this epoch"
+            f"rate of {lr:g}; the parameters are those from before this epoch{why}"
         )
 
     def own_batches(self, x, y, w, order, start, stop, batch_size, rates, out, threads, accumulate, totals) -> int:
@@ -503,10 +509,11 @@ class _Trainer:
                     value, gradient = loss.value_and_gradient(outputs, y[rows])
                 if not math.isfinite(value):
                     return at
-                program.backward(gradient / count, threads)
+                program.backward(gradient / count, threads)  # without the penalties
                 if out is not None:
                     out[at:end] = outputs
                 totals += np.array((value * (end - at), end - at, 0, end - at))
+            totals[0] += program.penalty(True) * (last - first)
             program.step(None if rates is None else rates[step])
         program.zero_grads()
         return -1
@@ -542,6 +549,5 @@ def _evaluate(model, program, source: Source, meter: _Meter, threads) -> dict[st
             if meter:
                 meter.update(y, program.predict(x, meter.room(len(x)), threads))
     scores = model._scores(*totals)
-    if not source.context.own_loss:
-        scores["loss"] += program.penalty()
+    scores["loss"] += program.penalty()
     return {**scores, **meter.results()}

@@ -485,13 +485,3 @@ cdef inline double loss_scale(const LossSpec* spec, double weight) noexcept nogi
     if not spec.mean:
         return 1
     return 1 / weight if weight > 0 else 0
-
-
-cdef Py_ssize_t counted_rows(const LossSpec* spec, Py_ssize_t batch, const char* target,
-                             Py_ssize_t target_bytes) noexcept nogil:
-    """How many rows are not ignored: what a number of rows classified right is a part of."""
-    cdef Py_ssize_t i, counted = batch
-    if spec.labels:
-        for i in range(batch):
-            counted -= (<const int64_t*>(target + i * target_bytes))[0] == spec.ignore_index
-    return counted

@@ -45,7 +45,6 @@ cdef class Program:
     cdef Py_ssize_t batch       # rows of the last forward pass
     cdef Saved saved
     cdef str lost               # why nothing is saved
-    cdef bint finite            # the loss of the last forward pass; if not, NaN may reach the padding of the weights
     cdef bint training_busy
     cdef bint infer_busy
     cdef str takes
@@ -76,7 +75,6 @@ cdef class Program:
         if loss is not None:
             fill_loss(&net.loss, loss, net.outputs)
         self.takes, self.gives = where
-        self.finite = True
         self.lost = "there was no forward pass"
         for i, width in enumerate(widths):
             net.buffers[i].width = width
@@ -192,7 +190,7 @@ cdef class Program:
 
     cdef void fuse_slopes(self):
         """Where the only reader of a linear op's result is a linear op, that one multiplies by act' as it makes dX."""
-        cdef int i, j, s, readers, reader
+        cdef int i, j, s, readers, reader = 0
         for i in range(self.net.n_ops):
             readers = 0
             for j in range(self.net.n_ops):
@@ -427,7 +425,6 @@ cdef class Program:
             with nogil:
                 loss = run_pass(&p, threads, &weight, &correct)
             self.batch = batch
-            self.finite = isfinite(loss)
             self.saved = SAVED_OUTPUTS if t is None else SAVED_LOSS
             return out if t is None else self.reduced(loss, weight)
         finally:
@@ -525,8 +522,7 @@ cdef class Program:
             sweep_updates(&self.net, self.stepper.updates)
             stepped(&self.stepper, &self.net)
         self.training_busy = False
-        if not self.finite:
-            self.clear_padding()
+        self.clear_padding()
         self.forget("a step has changed the parameters since")
 
     def zero_grads(self):
@@ -726,9 +722,9 @@ cdef class Program:
             free(p.losses)
         return loss, weight, correct
 
-    def penalty(self):
-        """The penalties on the weights, l1 sum |w| + l2 sum w**2."""
-        return penalties(&self.net, False)
+    def penalty(self, bint gradient=False):
+        """The penalties on the weights, l1 sum |w| + l2 sum w**2; with gradient, theirs is added to the gradients."""
+        return penalties(&self.net, gradient)
 
     cdef double infer_pass(self, Pass* p, int threads, double* weight, Py_ssize_t* correct) except? -1:
         """Run p.x forward, in chunks that stay in cache."""
@@ -828,8 +824,21 @@ cdef class Program:
         self.forget("the parameters have been changed since")
 
     def clear_padding(self):
-        """Set the padding of the parameters to zero: NaN may have come there."""
-        self.set_parameters(self.parameters)
+        """Set the padding of the parameters to zero. Infinity or NaN in x, or in a gradient, times the zeros there is
+        NaN, which a later forward pass would carry to numbers that are right."""
+        cdef const Op* op
+        cdef int i
+        cdef Py_ssize_t width, rows, row, at
+        for i in range(self.net.n_ops):
+            op = &self.net.ops[i]
+            width = op.n_in if op.transposed else op.n_out
+            rows = weight_size(op) // op.row if op.has_weight else 0
+            if width < op.row:
+                for row in range(rows):
+                    at = op.weight + row * op.row + width
+                    memset(self.net.params + at, 0, (op.row - width) * sizeof(real))
+            if op.has_bias:
+                memset(self.net.params + op.bias + op.n_out, 0, (bias_size(op) - op.n_out) * sizeof(real))
 
     @property
     def gradients(self):
@@ -904,23 +913,24 @@ cdef class Program:
             at += self.net.n_block
         if self.net.n_running:
             memcpy(at, self.net.running, self.net.n_running * sizeof(real))
-        return copy, states, self.counters()
+        return copy, states, self.stepper.average != NULL, self.counters()
 
     def restore(self, saved):
         """Put back what snapshot returned."""
         cdef cnp.ndarray copy = saved[0]
         cdef int states = saved[1]
+        cdef bint averaged = saved[2]       # the model may have got another optimiser since
         cdef const real* at = data(copy)
         self.enter()
         memcpy(self.net.params, at, self.net.n_block * sizeof(real))
         memcpy(self.net.state, at + self.net.n_block, states * self.net.n_block * sizeof(real))
         at += (1 + states) * self.net.n_block
-        if self.stepper.average != NULL:
+        if averaged and self.stepper.average != NULL:
             memcpy(self.stepper.average, at, self.net.n_block * sizeof(real))
-            at += self.net.n_block
+        at += averaged * self.net.n_block
         if self.net.n_running:
             memcpy(self.net.running, at, self.net.n_running * sizeof(real))
-        self.set_counters(saved[2])
+        self.set_counters(saved[3])
         self.training_busy = False
         self.forget("the parameters have been set back since")
 

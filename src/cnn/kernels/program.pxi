@@ -483,9 +483,10 @@ cdef void walk_forward(const Network* net, Workspace* ws, Py_ssize_t first, Py_s
             activate_rows(op.act, op.param, batch, op.n_out, src, src_row, dst, row)
         elif op.kind == OP_SOFTMAX or op.kind == OP_LOG_SOFTMAX:
             softmax_rows(op.kind == OP_LOG_SOFTMAX, batch, op.n_out, src, src_row, dst, row)
+        elif op.kind == OP_DROPOUT and ws.training:
+            dropout_rows(batch, op.n_out, op.param, op.key, ws.row0 + first, src, src_row, dst, row)
         elif op.kind == OP_DROPOUT:
-            dropout_rows(batch, op.n_out, op.param if ws.training else 0, op.key, ws.row0 + first, src, src_row, dst,
-                         row)
+            copy_rows(batch, op.n_out, src, src_row, dst, row)
         elif op.kind == OP_LAYER_NORM:
             layer_norm_rows(batch, op.n_out, op.param, src, src_row, norm_weight(net, op), norm_bias(net, op), dst, row,
                             ws.extra[i] + 2 * first)
@@ -590,8 +591,10 @@ cdef void walk_backward(const Network* net, Workspace* ws, Py_ssize_t first, Py_
         elif op.kind == OP_SOFTMAX or op.kind == OP_LOG_SOFTMAX:
             softmax_backward_rows(op.kind == OP_LOG_SOFTMAX, batch, op.n_out, row_of(ws.value, net, op.dst, first), row,
                                   dz, row, dx, dx_row)
+        elif op.kind == OP_DROPOUT and ws.training:
+            dropout_rows(batch, op.n_out, op.param, op.key, ws.row0 + first, dz, row, dx, dx_row)
         elif op.kind == OP_DROPOUT:
-            dropout_rows(batch, op.n_out, op.param if ws.training else 0, op.key, ws.row0 + first, dz, row, dx, dx_row)
+            copy_rows(batch, op.n_out, dz, row, dx, dx_row)
         elif op.kind == OP_LAYER_NORM:
             layer_norm_backward_rows(batch, op.n_out, src, src_row, norm_weight(net, op), ws.extra[i] + 2 * first, dz,
                                      row, dx, dx_row)

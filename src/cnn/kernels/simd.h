@@ -95,6 +95,9 @@ CNN_FN vf vf_blend(vi mask, vf a, vf b)
 {
 #if defined(__AVX2__) && !defined(__AVX512F__)
     return (vf)CNN_PICK(_mm256_blendv_ps, _mm256_blendv_pd)(b, a, (vf)mask);
+#elif defined(__SSE2__) && !defined(__AVX512F__)    /* in plain C, GCC 12 fails on masks of doubles (in isel) */
+    return (vf)CNN_PICK(_mm_or_ps, _mm_or_pd)(CNN_PICK(_mm_and_ps, _mm_and_pd)((vf)mask, a),
+                                              CNN_PICK(_mm_andnot_ps, _mm_andnot_pd)((vf)mask, b));
 #else
     return (vf)((mask & (vi)a) | (~mask & (vi)b));
 #endif

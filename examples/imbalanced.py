@@ -1,0 +1,129 @@
+"""Imbalanced classes: what class_weight="balanced" changes when one class has 1 % of the rows.
+
+    python examples/imbalanced.py        writes imbalanced.png
+
+The same network twice, on rows of three classes (94, 5 and 1 %) that overlap. Trained on the rows as they are, it
+calls half of the rare ones something else. With class_weight="balanced" every class counts as much as the others: most
+of the rare ones are found, at the price of false alarms. The precision-recall curves show what that is: another point
+on about the same curve. Accuracy says little here: who calls everything common has 94 %.
+Needs the extra `demo` (scikit-learn, matplotlib).
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.datasets import make_classification
+from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_curve
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
+
+import cnn
+
+CLASSES, PARTS = ("common", "less so", "rare"), (0.94, 0.05, 0.01)
+RARE = 2
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#6b6b6b"
+
+
+def data(rows):
+    """Standardised rows (n, 12) and their classes (n,), for training and for the test."""
+    x, y = make_classification(
+        rows,
+        n_features=12,
+        n_informative=8,
+        n_redundant=2,
+        n_classes=3,
+        n_clusters_per_class=2,
+        weights=list(PARTS),
+        class_sep=1.0,
+        flip_y=0.0,
+        random_state=3,
+    )
+    x, x_test, y, y_test = train_test_split(x, y, test_size=0.5, stratify=y, random_state=0)
+    scaler = StandardScaler().fit(x)
+    return scaler.transform(x), y, scaler.transform(x_test), y_test
+
+
+def train(x, y, class_weight, epochs):
+    model = cnn.Sequential(
+        [
+            cnn.Linear(12, 32),
+            cnn.ReLU(),
+            cnn.Dropout(0.1),
+            cnn.Linear(32, 3),
+            cnn.CrossEntropyLoss(),
+        ],
+        optimizer=cnn.AdamW(lr=0.003),
+        seed=0,
+    )
+    model.fit(x, y, epochs=epochs, batch_size=128, class_weight=class_weight, metrics=["f1"])
+    return model
+
+
+def plot_confusion(axes, counts, title, colour):
+    """Rows are the truth; the shade is the part of the row."""
+    parts = counts / counts.sum(axis=1, keepdims=True)
+    axes.imshow(parts, cmap="Blues" if colour == BLUE else "Oranges", vmin=0, vmax=1.15)
+    for (i, j), part in np.ndenumerate(parts):
+        text = f"{part:.0%}\n{counts[i, j]:,}"
+        axes.text(j, i, text, ha="center", va="center", color="white" if part > 0.62 else "#222222", size=11)
+    axes.set_xticks(range(3), CLASSES)
+    axes.set_yticks(range(3), CLASSES, rotation=90, va="center")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, fontsize=12.5, loc="left", color=colour)
+    axes.set_xlabel("what the network says")
+
+
+def plot(results, y_test, path):
+    figure = Figure(figsize=(12, 4.6), dpi=110, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    first, second, curves = figure.subplots(1, 3, width_ratios=[1, 1, 1.15])
+    positive = y_test == RARE
+    for axes, (name, logits, counts, colour) in zip((first, second), results, strict=True):
+        plot_confusion(axes, counts, name, colour)
+        score = logits[:, RARE] - np.delete(logits, RARE, axis=1).max(axis=1)  # above 0: the network says "rare"
+        precision, recall, _ = precision_recall_curve(positive, score)
+        average = average_precision_score(positive, score)
+        curves.plot(recall, precision, color=colour, linewidth=1.8, label=f"{name}, average precision {average:.2f}")
+        said, right = counts[:, RARE].sum(), counts[RARE, RARE]
+        point = right / counts[RARE].sum(), right / max(1, said)
+        curves.plot(*point, "o", color=colour, markersize=11, mec="white", mew=1.5, zorder=3)
+    first.set_ylabel("truth")
+    curves.set_title("Finding the rare: dots as on the left", fontsize=12.5, loc="left")
+    curves.set(xlabel="recall: how many of the rare are found", ylabel="precision: how many alarms are right")
+    curves.set(xlim=(0, 1.01), ylim=(0, 1.25), yticks=np.linspace(0, 1, 6))
+    curves.legend(frameon=False, loc="upper left", fontsize=10)
+    curves.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rows", type=int, default=60_000)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where imbalanced.png goes")
+    options = parser.parse_args()
+
+    x, y, x_test, y_test = data(options.rows)
+    print(
+        f"{len(x):,} rows to train on: " + ", ".join(f"{n:,} {c}" for n, c in zip(np.bincount(y), CLASSES, strict=True))
+    )
+    results = []
+    for name, class_weight, colour in (("as they are", None, ORANGE), ("balanced", "balanced", BLUE)):
+        model = train(x, y, class_weight, options.epochs)
+        scores = model.evaluate(x_test, y_test, metrics=["f1"])
+        counts = confusion_matrix(y_test, model.predict(x_test).argmax(axis=1))
+        found = counts.diagonal() / counts.sum(axis=1)
+        print(
+            f"{name:<12} accuracy {scores['accuracy']:.3f}, F1 {scores['f1']:.3f}, found of each class: "
+            + ", ".join(f"{c} {part:.0%}" for c, part in zip(CLASSES, found, strict=True))
+        )
+        results.append((name, model.predict(x_test), counts, colour))
+    plot(results, y_test, options.out / "imbalanced.png")
+    print(f"see {options.out / 'imbalanced.png'}")
+
+
+if __name__ == "__main__":
+    main()
