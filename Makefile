@@ -91,8 +91,8 @@ test-pythons:
 	  $$python -m venv build/pythons; build/pythons/$(PIP) install --quiet $(PYTHONS_NEED) .; \
 	  env -u PYTHONPATH build/pythons/bin/python -m pytest -q -p no:cacheprovider $(PYTHONS_TESTS) \
 	    -k "not v3 and not v4"; done
-PYTHONS_NEED = pytest hypothesis setuptools Cython
-PYTHONS_TESTS = tests/test_train_step.py tests/test_checkpoint.py tests/test_fit.py tests/test_imports.py
+PYTHONS_NEED = pytest hypothesis scikit-learn
+PYTHONS_TESTS = tests/test_train_step.py tests/test_checkpoint.py tests/test_imports.py
 test-pythons: export CNN_VARIANTS = baseline_f32,baseline_f64
 test-pythons: export CNN_ISA = baseline
 
