@@ -28,8 +28,8 @@ test: $(VENV)/test.stamp
 test-peers: $(VENV_PEERS)/peers.stamp
 	$(PYTEST) $(VENV_PEERS)/bin/python -m pytest tests/peers
 
-coverage: $(VENV)/test,coverage.stamp
-	env -u PYTHONPATH $(VENV)/bin/python tools/coverage_report.py
+coverage: $(VENV_PEERS)/peers,test,coverage.stamp
+	env -u PYTHONPATH $(VENV_PEERS)/bin/python tools/coverage_report.py tests tests/peers
 
 bench: $(VENV_BENCH)/bench.stamp
 	env -u PYTHONPATH $(VENV_BENCH)/bin/python bench/report.py --wheel $(VENV)/wheel/cnn-*.whl

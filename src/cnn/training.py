@@ -54,10 +54,8 @@ class Context:
     def targets(self, y, n: int, name: str) -> np.ndarray:
         """y as the loss can read it, n rows."""
         if not self.own_loss:
-            y = np.asarray(y)
             checked = self.program.targets(y, n, name)
-            # Labels are places in memory: nobody shall change them behind the check.
-            return checked.copy() if checked.ndim == 1 and np.may_share_memory(checked, y) else checked
+            return checked.copy() if checked.ndim == 1 else checked  # labels: nobody shall change them once checked
         y = np.asarray(y)
         if y.ndim == 0 or len(y) != n:
             raise ValueError(f"{name}: expected {n} rows, as many as x has, got {'none' if y.ndim == 0 else len(y)}")
