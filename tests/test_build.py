@@ -76,7 +76,7 @@ def test_modules_need_an_old_c_library_alone():
     for module in modules:
         content = module.read_bytes()
         versions = {tuple(map(int, found)) for found in re.findall(rb"GLIBC_(\d+)\.(\d+)", content)}
-        assert max(versions) <= (2, 28), module
+        assert max(versions, default=(0, 0)) <= (2, 28), module
         assert not re.search(rb"GLIBCXX|GOMP|libgomp|libiomp|libstdc", content), module
         libraries = set(re.findall(rb"\0(lib[\w+-]+\.so[.\d]*)(?=\0)", content))
         assert libraries <= {b"libc.so.6", b"libm.so.6", b"libpthread.so.0"}, (module, libraries)

@@ -117,7 +117,7 @@ try:
     import cnn
     print(cnn.Sequential([cnn.Linear(2, 3)], seed=0).predict([[1.0, 2.0]]).tolist())
 except ImportError as error:
-    print("ImportError:", error)
+    print("ImportError:", " ".join(str(error).split()))
 '''
 print(cnn.Sequential([cnn.Linear(2, 3)], seed=0).predict([[1.0, 2.0]]).tolist(), flush=True)
 interpreters.{run}(number, code)
