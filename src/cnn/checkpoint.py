@@ -81,6 +81,7 @@ def _training_state(model: Any, epoch: int | None, history: Any) -> tuple[dict[s
         "epoch": model._epochs_seen if epoch is None else epoch,
         "epochs_seen": model._epochs_seen,
         "history": None if history is None else list(history),
+        "position": None if model._position is None else list(model._position),
         "random_seed": model._random_seed,
         "schedule": schedule and schedule.state_dict(),
         "training": model.training,
@@ -227,7 +228,7 @@ def _tables(value: Any) -> Iterator[dict]:
 
 def _set_training_state(model: Any, arrays: dict[str, np.ndarray], numbers: Any) -> int:
     """Set what `_training_state` gave, checked; returns the last epoch done."""
-    names = {"epoch", "epochs_seen", "history", "random_seed", "schedule", "training"}
+    names = {"epoch", "epochs_seen", "history", "position", "random_seed", "schedule", "training"}
     if not isinstance(numbers, dict) or numbers.keys() != names:
         raise ValueError(f"training: expected {', '.join(sorted(names))}, got {container.short(numbers)}")
     for name in ("epoch", "epochs_seen", "random_seed"):
@@ -235,6 +236,14 @@ def _set_training_state(model: Any, arrays: dict[str, np.ndarray], numbers: Any)
             raise ValueError(f"training: {name}: expected an integer of at least 0, got {container.short(n)}")
     if not isinstance(numbers["training"], bool):
         raise ValueError(f"training: training: expected true or false, got {container.short(numbers['training'])}")
+    position = numbers["position"]
+    if position is not None and not (
+        isinstance(position, list)
+        and [type(n) for n in position] == [int, int, float, float, float, float]
+        and position[0] >= 1
+        and position[1] >= 0
+    ):
+        raise ValueError(f"training: position: expected epoch, rows and four sums, got {container.short(position)}")
     arrays = dict(arrays)
     model.history = None if numbers["history"] is None else _history(arrays, numbers["history"])
     schedule = _schedule(model)
@@ -250,6 +259,7 @@ def _set_training_state(model: Any, arrays: dict[str, np.ndarray], numbers: Any)
     model._program.set_seed(model._random_seed)
     model._program.set_state(arrays, _states(model))
     model._epochs_seen = numbers["epochs_seen"]
+    model._position = None if position is None else tuple(position)
     model.train(numbers["training"])
     return numbers["epoch"]
 

@@ -495,6 +495,7 @@ class Sequential(layers.Layer):
             self._program.clear_padding()
         return loss
 
+    _position: tuple | None = None  # within an epoch of fit: its number, the rows done, the sums so far
     history: training.History | None = None  # of the last fit, also of one that an exception has ended
     stop_training = False  # set to True in a callback, ends fit after this batch or epoch
     _fitting = False

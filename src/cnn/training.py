@@ -209,6 +209,10 @@ def _fit(
         if resume:
             initial_epoch = max(initial_epoch, saver.resume() or 0)
 
+    # With initial_epoch a model that was saved, or interrupted, within the next epoch goes on where it was in it.
+    position, model._position = model._position, None
+    if position is None or position[0] != initial_epoch + 1 or not initial_epoch + 1 <= epochs:
+        position = None
     # Without initial_epoch a model goes on where its last fit ended: each epoch has its own order and rates.
     seen = initial_epoch or model._epochs_seen
     history = History()
@@ -230,7 +234,8 @@ def _fit(
                     break
                 for call in overridden(chosen, "on_epoch_begin"):
                     call(epoch, {})
-                logs = trainer.epoch(source, epoch, seen)
+                logs = trainer.epoch(source, epoch, seen, position)
+                position = None
                 if validation is not None:
                     with trainer.undone():
                         scores = _evaluate(model, program, validation, val_meter, threads)
@@ -403,11 +408,14 @@ class _Trainer:
     def stopped(self) -> bool:
         return self.model.stop_training or any(callback.stop for callback in self.callbacks)
 
-    def epoch(self, source: Source, epoch: int, seen: int) -> dict[str, float]:
-        """Train one epoch; its scores."""
+    def epoch(self, source: Source, epoch: int, seen: int, position: tuple | None) -> dict[str, float]:
+        """Train one epoch, or what is left of it after a position (epoch, rows, *totals); its scores."""
         self.model._need_optimizer()  # a callback may have taken it away
         self.earlier, self.before = self.before, self.program.snapshot(self.model.optimizer.states)
         totals = np.zeros(4)  # weighted sum of the loss, sum of weights, rows classified right, rows
+        skip = 0
+        if position is not None:
+            skip, totals[:] = position[1], position[2:]
         self.rows = batches = 0
         self.meter.reset()
         rates = self.schedule.rates(seen, 1) if self.schedule and not self.schedule.per_step else None
@@ -417,21 +425,24 @@ class _Trainer:
                 part = next(parts, None)
             if part is None:
                 break
-            done = self.part(part, epoch, batches, totals, rates)
+            first = min(skip, len(part.x))
+            skip -= first
+            done = self.part(part, epoch, batches, totals, rates, first) if first < len(part.x) else first
             self.rows += done
             batches += -(-done // part.batch_size)
             if done < len(part.x) or (self.on_batch_end and self.stopped()):
                 break
+        self.model._position = None
         with self.undone():
             return {**self.model._scores(*totals), **self.meter.results()}
 
-    def part(self, part: Part, epoch: int, batches: int, totals: np.ndarray, rates) -> int:
-        """Train on a part; the rows that were done, all of them unless a callback ends the training."""
+    def part(self, part: Part, epoch: int, batches: int, totals: np.ndarray, rates, first: int) -> int:
+        """Train on a part from row `first` on; the rows that are done, all unless a callback ends the training."""
         n, batch_size = len(part.x), part.batch_size
         group = self.accumulate * batch_size
         out = self.meter.room(n)
         schedule, program = self.schedule, self.program
-        at = 0
+        at = first
         while at < n:
             stop = min(n, at + (1 if self.on_batch_end else self.groups) * group)
             steps = -(-(stop - at) // group)
@@ -454,6 +465,8 @@ class _Trainer:
             at = stop
             if self.on_batch_end:
                 totals += sums
+            self.model._position = (epoch, self.rows + at, *totals.tolist())
+            if self.on_batch_end:
                 logs = {"loss": self.model._scores(*sums)["loss"], "rows": int(sums[3])}
                 if schedule:
                     logs["lr"] = self.lr
@@ -469,7 +482,7 @@ class _Trainer:
             y = part.y[:at] if part.order is None else part.y[part.order[:at]]
             totals[3] -= at - _counted(self.model, y)
             if out is not None:
-                self.meter.update(y, out[:at])
+                self.meter.update(y[first:], out[first:at])
         return at
 
     @contextlib.contextmanager
@@ -479,10 +492,12 @@ class _Trainer:
             yield
         except Exception:
             self.program.restore(self.before)
+            self.model._position = None
             raise
 
     def diverged(self, epoch: int, batch: int, lr: float, why: str) -> None:
         """Put back the last epoch whose parameters are finite, and say so."""
+        self.model._position = None
         self.program.restore(self.before)
         if self.earlier is not None and not np.isfinite(self.program.parameters).all():
             self.program.restore(self.earlier)  # the step of the last batch made numbers that no loss has seen
