@@ -84,8 +84,8 @@ soak: $(VENV)/test.stamp
 	timeout 1200 sh -ec 'for script in growth interrupts memory sizes races; do \
 	  echo "== $$script"; env -u PYTHONPATH $(VENV)/bin/python tests/soak/$$script.py; done'
 
-# A quick subset of the tests on every Python that is here, with modules of one instruction set. Not: bytes of malloc,
-# which other versions of Python use themselves; growth.py looks at those.
+# A quick subset of the tests on every Python that is here, with modules of one instruction set. Not: two tests of
+# malloc's bytes, which differ between Pythons (docs/reliability.md, note 4); growth.py stands in for them.
 PYTHONS ?= $(wildcard $(foreach v,3.10 3.11 3.12 3.13,/usr/bin/python$(v) $(HOME)/.pyenv/versions/$(v).*/bin/python))
 test-pythons:
 	for python in $(PYTHONS); do set -e; echo "== $$python"; rm -rf build/pythons; \
