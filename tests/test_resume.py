@@ -118,6 +118,52 @@ def resumed(tmp_path_factory):
     return dict(zip(CASES, zip(straight, files, strict=True), strict=True))
 
 
+class SavesWithin(cnn.Callback):
+    """Saves the model within an epoch, and ends the training there."""
+
+    def __init__(self, path, epoch, batch):
+        self.path, self.epoch, self.batch = path, epoch, batch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch
+
+    def on_batch_end(self, batch, logs=None):
+        if (self.now, batch) == (self.epoch, self.batch):
+            self.model.save(self.path, training_state=True)
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("batch", [0, 5, 12])
+@pytest.mark.parametrize("accumulation_steps", [1, 3])
+def test_resumed_within_an_epoch(tmp_path, batch, accumulation_steps):
+    """From the file, and in the model that was interrupted; a file of the position is no different from another."""
+    schedule = cnn.OneCycleLR(0.02, total_steps=100)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((100, 5)), rng.integers(0, 3, 100)
+    arguments = {"epochs": 5, "batch_size": 8, "accumulation_steps": accumulation_steps}
+
+    def make():
+        layers = [cnn.Linear(5, 9), cnn.BatchNorm1d(9), cnn.ReLU(), cnn.Dropout(0.2), cnn.Linear(9, 3)]
+        return cnn.Sequential([*layers, cnn.CrossEntropyLoss()], cnn.Adam(lr=0.01, schedule=schedule), seed=1)
+
+    straight, interrupted = make(), make()
+    history = straight.fit(x, y, **arguments)
+    stop = min(batch - batch % accumulation_steps + accumulation_steps - 1, 12)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.fit(x, y, **arguments, callbacks=[SavesWithin(tmp_path / "within", 3, stop)])
+    loaded = cnn.load(tmp_path / "within")
+    assert loaded._position[:2] == (3, min(8 * (stop + 1), 100))
+    for model in (loaded, interrupted):
+        resumed = model.fit(x, y, **arguments, initial_epoch=2)
+        for name, values in history.items():  # losses of accumulated batches are added up call by call
+            np.testing.assert_allclose(resumed[name], values, rtol=0 if accumulation_steps == 1 else 1e-14)
+        np.testing.assert_array_equal(model.parameters, straight.parameters)
+        assert model._position is None
+    other = cnn.load(tmp_path / "within")
+    other.fit(x, y, epochs=1, batch_size=8)  # without initial_epoch an epoch is an epoch
+    assert other._position is None
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_in_a_new_process(resumed, case):
     """Parameters, history, running statistics, averages, the optimiser's state."""

@@ -564,7 +564,8 @@ class Sequential(layers.Layer):
             How many epochs have been done: a run that is continued has the orders, and the rates of a schedule by
             epoch, that one run would have had, and its history goes on where `model.history` ends, if that has the same
             numbers. 0: a new history; orders and rates are those after the epochs that this model has done with its
-            optimizer.
+            optimizer. A model that was interrupted within the following epoch, or saved there with its training
+            state (by a callback), goes on at that batch; metrics of training rows are then those of the rest.
         accumulation_steps : int
             Batches whose mean gradient makes one step of the optimiser.
         threads : int, optional

@@ -419,6 +419,9 @@ class _Trainer:
         self.rows = batches = 0
         self.meter.reset()
         rates = self.schedule.rates(seen, 1) if self.schedule and not self.schedule.per_step else None
+        if position is not None and self.schedule:  # of the last step before it, if there is none behind it
+            last = self.schedule.rates(max(0, self.program.steps - 1), 1) if rates is None else rates
+            self.lr = float(last[0, 0])
         parts = source.parts(seen)
         while True:
             with self.undone():
