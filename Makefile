@@ -58,7 +58,7 @@ PY = $(abspath $(VENV))/bin/python
 SANITIZE_TESTS = activations adam batches checkpoint dropout errors fit groups layers linear losses normalization \
     predict resume rmsprop sequential softmax threads train_step
 # Not: other instruction sets, which are not built, and limits to the memory that the sanitizer itself needs
-SANITIZE_NOT = v3 or baseline or every_instruction_set or ten_times_the_memory or statistics_are_saved
+SANITIZE_NOT = v3 or baseline or every_instruction_set or ten_times_the_memory
 
 # Address and undefined-behaviour sanitizers, and guard bytes: kernel, training and checkpoint tests.
 sanitize: $(VENV)/test,dev.stamp
