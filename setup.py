@@ -161,7 +161,7 @@ class BuildExt(build_ext):
         cold = "__attribute__((cold)) "
 
         def marked(function):
-            hot = function[1].endswith(("train_step", "train_batches", "predict"))
+            hot = function[1].endswith(("train_step", "train_batches", "predict", "inputs", "targets"))
             return function[0] if hot else cold + function[0]
 
         code = Path(path).read_text()

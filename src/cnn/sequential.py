@@ -77,6 +77,7 @@ class Sequential(layers.Layer):
         self._kernels = kernels(dtype)
         self.dtype = self._kernels.DTYPE
         self.layers, self._loss = _split(layers)
+        self._own_loss = self._loss if isinstance(self._loss, losses.CallableLoss) else None
         self.seed = _seed(seed)
         self.training = True
         self._epochs_seen = 0  # by fit: each epoch has its own order
@@ -231,10 +232,6 @@ class Sequential(layers.Layer):
     __call__ = forward
 
     _own_gradient: np.ndarray | None = None  # of the outputs, by the last `forward` with a loss of the user's own
-
-    @property
-    def _own_loss(self) -> losses.CallableLoss | None:
-        return self.loss if isinstance(self.loss, losses.CallableLoss) else None
 
     def backward(self, grad_output=None, debug=False):
         """Go back over the last `forward`; the gradients of the parameters are added to.
@@ -472,11 +469,12 @@ class Sequential(layers.Layer):
         RuntimeError
             If there is no loss or no optimizer.
         """
-        self._need_optimizer()
+        if self._optimizer is None:
+            self._need_optimizer()
         if self._own_loss is not None:
             return self._own_train_step(self._own_loss, x, y, sample_weight)
-        rates = None if self._optimizer.schedule is None else self._rates()
-        return self._program.train_step(x, y, get_num_threads(), sample_weight, rates)
+        rates = None if self._optimizer._schedule is None else self._rates()
+        return (self._compiled or self._program).train_step(x, y, get_num_threads(), sample_weight, rates)
 
     def _own_train_step(self, own: losses.CallableLoss, x, y, sample_weight) -> float:
         """`train_step` with a loss of the user's own."""
@@ -650,7 +648,7 @@ class Sequential(layers.Layer):
         ValueError, TypeError
             If x or out do not fit.
         """
-        return self._program.predict(x, out, threads_for(threads))
+        return (self._compiled or self._program).predict(x, out, threads_for(threads))
 
     def evaluate(self, x, y=None, sample_weight=None, metrics=(), threads=None) -> dict[str, float]:
         """The loss and the metrics of x and y, in evaluation mode.
