@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+_arguments: dict[type, Mapping[str, Any]] = {}
 
-@functools.cache
-def arguments(cls: type) -> Mapping[str, inspect.Parameter]:
+
+def arguments(cls: type) -> Mapping[str, Any]:
     """The constructor's arguments by name, for configurations and reprs: asked for whenever a model is made."""
-    return inspect.signature(cls).parameters
+    if cls not in _arguments:
+        _arguments[cls] = inspect.signature(cls).parameters
+    return _arguments[cls]
 
 
 def number(name: str, value, low: float = -np.inf, high: float = np.inf) -> float:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import math
 import os
@@ -165,6 +164,8 @@ def parsed(text: bytes | str, what: str) -> Any:
 def _digest_of_header(header: dict[str, Any]):
     metadata = {name: value for name, value in header.get("__metadata__", {}).items() if name != "digest"}
     text = json.dumps({**header, "__metadata__": metadata}, sort_keys=True, separators=(",", ":"))
+    import hashlib  # here, because it would be a third of the time that `import cnn` takes
+
     return hashlib.sha256(text.encode())
 
 
