@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from networks import explicit, fused
 
 import cnn
 from cnn import initializers
@@ -118,18 +119,6 @@ def test_gradients(each_isa, name, training):
         assert_close(model.backward(), at.grad.numpy(), f"x, {isa}")
         expected = np.concatenate([p.grad.numpy().T.ravel() for p in twin.parameters()])
         assert_close(model.gradients, expected, isa)
-
-
-def fused(model, x, y):
-    return model.train_step(x, y)
-
-
-def explicit(model, x, y):
-    loss = model(x, y)
-    model.zero_grads()
-    model.backward()
-    model.step()
-    return loss
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
