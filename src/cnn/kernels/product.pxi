@@ -29,6 +29,7 @@ cdef enum:
     K_BLOCK = 1024      # a packed panel is K_BLOCK x TILE_NV vectors, at most 192 KiB: L2
     CHUNK = 8           # tiles between two visits to the activation: a chunk of C stays in L1
     A_BLOCK = 1 << 20   # reals of A that are packed at a time
+    SPREAD = 16         # steps of k between two visits to the next rows' prefetches
     AHEAD = 24          # rows that packing asks memory for before it reads them
     MANY_PANELS = 16    # that read A one after the other: packing it pays
 
@@ -97,7 +98,9 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
     cdef vf b_k[3]
     cdef vf a_k
     cdef int r, q
-    cdef Py_ssize_t tile, l
+    cdef const real* ahead[3]
+    cdef Py_ssize_t tile, l, end, row
+    cdef int stream, streams
     cdef Py_ssize_t a_row = t.a_row, a_col = t.a_col, b_row = t.b_row, c_row = p.c_row
     cdef const real* a
     cdef const real* b
@@ -115,32 +118,39 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
         for r in range(mr):
             for q in range(nv):
                 acc[r * nv + q] = vf_load(s + r * s_row + q * VL)
+        streams = 0
         if p.finish == FINISH_UPDATE:
-            for r in range(mr):
-                for q in range(nv):
-                    w = p.param + (c - p.c) + r * c_row + q * VL
-                    prefetch(w)
-                    if p.update.kind >= UPDATE_MOMENTUM:
-                        prefetch(w + p.update.state)
-                    if p.update.kind >= UPDATE_ADAM:
-                        prefetch(w + p.update.state + p.update.block)
+            ahead[0] = w = p.param + (c - p.c)
+            ahead[1] = w + p.update.state
+            ahead[2] = w + p.update.state + p.update.block
+            streams = 1 + (p.update.kind >= UPDATE_MOMENTUM) + (p.update.kind >= UPDATE_ADAM)
         elif not t.first:
-            for r in range(mr):
+            ahead[0] = c + mr * c_row
+            streams = 1
+        elif p.finish == FINISH_MASK:
+            ahead[0] = p.saved + (t.i + tile * mr) * p.saved_row + t.j
+            streams = 1
+        row = 0 if streams else mr
+        l = 0
+        while l < t.k:
+            end = t.k
+            if row < mr:
+                for stream in range(streams):
+                    for q in range(nv):
+                        prefetch(ahead[stream] + q * VL)
+                    ahead[stream] += c_row
+                end = smaller(end, l + SPREAD)
+                row += 1
+            while l < end:
                 for q in range(nv):
-                    prefetch(c + (mr + r) * c_row + q * VL)
-        if p.finish == FINISH_MASK and t.last:
-            for r in range(mr):
-                for q in range(nv):
-                    prefetch_ahead(p.saved + (t.i + tile * mr + r) * p.saved_row + t.j + q * VL)
-        for l in range(t.k):
-            for q in range(nv):
-                b_k[q] = vf_load(b + q * VL)
-            for r in range(mr):
-                a_k = vf_set(a[r * a_row])
-                for q in range(nv):
-                    acc[r * nv + q] = vf_fma(a_k, b_k[q], acc[r * nv + q])
-            a += a_col
-            b += b_row
+                    b_k[q] = vf_load(b + q * VL)
+                for r in range(mr):
+                    a_k = vf_set(a[r * a_row])
+                    for q in range(nv):
+                        acc[r * nv + q] = vf_fma(a_k, b_k[q], acc[r * nv + q])
+                a += a_col
+                b += b_row
+                l += 1
         if not t.last:
             for r in range(mr):
                 for q in range(nv):
