@@ -66,13 +66,13 @@ def of_row(workload: workloads.Workload, group: dict[str, Any]) -> Iterator[Goal
     own = times["cnn"]["best"]
     if workload.goal is not None:
         peer = strongest_peer(times)
-        ratio, least = times[peer]["best"] / own, workload.flops / group["peak"][workload.dtype]
+        ratio, least = times[peer]["best"] / own, workload.flops / group["peaks"][workload.id]
         what = f"times as fast as {LABELS[peer]}"
         yield Goal(workload.id, what, workload.goal, ratio, at_peak=times[peer]["best"] / least)
     if workload.limit is not None:
         yield Goal(workload.id, "microseconds", workload.limit, own * 1e6, more_is_better=False, relative=False)
     if workload.peak is not None:
-        part = workload.flops / own / group["peak"][workload.dtype]
+        part = workload.flops / own / group["peaks"][workload.id]
         yield Goal(workload.id, "of the peak", workload.peak, part, relative=False)
 
 

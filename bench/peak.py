@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 SOURCE = r"""
@@ -59,7 +60,8 @@ NEON = (16, 24, [], '"+w"')
 
 
 class Peak:
-    """The loop for one instruction set and dtype. Calling it for `seconds` gives the best FLOP/s so far.
+    """The loop for one instruction set and dtype. Calling it for `seconds` gives the best FLOP/s so far; `turn` is a
+    stretch of it, to be timed like a contender's.
 
     Raises
     ------
@@ -102,6 +104,11 @@ class Peak:
             self._run(turns)
             self.best = max(self.best, turns * self._flops / (time.perf_counter() - start))
         return self.best
+
+    def turn(self, seconds: float) -> tuple[Callable[[], float], int]:
+        """A call that takes about `seconds`, and its FLOPs."""
+        turns = max(1, round(seconds * (self.best or self(0.01)) / self._flops))
+        return lambda: self._run(turns), turns * self._flops
 
 
 def main() -> None:

@@ -114,7 +114,7 @@ def main_table(results: dict[str, Any], names: tuple[str, ...]) -> list[str]:
             judged = list(goals.of_row(workload, group))
             strongest = goals.strongest_peer(times)
             ratio = times[strongest]["best"] / times["cnn"]["best"]
-            part = workload.flops / times["cnn"]["best"] / group["peak"][workload.dtype]
+            part = workload.flops / times["cnn"]["best"] / group["peaks"][workload.id]
             rows.append(
                 [
                     f"**{workload.id}**: {workload.title}; `{workload.verb}`",
@@ -162,7 +162,7 @@ def plain_table(group: dict[str, Any]) -> list[str]:
                 f"**{micros(times['cnn'])}**",
                 *(micros(times.get(peer)) for peer in peers),
                 f"**{times[strongest]['best'] / own:.2f}** {LABELS[strongest]}",
-                percent(workload.flops / own / group["peak"][workload.dtype]),
+                percent(workload.flops / own / group["peaks"][workload.id]),
             ]
         )
     return table(["µs a step", "cnn", *(LABELS[peer] for peer in peers), "faster than the best peer", "of peak"], rows)
@@ -373,7 +373,8 @@ HOW = """\
 - Before anything is timed, each contender does the first steps (or predicts) from the same parameters, and loss and
   parameters, gradient or outputs are compared with a naive float64 reference: within 0.001 of the distance that
   training moved the parameters (float64: 1e-9).
-- The peak is measured between the rows: fused multiply-adds on independent registers, the best of many runs.
+- The peak, fused multiply-adds on independent registers, takes turns with the contenders, of 20 ms each: for shorter
+  stretches the processor is some per cent faster, and from minute to minute it differs by as much.
 - cnn: `fit`, without shuffling, on NumPy arrays; `train_step`, `loss_and_grad` and `predict` where single calls from
   Python are measured. JAX: the whole pass over the data is one jitted `lax.scan` with donated parameters, data on
   the device, asynchronous dispatch off (it costs more than it hides on one core); samples in rows, as usual, or in
