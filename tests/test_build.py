@@ -184,6 +184,12 @@ def test_import_loads_no_optional_package():
     assert not loaded & {"safetensors", "matplotlib", "tqdm", "sklearn", "scipy", "torch", "jax"}
 
 
+def test_import_loads_no_module_that_few_need():
+    """They would take as long to load as the library."""
+    code = "import sys, numpy; before = set(sys.modules); import cnn; print(*sorted(set(sys.modules) - before))"
+    assert not set(output(code).split()) & {"subprocess", "logging", "html", "shutil", "hashlib"}
+
+
 @pytest.mark.parametrize("isa", RUNNABLE)
 def test_import_keeps_denormals(isa):
     """A library linked with -ffast-math would make the whole process flush them to zero."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from . import checkpoint, compilation, derivatives, diagram, layers, losses, optim, summary, training
+from . import checkpoint, compilation, derivatives, layers, losses, optim, training
 from ._dispatch import kernels
 from ._threads import get_num_threads, threads_for
 from .compilation import Graph, Place, chain
@@ -262,6 +262,8 @@ class Sequential(layers.Layer):
         before = self.gradients
         grad_x = self._backward(grad_output)
         try:
+            from . import diagram  # loads logging, subprocess and more, which `import cnn` does without
+
             diagram.report(self)
         except FloatingPointError:
             self._unpack(before, "grad_weight", "grad_bias")
@@ -909,9 +911,13 @@ class Sequential(layers.Layer):
 
     def summary(self) -> None:
         """Print a table of the layers, with output shapes, parameters, FLOPs a sample and memory."""
+        from . import summary
+
         print(summary.text(self))
 
     def _repr_html_(self) -> str:
+        from . import summary
+
         return summary.html(self)
 
     def plot(self, path=None):
@@ -935,6 +941,8 @@ class Sequential(layers.Layer):
         ImportError
             If matplotlib is needed and not installed (extra `plot`).
         """
+        from . import diagram
+
         return diagram.plot(self, path)
 
     def __repr__(self) -> str:
