@@ -382,6 +382,12 @@ cdef void product(const Product* p) noexcept nogil:
             break
 
 
+cdef inline bint scattered(Py_ssize_t k, Py_ssize_t row_bytes) noexcept nogil:
+    """Whether k rows of a panel lie too far apart to be read again and again where they are: each on a page of its own,
+    or in so few sets of L2 (64 KiB to a way, of which there are at least 8) that they push each other out."""
+    return row_bytes > 4096 or k * (row_bytes & -row_bytes) > 8 * 65536
+
+
 cdef void product_rows(const Product* p, Py_ssize_t i0, Py_ssize_t m, Py_ssize_t k0, Py_ssize_t k, bint last_rows,
                        bint pack_a) noexcept nogil:
     """What a block of A, m rows from i0 and k columns from k0 on, adds to C.
@@ -394,7 +400,7 @@ cdef void product_rows(const Product* p, Py_ssize_t i0, Py_ssize_t m, Py_ssize_t
     cdef Py_ssize_t vectors = p.n // VL
     cdef Py_ssize_t panels = (vectors + TILE_NV - 1) // TILE_NV
     cdef Py_ssize_t panel, nv, j = 0, done, some, tall, i, step
-    cdef bint packed = p.b_transposed or (m > 4 * TILE_MR and p.b_row * <Py_ssize_t>sizeof(real) > 4096)
+    cdef bint packed = p.b_transposed or (m > 4 * TILE_MR and scattered(k, p.b_row * <Py_ssize_t>sizeof(real)))
     cdef const real* a = p.a + i0 * p.a_row + k0 * p.a_col
     cdef real* a_packed = p.panel + k * TILE_NV * VL
     cdef real[3 * 16] sums
