@@ -159,7 +159,7 @@ cdef inline double elementwise(LossKind kind, const LossSpec* spec, Py_ssize_t b
     cdef bint clean = kind != LOSS_BCE and kind != LOSS_POISSON     # element(0, 0) is 0: so is the padding's
     cdef double total = 0, w, share = 1.0 / n if spec.mean else 1.0
     cdef vf factor, slope, value, sums
-    cdef Py_ssize_t i, j, whole = n // VL * VL
+    cdef Py_ssize_t i, j, whole = n // VL * VL, lanes = smaller(n, VL)
     for i in range(batch):
         w = row_weight(weight, i)
         if w == 0:
@@ -179,7 +179,7 @@ cdef inline double elementwise(LossKind kind, const LossSpec* spec, Py_ssize_t b
                 if dy != NULL:
                     slope = factor * slope
                     vf_store(dy + whole, slope if clean else vf_first(slope, n - whole, number(0)))
-            total += w * vf_sum(sums, VL)
+            total += w * vf_sum(sums, lanes)
         y += y_row
         target += target_row
         if dy != NULL:

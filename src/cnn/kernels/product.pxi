@@ -98,9 +98,9 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
     cdef vf b_k[3]
     cdef vf a_k
     cdef int r, q
-    cdef const real* ahead[3]
+    cdef Py_ssize_t ahead[3]
     cdef Py_ssize_t tile, l, end, row
-    cdef int stream, streams
+    cdef int stream, streams = 0
     cdef Py_ssize_t a_row = t.a_row, a_col = t.a_col, b_row = t.b_row, c_row = p.c_row
     cdef const real* a
     cdef const real* b
@@ -110,6 +110,17 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
     cdef const real* s
     cdef const real* start = <const real*>ZEROS if p.start == NULL else p.start + t.j
     cdef Py_ssize_t s_row = 0 if t.first else c_row
+    if p.finish == FINISH_UPDATE:
+        ahead[0] = p.param - p.c
+        ahead[1] = ahead[0] + p.update.state
+        ahead[2] = ahead[1] + p.update.block
+        streams = 1 + (p.update.kind >= UPDATE_MOMENTUM) + (p.update.kind >= UPDATE_ADAM)
+    elif not t.first:
+        ahead[0] = mr * c_row
+        streams = 1
+    elif p.finish == FINISH_MASK:
+        ahead[0] = p.saved - p.c
+        streams = 1
     for tile in range(t.count):
         c = p.c + (t.i + tile * mr) * c_row + t.j
         a = t.a + tile * mr * t.a_next
@@ -118,18 +129,6 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
         for r in range(mr):
             for q in range(nv):
                 acc[r * nv + q] = vf_load(s + r * s_row + q * VL)
-        streams = 0
-        if p.finish == FINISH_UPDATE:
-            ahead[0] = w = p.param + (c - p.c)
-            ahead[1] = w + p.update.state
-            ahead[2] = w + p.update.state + p.update.block
-            streams = 1 + (p.update.kind >= UPDATE_MOMENTUM) + (p.update.kind >= UPDATE_ADAM)
-        elif not t.first:
-            ahead[0] = c + mr * c_row
-            streams = 1
-        elif p.finish == FINISH_MASK:
-            ahead[0] = p.saved + (t.i + tile * mr) * p.saved_row + t.j
-            streams = 1
         row = 0 if streams else mr
         l = 0
         while l < t.k:
@@ -137,8 +136,7 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
             if row < mr:
                 for stream in range(streams):
                     for q in range(nv):
-                        prefetch(ahead[stream] + q * VL)
-                    ahead[stream] += c_row
+                        prefetch(c + ahead[stream] + row * c_row + q * VL)
                 end = smaller(end, l + SPREAD)
                 row += 1
             while l < end:
