@@ -165,10 +165,9 @@ cdef struct Pass:
 cdef enum:
     LINE = 64                   # bytes of a cache line
     FEW_ROWS = 4                # up to this batch, dX is dot products with the rows of W as they lie
-    LOSS_BLOCK = 64             # rows whose losses are added up before they join the others'
+    LOSS_BLOCK = 16             # rows whose losses are added up before they join the others'
     CHUNK_BYTES = 1 << 19       # activations of one chunk of `predict`: half of L2
-    CHUNK_ROWS = 128            # at least; a chunk packs W^T anew, which costs as much as a few rows
-    MOST_ROWS = 512             # at most; the activations of a chunk stay in L2 on the way back
+    MOST_ROWS = 512             # of a chunk, in training; its activations stay in L2 on the way back
     PIECE_ROWS = 128            # of W, at least; a piece packs dZ anew
     MOST_SOURCES = 64           # of a gate
     STATES = 3                  # blocks of optimiser state
@@ -826,7 +825,8 @@ cdef double run_pass(Pass* p, int threads, double* weight, Py_ssize_t* correct) 
         threads = 1
     p.threads = threads
     if p.keep or p.backward:
-        p.chunk = round_up(larger(CHUNK_ROWS, smaller(MOST_ROWS, p.batch // (2 * threads))), LOSS_BLOCK)
+        # one for each thread: each packs W^T anew, which costs as much as some rows
+        p.chunk = round_up(smaller(MOST_ROWS, (p.batch + threads - 1) // threads), LOSS_BLOCK)
         if threads == 1 and p.batch <= 2 * MOST_ROWS:
             p.chunk = p.batch
     if p.target != NULL:

@@ -8,9 +8,14 @@
 # step), then sleep. One caller at a time has the pool; another one, in another Python thread, works alone meanwhile.
 # A child after fork starts with an empty pool of its own.
 #
-# Where a worker does not get a processor, because another process keeps it busy, waiting for it would cost more than it
-# brings. So the time that the caller waits at the end of a task is measured: after a long wait tasks run on one thread
-# for so long that such waits cost a tenth of the time at most, and for twice as long after each further one.
+# A task has a gate. A worker that comes while it is open goes in and takes its share; when the caller has nothing left
+# to do it closes the gate and waits for those inside only: a worker that was slow to wake up is not waited for.
+#
+# One that is inside and does not get a processor, because another process keeps it busy, costs more than it brings. So
+# the time that the caller waits at the end of its tasks is measured, and that of tasks to which no worker came: where
+# it is more than a third of WINDOW, tasks run on one thread for so long that such waits cost a tenth of the time at
+# most, and for twice as long if the next window is no better. One long wait says little: the first task on a core that
+# was idle takes a millisecond longer.
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_t:
@@ -33,6 +38,9 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_wait(pthread_cond_t*, pthread_mutex_t*)
     int pthread_cond_broadcast(pthread_cond_t*)
     int pthread_atfork(void (*)() noexcept nogil, void (*)() noexcept nogil, void (*)() noexcept nogil)
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
 
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:
@@ -57,10 +65,10 @@ cdef extern from *:
     static inline int64_t atomic_get(int64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
     static inline void atomic_put(int64_t *p, int64_t a) { __atomic_store_n(p, a, __ATOMIC_SEQ_CST); }
     static inline int64_t atomic_add(int64_t *p, int64_t a) { return __atomic_fetch_add(p, a, __ATOMIC_SEQ_CST); }
-    static inline int atomic_take(int64_t *p)           /* 0 -> 1: whether it was 0 */
+    static inline int64_t atomic_or(int64_t *p, int64_t a) { return __atomic_fetch_or(p, a, __ATOMIC_SEQ_CST); }
+    static inline int atomic_swap(int64_t *p, int64_t from, int64_t to)     /* whether it was `from` */
     {
-        int64_t free = 0;
-        return __atomic_compare_exchange_n(p, &free, 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+        return __atomic_compare_exchange_n(p, &from, to, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
     }
     static inline void spin_pause(void)
     {
@@ -80,7 +88,8 @@ cdef extern from *:
     int64_t atomic_get(int64_t* p) nogil
     void atomic_put(int64_t* p, int64_t a) nogil
     int64_t atomic_add(int64_t* p, int64_t a) nogil         # returns what was there before
-    bint atomic_take(int64_t* p) nogil
+    int64_t atomic_or(int64_t* p, int64_t a) nogil
+    bint atomic_swap(int64_t* p, int64_t before, int64_t after) nogil
     void spin_pause() nogil
     int64_t nanoseconds() nogil
 
@@ -88,47 +97,66 @@ ctypedef void (*task_function)(void* argument, int thread) noexcept nogil
 
 cdef enum:
     SPIN = 1000                 # turns of pause, about 20 microseconds
-    LONG_WAIT = 100000          # nanoseconds; a wait is long if it is also half of the task's time
-    ALONE = 10                  # so many times as long as the wait, tasks run on one thread after it,
+    WINDOW = 20000000           # nanoseconds of tasks, after which the waits in them are judged
+    TOO_LONG = 3                # waits are, if so many times their length is more than the window
+    ALONE = 10                  # so many times as long as the waits, tasks run on one thread after them
     MOST_ALONE = 500000000      # nanoseconds: doubling ends here
+
+# Parts of the gate: workers inside (at most 255), whether it is closed, whether any has come, threads of the task,
+# number of the task.
+cdef enum:
+    INSIDE = 255
+    CLOSED = 256
+    COME = 512
+    THREADS = 1024              # times the number of threads
+    TASK = 1024 * 256           # times the number of the task
 
 cdef struct Pool:
     int64_t taken               # 1: a caller has it
     int64_t workers             # started
-    int64_t turn                # number of the current task * 256 + its threads: workers wait for it to change
-    int64_t working             # workers not done with it
-    int64_t sleeping
+    int64_t gate                # of the current task
+    int64_t sleeping            # workers
     task_function task
     void* argument
     pthread_mutex_t mutex
     pthread_cond_t wake
     bint ready
-    int64_t penalty             # nanoseconds on one thread after the last long wait; 0: there was none of late
+    int64_t spent               # nanoseconds in this window
+    int64_t waited              # of them, waiting
+    int64_t penalty             # nanoseconds on one thread after the last bad window; 0: there was none of late
     int64_t until               # when they end
 
 cdef Pool POOL
-cdef int64_t[256] FIRST_TURN    # the turn in which a worker was started: the next is its first (at most 255 threads)
+cdef int64_t[256] FIRST_TASK    # the task in which a worker was started: the next is its first (at most 255 threads)
+
+
+cdef inline bint is_open(int64_t gate, int64_t thread) noexcept nogil:
+    """Whether the task wants this thread, and has work left."""
+    return thread < gate // THREADS % 256 and not gate & CLOSED
 
 
 cdef void* worker(void* argument) noexcept nogil:
-    cdef int64_t thread = <int64_t>argument, seen = FIRST_TURN[thread], spins
+    cdef int64_t thread = <int64_t>argument, seen = FIRST_TASK[thread], gate, spins
     while True:
         spins = 0
-        while atomic_get(&POOL.turn) == seen:
+        while atomic_get(&POOL.gate) // TASK == seen:
             spins += 1
             if spins < SPIN:
                 spin_pause()
                 continue
             pthread_mutex_lock(&POOL.mutex)
             atomic_add(&POOL.sleeping, 1)
-            while atomic_get(&POOL.turn) == seen:
+            while atomic_get(&POOL.gate) // TASK == seen:
                 pthread_cond_wait(&POOL.wake, &POOL.mutex)
             atomic_add(&POOL.sleeping, -1)
             pthread_mutex_unlock(&POOL.mutex)
-        seen = atomic_get(&POOL.turn)
-        if thread < seen % 256:
+        gate = atomic_get(&POOL.gate)
+        while is_open(gate, thread) and not atomic_swap(&POOL.gate, gate, (gate + 1) | COME):
+            gate = atomic_get(&POOL.gate)
+        seen = gate // TASK
+        if is_open(gate, thread):       # and now inside
             POOL.task(POOL.argument, <int>thread)
-            atomic_add(&POOL.working, -1)
+            atomic_add(&POOL.gate, -1)
     return NULL
 
 
@@ -158,7 +186,7 @@ cdef int grow(int64_t threads) noexcept nogil:
         sigfillset(&every)
         pthread_sigmask(SIG_SETMASK, &every, &before)
         while POOL.workers < threads - 1:
-            FIRST_TURN[POOL.workers + 1] = POOL.turn
+            FIRST_TASK[POOL.workers + 1] = POOL.gate // TASK
             if pthread_create(&thread, &attributes, worker, <void*>(POOL.workers + 1)) != 0:
                 break
             POOL.workers += 1
@@ -169,8 +197,8 @@ cdef int grow(int64_t threads) noexcept nogil:
 
 cdef void parallel(task_function task, void* argument, int threads) noexcept nogil:
     """Run task(argument, id) for id 0 .. threads - 1 at once, or, where that does not pay, task(argument, 0)."""
-    cdef int64_t began, waited, ended
-    if threads <= 1 or not atomic_take(&POOL.taken):
+    cdef int64_t began, waited, ended, spins
+    if threads <= 1 or not atomic_swap(&POOL.taken, 0, 1):
         task(argument, 0)
         return
     began = nanoseconds()
@@ -181,21 +209,36 @@ cdef void parallel(task_function task, void* argument, int threads) noexcept nog
     threads = <int>smaller(threads, grow(threads))
     POOL.task = task
     POOL.argument = argument
-    atomic_put(&POOL.working, threads - 1)
-    atomic_put(&POOL.turn, (POOL.turn // 256 + 1) * 256 + threads)
+    atomic_put(&POOL.gate, (POOL.gate // TASK + 1) * TASK + threads * THREADS)
     if atomic_get(&POOL.sleeping):
         pthread_mutex_lock(&POOL.mutex)
         pthread_cond_broadcast(&POOL.wake)
         pthread_mutex_unlock(&POOL.mutex)
     task(argument, 0)
     waited = nanoseconds()
-    while atomic_get(&POOL.working):
-        spin_pause()
+    atomic_or(&POOL.gate, CLOSED)
+    spins = 0
+    while atomic_get(&POOL.gate) & INSIDE:
+        spins += 1
+        if spins < SPIN:
+            spin_pause()
+        else:
+            sched_yield()       # the worker may be waiting for this very processor
     ended = nanoseconds()
-    if ended - waited > LONG_WAIT and 2 * (ended - waited) > ended - began:
-        POOL.penalty = larger(ALONE * (ended - waited), smaller(MOST_ALONE, 2 * POOL.penalty))
-        POOL.until = ended + POOL.penalty
-    elif POOL.penalty > 0 and ended - POOL.until > POOL.penalty:    # as long together without a long wait
-        POOL.penalty = POOL.penalty // 2 if POOL.penalty > LONG_WAIT else 0
-        POOL.until = ended
+    POOL.spent += ended - began
+    POOL.waited += ended - (waited if atomic_get(&POOL.gate) & COME else began)
+    if POOL.spent > WINDOW:
+        if TOO_LONG * POOL.waited > POOL.spent:
+            POOL.penalty = larger(ALONE * POOL.waited, smaller(MOST_ALONE, 2 * POOL.penalty))
+            POOL.until = ended + POOL.penalty
+        else:
+            POOL.penalty //= 2
+        POOL.spent = POOL.waited = 0
     atomic_put(&POOL.taken, 0)
+
+
+def forget_waits():
+    """Let the next tasks be shared, whatever waits there were: for tests. Returns whether they would not have been."""
+    cdef bint alone = nanoseconds() < POOL.until
+    POOL.spent = POOL.waited = POOL.penalty = POOL.until = 0
+    return alone
