@@ -92,7 +92,7 @@ test-pythons:
 	  $$python -m venv build/pythons; build/pythons/$(PIP) install --quiet $(PYTHONS_NEED) .; \
 	  env -u PYTHONPATH build/pythons/bin/python tests/soak/growth.py 2000 1000 2000; \
 	  env -u PYTHONPATH build/pythons/bin/python -m pytest -q -p no:cacheprovider $(PYTHONS_TESTS) \
-	    -k "not v3 and not v4 and not allocate_nothing and not give_their_memory"; done
+	    -k "not v3 and not v4"; done
 PYTHONS_NEED = pytest hypothesis scikit-learn
 PYTHONS_TESTS = tests/test_train_step.py tests/test_checkpoint.py tests/test_imports.py
 test-pythons: export CNN_VARIANTS = baseline_f32,baseline_f64

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -450,6 +451,30 @@ def test_each_thread_trains_a_model(isa, dtype):
     expected = {name: trained(name) for name in names}
     cnn.set_num_threads(3)
     run_together(*(lambda name=name: assert_same(trained(name), expected[name], name) for name in names))
+
+
+@pytest.mark.parametrize("widths, batch_size", [((8, 32, 1), 1), ((8, 64, 64, 4), 32), ((200, 100, 10), 256)])
+def test_training_in_parallel_scales(widths, batch_size):
+    """A model in each of two threads: 1.5 times the work at least. The best of some turns, as others use the machine."""
+    if _threads.available() < 2:
+        pytest.skip("one processor")
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((20_000, n)).astype("f4") for n in (widths[0], widths[-1]))
+    models = [build(chain(*widths, activation=("relu", None)), "mse", optimizer=cnn.SGD(lr=1e-4))[0] for _ in range(2)]
+
+    def fit(model):
+        model.fit(x, y, batch_size=batch_size, epochs=3, threads=1, progress=False)
+
+    def seconds(*calls):
+        start = time.perf_counter()
+        run_together(*calls)
+        return time.perf_counter() - start
+
+    alone, together, stop = np.inf, np.inf, time.monotonic() + 20
+    while together > 2 / 1.5 * alone and time.monotonic() < stop:
+        alone = min(alone, seconds(lambda: fit(models[0])))
+        together = min(together, seconds(*(lambda model=model: fit(model) for model in models)))
+    assert together <= 2 / 1.5 * alone
 
 
 def test_eight_threads_predict_with_one_model(isa, dtype):
