@@ -162,7 +162,8 @@ def _draw_panel(axes, rows: list[Row | str], limit: float, *, first: bool) -> No
         title = row.workload.title.replace(", no second bias", "")
         axes.text(-0.025, y, title, transform=outside, va="center", ha="right", fontsize=9, color=GREY)
         axes.text(1.02, y, duration(own), transform=outside, va="center", fontsize=10)
-        ratio = f"{row.times[strongest]['best'] / own:.2f}x"
+        times = row.times[strongest]["best"] / own
+        ratio = f"{times:.{2 if times < 10 else 1}f}x"
         axes.text(1.155, y, ratio, transform=outside, va="center", fontsize=10, weight="bold", color=STYLES["cnn"][0])
         axes.text(1.245, y, LABELS[strongest], transform=outside, va="center", fontsize=10)
     axes.set_yticks([])

@@ -10,23 +10,23 @@ cdef inline double one_vector_loss(const Network* net, const LossSpec* spec, Wor
                                    vf factor, Py_ssize_t* correct, vf* dy) noexcept nogil:
     """The loss of outputs y that fit one vector, and their gradient; they lie in the workspace too.
 
-    MSE, the loss that these steps are for, without the calls and loops of batch_loss; factor: of its gradient.
+    MSE, the loss that these steps are for, without the calls and loops of batch_loss; factor: of its gradient's y - t.
     """
     cdef double loss
-    cdef vf value
+    cdef vf d
     if spec.kind != LOSS_MSE:
         loss = batch_loss(net, spec, ws, 0, 1, target, 0, NULL, 1, True, correct)
         dy[0] = vf_load(ws.grad[net.n_buffers - 1])
         return loss
-    value = element(LOSS_MSE, spec, y, vf_load_first(<const real*>target, net.outputs), y, dy)
-    dy[0] = factor * dy[0]
-    loss = vf_sum(value, net.outputs)
+    d = y - vf_load_first(<const real*>target, net.outputs)
+    dy[0] = factor * d
+    loss = vf_sum(d * d, net.outputs)
     return loss / net.outputs if spec.mean else loss
 
 
 cdef double wide_sample(const Network* net, const LossSpec* spec, Workspace* ws, const real* x, const char* target,
                         vf factor, const Update* u, Py_ssize_t* correct) noexcept nogil:
-    """One training step for any widths; the loss. factor: of MSE's gradient."""
+    """One training step for any widths; the loss. factor: see one_vector_loss."""
     cdef int i, last = net.n_buffers - 1
     cdef const Op* op
     cdef const Op* before
@@ -88,13 +88,14 @@ cdef bint one_vector_each(const Network* net) noexcept nogil:
 cdef inline vf narrow_forward(const Op* op, const Network* net, Workspace* ws, vf x) noexcept nogil:
     """y = act(x W + b); y, and z where the derivative needs it, go to the workspace too."""
     cdef const real* w = net.params + op.weight
-    cdef vf z = vf_load(net.params + op.bias), y
+    cdef vf z = vf_load(net.params + op.bias), y, sums
     cdef Py_ssize_t l
     cdef real* kept_z = ws.before[op.dst] if op.keeps_input else ws.value[op.dst]
     if op.transposed:
         y = vf_set(0)
         for l in range(op.n_out):
-            y = with_lane(y, l, vf_set(vf_sum(x * vf_load(w + l * op.row), op.n_in)))
+            sums = vf_sums(x * vf_load(w + l * op.row), op.n_in)
+            y = with_lane(y, l, sums if l == 0 else vf_lane(sums, 0))
         z = z + y
     else:
         for l in range(op.n_in):
@@ -148,7 +149,7 @@ cdef inline vf narrow_backward(const int kind, const Op* op, const Network* net,
 
 cdef inline double narrow_sample(const int kind, const Network* net, const LossSpec* spec, Workspace* ws, vf x,
                                  const char* target, vf factor, const Update* u, Py_ssize_t* correct) noexcept nogil:
-    """The same for one_vector_each. kind is a literal; factor: of MSE's gradient."""
+    """The same for one_vector_each. kind is a literal."""
     cdef int i
     cdef vf y = x, g
     cdef double loss
@@ -168,7 +169,7 @@ cdef inline Py_ssize_t samples(const int kind, const Pass* p, Py_ssize_t n, doub
     cdef const Network* net = p.net
     cdef LossSpec spec = p.loss
     cdef Update own = p.update[0]       # stores to the parameters cannot change it: it stays in registers
-    cdef vf factor = vf_set(<real>(1.0 / net.outputs if spec.mean else 1.0))
+    cdef vf factor = vf_set(<real>(2.0 / net.outputs if spec.mean else 2.0))
     cdef Py_ssize_t i, row, done = 0, width = net.buffers[0].width
     cdef const real* x
     cdef const char* target

@@ -306,9 +306,9 @@ CNN_FN vf vf_lane(vf a, Py_ssize_t i)
 #endif
 }
 
-/* The sum of the first n lanes, the others being zero. Pairwise, lane i with lanes i ^ 1, i ^ 2, i ^ 4, i ^ 8: always
- * in the same order, and no more rounds than n needs. */
-CNN_FN real vf_sum(vf a, Py_ssize_t n)
+/* In each of the first n lanes their sum, the others being zero. Pairwise, lane i with lanes i ^ 1, i ^ 2, i ^ 4, i ^ 8:
+ * always in the same order, and no more rounds than n needs. */
+CNN_FN vf vf_sums(vf a, Py_ssize_t n)
 {
     if (n > 1)
         a = a + CNN_SHUFFLE(a, a, CNN_XOR(1));
@@ -324,8 +324,9 @@ CNN_FN real vf_sum(vf a, Py_ssize_t n)
     if (n > 8)
         a = a + CNN_SHUFFLE(a, a, CNN_XOR(8));
 #endif
-    return a[0];
+    return a;
 }
+CNN_FN real vf_sum(vf a, Py_ssize_t n) { return vf_sums(a, n)[0]; }
 
 /* Sums of neighbours in a and b, where a unit of lanes is a number, 16 bytes or half a vector: for each group of units
  * a's sums and then b's. Log2(VL) rounds of these sum VL vectors into the vector of their sums, in rising order of the

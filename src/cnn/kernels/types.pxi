@@ -39,6 +39,7 @@ cdef extern from "kernels/simd.h" nogil:
     vf vf_zip_lo(vf a, vf b)
     vf vf_zip_hi(vf a, vf b)
     vf vf_lane(vf a, Py_ssize_t i)
+    vf vf_sums(vf a, Py_ssize_t n)
     real vf_sum(vf a, Py_ssize_t n)
     vf vf_sum4(vf a, vf b, vf c, vf d)
     vf vf_fold(vf a, vf b, vf c, vf d)
