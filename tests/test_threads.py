@@ -453,9 +453,9 @@ def test_each_thread_trains_a_model(isa, dtype):
     run_together(*(lambda name=name: assert_same(trained(name), expected[name], name) for name in names))
 
 
-@pytest.mark.parametrize("widths, batch_size", [((8, 32, 1), 1), ((8, 64, 64, 4), 32), ((200, 100, 10), 256)])
+@pytest.mark.parametrize(("widths", "batch_size"), [((8, 32, 1), 1), ((8, 64, 64, 4), 32), ((200, 100, 10), 256)])
 def test_training_in_parallel_scales(widths, batch_size):
-    """A model in each of two threads: 1.5 times the work at least. The best of some turns, as others use the machine."""
+    """A model in each of two threads: 1.5 times the work at least. The best of some turns: others use the machine."""
     if _threads.available() < 2:
         pytest.skip("one processor")
     rng = np.random.default_rng(0)

@@ -6,6 +6,7 @@ python tests/soak/races.py race         two threads write to one array: the sani
 
 import sys
 import threading
+from itertools import pairwise
 
 import numpy as np
 
@@ -23,6 +24,13 @@ def network():
     return cnn.Sequential(parts, optimizer=cnn.Adam(), seed=0)
 
 
+def one_at_a_time(*widths):
+    """A network that trains on single rows, and as many rows for it."""
+    parts = [part for n_in, n_out in pairwise(widths) for part in (cnn.Linear(n_in, n_out), cnn.ReLU())]
+    model = cnn.Sequential([*parts[:-1], cnn.MSELoss()], optimizer=cnn.SGD(1e-4), seed=0)
+    return model, X[:, : widths[0]], Y[:, : widths[-1]]
+
+
 def together(*calls):
     threads = [threading.Thread(target=call) for call in calls]
     for thread in threads:
@@ -35,6 +43,7 @@ def main(calls):
     shared = network()
     expected = shared.predict(X, threads=1)
     wrong = []
+    trained = {}  # widths -> the parameters that each thread ended with
 
     def work():
         model = network()
@@ -46,9 +55,17 @@ def main(calls):
                 shared.evaluate(X, Y)
         model.fit(X, Y, batch_size=1000)
         wrong.extend([] if np.isfinite(model.parameters).all() else ["fit"])
+        for widths in (8, 4, 1), (50, 64, 10):  # one vector a layer, and more
+            model, x, y = one_at_a_time(*widths)
+            parameters = model.parameters
+            model.fit(x, y, batch_size=1, shuffle=False)
+            trained.setdefault(widths, []).append(model.parameters)
+            wrong.extend(["no step"] if np.array_equal(parameters, model.parameters) else [])
 
     together(*[work] * 4)
-    print(f"{4 * calls * len(THREADS)} rounds of train_step, predict and evaluate in 4 threads: {len(wrong)} wrong")
+    wrong.extend("one row" for same in trained.values() for p in same if not np.array_equal(p, same[0]))
+    rounds = f"{4 * calls * len(THREADS)} rounds of train_step, predict and evaluate"
+    print(f"{rounds}, {4 * len(trained)} times 3,000 steps on one row, in 4 threads: {len(wrong)} wrong")
     return len(wrong) > 0
 
 
