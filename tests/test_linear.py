@@ -47,6 +47,7 @@ LARGE = [
     (1, 3, 2000),
     (2, 7, 1999),
     (3, 4, 2047),
+    (40, 1024, 512),  # rows of W a power of two apart
     (40, 5, 1100),
     (33, 40, 2050),
     (1025, 3, 5),
@@ -166,7 +167,9 @@ def test_large(isa, dtype, shape):
     assert_product(grad_bias[None], np.hstack([ones, ones]), np.vstack([g64, g64]))
 
 
-@pytest.mark.parametrize("shape", [(19, 33, 17), (64, 300, 1), (40, 64, 4), (9, 1100, 70), (65, 8, 1100)])
+@pytest.mark.parametrize(
+    "shape", [(19, 33, 17), (64, 300, 1), (40, 64, 4), (9, 1100, 70), (65, 8, 1100), (40, 1024, 512)]
+)
 @pytest.mark.parametrize("name", ["identity", "relu", "gelu", "sigmoid"])
 def test_rows_do_not_depend_on_the_batch(isa, dtype, shape, name):
     """A row's result is the same to the last bit, alone or beside any others."""
