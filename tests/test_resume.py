@@ -164,6 +164,35 @@ def test_resumed_within_an_epoch(tmp_path, batch, accumulation_steps):
     assert other._position is None
 
 
+@pytest.mark.parametrize("loads", [False, True])
+def test_a_new_run_after_an_interrupted_first_epoch(tmp_path, loads):
+    """It is no continuation, unless initial_epoch=0 says so: other data would lose their first rows."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((100, 5)).astype("f4"), rng.integers(0, 3, 100)
+
+    def interrupted():
+        model = cnn.Sequential([cnn.Linear(5, 3), cnn.CrossEntropyLoss()], cnn.SGD(lr=0.01), seed=1)
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(x, y, batch_size=8, epochs=2, callbacks=[SavesWithin(tmp_path / "within", 1, 4)])
+        return cnn.load(tmp_path / "within") if loads else model
+
+    model, twin = interrupted(), interrupted()
+    order = model._kernels.permutation(len(x), model._random_seed, 0)
+    history = model.fit(x, y, batch_size=8, epochs=1)
+    losses = [twin.train_step(x[order[at : at + 8]], y[order[at : at + 8]]) for at in range(0, len(x), 8)]
+    sizes = [len(order[at : at + 8]) for at in range(0, len(x), 8)]
+    np.testing.assert_array_equal(model.parameters, twin.parameters)
+    assert history["loss"][0] == pytest.approx(np.average(losses, weights=sizes), rel=1e-5)
+
+    rest = interrupted()
+    order = order[40:]
+    twin = interrupted()
+    rest.fit(x, y, batch_size=8, epochs=1, initial_epoch=0)
+    for at in range(0, len(order), 8):
+        twin.train_step(x[order[at : at + 8]], y[order[at : at + 8]])
+    np.testing.assert_array_equal(rest.parameters, twin.parameters)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_in_a_new_process(resumed, case):
     """Parameters, history, running statistics, averages, the optimiser's state."""

@@ -515,7 +515,7 @@ class Sequential(layers.Layer):
         metrics=(),
         callbacks=(),
         early_stopping=None,
-        initial_epoch=0,
+        initial_epoch=None,
         accumulation_steps=1,
         threads=None,
         progress="auto",
@@ -560,12 +560,13 @@ class Sequential(layers.Layer):
             See `cnn.Callback`.
         early_stopping : EarlyStopping, int or True, optional
             An int is its patience; True is 10.
-        initial_epoch : int
+        initial_epoch : int, optional
             How many epochs have been done: a run that is continued has the orders, and the rates of a schedule by
             epoch, that one run would have had, and its history goes on where `model.history` ends, if that has the same
-            numbers. 0: a new history; orders and rates are those after the epochs that this model has done with its
-            optimizer. A model that was interrupted within the following epoch, or saved there with its training
-            state (by a callback), goes on at that batch; metrics of training rows are then those of the rest.
+            numbers. A model that was interrupted within the following epoch (0: the first), or saved there with its
+            training state (by a callback), goes on at that batch; metrics of training rows are then those of the rest.
+            None: a run of its own from the first row on, with a new history; orders and rates are those after the
+            epochs that this model has done with its optimizer.
         accumulation_steps : int
             Batches whose mean gradient makes one step of the optimiser.
         threads : int, optional

@@ -158,6 +158,8 @@ def _fit(
     keep,
     resume,
 ) -> History:
+    goes_on = resume or initial_epoch is not None
+    initial_epoch = 0 if initial_epoch is None else initial_epoch
     for name, value, least in (
         ("epochs", epochs, 1),
         ("batch_size", batch_size, 1),
@@ -209,9 +211,9 @@ def _fit(
         if resume:
             initial_epoch = max(initial_epoch, saver.resume() or 0)
 
-    # With initial_epoch a model that was saved, or interrupted, within the next epoch goes on where it was in it.
+    # A run that goes on does so at the batch where the model was saved, or interrupted, within the next epoch.
     position, model._position = model._position, None
-    if position is None or position[0] != initial_epoch + 1 or not initial_epoch + 1 <= epochs:
+    if not goes_on or position is None or position[0] != initial_epoch + 1 or not initial_epoch + 1 <= epochs:
         position = None
     # Without initial_epoch a model goes on where its last fit ended: each epoch has its own order and rates.
     seen = initial_epoch or model._epochs_seen
