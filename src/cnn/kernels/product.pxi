@@ -382,8 +382,8 @@ cdef void product(const Product* p) noexcept nogil:
 
 cdef inline bint scattered(Py_ssize_t k, Py_ssize_t row_bytes) noexcept nogil:
     """Whether k rows of a panel lie too far apart to be read again and again where they are: each on a page of its own,
-    or in so few sets of L2 (64 KiB to a way, of which there are at least 8) that they push each other out."""
-    return row_bytes > 4096 or k * (row_bytes & -row_bytes) > 8 * 65536
+    or in so few sets of L2 (64 KiB to a way, 16 ways) that they push each other out."""
+    return row_bytes > 4096 or k * (row_bytes & -row_bytes) > 16 * 65536
 
 
 cdef void product_rows(const Product* p, Py_ssize_t i0, Py_ssize_t m, Py_ssize_t k0, Py_ssize_t k, bint last_rows,
