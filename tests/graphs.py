@@ -158,3 +158,12 @@ def branches(draw, n, n_out, depth, names, gates, norms, keeping):
     if n == n_out and draw(st.booleans()):
         return [keep(draw, keeping)]
     return draw(graphs(n, n_out, depth, names, gates, norms))
+
+
+def arrays_of(model, vector):
+    """By name, as `forward` takes them, with a vector in the order of `parameters`."""
+    state, at = model.state_dict(), 0
+    for name, array in model._named("weight", "bias").items():
+        state[name] = vector[at : at + array.size].reshape(array.shape)
+        at += array.size
+    return state

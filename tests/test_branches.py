@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from graphs import GATES, build, forward, graphs, penalty
+from graphs import GATES, arrays_of, build, forward, graphs, penalty
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import ACTIVATIONS, assert_close, explicit, fused
@@ -185,14 +185,6 @@ def test_an_activation_behind_a_nested_chain():
 
 
 # values and gradients -----------------------------------------------------------------------------------------------
-
-
-def arrays_of(model, vector):
-    state, at = model.state_dict(), 0
-    for name, array in model._named("weight", "bias").items():
-        state[name] = vector[at : at + array.size].reshape(array.shape)
-        at += array.size
-    return state
 
 
 @given(parts=graphs(n_out=3), batch=st.sampled_from(BATCHES), seed=st.integers(0, 99))

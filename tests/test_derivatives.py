@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.sparse.linalg
-from graphs import build, forward, graphs, penalty
+from graphs import arrays_of, build, forward, graphs, penalty
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import ACTIVATIONS, SMOOTH, assert_close
@@ -53,15 +53,6 @@ def targets_for(name, batch, n, seed=0):
     if name.startswith("poisson"):
         return random.poisson(2.0, (batch, n)).astype(float)
     return random.standard_normal((batch, n))
-
-
-def arrays_of(model, vector):
-    """By name, as `forward` of graphs.py takes them."""
-    state, at = model.state_dict(), 0
-    for name, array in model._named("weight", "bias").items():
-        state[name] = vector[at : at + array.size].reshape(array.shape)
-        at += array.size
-    return state
 
 
 def test_every_loss_is_here():

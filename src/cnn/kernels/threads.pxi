@@ -238,7 +238,5 @@ cdef void parallel(task_function task, void* argument, int threads) noexcept nog
 
 
 def forget_waits():
-    """Let the next tasks be shared, whatever waits there were: for tests. Returns whether they would not have been."""
-    cdef bint alone = nanoseconds() < POOL.until
+    """Let the next tasks be shared, whatever waits there were: for tests of several threads."""
     POOL.spent = POOL.waited = POOL.penalty = POOL.until = 0
-    return alone
