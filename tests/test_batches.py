@@ -10,7 +10,7 @@ import pytest
 from networks import batch_for, build, chain
 
 import cnn
-from cnn import batches as batches_module
+from cnn.training import data as batches_module
 
 SPEC = chain(5, 9, 3)
 

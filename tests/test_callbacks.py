@@ -11,8 +11,8 @@ import pytest
 from networks import batch_for, build, chain
 
 import cnn
-from cnn import training
-from cnn.callbacks import METHODS, more_is_better, overridden
+from cnn.training import fit as training
+from cnn.training.callbacks import METHODS, more_is_better, overridden
 
 SPEC = chain(5, 9, 3)
 X, Y = batch_for(SPEC, "mse", 40, np.float32)

@@ -21,7 +21,7 @@ from networks import ACTIVATIONS, PARAMS, assert_close, batch_for, build, chain,
 from safetensors.numpy import load_file, save_file
 
 import cnn
-from cnn import checkpoint, container, durable
+from cnn.files import atomic_write, checkpoint, safetensors_file
 
 SPEC = [
     (300, 1, True),  # kept transposed in memory
@@ -543,13 +543,13 @@ def test_changed_while_it_is_read(path, model, monkeypatch):
 
 def test_shorter_while_it_is_read(path, model, monkeypatch):
     model.save(path)
-    arrays = container.Container.arrays
+    arrays = safetensors_file.Container.arrays
 
     def meanwhile(self):
         os.truncate(path, 500)
         return arrays(self)
 
-    monkeypatch.setattr(container.Container, "arrays", meanwhile)
+    monkeypatch.setattr(safetensors_file.Container, "arrays", meanwhile)
     assert_unreadable(path, "it became shorter while it was read")
 
 
@@ -557,14 +557,14 @@ def test_replaced_while_it_is_read(path, model, monkeypatch):
     """The file that was opened is read to its end, though another has its name by then."""
     model.save(path)
     other, _ = build(SPEC, "cross_entropy", dtype=model.dtype, seed=9)
-    arrays = container.Container.arrays
+    arrays = safetensors_file.Container.arrays
 
     def meanwhile(self):
         monkeypatch.undo()
         other.save(path)
         return arrays(self)
 
-    monkeypatch.setattr(container.Container, "arrays", meanwhile)
+    monkeypatch.setattr(safetensors_file.Container, "arrays", meanwhile)
     assert_same(cnn.load(path), model)
     assert_same(cnn.load(path), other)
 
@@ -587,7 +587,7 @@ def test_a_failed_write_leaves_the_old_file(path, model, monkeypatch, call):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(durable.os, call, failing)
+        patch.setattr(atomic_write.os, call, failing)
         with pytest.raises(OSError, match="No space left on device"):
             model.save(path)
     assert path.read_bytes() == old
@@ -604,7 +604,7 @@ def test_interrupted_write(path, model, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(durable.os, "fsync", interrupted)
+        patch.setattr(atomic_write.os, "fsync", interrupted)
         with pytest.raises(KeyboardInterrupt):
             model.save(path)
     assert path.read_bytes() == old
@@ -637,7 +637,7 @@ def test_the_order_of_a_write(path, model, monkeypatch):
         return record
 
     for name in ("fsync", "replace"):
-        monkeypatch.setattr(durable.os, name, recorded(name))
+        monkeypatch.setattr(atomic_write.os, name, recorded(name))
     model.save(path)
     assert calls == [("fsync", False), ("replace", False), ("fsync", True)]
 
@@ -654,9 +654,9 @@ def test_a_folder_that_cannot_be_flushed(path, model, monkeypatch):
 
         return call
 
-    monkeypatch.setattr(durable.os, "fsync", failing(errno.EINVAL))
+    monkeypatch.setattr(atomic_write.os, "fsync", failing(errno.EINVAL))
     model.save(path)
-    monkeypatch.setattr(durable.os, "fsync", failing(errno.EIO))
+    monkeypatch.setattr(atomic_write.os, "fsync", failing(errno.EIO))
     with pytest.raises(OSError, match=f"Input/output error: '{path}'"):
         model.save(path)
     assert_same(cnn.load(path), model)
@@ -701,7 +701,7 @@ def test_a_read_only_file_is_not_replaced(path, model, monkeypatch):
     model.save(path)
     old = path.read_bytes()
     # Whoever runs the tests may be root, who may write to everything.
-    monkeypatch.setattr(durable.os, "access", lambda path, mode: mode != os.W_OK)
+    monkeypatch.setattr(atomic_write.os, "access", lambda path, mode: mode != os.W_OK)
     with pytest.raises(PermissionError, match=f"is read-only: '{path}'"):
         model.save(path)
     assert path.read_bytes() == old
@@ -718,7 +718,7 @@ def test_owner(path, model, monkeypatch, owner):
         if owner:
             raise owner
 
-    monkeypatch.setattr(durable.os, "fchown", fchown)
+    monkeypatch.setattr(atomic_write.os, "fchown", fchown)
     model.save(path)
     assert given == [(path.stat().st_uid, path.stat().st_gid)]
     assert_same(cnn.load(path), model)
@@ -738,7 +738,7 @@ def test_temporary_files_of_dead_writers_are_swept(path, model):
     dead, random = dead_process(), "0123456789abcdef"
     stale = path.parent / f".cnn-{dead}-{random}.tmp"
     own = path.parent / f".cnn-{os.getpid()}-{random}.tmp"
-    locked = path.parent / f".cnn-{dead}-{random[::-1]}.tmp"  # by a writer in another container, say
+    locked = path.parent / f".cnn-{dead}-{random[::-1]}.tmp"  # by a writer in another safetensors_file, say
     link = path.parent / f".cnn-{dead}-{'a' * 16}.tmp"
     others = [
         f".cnn-{dead}-{random}.tmp.txt",
@@ -763,23 +763,23 @@ def test_a_writer_holds_its_lock(path, model, monkeypatch):
 
     def meanwhile(handle):
         monkeypatch.undo()
-        monkeypatch.setattr(durable, "_lives", lambda process: False)
-        durable.sweep(str(path.parent))
+        monkeypatch.setattr(atomic_write, "_lives", lambda process: False)
+        atomic_write.sweep(str(path.parent))
         seen.extend(listing(path))
         fsync(handle)
 
-    monkeypatch.setattr(durable.os, "fsync", meanwhile)
+    monkeypatch.setattr(atomic_write.os, "fsync", meanwhile)
     model.save(path)
     assert len(seen) == 1
-    assert durable.TEMPORARY.fullmatch(seen[0])[1] == str(os.getpid())
+    assert atomic_write.TEMPORARY.fullmatch(seen[0])[1] == str(os.getpid())
     assert listing(path) == ["model.safetensors"]
 
 
 def test_living_and_dead_processes():
-    assert durable._lives(os.getpid())
-    assert durable._lives(1)
-    assert not durable._lives(int(dead_process()))
-    assert not durable._lives(9_999_999_999)
+    assert atomic_write._lives(os.getpid())
+    assert atomic_write._lives(1)
+    assert not atomic_write._lives(int(dead_process()))
+    assert not atomic_write._lives(9_999_999_999)
 
 
 def test_saves_at_the_same_time(path, dtype):
@@ -810,7 +810,7 @@ def test_nothing_is_left_open(path, model):
 
 def test_a_header_that_could_not_be_read_again_is_not_written(path, monkeypatch):
     model = cnn.Sequential([cnn.Linear(1, 1) for _ in range(60)])
-    monkeypatch.setattr(container, "MOST_HEADER", 10_000)
+    monkeypatch.setattr(safetensors_file, "MOST_HEADER", 10_000)
     with pytest.raises(ValueError, match=r"a header of \d+ bytes is longer than the 10000 that can be read again"):
         model.save(path)
     assert listing(path) == []

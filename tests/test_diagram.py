@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import cnn
-from cnn import diagram
+from cnn.models import diagram
 
 
 def network(loss=True):

@@ -308,7 +308,7 @@ def test_widths_must_follow_from_one_another():
         (
             lambda: [cnn.Linear(2, 2), cnn.ReLU],
             TypeError,
-            r"^layer 1: expected a layer, got <class 'cnn.layers.ReLU'> \(pass an object, not the class\)",
+            r"^layer 1: expected a layer, got <class 'cnn.layers.activations.ReLU'> \(pass an object, not the class\)",
         ),
         (lambda: [cnn.Linear(2, 2), cnn.SGD()], TypeError, r"^layer 1: expected a layer, got SGD\("),
         (

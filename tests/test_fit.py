@@ -17,7 +17,8 @@ from networks import assert_close, batch_for, build, chain, specs
 from sklearn.utils.class_weight import compute_class_weight
 
 import cnn
-from cnn import _dispatch, training
+from cnn import _dispatch
+from cnn.training import fit as training
 
 HYPER = {"lr": 5e-4, "momentum": 0.9, "weight_decay": 0.01}  # nothing diverges, however wide
 

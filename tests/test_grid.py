@@ -267,7 +267,7 @@ def missing():
     entries |= {type(loss.make(3)) for loss in grid.LOSSES.values()}
     entries |= {optimizer.cls for optimizer in grid.OPTIMIZERS.values()}
     entries |= {type(schedule) for schedule in grid.SCHEDULES}
-    kinds = (cnn.layers.Layer, cnn.losses.Loss, cnn.optim.Optimizer, cnn.schedules.Schedule)
+    kinds = (cnn.layers.Layer, cnn.losses.Loss, cnn.optim.Optimizer, cnn.optim.schedules.Schedule)
     return {cls.__name__ for kind in kinds for cls in public(kind)} - {cls.__name__ for cls in entries}
 
 

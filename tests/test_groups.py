@@ -11,7 +11,7 @@ import pytest
 from networks import RULES, assert_close, assert_parameters, batch_for, build, explicit, fused, native_loop
 
 import cnn
-from cnn import optim
+from cnn.optim import optimizers as optim
 
 SPEC = [(5, 7, True), ("tanh", None), (7, 33, True), ("tanh", None), (33, 17, False), ("tanh", None), (17, 2, True)]
 WAYS = [fused, explicit, native_loop]

@@ -6,7 +6,7 @@ from networks import batch_for, build, chain
 from sklearn import metrics as sklearn_metrics
 
 import cnn
-from cnn.metrics import AUC, F1, MAE, R2, RMSE, Accuracy, Metrics, TopK
+from cnn.training.metrics import AUC, F1, MAE, R2, RMSE, Accuracy, Metrics, TopK
 
 
 def fed(metric, targets, outputs, blocks=1):

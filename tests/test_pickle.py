@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import cnn
-from cnn import checkpoint
+from cnn.files import checkpoint
 
 X = np.random.default_rng(0).standard_normal((40, 4))
 Y = np.random.default_rng(1).integers(0, 3, 40)
@@ -91,8 +91,8 @@ def test_what_a_pickle_names():
     """The function that reads the bytes of a file, and the class: no array, no layer."""
     named = [argument for code, argument, _ in pickletools.genops(pickle.dumps(network(), 2)) if code.name == "GLOBAL"]
     assert [name for name in named if "codecs" not in name] == [
-        "cnn.checkpoint from_bytes",
-        "cnn.sequential Sequential",
+        "cnn.files.checkpoint from_bytes",
+        "cnn.models.sequential Sequential",
     ]
 
 

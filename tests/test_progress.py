@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cnn
-from cnn.progress import Progress, _clock, _text
+from cnn.training.progress import Progress, _clock, _text
 
 ROWS, EPOCHS = 64, 3
 

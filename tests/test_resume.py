@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import cnn
-from cnn import checkpoint, container, durable
+from cnn.files import atomic_write, checkpoint, safetensors_file
 
 EPOCHS, BREAK = 20, 7
 
@@ -276,11 +276,11 @@ def changed(model, path, edit):
     tensors, metadata = checkpoint._parts(model, True)
     names = {name.removeprefix("cnn.training/"): name for name in tensors}
     arrays = {short: np.array(tensors[name]) for short, name in names.items() if short != name}
-    numbers = container.parsed(metadata["training"], "")
+    numbers = safetensors_file.parsed(metadata["training"], "")
     numbers = edit(arrays, numbers) or numbers
     tensors = {name: a for name, a in tensors.items() if not name.startswith("cnn.training/")}
     metadata["training"] = json.dumps(numbers)
-    durable.replace(path, container.pack(tensors | {f"cnn.training/{k}": a for k, a in arrays.items()}, metadata))
+    atomic_write.replace(path, safetensors_file.pack(tensors | {f"cnn.training/{k}": a for k, a in arrays.items()}, metadata))
 
 
 EDITS = {
@@ -340,7 +340,7 @@ def test_training_tensors_without_their_numbers(tmp_path):
     model = plain(cnn.SGD())
     tensors, metadata = checkpoint._parts(model, True)
     del metadata["training"]
-    durable.replace(tmp_path / "file", container.pack(tensors, metadata))
+    atomic_write.replace(tmp_path / "file", safetensors_file.pack(tensors, metadata))
     with pytest.raises(ValueError, match="unknown counters: the file has no other training state"):
         cnn.load(tmp_path / "file")
 
@@ -514,18 +514,18 @@ def test_the_optimizer_stays_the_same_object(tmp_path):
 
 def test_the_snapshot_is_taken_at_once(tmp_path, monkeypatch):
     """What happens to the model while the file is written is not in it."""
-    write, go = durable.replace, threading.Event()
+    write, go = atomic_write.replace, threading.Event()
 
     def waiting(path, pieces):
         assert go.wait(60)
         write(path, pieces)
 
-    monkeypatch.setattr(durable, "replace", waiting)
+    monkeypatch.setattr(atomic_write, "replace", waiting)
     model = plain(cnn.Adam())
     fit(model, 1)
     history = cnn.History({"loss": [1.0]})
     saver = checkpoint.Saver(model, tmp_path)
-    before = b"".join(container.pack(*checkpoint._parts(model, True, 1, history)))
+    before = b"".join(safetensors_file.pack(*checkpoint._parts(model, True, 1, history)))
     saver.epoch_done(1, history)
     fit(model, 3, initial_epoch=1)
     history["loss"].append(2.0)
@@ -536,14 +536,14 @@ def test_the_snapshot_is_taken_at_once(tmp_path, monkeypatch):
 
 def test_the_loop_does_not_wait(tmp_path, monkeypatch):
     """At most one snapshot waits for the thread: the newest, which is never lost."""
-    write, go, begun = durable.replace, threading.Event(), threading.Event()
+    write, go, begun = atomic_write.replace, threading.Event(), threading.Event()
 
     def waiting(path, pieces):
         begun.set()
         assert go.wait(60)
         write(path, pieces)
 
-    monkeypatch.setattr(durable, "replace", waiting)
+    monkeypatch.setattr(atomic_write, "replace", waiting)
     model = plain(cnn.Adam())
     saver = checkpoint.Saver(model, tmp_path, keep=9)
     for epoch in range(1, 8):
@@ -564,7 +564,7 @@ def test_errors_of_the_thread_are_raised(tmp_path, monkeypatch):
     model = plain(cnn.Adam())
     saver = checkpoint.Saver(model, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "replace", full)
+        patch.setattr(atomic_write, "replace", full)
         saver.epoch_done(1, cnn.History())
         saver._thread and saver._thread.join()
         with pytest.raises(OSError, match=r"No space left on device: '.*checkpoint-000001.safetensors'"):

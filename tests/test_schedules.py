@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import cnn
-from cnn import schedules
+from cnn.optim import schedules
 
 # One of each, and the number of steps of its course.
 SETTINGS = [

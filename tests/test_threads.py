@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from networks import assert_close, batch_for, build, chain, run_together
 
 import cnn
-from cnn import _threads, training
+from cnn import _threads
+from cnn.training import fit as training
 
 COUNTS = (1, 2, 3, 4, 8)
 # Layers of more than 128 rows; kept transposed, as last and as first layer; and small ones, which need many rows.

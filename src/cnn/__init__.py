@@ -3,27 +3,31 @@
 __version__ = "0.1.0"
 
 from . import functional, initializers
-from ._config import get_include, show_config
+from ._about import get_include, show_config
 from ._threads import get_num_threads, set_num_threads
-from .batches import Blocks
-from .branches import Add, Concat, Maximum, Multiply
-from .callbacks import Callback, CSVLogger, EarlyStopping, LambdaCallback, TensorBoardLogger
-from .checkpoint import load
 from .export.c import to_c
 from .export.onnx import from_onnx, to_onnx
 from .export.sklearn import from_sklearn
 from .export.torch import from_torch, to_torch
-from .gradcheck import gradcheck
-from .history import History
+from .files import load
 from .layers import (
     ELU,
     GELU,
+    Add,
+    BatchNorm1d,
+    Concat,
+    Dropout,
     Identity,
+    LayerNorm,
     LeakyReLU,
     Linear,
+    LogSoftmax,
+    Maximum,
+    Multiply,
     ReLU,
     Sigmoid,
     SiLU,
+    Softmax,
     Softplus,
     Tanh,
 )
@@ -39,9 +43,12 @@ from .losses import (
     QuantileLoss,
     SmoothL1Loss,
 )
-from .optim import SGD, Adagrad, Adam, AdamW, RMSprop
-from .regularization import BatchNorm1d, Dropout, LayerNorm
-from .schedules import (
+from .models import Sequential, gradcheck
+from .optim import (
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
     ConstantLR,
     CosineAnnealingLR,
     CosineAnnealingWarmRestarts,
@@ -51,12 +58,20 @@ from .schedules import (
     OneCycleLR,
     PolynomialLR,
     ReduceLROnPlateau,
+    RMSprop,
     SequentialLR,
     StepLR,
 )
-from .sequential import Sequential
-from .softmax import LogSoftmax, Softmax
-from .training import DivergenceError
+from .training import (
+    Blocks,
+    Callback,
+    CSVLogger,
+    DivergenceError,
+    EarlyStopping,
+    History,
+    LambdaCallback,
+    TensorBoardLogger,
+)
 
 __all__ = [
     "ELU",

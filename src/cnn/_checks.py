@@ -65,3 +65,20 @@ def choice(name: str, value, known: Sequence[str]) -> Any:
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
     return value
+
+
+def finite(name: str, value, low: float = -np.inf) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not (np.isfinite(value) and value >= low):
+        least = "" if low == -np.inf else f" of at least {low:g}"
+        raise ValueError(f"{name}: expected a finite number{least}, got {value}")
+    return float(value)
+
+
+def fraction(name: str, value) -> float:
+    """value as a float, if it is a number from 0 to 1."""
+    value = number(name, value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a number from 0 to 1, got {value:g}")
+    return value

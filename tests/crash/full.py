@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import cnn
-from cnn import checkpoint
+from cnn.files import checkpoint
 
 SMALL, LARGE = 10, 500  # widths: files of 1 kB and 1 MB
 ROOM = 300_000  # bytes

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import cnn
-from cnn import checkpoint, durable
+from cnn.files import atomic_write, checkpoint
 
 WIDTHS = (8, 64, 700)  # files of 1 kB, 17 kB and 2 MB
 LONGEST = 0.03  # seconds from the first save to the kill
@@ -118,7 +118,7 @@ def steps(parent=None):
                     way.save(i)
             child = os.fork()
             if child == 0:
-                durable.os = Killing(n)
+                atomic_write.os = Killing(n)
                 way.save(2)
                 os._exit(0)
             _, status = os.waitpid(child, 0)
@@ -133,10 +133,10 @@ def steps(parent=None):
 
 def check_swept(folder, way):
     """After a kill: how many temporary files there are; a save sweeps them."""
-    left = [name for name in os.listdir(folder) if durable.TEMPORARY.fullmatch(name)]
+    left = [name for name in os.listdir(folder) if atomic_write.TEMPORARY.fullmatch(name)]
     assert len(left) <= 1, left
     way.save(0)
-    assert not [name for name in os.listdir(folder) if durable.TEMPORARY.fullmatch(name)], "not swept"
+    assert not [name for name in os.listdir(folder) if atomic_write.TEMPORARY.fullmatch(name)], "not swept"
     return len(left)
 
 

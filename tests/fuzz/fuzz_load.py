@@ -28,7 +28,7 @@ from collections import Counter
 import numpy as np
 
 import cnn
-from cnn import checkpoint, container
+from cnn.files import checkpoint, safetensors_file
 
 MEMORY = 100 << 20
 NUMBERS = (0, 1, 2, 3, 7, 8, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64)
@@ -71,7 +71,7 @@ def models():
 def corpus():
     """The content of good files, with and without a training state."""
     for model in models():
-        yield b"".join(container.pack(*checkpoint._parts(model, False)))
+        yield b"".join(safetensors_file.pack(*checkpoint._parts(model, False)))
         width = next(layer for layer in model.layers if isinstance(layer, cnn.Linear)).in_features
         model.fit(np.ones((4, width)), [0, 1, 1, 0], epochs=2)
         yield checkpoint.to_bytes(model)
@@ -233,7 +233,7 @@ def sealed(content):
     try:
         (n,) = struct.unpack_from("<Q", content)
         header = json.loads(content[8 : 8 + n])
-        sha = container._digest_of_header(header)
+        sha = safetensors_file._digest_of_header(header)
         sha.update(content[8 + n :])
         header["__metadata__"]["digest"] = sha.hexdigest()
         text = json.dumps(header).encode()
@@ -246,7 +246,7 @@ def sealed(content):
 
 
 def packed(model, training):
-    return b"".join(container.pack(*checkpoint._parts(model, training)))
+    return b"".join(safetensors_file.pack(*checkpoint._parts(model, training)))
 
 
 def numbers_of(content):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import cnn
-from cnn import checkpoint
+from cnn.files import checkpoint
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -158,6 +158,6 @@ def test_defaults():
         parameters = inspect.signature(cls).parameters.items()
         return {name: p.default for name, p in parameters if p.default is not p.empty}
 
-    for name in cnn.schedules.__all__:
+    for name in cnn.optim.schedules.__all__:
         ours, theirs = defaults(getattr(cnn, name)), defaults(getattr(lr_scheduler, name))
         assert {k: v for k, v in ours.items() if k not in ("interval", "monitor")}.items() <= theirs.items(), name

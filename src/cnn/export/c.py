@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..durable import replace
+from ..files.atomic_write import replace
 from .graph import Graph, Node, graph_of
 
 GROUP = 4  # numbers in the smallest vectors (SSE, NEON)

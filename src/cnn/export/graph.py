@@ -1,6 +1,6 @@
 """A model as the list of nodes that the writers (onnx.py, c.py) go along: what `predict` computes, without the loss.
 
-It is the graph that the native program is made of (compilation.py) with activations as nodes of their own and without
+It is the graph that the native program is made of (layers/graph.py) with activations as nodes of their own and without
 what does nothing when a model predicts.
 """
 
@@ -30,7 +30,7 @@ class Graph(NamedTuple):
 
 def graph_of(model: Any) -> Graph:
     """The nodes of a `Sequential` in an order in which they can run."""
-    from ..sequential import Sequential
+    from ..models import Sequential
 
     if not isinstance(model, Sequential):
         raise TypeError(f"model: expected a cnn.Sequential, got {type(model).__name__}")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from .. import layers
-from ..durable import replace
-from ..sequential import Sequential
+from ..files.atomic_write import replace
+from ..models import Sequential
 from .graph import Node, graph_of
 
 OLDEST_OPSET = 13

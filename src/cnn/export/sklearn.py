@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import layers, losses
-from ..sequential import Sequential
+from ..models import Sequential
 
 _ACTIVATIONS = {
     "identity": layers.Identity,

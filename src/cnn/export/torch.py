@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from .. import layers
-from ..compilation import in_features
-from ..regularization import BatchNorm1d, Dropout, LayerNorm
-from ..sequential import Sequential
-from ..softmax import LogSoftmax, Softmax
+from ..layers import BatchNorm1d, Dropout, LayerNorm, LogSoftmax, Softmax
+from ..layers.graph import in_features
+from ..models import Sequential
 
 # PyTorch's Softplus is the identity from `threshold` on. At its default, 20, that is 2e-9 from log(1 + exp(z)); from
 # 40 on the two are one number in float64.

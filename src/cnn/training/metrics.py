@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import layers
+from .. import layers
 
 KNOWN = ("accuracy", "auc", "f1", "mae", "r2", "rmse", "top_k")
 

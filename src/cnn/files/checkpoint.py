@@ -8,7 +8,7 @@ is further tensors, whose names begin with TRAINING. The metadata are strings:
     version     of this description: 1 had neither digest nor training state
     config      JSON: what Sequential.get_config gives
     training    JSON, with the training state only: the numbers that are no arrays
-    digest      SHA-256 of all that, see container.py
+    digest      SHA-256 of all that, see safetensors_file.py
 
 Loading runs nothing from the file: the configuration may only name the library's own classes.
 """
@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from . import container, durable
+from . import atomic_write, safetensors_file
 
 FORMAT_VERSION = 2
 TRAINING = "cnn.training/"
@@ -45,12 +45,12 @@ Parts = tuple[dict[str, np.ndarray], dict[str, str]]  # of a file: tensors and m
 
 def save(model: Any, path: str | os.PathLike, training_state: bool = False) -> None:
     """See Sequential.save."""
-    durable.replace(path, container.pack(*_parts(model, training_state)))
+    atomic_write.replace(path, safetensors_file.pack(*_parts(model, training_state)))
 
 
 def to_bytes(model: Any) -> bytes:
     """The content of a file with the training state, for pickle."""
-    return b"".join(container.pack(*_parts(model, True)))
+    return b"".join(safetensors_file.pack(*_parts(model, True)))
 
 
 def _parts(model: Any, training_state: bool, epoch: int | None = None, history: Any = None) -> Parts:
@@ -130,10 +130,10 @@ def load(path: str | os.PathLike):
 
 def _load(path: str | os.PathLike) -> tuple[Any, int | None]:
     """The model, and the last epoch that it had done, if the file has a training state."""
-    from .sequential import Sequential
+    from ..models.sequential import Sequential
 
     path = os.fsdecode(path)
-    with container.opened(path) as (file, size):
+    with safetensors_file.opened(path) as (file, size):
         try:
             return _model(Sequential, file, size)
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
@@ -163,25 +163,25 @@ def _model(cls: Any, file: BinaryIO, size: int) -> tuple[Any, int | None]:
 
 def _read(cls: Any, file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str, np.ndarray], Any]:
     """Configuration, tensors, and the numbers of the training state or None; all that can be checked alone is."""
-    box = container.Container(file, size)
+    box = safetensors_file.Container(file, size)
     metadata = box.metadata
     if metadata.get("format") != "cnn":
         raise ValueError("it was not written by cnn.Sequential.save")
     if not re.fullmatch("[1-9][0-9]{0,8}", metadata.get("version", "")):
-        raise ValueError(f"expected a format version, got {container.short(metadata.get('version'))}")
+        raise ValueError(f"expected a format version, got {safetensors_file.short(metadata.get('version'))}")
     version = int(metadata["version"])
     if version > FORMAT_VERSION:
         raise ValueError(f"its format is version {version}, and this library reads up to {FORMAT_VERSION}")
     names = set(metadata) - ({"training"} if version > 1 else set())
     if names != METADATA[version]:
         expected = ", ".join(sorted(METADATA[version]))
-        raise ValueError(f"__metadata__: expected {expected}, got {container.short(sorted(names))}")
-    config = container.parsed(metadata["config"], "config")
+        raise ValueError(f"__metadata__: expected {expected}, got {safetensors_file.short(sorted(names))}")
+    config = safetensors_file.parsed(metadata["config"], "config")
     sizes = [tensor.size for name, tensor in box.tensors.items() if not name.startswith(TRAINING)]
     _check_config(cls, config, sum(sizes))
     if version > 1 and metadata["digest"] != box.digest():
         raise ValueError("it is damaged: its content does not fit its digest")
-    training = container.parsed(metadata["training"], "training") if "training" in metadata else None
+    training = safetensors_file.parsed(metadata["training"], "training") if "training" in metadata else None
     return config, box.arrays(), training
 
 
@@ -192,7 +192,7 @@ def _check_config(cls: Any, config: Any, available: int) -> None:
     the last one is seen when they are loaded.
     """
     if not isinstance(config, dict):
-        raise ValueError(f"config: expected a table, got {container.short(config)}")
+        raise ValueError(f"config: expected a table, got {safetensors_file.short(config)}")
     least = most = layers = 0
     for layer in _tables(config.get("layers")):
         layers += 1
@@ -201,7 +201,7 @@ def _check_config(cls: Any, config: Any, available: int) -> None:
             if type(width) is int and width < 1:
                 raise ValueError(f"config: {name}: expected at least 1, got {width}")
             if type(width) is not int or width > available:
-                raise ValueError(f"config: {name} of {container.short(width)}, with {available} numbers for all layers")
+                raise ValueError(f"config: {name} of {safetensors_file.short(width)}, with {available} numbers for all layers")
         if widths:
             weights = math.prod(widths.values())
             least += weights if len(widths) > 1 else 0  # there are normalisations without parameters
@@ -230,12 +230,12 @@ def _set_training_state(model: Any, arrays: dict[str, np.ndarray], numbers: Any)
     """Set what `_training_state` gave, checked; returns the last epoch done."""
     names = {"epoch", "epochs_seen", "history", "position", "random_seed", "schedule", "training"}
     if not isinstance(numbers, dict) or numbers.keys() != names:
-        raise ValueError(f"training: expected {', '.join(sorted(names))}, got {container.short(numbers)}")
+        raise ValueError(f"training: expected {', '.join(sorted(names))}, got {safetensors_file.short(numbers)}")
     for name in ("epoch", "epochs_seen", "random_seed"):
         if type(n := numbers[name]) is not int or not 0 <= n < 1 << 63:
-            raise ValueError(f"training: {name}: expected an integer of at least 0, got {container.short(n)}")
+            raise ValueError(f"training: {name}: expected an integer of at least 0, got {safetensors_file.short(n)}")
     if not isinstance(numbers["training"], bool):
-        raise ValueError(f"training: training: expected true or false, got {container.short(numbers['training'])}")
+        raise ValueError(f"training: training: expected true or false, got {safetensors_file.short(numbers['training'])}")
     position = numbers["position"]
     if position is not None and not (
         isinstance(position, list)
@@ -243,18 +243,18 @@ def _set_training_state(model: Any, arrays: dict[str, np.ndarray], numbers: Any)
         and position[0] >= 1
         and position[1] >= 0
     ):
-        raise ValueError(f"training: position: expected epoch, rows and four sums, got {container.short(position)}")
+        raise ValueError(f"training: position: expected epoch, rows and four sums, got {safetensors_file.short(position)}")
     arrays = dict(arrays)
     model.history = None if numbers["history"] is None else _history(arrays, numbers["history"])
     schedule = _schedule(model)
     if (schedule is None) != (numbers["schedule"] is None):
-        raise ValueError(f"training: schedule: {container.short(numbers['schedule'])} is no state of {schedule!r}")
+        raise ValueError(f"training: schedule: {safetensors_file.short(numbers['schedule'])} is no state of {schedule!r}")
     if schedule is not None:
         schedule.load_state_dict(numbers["schedule"])
     for name, a in arrays.items():
         dtype = np.dtype(np.int64) if name == "counters" else model.dtype
         if a.dtype != dtype:
-            raise ValueError(f"training: {container.short(name)}: expected dtype {dtype}, got {a.dtype}")
+            raise ValueError(f"training: {safetensors_file.short(name)}: expected dtype {dtype}, got {a.dtype}")
     model._random_seed = numbers["random_seed"]
     model._program.set_seed(model._random_seed)
     model._program.set_state(arrays, _states(model))
@@ -266,15 +266,15 @@ def _set_training_state(model: Any, arrays: dict[str, np.ndarray], numbers: Any)
 
 def _history(arrays: dict[str, np.ndarray], names: Any) -> Any:
     """The History of these names; takes its arrays from the others."""
-    from .training import History
+    from ..training.history import History
 
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"training: history: expected a list of names, got {container.short(names)}")
+        raise ValueError(f"training: history: expected a list of names, got {safetensors_file.short(names)}")
 
     def taken(name, dtype):
         values = arrays.pop(name, None)
         if values is None or values.ndim != 1 or values.dtype != dtype:
-            raise ValueError(f"training: {container.short(name)}: expected a vector of {np.dtype(dtype)}")
+            raise ValueError(f"training: {safetensors_file.short(name)}: expected a vector of {np.dtype(dtype)}")
         return values.tolist()
 
     history = History({name: taken(HISTORY + name, np.float64) for name in names})
@@ -410,7 +410,7 @@ class Saver:
             try:
                 number = max(self.files(), default=0) + 1
                 path = os.path.join(self.folder, f"checkpoint-{number:06d}.safetensors")
-                durable.replace(path, container.pack(*parts))
+                atomic_write.replace(path, safetensors_file.pack(*parts))
                 for old in list(self.files().values())[self.keep :]:
                     os.unlink(old)
             except BaseException as error:

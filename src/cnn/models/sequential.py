@@ -17,11 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from . import checkpoint, compilation, derivatives, layers, losses, optim, training
-from ._dispatch import kernels
-from ._threads import get_num_threads, threads_for
-from .compilation import Graph, Place, chain
-from .config import built, described
+from .. import layers, losses, optim
+from .._dispatch import kernels
+from .._registry import built, described
+from .._threads import get_num_threads, threads_for
+from ..files import checkpoint
+from ..layers import graph as compilation
+from ..layers.graph import Graph, Place, chain
+from ..optim.optimizers import MOMENTUM
+from ..training import fit as training
+from ..training.history import History
+from . import derivatives
 
 __all__ = ["Sequential"]
 
@@ -288,7 +294,7 @@ class Sequential(layers.Layer):
         schedule = self._optimizer.schedule
         if schedule is None or schedule.interval != "step":
             return None
-        return schedule.rates(self._program.steps, 1, self._optimizer.lr, self._optimizer.table[0, optim.MOMENTUM])
+        return schedule.rates(self._program.steps, 1, self._optimizer.lr, self._optimizer.table[0, MOMENTUM])
 
     def zero_grads(self) -> None:
         """Set all gradients to zero."""
@@ -496,7 +502,7 @@ class Sequential(layers.Layer):
         return loss
 
     _position: tuple | None = None  # within an epoch of fit: its number, the rows done, the sums so far
-    history: training.History | None = None  # of the last fit, also of one that an exception has ended
+    history: History | None = None  # of the last fit, also of one that an exception has ended
     stop_training = False  # set to True in a callback, ends fit after this batch or epoch
     _fitting = False
 

@@ -12,12 +12,13 @@ def described(part: Any) -> dict[str, Any] | None:
 
 def known(kind: str) -> dict[str, type]:
     """The classes by name that may stand as a "layer", "loss" or "optimizer"."""
-    from . import branches, layers, losses, optim, regularization, sequential, softmax
+    from . import layers, losses, models
+    from .optim import optimizers
 
     modules: dict[str, tuple] = {
-        "layer": (layers, regularization, softmax, branches, sequential),
+        "layer": (layers, models),
         "loss": (losses,),
-        "optimizer": (optim,),
+        "optimizer": (optimizers,),
     }
     return {name: getattr(module, name) for module in modules[kind] for name in module.__all__}
 

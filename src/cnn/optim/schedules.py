@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ._checks import arguments, choice, flag, integer, number, positive
+from .._checks import arguments, choice, flag, integer, number, positive
 
 __all__ = [
     "ConstantLR",

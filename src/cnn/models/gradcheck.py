@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import derivatives
-from ._checks import integer, positive
+from .._checks import integer, positive
 from .sequential import Sequential
 
 __all__ = ["Check", "GradcheckReport", "gradcheck"]

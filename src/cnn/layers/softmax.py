@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .layers import Layer
+from .base import Layer
 
 __all__ = ["LogSoftmax", "Softmax"]
 

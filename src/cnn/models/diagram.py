@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from . import layers
-from .branches import Branches
+from .. import layers
+from ..layers import Branches
 
 GATES = {"add": "+", "multiply": "\N{MULTIPLICATION SIGN}", "maximum": "max", "concat": "concat"}
 COLOURS = {  # of a kind of box: inside, border

@@ -6,9 +6,9 @@ a residual connection, `Multiply` a gated unit, `Maximum` a maxout unit.
 
 from __future__ import annotations
 
-from .compilation import Place, computes_natively
-from .config import described
-from .layers import Layer
+from .._registry import described
+from .base import Layer
+from .graph import Place, computes_natively
 
 __all__ = ["Add", "Concat", "Maximum", "Multiply"]
 

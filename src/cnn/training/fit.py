@@ -1,6 +1,6 @@
 """`fit` and `evaluate`: epochs of native training, cut into calls short enough for Ctrl-C and a progress bar.
 
-Where the rows come from is in batches.py; what is made of the numbers is in metrics.py, history.py and progress.py.
+Where the rows come from is in data.py; what is made of the numbers is in metrics.py, history.py and progress.py.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any, cast
 
 import numpy as np
 
-from . import losses
-from .batches import Blocks, Names, Part, Rows, Source, source_of
+from .. import losses
+from ..optim.optimizers import MOMENTUM, Optimizer
+from ..optim.schedules import ReduceLROnPlateau
+from .data import Blocks, Names, Part, Rows, Source, source_of
 from .callbacks import Callback, EarlyStopping, overridden
 from .history import History
 from .metrics import Metrics
-from .optim import MOMENTUM, Optimizer
 from .progress import Progress
-from .schedules import ReduceLROnPlateau
 
 SLICE = 0.05  # seconds that one native call may take
 EVALUATION_WORK = 1 << 28  # multiply-adds of one native call of evaluation; fixed, so that sums are always cut alike
@@ -205,7 +205,7 @@ def _fit(
 
     saver = None
     if checkpoint is not None:  # the only place that knows of checkpoints, with epoch_done and close below
-        from .checkpoint import Saver
+        from ..files.checkpoint import Saver
 
         saver = Saver(model, checkpoint, checkpoint_every, keep)
         if resume:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from . import layers
-from .branches import Branches
+from .. import layers
+from ..layers import Branches
 
 HEAD = ("", "layer", "output", "parameters", "FLOPs / sample")
 

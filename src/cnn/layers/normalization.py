@@ -1,4 +1,4 @@
-"""Dropout, batch normalisation and layer normalisation."""
+"""Batch normalisation and layer normalisation."""
 
 from __future__ import annotations
 
@@ -6,38 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ._checks import flag, integer, number, positive
-from .layers import Layer, Parametric
+from .._checks import flag, fraction, integer, positive
+from .base import Parametric
 
-__all__ = ["BatchNorm1d", "Dropout", "LayerNorm"]
-
-
-class Dropout(Layer):
-    """In training, y = x m / (1 - p), each m being 0 with probability p and else 1; otherwise y = x.
-
-    Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, JMLR 15, 2014.
-
-    Parameters
-    ----------
-    p : float
-        Probability of dropping an element, from 0 to 1; float32's precision is kept of it.
-
-    Notes
-    -----
-    In a model the masks follow from the model's seed, the layer's place, the number of rows trained on so far, and the
-    column: threads, the instruction set and the dtype make no difference. (In float32 the rest of training does.)
-    """
-
-    _fixed = ("p",)
-
-    def __init__(self, p=0.5):
-        self.p = _share("p", p)
-
-    def _compile(self, graph, source, place):
-        return graph.add(place, "dropout", [source], graph.widths[source], param=self.p)
-
-    def get_config(self):
-        return {"p": self.p}
+__all__ = ["BatchNorm1d", "LayerNorm"]
 
 
 class Norm(Parametric):
@@ -114,7 +86,7 @@ class BatchNorm1d(Norm):
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, *, dtype="float32"):
         self.num_features = integer("num_features", num_features, 1)
-        self.momentum = None if momentum is None else _share("momentum", momentum)
+        self.momentum = None if momentum is None else fraction("momentum", momentum)
         self.affine = flag("affine", affine)
         super().__init__(self.num_features, eps, self.affine, self.affine, dtype)
 
@@ -220,10 +192,3 @@ class LayerNorm(Norm):
             "elementwise_affine": self.elementwise_affine,
             "bias": self.has_bias,
         }
-
-
-def _share(name: str, value) -> float:
-    value = number(name, value)
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected a number from 0 to 1, got {value:g}")
-    return value

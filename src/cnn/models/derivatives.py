@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ._threads import get_num_threads
+from .._threads import get_num_threads
 
 
 def native(model: Any):

@@ -1,0 +1,36 @@
+"""`Dropout`."""
+
+from __future__ import annotations
+
+from .._checks import fraction
+from .base import Layer
+
+__all__ = ["Dropout"]
+
+
+class Dropout(Layer):
+    """In training, y = x m / (1 - p), each m being 0 with probability p and else 1; otherwise y = x.
+
+    Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, JMLR 15, 2014.
+
+    Parameters
+    ----------
+    p : float
+        Probability of dropping an element, from 0 to 1; float32's precision is kept of it.
+
+    Notes
+    -----
+    In a model the masks follow from the model's seed, the layer's place, the number of rows trained on so far, and the
+    column: threads, the instruction set and the dtype make no difference. (In float32 the rest of training does.)
+    """
+
+    _fixed = ("p",)
+
+    def __init__(self, p=0.5):
+        self.p = fraction("p", p)
+
+    def _compile(self, graph, source, place):
+        return graph.add(place, "dropout", [source], graph.widths[source], param=self.p)
+
+    def get_config(self):
+        return {"p": self.p}

@@ -1,0 +1,177 @@
+"""`Linear`: the affine map y = x W + b."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import initializers
+from .._checks import finite
+from .._dispatch import kernels
+from .base import Parametric
+
+__all__ = ["Linear"]
+
+
+class Linear(Parametric):
+    """Affine map y = x W + b.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Widths of x and y, at least 1.
+    bias : bool
+        Whether there is a b.
+    l1, l2 : float
+        Penalties on the weight, at least 0: in a model l1 sum |W| + l2 sum W**2 is part of the loss.
+    dtype : {"float32", "float64"}
+        Of the parameters, as long as the layer is used alone; a `Sequential` brings its own.
+    seed : int, optional
+        For the initial parameters, as long as the layer is used alone. None: different at every run.
+    weight_init, bias_init : str, dict or callable
+        Initial values: a name as "kaiming_uniform", "orthogonal", "zeros"; an object as
+        `cnn.initializers.KaimingUniform(nonlinearity="tanh")`; or a callable (shape, rng) -> array, rng a
+        `numpy.random.Generator`. A callable of your own is not saved with the model (its values are).
+
+    Attributes
+    ----------
+    weight : ndarray of shape (in_features, out_features)
+        By default uniform in +-1/sqrt(in_features) (Kaiming uniform with a = sqrt(5), as in PyTorch's Linear).
+    bias : ndarray of shape (out_features,), or None
+        By default from the same distribution.
+    grad_weight, grad_bias : ndarray
+        Gradients of the same shapes; `backward` adds to them.
+
+    Notes
+    -----
+    The parameters are drawn when they are first asked for. A layer that is handed to a `Sequential` before that gets
+    them from the model's seed; afterwards it brings its own. In a `Sequential` the arrays are views into the model's
+    memory: write into them (`layer.weight[...] = w`, or `layer.weight = w`, which does the same). Their rows may lie
+    apart from each other.
+
+    Examples
+    --------
+    >>> layer = Linear(2, 2)
+    >>> layer.weight = [[0.5, -1.0], [1.5, 0.0]]
+    >>> layer.bias = [0.1, 0.2]
+    >>> layer.forward([[1.0, 2.0]])
+    array([[ 3.6, -0.8]], dtype=float32)
+    """
+
+    _fixed = ("in_features", "out_features", "has_bias", "l1", "l2")
+
+    def __init__(
+        self,
+        in_features,
+        out_features,
+        bias=True,
+        *,
+        weight_init="default",
+        bias_init="default",
+        l1=0.0,
+        l2=0.0,
+        dtype="float32",
+        seed=None,
+    ):
+        for name, n in (("in_features", in_features), ("out_features", out_features)):
+            if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
+                raise TypeError(f"{name}: expected an int, got {n!r}")
+            if n < 1:
+                raise ValueError(f"{name}: expected at least 1, got {n}")
+        self.in_features = int(in_features)
+        self.out_features = int(out_features)
+        self.has_bias = bool(bias)
+        self.l1 = finite("l1", l1, low=0.0)
+        self.l2 = finite("l2", l2, low=0.0)
+        super().__init__(dtype)
+        self.seed = seed
+        self.weight_init, self.bias_init = (
+            init if isinstance(init, str) and init == "default" else initializers.get(init, name)
+            for name, init in (("weight_init", weight_init), ("bias_init", bias_init))
+        )
+        if getattr(self.bias_init, "weights_only", False):
+            raise ValueError(f"bias_init: {self.bias_init!r} is for weight matrices")
+        self._x: np.ndarray | None = None
+
+    def _draw(self, bits: np.random.PCG64) -> dict[str, np.ndarray | None]:
+        """Initial parameters. Made of the generator's raw bits, whose stream NumPy promises to keep."""
+        rng = np.random.Generator(bits)
+        return {
+            "weight": self._initial("weight_init", (self.in_features, self.out_features), rng),
+            "bias": self._initial("bias_init", (self.out_features,), rng) if self.has_bias else None,
+        }
+
+    def _initial(self, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+        init = getattr(self, name)
+        if isinstance(init, str):
+            return initializers.symmetric(rng, shape, self.in_features**-0.5).astype(self.dtype)
+        values = np.asarray(init(shape, rng))
+        if values.dtype.kind not in "fiub":
+            raise TypeError(f"{self!r}: {name}: expected real numbers, got dtype {values.dtype}")
+        if values.shape != shape:
+            raise ValueError(f"{self!r}: {name}: expected shape {shape}, got {values.shape}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{self!r}: {name}: expected finite numbers, got NaN or infinity")
+        return values.astype(self.dtype)
+
+    def _in_features(self):
+        return self.in_features
+
+    def _changes_width(self):
+        return True
+
+    def _compile(self, graph, source, place):
+        graph.expect(place, source, self.in_features)
+        return graph.add(
+            place, "linear", [source], self.out_features, act="identity", bias=self.has_bias, l1=self.l1, l2=self.l2
+        )
+
+    def forward(self, x):
+        """y = x W + b of shape (batch, out_features), for x of shape (batch, in_features). Keeps a copy of x.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If x has another shape, or is not made of real numbers.
+        """
+        y = kernels(self.dtype).linear_forward(x, self.weight, self.bias, 0, 0.0, None, None)
+        self._x = np.array(x, dtype=self.dtype)
+        return y
+
+    def backward(self, grad_output):
+        """The gradient of x, (batch, in_features); adds those of weight and bias to `grad_weight` and `grad_bias`.
+
+        Parameters
+        ----------
+        grad_output : array_like of shape (batch, out_features)
+            Gradient of the loss with respect to the last `forward`'s result.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no `forward`.
+        ValueError, TypeError
+            If grad_output does not fit it.
+        """
+        if self._x is None:
+            raise RuntimeError("backward needs a forward pass to go back over, but there was none")
+        grad_x, grad_weight, grad_bias = kernels(self.dtype).linear_backward(
+            grad_output, self._x, self.weight, None, None, None, False
+        )
+        np.add(self.grad_weight, grad_weight, out=self.grad_weight)
+        if self.has_bias:
+            np.add(self.grad_bias, grad_bias, out=self.grad_bias)
+        return grad_x
+
+    def get_config(self):
+        config = {"in_features": self.in_features, "out_features": self.out_features, "bias": self.has_bias}
+        options = {"l1": self.l1, "l2": self.l2}
+        for name in ("weight_init", "bias_init"):
+            options[name] = initializers.config_of(getattr(self, name))
+        return config | {name: value for name, value in options.items() if value}
+
+    def __repr__(self) -> str:
+        config = self.get_config()
+        options = [
+            f"{k}={v!r}" for k, v in config.items() if k not in ("in_features", "out_features") and v is not True
+        ]
+        return f"Linear({', '.join([str(self.in_features), str(self.out_features), *options])})"

@@ -1,0 +1,6 @@
+"""`Sequential`: layers compiled to one native program, and what is told about it."""
+
+from .gradcheck import Check, GradcheckReport, gradcheck
+from .sequential import Sequential
+
+__all__ = ["Check", "GradcheckReport", "Sequential", "gradcheck"]
