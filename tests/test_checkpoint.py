@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from networks import ACTIVATIONS, PARAMS, assert_close, batch_for, build, chain, is_linear, run_together
+from grid import WITH_PARAMETERS
+from networks import assert_close, batch_for, build, chain, is_linear, run_together
 from safetensors.numpy import load_file, save_file
 
 import cnn
@@ -76,7 +77,7 @@ def test_round_trip(isa, path, model, dtype):
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy", None])
 @pytest.mark.parametrize("optimizer", [None, cnn.SGD(lr=0.3, momentum=0.5, dampening=0.25)], ids=str)
 def test_round_trip_of_every_layer(path, dtype, loss, optimizer):
-    spec = [(name, p) for name in ACTIVATIONS for p in PARAMS.get(name, (None,))]
+    spec = list(WITH_PARAMETERS)
     spec = [*spec[:2], (3, 4, True), *spec, (4, 2, False), *spec[2:]]
     model, _ = build(spec, loss, dtype=dtype, optimizer=optimizer, seed=None)
     model.save(path)

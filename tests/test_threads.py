@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from every_layer import inputs_of, random_model
+from grid import build, chain, inputs_of, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import assert_close, batch_for, build, chain, run_together
+from networks import assert_close, batch_for, run_together
 
 import cnn
 from cnn import _threads

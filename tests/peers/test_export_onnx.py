@@ -11,10 +11,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from every_layer import inputs_of, random_model
+from grid import ACTIVATIONS, PARAMS, build, chain, inputs_of, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import ACTIVATIONS, PARAMS, build, chain
 from onnx import TensorProto, helper, numpy_helper
 
 import cnn

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from every_layer import inputs_of, random_model
+from grid import ACTIVATIONS, PARAMS, build, chain, inputs_of, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import ACTIVATIONS, PARAMS, build, chain
 from torch import nn
 
 import cnn
