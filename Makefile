@@ -23,7 +23,7 @@ demo: $(VENV)/demo.stamp
 	$(VENV)/bin/python examples/digits.py
 
 test: $(VENV)/test.stamp
-	$(PYTEST) $(VENV)/bin/python -m pytest tests
+	$(PYTEST) $(VENV)/bin/python -m pytest -n auto tests
 
 test-peers: $(VENV_PEERS)/peers.stamp
 	$(PYTEST) $(VENV_PEERS)/bin/python -m pytest tests/peers
@@ -81,7 +81,7 @@ valgrind: $(VENV)/test,dev.stamp
 
 # The long runs, 20 minutes at most.
 soak: $(VENV)/test.stamp
-	timeout 1200 sh -ec 'for script in growth interrupts memory sizes races; do \
+	timeout 1200 sh -ec 'for script in growth interrupts memory sizes races threads; do \
 	  echo "== $$script"; env -u PYTHONPATH $(VENV)/bin/python tests/soak/$$script.py; done'
 
 # A quick subset of the tests on every Python that is here, with modules of one instruction set. Not: two tests of
