@@ -42,6 +42,7 @@ lint: $(VENV)/test,lint.stamp
 	$(VENV)/bin/ruff format --check .
 	PATH="$(abspath $(VENV)/bin):$$PATH" cython-lint src/cnn
 	$(VENV)/bin/mypy
+	env -u PYTHONPATH $(VENV)/bin/python tools/check_docstrings.py
 	$(VENV)/bin/python -m mypy.stubtest cnn --ignore-missing-stub --mypy-config-file pyproject.toml
 
 # The sdist, and the wheel built from that sdist, by pinned tools.

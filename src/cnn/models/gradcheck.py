@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import integer, positive
 from . import derivatives
+from .._checks import integer, positive
 from .sequential import Sequential
 
 __all__ = ["Check", "GradcheckReport", "gradcheck"]

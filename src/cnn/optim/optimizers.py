@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .._checks import flag, number, positive
 from . import schedules
+from .._checks import flag, number, positive
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
 

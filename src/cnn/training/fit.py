@@ -16,8 +16,8 @@ import numpy as np
 from .. import losses
 from ..optim.optimizers import MOMENTUM, Optimizer
 from ..optim.schedules import ReduceLROnPlateau
-from .callbacks import Callback, EarlyStopping, overridden
 from .data import Blocks, Names, Part, Rows, Source, source_of
+from .callbacks import Callback, EarlyStopping, overridden
 from .history import History
 from .metrics import Metrics
 from .progress import Progress
