@@ -81,7 +81,7 @@ DIRECTIVES = {
 
 # A file whose date changes with the switches: all modules depend on it.
 SETTINGS = Path("build/settings.txt")
-DEPENDS = [str(SETTINGS), "setup.py", *sorted(glob.glob("src/cnn/kernels/*")), "src/cnn/include/cnn.h"]
+DEPENDS = [str(SETTINGS), "setup.py", *sorted(glob.glob("src/cnn/kernels/**/*.*", recursive=True)), "src/cnn/include/cnn.h"]
 
 
 def extension(name, source, macros=(), flags=()):

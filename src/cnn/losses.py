@@ -78,6 +78,8 @@ class Loss:
 
     kind: ClassVar[str]  # the kernels' name for it
     column: ClassVar[str | None] = None  # the argument that has a number for each output
+    # What the targets are, as the kernels check them: see Criterion in kernels/targets.pxi.
+    targets: ClassVar[dict[str, Any]] = {"targets": "numbers"}
 
     def __init__(self, *, reduction="mean"):
         self.reduction = choice("reduction", reduction, ("mean", "sum"))
@@ -141,17 +143,25 @@ class Loss:
         return k.loss_and_gradient(self.spec(), outputs, targets, sample_weight, vector)[1]
 
     def spec(self) -> dict[str, Any] | None:
-        """What the kernels need to know (`fill_loss` in kernels/targets.pxi)."""
-        spec = {"kind": self.kind, "name": type(self).__name__, "mean": self.reduction == "mean", **self._parameters()}
+        """What the kernels need to know (`Criterion` in kernels/targets.pxi)."""
+        spec: dict[str, Any] = {
+            "kind": self.kind,
+            "name": type(self).__name__,
+            "mean": self.reduction == "mean",
+            "parameters": [float(number) for number in self._parameters()],
+            **self.targets,
+        }
+        if hasattr(self, "ignore_index"):
+            spec["ignore_index"] = self.ignore_index
         if self.column is not None:
             numbers = getattr(self, self.column)
             spec["column"] = numbers.tolist() if isinstance(numbers, np.ndarray) else numbers
             spec["column_name"] = self.column
         return spec
 
-    def _parameters(self) -> dict[str, Any]:
-        """The numbers of the formula, by the kernels' names."""
-        return {}
+    def _parameters(self) -> tuple:
+        """The numbers of the formula, in the kernels' order."""
+        return ()
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON can hold them."""
@@ -211,8 +221,8 @@ class HuberLoss(Loss):
         super().__init__(reduction=reduction)
         self.delta = positive("delta", delta)
 
-    def _parameters(self) -> dict[str, Any]:
-        return {"delta": self.delta}
+    def _parameters(self):
+        return self.delta, 1.0
 
 
 class SmoothL1Loss(Loss):
@@ -231,8 +241,8 @@ class SmoothL1Loss(Loss):
         super().__init__(reduction=reduction)
         self.beta = number("beta", beta, 0)
 
-    def _parameters(self) -> dict[str, Any]:
-        return {"delta": self.beta, "unit": self.beta}
+    def _parameters(self):
+        return self.beta, self.beta
 
 
 class BCEWithLogitsLoss(Loss):
@@ -250,6 +260,7 @@ class BCEWithLogitsLoss(Loss):
     """
 
     kind = "bce"
+    targets: ClassVar = {"targets": "numbers", "high": 1.0, "expected": "a probability from 0 to 1"}
     column = "pos_weight"
 
     def __init__(self, *, pos_weight=None, reduction="mean"):
@@ -287,6 +298,11 @@ class CrossEntropyLoss(Loss):
     """
 
     kind = "cross_entropy"
+    targets: ClassVar = {
+        "targets": "labels or probabilities",
+        "high": np.inf,
+        "expected": "a finite class probability, not below 0",
+    }
     column = "weight"
 
     def __init__(self, weight=None, *, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
@@ -297,8 +313,14 @@ class CrossEntropyLoss(Loss):
         if label_smoothing > 1:
             raise ValueError(f"label_smoothing: expected at most 1, got {label_smoothing}")
 
-    def _parameters(self) -> dict[str, Any]:
-        return {"ignore_index": self.ignore_index, "smoothing": self.label_smoothing}
+    def spec(self):
+        spec = super().spec()
+        if spec["column"] is None and self.label_smoothing:
+            spec["column"] = 1.0  # smoothing goes by the class weights
+        return spec
+
+    def _parameters(self):
+        return (self.label_smoothing,)
 
 
 class NLLLoss(Loss):
@@ -316,15 +338,13 @@ class NLLLoss(Loss):
     """
 
     kind = "nll"
+    targets: ClassVar = {"targets": "labels"}
     column = "weight"
 
     def __init__(self, weight=None, *, ignore_index=-100, reduction="mean"):
         super().__init__(reduction=reduction)
         self.weight = _weights("weight", weight)
         self.ignore_index = _int64("ignore_index", ignore_index)
-
-    def _parameters(self) -> dict[str, Any]:
-        return {"ignore_index": self.ignore_index}
 
 
 class PoissonNLLLoss(Loss):
@@ -345,6 +365,7 @@ class PoissonNLLLoss(Loss):
     """
 
     kind = "poisson"
+    targets: ClassVar = {"targets": "numbers", "high": np.inf, "expected": "a finite count, not below 0"}
 
     def __init__(self, *, log_input=True, full=False, eps=1e-8, reduction="mean"):
         super().__init__(reduction=reduction)
@@ -352,8 +373,8 @@ class PoissonNLLLoss(Loss):
         self.full = flag("full", full)
         self.eps = number("eps", eps, 0)
 
-    def _parameters(self) -> dict[str, Any]:
-        return {"log_input": self.log_input, "full": self.full, "eps": self.eps}
+    def _parameters(self):
+        return self.log_input, self.full, self.eps
 
 
 class QuantileLoss(Loss):
@@ -375,6 +396,7 @@ class QuantileLoss(Loss):
     """
 
     kind = "quantile"
+    targets: ClassVar = {"targets": "numbers", "repeat": True}
     column = "quantiles"
 
     def __init__(self, quantiles, *, reduction="mean"):
