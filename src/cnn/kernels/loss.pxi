@@ -253,7 +253,7 @@ cdef inline double elementwise "elementwise"(const int kind, const bint zero, co
     """
     cdef double total = 0, w, share = 1.0 / n if spec.mean else 1.0
     cdef vf factor, derivative, value, sums
-    cdef Py_ssize_t i, j, whole = n // VL * VL, lanes = smaller(n, VL)
+    cdef Py_ssize_t i, j, vectors = n // VL * VL, lanes = smaller(n, VL)
     for i in range(batch):
         w = row_weight(weight, i)
         if w == 0:
@@ -262,17 +262,17 @@ cdef inline double elementwise "elementwise"(const int kind, const bint zero, co
         else:
             factor = vf_set(<real>(scale * w * share))
             sums = vf_set(0)
-            for j from 0 <= j < whole by VL:
+            for j from 0 <= j < vectors by VL:
                 sums = sums + loss_element(kind, spec, vf_load(y + j), vf_load(target + j), column_part(spec, j), &derivative)
                 if dy != NULL:
                     vf_store(dy + j, factor * derivative)
-            if whole < n:
-                value = loss_element(kind, spec, vf_load(y + whole), vf_load_first(target + whole, n - whole),
-                                column_part(spec, whole), &derivative)
-                sums = sums + (value if zero else vf_first(value, n - whole, number(0)))
+            if vectors < n:
+                value = loss_element(kind, spec, vf_load(y + vectors), vf_load_first(target + vectors, n - vectors),
+                                column_part(spec, vectors), &derivative)
+                sums = sums + (value if zero else vf_first(value, n - vectors, number(0)))
                 if dy != NULL:
                     derivative = factor * derivative
-                    vf_store(dy + whole, derivative if zero else vf_first(derivative, n - whole, number(0)))
+                    vf_store(dy + vectors, derivative if zero else vf_first(derivative, n - vectors, number(0)))
             total += w * vf_sum(sums, lanes)
         y += y_row
         target += target_row

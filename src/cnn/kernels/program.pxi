@@ -1,5 +1,8 @@
 # The class that Python sees: a Network, its workspaces, and calls that check their arguments and start the walks.
 
+# Limits that Python checks before it comes here.
+LIMITS = {"sources": MOST_SOURCES, "threads": MOST_THREADS, "axes": MOST_AXES}
+
 cdef enum Saved:
     SAVED_NOTHING
     SAVED_OUTPUTS           # a forward pass

@@ -23,14 +23,14 @@ cdef inline vf inside(vf a, Py_ssize_t j, Py_ssize_t n) noexcept nogil:
 cdef void add_columns(Py_ssize_t rows, Py_ssize_t n, const real* a, Py_ssize_t a_row, bint add, real* y,
                       Py_ssize_t y_row) noexcept nogil:
     """y = a, or y + a, for n columns that may lie anywhere in a row: a concatenation's part."""
-    cdef Py_ssize_t i, j, whole = n // VL * VL, rest = n - whole
+    cdef Py_ssize_t i, j, vectors = n // VL * VL, rest = n - vectors
     for i in range(rows):
-        for j from 0 <= j < whole by VL:
+        for j from 0 <= j < vectors by VL:
             vf_store(y + j, joined(add, y + j, vf_load(a + j)))
         if rest:
             if add:
-                vf_store_first(y + whole, vf_load_first(y + whole, rest) + vf_load_first(a + whole, rest), rest)
+                vf_store_first(y + vectors, vf_load_first(y + vectors, rest) + vf_load_first(a + vectors, rest), rest)
             else:
-                vf_store_first(y + whole, vf_load_first(a + whole, rest), rest)
+                vf_store_first(y + vectors, vf_load_first(a + vectors, rest), rest)
         a += a_row
         y += y_row
