@@ -100,6 +100,7 @@ cdef class Criterion:
         where: what gives the outputs, rows_of: what has as many rows, for error messages.
         """
         cdef cnp.ndarray t
+        cdef int axes
         cdef bint labels = self.may_be_labels
         if labels and self.may_be_numbers:
             if not cnp.PyArray_CheckExact(y):
@@ -108,10 +109,12 @@ cdef class Criterion:
         if labels:
             t = self.labels(y, name)
         else:
-            if np.ndim(y) == 1 and (self.outputs == 1 or self.repeat):
-                y = as_array(y, name)[:, None]
-            if self.repeat and self.outputs > 1 and np.ndim(y) == 2 and np.shape(y)[1] == 1:
-                y = np.repeat(y, self.outputs, axis=1)
+            if self.outputs == 1 or self.repeat:
+                axes = cnp.PyArray_NDIM(y) if cnp.PyArray_CheckExact(y) else np.ndim(y)
+                if axes == 1:
+                    y = as_array(y, name)[:, None]
+                if self.repeat and self.outputs > 1 and np.ndim(y) == 2 and np.shape(y)[1] == 1:
+                    y = np.repeat(y, self.outputs, axis=1)
             t = as_matrix(y, self.outputs, name, where)
         if cnp.PyArray_DIM(t, 0) != batch:
             raise ValueError(f"{name}: expected {batch} rows, as many as {rows_of} has, got {cnp.PyArray_DIM(t, 0)}")
