@@ -76,6 +76,7 @@ cdef struct Network:
     real* state             # STATES blocks
     Py_ssize_t n_block
     real* running           # running statistics
+    double* running_exact   # the same before they were rounded
     Py_ssize_t n_running
     Py_ssize_t n_parameters     # without the padding
     Py_ssize_t work         # multiply-adds of a forward pass of one row

@@ -130,3 +130,25 @@ cdef void clear_running(Network* net) noexcept nogil:
             for j in range(op.n_out):
                 net.running[op.running + j] = 0
                 net.running[op.running + op.row + j] = 1
+
+
+cdef Py_ssize_t statistics_size(const Network* net) noexcept nogil:
+    cdef Py_ssize_t n = 0
+    cdef int i
+    for i in range(net.n_ops):
+        n += 2 * net.ops[i].n_out * net.ops[i].has_running
+    return n
+
+
+cdef void copy_statistics(const Network* net, double* vector, bint out) noexcept nogil:
+    """Copy the exact running statistics to a vector of statistics_size, or back."""
+    cdef const Op* op
+    cdef double* exact
+    cdef Py_ssize_t bytes
+    cdef int i, half
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        for half in range(2 if op.has_running else 0):
+            exact, bytes = net.running_exact + op.running + half * op.row, op.n_out * sizeof(double)
+            memcpy(vector if out else exact, exact if out else vector, bytes)
+            vector += op.n_out

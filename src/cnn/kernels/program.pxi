@@ -39,6 +39,7 @@ cdef class Program:
     cdef Criterion loss
     cdef Arena block            # parameters, gradients, optimiser state
     cdef Arena running
+    cdef Arena running_exact
     cdef Workspace train
     cdef Workspace infer
     cdef Stepper stepper
@@ -68,6 +69,8 @@ cdef class Program:
         net.state = net.grads + net.n_block
         if net.n_running:
             net.running = allocate(&self.running, net.n_running)
+            net.running_exact = <double*>allocate(&self.running_exact,
+                                                  net.n_running * sizeof(double) // sizeof(real))
             clear_running(net)
         self.allocations += 1
 
@@ -76,6 +79,7 @@ cdef class Program:
         release_workspace(&self.infer)
         release(&self.block)
         release(&self.running)
+        release(&self.running_exact)
         release(&self.stepper.average)
         free(self.stepper.updates)
         clear_network(&self.net)
@@ -622,7 +626,7 @@ cdef class Program:
             at += self.net.n_block
         if self.net.n_running:
             memcpy(at, self.net.running, self.net.n_running * sizeof(real))
-        return copy, states, self.stepper.average.at != NULL, self.counters()
+        return copy, states, self.stepper.average.at != NULL, self.counters(), self.exact_statistics()
 
     def restore(self, saved):
         """Put back what snapshot returned."""
@@ -640,8 +644,19 @@ cdef class Program:
         if self.net.n_running:
             memcpy(self.net.running, at, self.net.n_running * sizeof(real))
         self.set_counters(saved[3])
+        self.set_exact_statistics(saved[4])
         self.training_busy = False
         self.forget("the parameters have been set back since")
+
+    cdef cnp.ndarray exact_statistics(self):
+        """The running statistics before they were rounded, op by op means and variances, without the padding: a copy."""
+        cdef cnp.npy_intp n = statistics_size(&self.net)
+        cdef cnp.ndarray exact = cnp.PyArray_EMPTY(1, &n, cnp.NPY_FLOAT64, 0)
+        copy_statistics(&self.net, <double*>cnp.PyArray_DATA(exact), True)
+        return exact
+
+    cdef void set_exact_statistics(self, cnp.ndarray exact):
+        copy_statistics(&self.net, <double*>cnp.PyArray_DATA(exact), False)
 
     cdef object counters(self):
         """Steps, steps with momentum, rows seen, and batches in the running statistics of each batch norm."""
@@ -666,6 +681,8 @@ cdef class Program:
         if self.average is not None:
             arrays["ema"] = self.average
         arrays["counters"] = self.counters()
+        if self.net.n_running:
+            arrays["statistics"] = self.exact_statistics()
         return arrays
 
     def set_state(self, arrays, int states):
@@ -673,10 +690,13 @@ cdef class Program:
         cdef int i
         names = [f"state.{block}" for block in range(states)] + ["counters"]
         ema = [] if self.stepper.average.at == NULL or "ema" not in arrays else ["ema"]
+        exact = arrays.get("statistics") if self.net.n_running else None        # files of version 0.1 have none
         if missing := [name for name in names if name not in arrays]:
             raise ValueError(f"training state: missing {', '.join(missing)}")
-        if unknown := [name for name in arrays if name not in names + ema]:
+        if unknown := [name for name in arrays if name not in names + ema + ["statistics"] * (exact is not None)]:
             raise ValueError(f"training state: unknown {', '.join(unknown)}; expected {', '.join(names)}")
+        if exact is not None and np.shape(exact) != (statistics_size(&self.net),):
+            raise ValueError(f"statistics: expected shape ({statistics_size(&self.net)},), got {np.shape(exact)}")
         vectors = [as_vector(arrays[name], self.net.n_parameters, name) for name in names[:states] + ema]
         counts = np.ascontiguousarray(arrays["counters"], np.int64)
         expected = 2 + self.net.n_segments
@@ -689,6 +709,8 @@ cdef class Program:
             if ema:
                 unpack(&self.net, vectors[states], "ema", self.stepper.average.at)
             self.set_counters(counts)
+            if exact is not None:
+                self.set_exact_statistics(np.ascontiguousarray(exact, np.float64))
         finally:
             self.training_busy = False
         self.forget("the training state has been set since")
@@ -712,8 +734,8 @@ cdef class Program:
     @property
     def nbytes(self):
         """Bytes of the parameters, gradients, optimiser state, statistics, moving average and workspaces."""
-        return (self.block.bytes + self.running.bytes + self.stepper.average.bytes + workspace_bytes(&self.train)
-                + workspace_bytes(&self.infer))
+        return (self.block.bytes + self.running.bytes + self.running_exact.bytes + self.stepper.average.bytes
+                + workspace_bytes(&self.train) + workspace_bytes(&self.infer))
 
 
 def permutation(Py_ssize_t n, uint64_t seed, uint64_t epoch, cnp.ndarray out=None):

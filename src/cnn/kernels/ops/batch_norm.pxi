@@ -10,19 +10,27 @@ cdef void batch_norm_statistics(Py_ssize_t batch, Py_ssize_t first, Py_ssize_t c
                                 const real* x, Py_ssize_t x_row, real* mean, real* rstd, real* var) noexcept nogil:
     """mean, var = sum((x - mean)**2) / batch and rstd = 1 / sqrt(var + eps) of each column.
 
-    x (batch, n), mean, rstd, var (n,). Two passes over x, 4 FLOPs an element.
+    x (batch, n), mean, rstd, var (n,). Two passes over x, 5 FLOPs an element. The first sums the distances to the first
+    row, so that the mean of equal numbers is that number; the second corrects for the rounding of the mean.
     """
     cdef double[SUM_COLUMNS] total
+    cdef double[SUM_COLUMNS] rounding
     cdef double[SUM_COLUMNS] unused
     cdef Py_ssize_t i, done, j = first
+    for i in range(first, first + columns):
+        mean[i] = x[i] if i < n else 0
     while j < first + columns and j < n:
         done = sum_columns(SUM_VALUES, j, first + columns, n, batch, x, x_row, mean, NULL, x, 0, total, unused)
         for i in range(done):
-            total[i] /= batch
-        write_columns(mean, j, done, n, total)
+            rounding[i] = total[i] / batch + mean[j + i]
+        write_columns(mean, j, done, n, rounding)
+        for i in range(done):
+            rounding[i] -= mean[j + i]
         sum_columns(SUM_SQUARES, j, first + columns, n, batch, x, x_row, mean, NULL, x, 0, total, unused)
         for i in range(done):
-            total[i] /= batch
+            total[i] = total[i] / batch - rounding[i] * rounding[i]
+            if total[i] < 0:
+                total[i] = 0
         write_columns(var, j, done, n, total)
         for i in range(done):
             total[i] = 1 / sqrt(total[i] + eps)
@@ -120,17 +128,26 @@ cdef void batch_norm_gradient_sums(const Pass* p, const Op* op, Py_ssize_t first
                              p.ws.grad[op.dst], p.net.buffers[op.dst].row, extra + 3 * op.row, extra + 4 * op.row)
 
 
+cdef inline void towards(Network* net, Py_ssize_t i, double a, double momentum) noexcept nogil:
+    """running[i] = running[i] + momentum (a - running[i]), in double from step to step: a float32 number would stop
+    moving when it is a few roundings from a. What somebody has written there counts."""
+    cdef double r = net.running_exact[i]
+    if <real>r != net.running[i]:
+        r = net.running[i]
+    r += momentum * (a - r)
+    net.running_exact[i] = r
+    net.running[i] = <real>r
+
+
 cdef void batch_norm_track(Network* net, Op* op, const real* extra, Py_ssize_t batch) noexcept nogil:
     """running = running + momentum (statistics of the batch - running), the variance with batch - 1."""
     cdef Py_ssize_t j
-    cdef real* mean = net.running + op.running
-    cdef real* var = mean + op.row
     cdef double momentum, unbiased = <double>batch / (batch - 1)
     op.tracked += 1
     momentum = op.momentum if op.momentum >= 0 else 1.0 / op.tracked
     for j in range(op.n_out):
-        mean[j] += <real>(momentum * (extra[j] - mean[j]))
-        var[j] += <real>(momentum * (unbiased * extra[2 * op.row + j] - var[j]))
+        towards(net, op.running + j, extra[j], momentum)
+        towards(net, op.running + op.row + j, unbiased * extra[2 * op.row + j], momentum)
 
 
 cdef void batch_norm_use_running(const Network* net, const Op* op, real* extra) noexcept nogil:

@@ -12,7 +12,7 @@ cdef enum:
     SUM_COLUMNS = 64        # at most: a vector has up to 16 lanes
 
 cdef enum ColumnSum:
-    SUM_VALUES              # of x
+    SUM_VALUES              # of x - mean, `mean` being a first guess: sums of numbers far from zero would lose digits
     SUM_SQUARES             # of (x - mean)**2
     SUM_GRADIENTS           # of dy, and of dy (x - mean)
     SUM_ROW_GRADIENTS       # the same with (x - mean) rstd of the row
@@ -87,7 +87,7 @@ cdef inline void sum_vectors(ColumnSum kind, int vectors, Py_ssize_t lanes, Py_s
                 d = vf_load(x + l * x_row + j) if lanes == VL else vf_load_first(x + l * x_row + j, lanes)
                 if kind == SUM_ROW_GRADIENTS:
                     d = (d - vf_set(stats[2 * l])) * vf_set(stats[2 * l + 1])
-                elif kind != SUM_VALUES:
+                else:
                     d = d - vf_load(mean + j)
                 if kind == SUM_VALUES:
                     sums[v] = sums[v] + d
