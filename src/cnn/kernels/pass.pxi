@@ -164,8 +164,8 @@ cdef bint all_finite(const real* x, Py_ssize_t n) noexcept nogil:
 
 
 cdef bint leave_out_rows(Pass* p) noexcept nogil:
-    """Whether rows of x that do not count have NaN or infinity, which times their gradient of zero is NaN in that of the
-    weights: `pass_rows` puts zeros in their place, if it is told so."""
+    """Whether rows of x that do not count have NaN or infinity, which times their gradient of zero is NaN in that of
+    the weights: `pass_rows` puts zeros in their place, if it is told so."""
     cdef const Batch* batch = &p.batch
     cdef Py_ssize_t i, row
     if batch.weight == NULL and not batch.loss.labels:

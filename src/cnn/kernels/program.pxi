@@ -649,7 +649,7 @@ cdef class Program:
         self.forget("the parameters have been set back since")
 
     cdef cnp.ndarray exact_statistics(self):
-        """The running statistics before they were rounded, op by op means and variances, without the padding: a copy."""
+        """The running statistics before they were rounded, op by op means and variances without the padding: a copy."""
         cdef cnp.npy_intp n = statistics_size(&self.net)
         cdef cnp.ndarray exact = cnp.PyArray_EMPTY(1, &n, cnp.NPY_FLOAT64, 0)
         copy_statistics(&self.net, <double*>cnp.PyArray_DATA(exact), True)
