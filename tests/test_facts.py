@@ -100,7 +100,7 @@ def test_a_loss_without_a_fact_cannot_be_defined(fact):
 
 
 def test_two_classes_of_one_name(registries):
-    with pytest.raises(TypeError, match="^SiLU: there is a layer 'SiLU' already"):
+    with pytest.raises(TypeError, match=r"^SiLU: there is a layer 'SiLU' already"):
         type("SiLU", (Activation,), dict(SWISH))
 
 

@@ -221,7 +221,6 @@ def test_one_output_fitted_to_0_and_1():
         (cnn.Sigmoid, lambda outputs, targets: (0.0, 0 * outputs), 0.5),
         (lambda: cnn.Sequential([cnn.Linear(1, 1), cnn.Sigmoid()], dtype="float64"), cnn.CallableLoss(max), 0.5),
     ],
-    ids=str,
 )
 def test_what_divides_the_classes(last, loss, threshold):
     """Of one output: it follows from what the last layer gives, or from what the loss takes."""
