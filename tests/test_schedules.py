@@ -268,7 +268,11 @@ BAD = [
         ValueError,
         "schedule: unknown name 'CyclicLR', expected one of ConstantLR, ",
     ),
-    (lambda: schedules.from_config({"step_size": 2}), ValueError, "schedule: unknown name None, expected one of ConstantLR, "),
+    (
+        lambda: schedules.from_config({"step_size": 2}),
+        ValueError,
+        "schedule: unknown name None, expected one of ConstantLR, ",
+    ),
     (lambda: schedules.from_config({"name": "StepLR", "size": 2}), TypeError, ".*unexpected keyword argument 'size'"),
     (lambda: cnn.SGD(schedule="StepLR"), TypeError, "schedule: expected a schedule such as .*, got 'StepLR'"),
     (lambda: cnn.SGD(schedule=cnn.StepLR), TypeError, "schedule: expected a schedule such as "),

@@ -17,19 +17,24 @@ import numpy as np
 PACKAGE = __name__.partition(".")[0]
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
-_arguments: dict[type, dict[str, inspect.Parameter]] = {}
+_arguments: dict[type, dict[str, Any]] = {}
 
 
-def arguments_of(cls: type) -> dict[str, inspect.Parameter]:
-    """The constructor's parameters by name, without *args and **kwargs."""
+def arguments_of(cls: type) -> dict[str, Any]:
+    """The constructor's arguments, without *args and **kwargs: defaults by name, as JSON can hold them.
+
+    Where there is no default it is `inspect.Parameter.empty`.
+    """
     if cls not in _arguments:
         parameters = inspect.signature(cls).parameters
-        _arguments[cls] = {name: p for name, p in parameters.items() if p.kind not in VARIADIC}
+        _arguments[cls] = {name: plain(p.default) for name, p in parameters.items() if p.kind not in VARIADIC}
     return _arguments[cls]
 
 
 def plain(value: Any) -> Any:
     """A value as JSON can hold it: arrays and tuples as lists, configurable objects as tables."""
+    if type(value) in (int, float, str, bool):
+        return value
     if isinstance(value, Configurable):
         return value.to_config()
     if isinstance(value, np.ndarray):
@@ -161,9 +166,9 @@ class Configurable:
 
     def __repr__(self) -> str:
         texts = []
+        defaults = arguments_of(type(self))
         for name, value in self.get_config().items():
-            parameter = arguments_of(type(self)).get(name)
-            differs = parameter is None or value != plain(parameter.default)
+            differs = name not in defaults or value != defaults[name]
             if name in self.positional or self._shows(name, differs):
                 shown = self._shown(name)
                 text = reprlib.repr(shown.tolist()) if isinstance(shown, np.ndarray) else repr(shown)

@@ -238,7 +238,13 @@ class Initializer(Configurable, kind="initializer"):
 
 
 class Constant(Initializer):
-    """val everywhere."""
+    """val everywhere.
+
+    Parameters
+    ----------
+    val : float
+        Finite.
+    """
 
     names = ("constant",)
 
@@ -268,7 +274,13 @@ class Ones(Initializer):
 
 
 class Uniform(Initializer):
-    """Uniform in [a, b)."""
+    """Uniform in [a, b).
+
+    Parameters
+    ----------
+    a, b : float
+        Finite, b at least a.
+    """
 
     names = ("uniform",)
 
@@ -282,7 +294,15 @@ class Uniform(Initializer):
 
 
 class Normal(Initializer):
-    """Normal with this mean and standard deviation."""
+    """Normal with this mean and standard deviation.
+
+    Parameters
+    ----------
+    mean : float
+        Finite.
+    std : float
+        At least 0.
+    """
 
     names = ("normal",)
 
@@ -300,7 +320,17 @@ class Scaled(Initializer, abstract=True):
     distribution = "uniform"
 
     def std(self, fan_in: int, fan_out: int) -> float:
-        """The standard deviation."""
+        """The standard deviation.
+
+        Parameters
+        ----------
+        fan_in, fan_out : int
+            Rows and columns of the weight.
+
+        Returns
+        -------
+        float
+        """
         raise NotImplementedError
 
     def __call__(self, shape, rng):
@@ -331,12 +361,17 @@ class KaimingUniform(Scaled):
         self.mode = choice("mode", mode, ["fan_in", "fan_out"])
 
     def std(self, fan_in, fan_out):
-        """gain / sqrt(fan)"""
         return calculate_gain(self.nonlinearity, self.a) / math.sqrt(fan_in if self.mode == "fan_in" else fan_out)
 
 
 class KaimingNormal(KaimingUniform):
-    """Normal with standard deviation gain / sqrt(fan); arguments as those of `KaimingUniform`."""
+    """Normal with standard deviation gain / sqrt(fan).
+
+    Parameters
+    ----------
+    nonlinearity, a, mode
+        As for `KaimingUniform`.
+    """
 
     names = ("kaiming_normal",)
     distribution = "normal"
@@ -357,12 +392,17 @@ class XavierUniform(Scaled):
         self.gain = _gain(gain)
 
     def std(self, fan_in, fan_out):
-        """gain sqrt(2 / (fan_in + fan_out))"""
         return _factor(self.gain) * math.sqrt(2 / (fan_in + fan_out))
 
 
 class XavierNormal(XavierUniform):
-    """Normal with standard deviation gain sqrt(2 / (fan_in + fan_out)); argument as that of `XavierUniform`."""
+    """Normal with standard deviation gain sqrt(2 / (fan_in + fan_out)).
+
+    Parameters
+    ----------
+    gain : float or str
+        As for `XavierUniform`.
+    """
 
     names = ("xavier_normal", "glorot_normal")
     distribution = "normal"
@@ -374,7 +414,6 @@ class LeCunUniform(Scaled):
     names = ("lecun_uniform",)
 
     def std(self, fan_in, fan_out):
-        """1 / sqrt(fan_in)"""
         return 1 / math.sqrt(fan_in)
 
 

@@ -174,9 +174,11 @@ class Loss(Configurable, kind="loss"):
 
         Parameters
         ----------
-        outputs, targets, sample_weight
+        outputs, targets
             As in `forward`.
         vector : array_like of shape (batch, out_features)
+        sample_weight : array_like of shape (batch,), optional
+            As in `forward`.
 
         Returns
         -------
@@ -193,7 +195,13 @@ class Loss(Configurable, kind="loss"):
         return k.loss_and_gradient(self.spec(), outputs, targets, sample_weight, vector)[1]
 
     def spec(self) -> dict[str, Any] | None:
-        """What the kernels need to know (`fill_loss` in kernels/targets.pxi)."""
+        """What the kernels need to know (`fill_loss` in kernels/targets.pxi).
+
+        Returns
+        -------
+        dict or None
+            None if the kernels do not know the loss.
+        """
         spec = {"kind": self.kind, "name": type(self).__name__, "mean": self.reduction == "mean", **self._parameters()}
         if self.column is not None:
             numbers = getattr(self, self.column)
@@ -493,7 +501,19 @@ class CallableLoss(Loss):
         self.function = function
 
     def forward(self, outputs, targets, sample_weight=None) -> float:
-        """The function's loss of outputs (batch, out_features); its gradient is kept for `backward`.
+        """The function's loss. Its gradient is kept for `backward`.
+
+        Parameters
+        ----------
+        outputs : array_like of shape (batch, out_features)
+        targets
+            What the function takes.
+        sample_weight : None
+            There is none.
+
+        Returns
+        -------
+        float
 
         Raises
         ------
@@ -515,9 +535,24 @@ class CallableLoss(Loss):
     __call__ = forward
 
     def value_and_gradient(self, outputs: np.ndarray, targets) -> tuple[float, np.ndarray]:
-        """What the function returns for an array (batch, out_features), checked: a float and a C-contiguous array.
+        """What the function returns, checked. A loss that is not finite is passed on, as that of every other loss.
 
-        A loss that is not finite is passed on, as that of every other loss; errors as in `forward`.
+        Parameters
+        ----------
+        outputs : ndarray of shape (batch, out_features)
+        targets
+            What the function takes.
+
+        Returns
+        -------
+        loss : float
+        gradient : ndarray of shape (batch, out_features)
+            C-contiguous, of the outputs' dtype.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As in `forward`.
         """
         result = self.function(outputs, targets)
         if not isinstance(result, tuple) or len(result) != 2:

@@ -281,6 +281,11 @@ class Parametric(Layer, abstract=True):
 
     They are made when they are first asked for. A layer that is handed to a model before that gets them from the
     model's seed; afterwards it brings its own.
+
+    Parameters
+    ----------
+    dtype : {"float32", "float64"}
+        Of the arrays, as long as the layer is used alone.
     """
 
     parameter_names = ("weight", "bias")

@@ -70,7 +70,7 @@ class Branches(Layer, abstract=True):
         for i, branch in enumerate(self.branches):
             inner = Place(f"{place.key}.{i}", f"{place.label}.{type(self).__name__}[{i}]", branch)
             graph.once(inner)
-            computes_natively(branch, str(inner))
+            computes_natively(branch, inner)
             ends.append(branch._compile(graph, source, inner))
         shape = self._joined([graph.shapes[end] for end in ends], f"{place.label}.{type(self).__name__}")
         return graph.add(place, self.op, ends, shape)
@@ -115,7 +115,13 @@ class Branches(Layer, abstract=True):
 
 
 class Add(Branches):
-    """y = a + b + ..., element by element."""
+    """y = a + b + ..., element by element.
+
+    Parameters
+    ----------
+    *branches : Layer or Sequential
+        From 2 to 64, of one width.
+    """
 
     op = "add"
     symbol = "+"
@@ -128,7 +134,13 @@ class Add(Branches):
 
 
 class Multiply(Branches):
-    """y = a b ..., element by element."""
+    """y = a b ..., element by element.
+
+    Parameters
+    ----------
+    *branches : Layer or Sequential
+        From 2 to 64, of one width.
+    """
 
     op = "multiply"
     symbol = "\N{MULTIPLICATION SIGN}"
@@ -144,7 +156,13 @@ class Multiply(Branches):
 
 
 class Maximum(Branches):
-    """y = max(a, b, ...), element by element; the gradient goes to the winner, to the first of equal ones."""
+    """y = max(a, b, ...), element by element; the gradient goes to the winner, to the first of equal ones.
+
+    Parameters
+    ----------
+    *branches : Layer or Sequential
+        From 2 to 64, of one width.
+    """
 
     op = "maximum"
     symbol = "max"
@@ -162,7 +180,13 @@ class Maximum(Branches):
 
 
 class Concat(Branches):
-    """y = (a, b, ...), the columns of the branches one after the other; their widths may differ."""
+    """y = (a, b, ...), the columns of the branches one after the other; their widths may differ.
+
+    Parameters
+    ----------
+    *branches : Layer or Sequential
+        From 2 to 64.
+    """
 
     op = "concat"
     symbol = "concat"

@@ -41,7 +41,7 @@ class Graph:
         As the native `Program` takes them.
     places : list of list of Place
         Of each op, the layers that it computes.
-    givers : list of str
+    givers : list of Place or str
         Of each buffer, who writes it, for error messages.
     seen : dict of int to Place
         The layers that stand in the model, by id, in the order of their names.
@@ -50,7 +50,7 @@ class Graph:
     shapes: list[tuple[int, ...]]
     ops: list[dict[str, Any]] = field(default_factory=list)
     places: list[list[Place]] = field(default_factory=list)
-    givers: list[str] = field(default_factory=lambda: ["the input"])
+    givers: list[Place | str] = field(default_factory=lambda: ["the input"])
     seen: dict[int, Place] = field(default_factory=dict)
 
     @property
@@ -86,7 +86,7 @@ class Graph:
         self.shapes.append(shape)
         self.ops.append({"kind": kind, "src": sources, "dst": len(self.shapes) - 1, **options})
         self.places.append([place])
-        self.givers.append(str(place))
+        self.givers.append(place)
         return len(self.shapes) - 1
 
     def expect(self, place: Place, source: int, features: int) -> None:
@@ -105,7 +105,7 @@ class Graph:
         return [(op, places[0]) for op, places in enumerate(self.places) if hasattr(places[0].layer, "_join")]
 
 
-def computes_natively(part: Any, where: str) -> None:
+def computes_natively(part: Any, where: Place | str) -> None:
     """TypeError if a class outside the library says what `part` computes: a model would not call it."""
     for method in ("forward", "backward", "__call__"):
         owner = next((cls for cls in type(part).__mro__ if method in vars(cls)), object)
@@ -119,7 +119,7 @@ def chain(graph: Graph, parts: Iterable, source: int, key: str = "", label: str 
     for i, layer in enumerate(parts):
         place = Place(f"{key}{i}", f"{label}{i}", layer)
         graph.once(place)
-        computes_natively(layer, str(place))
+        computes_natively(layer, place)
         if linear is not None and layer.function is not None:
             if layer.function != "identity":
                 graph.ops[linear] |= {"act": layer.function, "param": layer.param}

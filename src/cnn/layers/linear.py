@@ -21,16 +21,16 @@ class Linear(Parametric):
         Widths of x and y, at least 1.
     bias : bool
         Whether there is a b.
+    weight_init, bias_init : str, dict or callable
+        Initial values: a name as "kaiming_uniform", "orthogonal", "zeros"; an object as
+        `cnn.initializers.KaimingUniform(nonlinearity="tanh")`; or a callable (shape, rng) -> array, rng a
+        `numpy.random.Generator`. A callable of your own is not saved with the model (its values are).
     l1, l2 : float
         Penalties on the weight, at least 0: in a model l1 sum |W| + l2 sum W**2 is part of the loss.
     dtype : {"float32", "float64"}
         Of the parameters, as long as the layer is used alone; a `Sequential` brings its own.
     seed : int, optional
         For the initial parameters, as long as the layer is used alone. None: different at every run.
-    weight_init, bias_init : str, dict or callable
-        Initial values: a name as "kaiming_uniform", "orthogonal", "zeros"; an object as
-        `cnn.initializers.KaimingUniform(nonlinearity="tanh")`; or a callable (shape, rng) -> array, rng a
-        `numpy.random.Generator`. A callable of your own is not saved with the model (its values are).
 
     Attributes
     ----------
@@ -145,8 +145,7 @@ class Linear(Parametric):
         return (*shape[:-1], self.out_features)
 
     def flops(self, shape):
-        """2 in_features out_features: a product and a sum for each weight."""
-        return 2 * self.in_features * self.out_features
+        return 2 * self.in_features * self.out_features  # a product and a sum for each weight
 
     @classmethod
     def _stored_numbers(cls, config):

@@ -92,6 +92,10 @@ class Optimizer(Configurable, kind="optimizer"):
 
     Parameters
     ----------
+    lr : float
+        Learning rate, at least 0.
+    weight_decay : float
+        At least 0.
     groups : list of dict, optional
         Layers with hyper-parameters of their own: ``{"layers": [0, "3.1"], "lr": 0.01, "weight_decay": 0.0}``. A layer
         is named by the prefix of its arrays in `Sequential.state_dict`; the name of a container stands for all in it.
@@ -113,7 +117,7 @@ class Optimizer(Configurable, kind="optimizer"):
     Attributes
     ----------
     lr : float
-        Changing it changes the learning rates of the groups in proportion.
+        The learning rate. Changing it changes those of the groups in proportion.
     table : ndarray of shape (rows, 8), float64
         What the kernels read: row 0 is the optimiser's, then one row a group; without `decay_bias` as many again for
         the biases, without weight decay.
@@ -179,6 +183,7 @@ class Optimizer(Configurable, kind="optimizer"):
 
     @property
     def schedule(self) -> schedules.Schedule | None:
+        """The schedule of the learning rate, or None."""
         return self._schedule
 
     @schedule.setter
@@ -246,8 +251,8 @@ class Optimizer(Configurable, kind="optimizer"):
             By name, as JSON can hold them.
         """
         config = super().get_config()
-        for name, parameter in arguments_of(Optimizer).items():
-            if name not in config and (value := plain(getattr(self, name))) not in (parameter.default, []):
+        for name, default in arguments_of(Optimizer).items():
+            if name not in config and (value := plain(getattr(self, name))) not in (default, []):
                 config[name] = value
         return config
 
@@ -295,9 +300,11 @@ class SGD(Optimizer):
     ----------
     lr : float
         Learning rate, at least 0.
-    momentum, weight_decay : float
+    momentum : float
         At least 0.
     dampening : float
+    weight_decay : float
+        At least 0.
     nesterov : bool
         Needs a momentum and no dampening.
     **common
@@ -369,6 +376,7 @@ class Adam(Optimizer):
 
     @property
     def betas(self) -> tuple[float, float]:
+        """beta1 and beta2."""
         return self.beta1, self.beta2
 
     @betas.setter

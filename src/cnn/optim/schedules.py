@@ -39,10 +39,13 @@ PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "reductions")
 class Schedule(Configurable, kind="schedule"):
     """What every schedule has.
 
-    Attributes
+    Parameters
     ----------
     interval : {"step", "epoch"}
         What is counted: steps of the optimiser, or epochs.
+
+    Attributes
+    ----------
     cycles_momentum : bool
         Whether it gives the momentum too, or Adam's beta1.
     """
@@ -119,7 +122,16 @@ class Schedule(Configurable, kind="schedule"):
 
 
 def from_config(config: Mapping[str, Any]) -> Schedule:
-    """The schedule that ``{"name": "StepLR", "step_size": 30, ...}`` describes.
+    """The schedule that a configuration describes.
+
+    Parameters
+    ----------
+    config : mapping
+        ``{"name": "StepLR", "step_size": 30, ...}``, as `Schedule.to_config` returns it.
+
+    Returns
+    -------
+    Schedule
 
     Raises
     ------
@@ -506,7 +518,13 @@ class ReduceLROnPlateau(Schedule):
         self.reductions = 0
 
     def step(self, metric: float) -> None:
-        """Count an epoch that ended with this value of the metric. NaN is no improvement."""
+        """Count an epoch.
+
+        Parameters
+        ----------
+        metric : float
+            Its value at the end of the epoch. NaN is no improvement.
+        """
         metric = float(metric)
         if self._better(metric):
             self.best = metric
@@ -537,11 +555,28 @@ class ReduceLROnPlateau(Schedule):
         return lr
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, as JSON can hold it: best (None: no epoch yet), num_bad_epochs, cooldown_counter, reductions."""
+        """The state.
+
+        Returns
+        -------
+        dict
+            As JSON can hold it: best (None: no epoch yet), num_bad_epochs, cooldown_counter, reductions.
+        """
         return {name: getattr(self, name) for name in PLATEAU_STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set the state to what `state_dict` returned. ValueError if it has other keys."""
+        """Set the state.
+
+        Parameters
+        ----------
+        state : mapping
+            What `state_dict` returned.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If it has other keys, or values that cannot be.
+        """
         if set(state) != set(PLATEAU_STATE):
             raise ValueError(f"state: expected {', '.join(PLATEAU_STATE)}, got {', '.join(map(str, state))}")
         best = None if state["best"] is None else float(state["best"])
