@@ -101,15 +101,18 @@ class Loss(Configurable, kind="loss"):
         Whether `hvp` is defined.
     column : str or None
         The argument that has a number for each output.
+    criterion : dict
+        What the targets are, as the kernels check them: see `Criterion` in kernels/targets.pxi.
     """
 
-    facts = ("kind", "outputs", "targets", "convex", "has_second_derivative", "column", "_parameters")
+    facts = ("kind", "outputs", "targets", "criterion", "convex", "has_second_derivative", "column", "_parameters")
     kind: ClassVar[str]
     outputs: str | None
     targets: ClassVar[str | None]
     convex: ClassVar[bool]
     has_second_derivative: ClassVar[bool] = True
     column: ClassVar[str | None] = None
+    criterion: ClassVar[dict[str, Any]] = {"targets": "numbers"}
 
     def __init__(self, *, reduction="mean"):
         self.reduction = choice("reduction", reduction, ("mean", "sum"))
@@ -195,23 +198,31 @@ class Loss(Configurable, kind="loss"):
         return k.loss_and_gradient(self.spec(), outputs, targets, sample_weight, vector)[1]
 
     def spec(self) -> dict[str, Any] | None:
-        """What the kernels need to know (`fill_loss` in kernels/targets.pxi).
+        """What the kernels need to know (`Criterion` in kernels/targets.pxi).
 
         Returns
         -------
         dict or None
             None if the kernels do not know the loss.
         """
-        spec = {"kind": self.kind, "name": type(self).__name__, "mean": self.reduction == "mean", **self._parameters()}
+        spec: dict[str, Any] = {
+            "kind": self.kind,
+            "name": type(self).__name__,
+            "mean": self.reduction == "mean",
+            "parameters": [float(number) for number in self._parameters()],
+            **self.criterion,
+        }
+        if hasattr(self, "ignore_index"):
+            spec["ignore_index"] = self.ignore_index
         if self.column is not None:
             numbers = getattr(self, self.column)
             spec["column"] = numbers.tolist() if isinstance(numbers, np.ndarray) else numbers
             spec["column_name"] = self.column
         return spec
 
-    def _parameters(self) -> dict[str, Any]:
-        """The numbers of the formula, by the kernels' names."""
-        return {}
+    def _parameters(self) -> tuple:
+        """The numbers of the formula, in the kernels' order."""
+        return ()
 
 
 class MSELoss(Loss):
@@ -270,8 +281,8 @@ class HuberLoss(Loss):
         super().__init__(reduction=reduction)
         self.delta = positive("delta", delta)
 
-    def _parameters(self) -> dict[str, Any]:
-        return {"delta": self.delta}
+    def _parameters(self):
+        return self.delta, 1.0
 
 
 class SmoothL1Loss(Loss):
@@ -293,8 +304,8 @@ class SmoothL1Loss(Loss):
         super().__init__(reduction=reduction)
         self.beta = number("beta", beta, 0)
 
-    def _parameters(self) -> dict[str, Any]:
-        return {"delta": self.beta, "unit": self.beta}
+    def _parameters(self):
+        return self.beta, self.beta
 
 
 class BCEWithLogitsLoss(Loss):
@@ -315,6 +326,7 @@ class BCEWithLogitsLoss(Loss):
     outputs = "logits"
     targets = "probabilities"
     convex = True
+    criterion: ClassVar = {"targets": "numbers", "high": 1.0, "expected": "a probability from 0 to 1"}
     column = "pos_weight"
 
     def __init__(self, *, pos_weight=None, reduction="mean"):
@@ -355,6 +367,11 @@ class CrossEntropyLoss(Loss):
     outputs = "logits"
     targets = "labels"
     convex = True
+    criterion: ClassVar = {
+        "targets": "labels or probabilities",
+        "high": np.inf,
+        "expected": "a finite class probability, not below 0",
+    }
     column = "weight"
 
     def __init__(self, weight=None, *, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
@@ -363,8 +380,14 @@ class CrossEntropyLoss(Loss):
         self.ignore_index = _int64("ignore_index", ignore_index)
         self.label_smoothing = fraction("label_smoothing", label_smoothing)
 
-    def _parameters(self) -> dict[str, Any]:
-        return {"ignore_index": self.ignore_index, "smoothing": self.label_smoothing}
+    def spec(self):
+        spec: Any = super().spec()
+        if spec["column"] is None and self.label_smoothing:
+            spec["column"] = 1.0  # smoothing goes by the class weights
+        return spec
+
+    def _parameters(self):
+        return (self.label_smoothing,)
 
 
 class NLLLoss(Loss):
@@ -385,15 +408,13 @@ class NLLLoss(Loss):
     outputs = "log_probabilities"
     targets = "labels"
     convex = True
+    criterion: ClassVar = {"targets": "labels"}
     column = "weight"
 
     def __init__(self, weight=None, *, ignore_index=-100, reduction="mean"):
         super().__init__(reduction=reduction)
         self.weight = _weights("weight", weight)
         self.ignore_index = _int64("ignore_index", ignore_index)
-
-    def _parameters(self) -> dict[str, Any]:
-        return {"ignore_index": self.ignore_index}
 
 
 class PoissonNLLLoss(Loss):
@@ -416,6 +437,7 @@ class PoissonNLLLoss(Loss):
     kind = "poisson"
     targets = "numbers"
     convex = True
+    criterion: ClassVar = {"targets": "numbers", "high": np.inf, "expected": "a finite count, not below 0"}
 
     def __init__(self, *, log_input=True, full=False, eps=1e-8, reduction="mean"):
         super().__init__(reduction=reduction)
@@ -428,8 +450,8 @@ class PoissonNLLLoss(Loss):
         """What the outputs are: rates or their logarithms."""
         return "log_values" if self.log_input else "values"
 
-    def _parameters(self) -> dict[str, Any]:
-        return {"log_input": self.log_input, "full": self.full, "eps": self.eps}
+    def _parameters(self):
+        return self.log_input, self.full, self.eps
 
 
 class QuantileLoss(Loss):
@@ -454,6 +476,7 @@ class QuantileLoss(Loss):
     outputs = "values"
     targets = "numbers"
     convex = True
+    criterion: ClassVar = {"targets": "numbers", "repeat": True}
     column = "quantiles"
 
     def __init__(self, quantiles, *, reduction="mean"):

@@ -33,7 +33,7 @@ class Branches(Layer, abstract=True):
     TypeError
         If one is no layer.
     ValueError
-        If there are fewer than two or more than 64; in the model, if their widths disagree.
+        If there are fewer than two, or more than the kernels take (64); in the model, if their widths disagree.
     """
 
     facts = (*Layer.facts, "symbol")
@@ -50,7 +50,7 @@ class Branches(Layer, abstract=True):
                 hint = " (pass an object, not the class)" if isinstance(branch, type) else ""
                 raise TypeError(f"{name}[{i}]: expected a layer or a Sequential, got {branch!r}{hint}")
             branch._may_nest(f"{name}[{i}]")
-        most = getattr(kernels("float32"), "MOST_SOURCES", 64)
+        most = kernels("float32").LIMITS["sources"]
         if not 2 <= len(branches) <= most:
             raise ValueError(f"{name}: expected 2 to {most} branches, got {len(branches)}")
         if len({id(branch) for branch in branches}) < len(branches):

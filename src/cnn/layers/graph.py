@@ -148,4 +148,4 @@ def program(kernels, graph: Graph, loss: dict | None, seed: int):
     where = (f" for {next(takers, 'the model')}", f" for the outputs of {graph.givers[-1]}")
     codes = kernels.ACTIVATIONS
     ops = [op | {"act": codes[op["act"]]} if "act" in op else op for op in graph.ops]
-    return kernels.Program(graph.widths, ops, loss, where, seed)
+    return kernels.Program(graph.shapes, ops, loss, where, seed)

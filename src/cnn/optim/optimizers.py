@@ -9,24 +9,41 @@ import numpy as np
 
 from .._checks import flag, number, positive
 from .._configurable import Configurable, arguments_of, plain
+from .._dispatch import kernels
 from . import schedules
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
-# The columns of Optimizer.table, as in kernels/optimizer.pxi; those from OWN on are each optimiser's own.
-CODE, LR, MOMENTUM, WEIGHT_DECAY, RATIO, OWN, COLUMNS = 0, 1, 2, 3, 4, 5, 8
+# What kernels/optimizer.pxi says of its table of hyper-parameters, which is float64 for every dtype.
+_kernels = kernels("float32")
+_SHARED: dict[str, int] = _kernels.HYPER_PARAMETERS
+CODE, LR, MOMENTUM, WEIGHT_DECAY, RATIO = (
+    _SHARED[name] for name in ("optimizer", "lr", "momentum", "weight_decay", "ratio")
+)
 
 
-class _Hyper:
-    """A hyper-parameter: a column of the optimiser's table, which the kernels read at every step."""
+class _Column:
+    """A hyper-parameter: a column of the optimiser's table, which the kernels read at every step.
 
-    def __init__(self, column: int, low: float = 0.0, high: float = np.inf):
-        self.column = column
-        self.low = low
-        self.high = high
+    column: the kernels' name for it, if that is another one.
+    """
+
+    def __init__(self, column: str | None = None):
+        self._column = column
 
     def __set_name__(self, owner, name):
         self.name = name
+        wanted = self._column or name
+        self.column: int = _SHARED[wanted] if wanted in _SHARED else _kernels.OPTIMIZERS[owner.kernel][1][wanted]
+
+
+class _Hyper(_Column):
+    """A number."""
+
+    def __init__(self, column: str | None = None, low: float = 0.0, high: float = np.inf):
+        super().__init__(column)
+        self.low = low
+        self.high = high
 
     def __get__(self, optimizer, owner=None):
         return self if optimizer is None else float(optimizer.table[0, self.column])
@@ -54,14 +71,8 @@ class _WeightDecay(_Hyper):
         optimizer.table[optimizer._shares_decay, WEIGHT_DECAY] = value
 
 
-class _Flag:
-    """A hyper-parameter that is True or False."""
-
-    def __init__(self, column: int):
-        self.column = column
-
-    def __set_name__(self, owner, name):
-        self.name = name
+class _Flag(_Column):
+    """True or False."""
 
     def __get__(self, optimizer, owner=None):
         return self if optimizer is None else bool(optimizer.table[0, self.column])
@@ -123,11 +134,11 @@ class Optimizer(Configurable, kind="optimizer"):
         the biases, without weight decay.
     """
 
-    facts = ("code",)
-    code: ClassVar[int]  # of the kernels
+    facts = ("kernel",)
+    kernel: ClassVar[str]  # its name there
     has_momentum: ClassVar[bool] = True  # or beta1: something that a schedule can cycle
-    lr = _LearningRate(LR)
-    weight_decay = _WeightDecay(WEIGHT_DECAY)
+    lr = _LearningRate()
+    weight_decay = _WeightDecay()
     decay_bias = _Fixed()
     clip_norm = _Fixed()
     clip_value = _Fixed()
@@ -155,8 +166,8 @@ class Optimizer(Configurable, kind="optimizer"):
         }
         self._groups = _checked_groups(groups)
         named = [{}, *self._groups]
-        rows = np.zeros((len(named), COLUMNS))
-        rows[:, CODE] = self.code
+        rows = np.zeros((len(named), _kernels.TABLE_COLUMNS))
+        rows[:, CODE] = _kernels.OPTIMIZERS[self.kernel][0]
         rows[:, LR] = [group.get("lr", lr) for group in named]
         own_lr = ["lr" in group for group in named]
         rows[:, RATIO] = 1
@@ -199,7 +210,7 @@ class Optimizer(Configurable, kind="optimizer"):
     @property
     def states(self) -> int:
         """How many numbers of state each parameter has."""
-        raise NotImplementedError
+        return _kernels.states_of(self.table, self._momentum_comes())
 
     def _momentum_comes(self) -> bool:
         """Whether there is a momentum, now or by the schedule."""
@@ -311,10 +322,10 @@ class SGD(Optimizer):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    code = 0
-    momentum = _Hyper(MOMENTUM)
-    dampening = _Hyper(OWN, low=-np.inf)
-    nesterov = _Flag(OWN + 1)
+    kernel = "sgd"
+    momentum = _Hyper()
+    dampening = _Hyper(low=-np.inf)
+    nesterov = _Flag()
 
     def __init__(self, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, **common):
         super().__init__(lr, weight_decay, **common)
@@ -328,10 +339,6 @@ class SGD(Optimizer):
                 "nesterov: expected a momentum and no dampening with it, got "
                 f"momentum={self.momentum}, dampening={self.dampening}"
             )
-
-    @property
-    def states(self):
-        return int(self._momentum_comes())
 
 
 class Adam(Optimizer):
@@ -358,21 +365,17 @@ class Adam(Optimizer):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    code = 1
-    beta1 = _Hyper(MOMENTUM, high=1.0)
-    beta2 = _Hyper(OWN, high=1.0)
-    eps = _Hyper(OWN + 1)
-    amsgrad = _Flag(OWN + 2)
+    kernel = "adam"
+    beta1 = _Hyper("momentum", high=1.0)
+    beta2 = _Hyper(high=1.0)
+    eps = _Hyper()
+    amsgrad = _Flag()
 
     def __init__(self, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, **common):
         super().__init__(lr, weight_decay, **common)
         self.betas = betas
         self.eps = eps
         self.amsgrad = amsgrad
-
-    @property
-    def states(self):
-        return 2 + self.amsgrad
 
     @property
     def betas(self) -> tuple[float, float]:
@@ -406,7 +409,7 @@ class AdamW(Adam):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    code = 2
+    kernel = "adamw"
 
     def __init__(self, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False, **common):
         super().__init__(lr, betas, eps, weight_decay, amsgrad, **common)
@@ -437,11 +440,11 @@ class RMSprop(Optimizer):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    code = 3
-    momentum = _Hyper(MOMENTUM)
-    alpha = _Hyper(OWN, high=1.0)
-    eps = _Hyper(OWN + 1)
-    centered = _Flag(OWN + 2)
+    kernel = "rmsprop"
+    momentum = _Hyper()
+    alpha = _Hyper(high=1.0)
+    eps = _Hyper()
+    centered = _Flag()
 
     def __init__(self, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0, centered=False, **common):
         super().__init__(lr, weight_decay, **common)
@@ -449,10 +452,6 @@ class RMSprop(Optimizer):
         self.eps = eps
         self.momentum = momentum
         self.centered = centered
-
-    @property
-    def states(self):
-        return 3 if self.centered else 2 if self._momentum_comes() else 1
 
 
 class Adagrad(Optimizer):
@@ -474,12 +473,11 @@ class Adagrad(Optimizer):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    code = 4
-    states = 1
+    kernel = "adagrad"
     has_momentum = False
-    lr_decay = _Hyper(OWN)
-    eps = _Hyper(OWN + 1)
-    initial_accumulator_value = _Hyper(OWN + 2)
+    lr_decay = _Hyper()
+    eps = _Hyper()
+    initial_accumulator_value = _Hyper()
 
     def __init__(self, lr=1e-2, lr_decay=0.0, weight_decay=0.0, initial_accumulator_value=0.0, eps=1e-10, **common):
         super().__init__(lr, weight_decay, **common)
