@@ -9,8 +9,8 @@
 #
 # and says what the backward pass needs of the forward pass: the output, where f'(z) follows from y = f(z) as well as
 # from z and so z need not be kept (OUTPUT), the input (INPUT), or the output as long as f is monotonic, which it is for
-# param >= 0 (MONOTONIC). The functions are inlined with a literal kind into one loop for each activation; a kind without
-# a function does not compile. `param` is the one number that some of them have.
+# param >= 0 (MONOTONIC). The functions are inlined with a literal kind into one loop for each activation; a kind
+# without a function does not compile. `param` is the one number that some of them have.
 #
 # Formulas and defaults are PyTorch's; errors are in units of the last place, float32 / float64.
 

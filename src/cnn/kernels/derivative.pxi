@@ -1,14 +1,14 @@
-# Derivative products: derivatives of the walks along a direction (x', theta') in the inputs and the parameters. In the comments '
-# is the derivative along that direction, written _t in names.
+# Derivative products: derivatives of the walks along a direction (x', theta') in the inputs and the parameters. In the
+# comments ' is the derivative along that direction, written _t in names.
 #
 #     forward    y' = J (x', theta')                                 Jacobian-vector product (jvp)
 #     backward   derivative of backward: (dL/dx)' and (dL/dtheta)'   Hessian-vector product (hvp), exact (Pearlmutter,
 #                                                                    Neural Computation 6, 1994)
 #
-# All of them are in evaluation mode, where the model is a function of its input row by row. FLOPs, with P those of one product over
-# all layers: a gradient 3 P (forward, dX, dW); jvp 3 P (x W, x' W, x W'); hvp 8 P (these; dX, and dX' and dW' of two
-# each): 2.7 times a gradient. Memory is that of two more passes. Nothing is fused here but what the products fuse.
-#
+# All of them are in evaluation mode, where the model is a function of its input row by row. FLOPs, with P those of one
+# product over all layers: a gradient 3 P (forward, dX, dW); jvp 3 P (x W, x' W, x W'); hvp 8 P (these; dX, and dX' and
+# dW' of two each): 2.7 times a gradient. Memory is that of two more passes. Nothing is fused here but what the products
+# fuse.
 #
 # The walks are in walk.pxi, what each op does on them stands beside its other functions. theta' lies in a block of the
 # layout of the parameters, so that an op's offsets fit, and the results go to another one.
@@ -200,6 +200,7 @@ cdef class Derivatives:
         cdef double scale = 1
         cdef const real* v_first = NULL
         cdef Pass pass_
+        cdef Batch* b = &pass_.batch
         cdef Chunk c
         if batch == 0:
             raise ValueError("x: expected at least one row, got none")
@@ -213,7 +214,7 @@ cdef class Derivatives:
             pass_ = p.training_pass(batch, 1)
             p.set_rows(&pass_, rows, t)
             if t is not None:
-                scale = loss_scale(&pass_.batch.loss, loss_weight(&pass_.batch.loss, batch, pass_.batch.target, pass_.batch.target_bytes, NULL))
+                scale = loss_scale(&b.loss, loss_weight(&b.loss, batch, b.target, b.target_bytes, NULL))
             else:
                 v_first = data(g)
             memset(self.t.grads, 0, net.n_block * sizeof(real))
@@ -223,12 +224,12 @@ cdef class Derivatives:
                     c = self.rows(first, n, inputs)
                     self.run(&c)
                     if t is not None:
-                        loss_hessian_rows(&pass_.batch.loss, n, net.outputs, row_of(ws.value, net, last, first), row,
-                                          pass_.batch.target + first * pass_.batch.target_bytes, pass_.batch.target_bytes, NULL, scale,
+                        loss_hessian_rows(&b.loss, n, net.outputs, row_of(ws.value, net, last, first), row,
+                                          b.target + first * b.target_bytes, b.target_bytes, NULL, scale,
                                           row_of(self.t.value, net, last, first), row,
                                           row_of(self.t.grad, net, last, first), row)
-                        batch_loss(net, &pass_.batch.loss, ws, first, n, pass_.batch.target + first * pass_.batch.target_bytes,
-                                   pass_.batch.target_bytes, NULL, scale, True, &correct)
+                        batch_loss(net, &b.loss, ws, first, n, b.target + first * b.target_bytes, b.target_bytes, NULL,
+                                   scale, True, &correct)
                     else:
                         memset(row_of(self.t.grad, net, last, first), 0, n * row * sizeof(real))
                         copy_rows(n, net.outputs, v_first + first * row_stride(g), row_stride(g),

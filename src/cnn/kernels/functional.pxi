@@ -111,7 +111,8 @@ def linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, 
     cdef cnp.ndarray dx = result(grad_input, (batch, n_in), "grad_input")
     cdef Py_ssize_t width = round_up(n_out, VL)
     cdef Arena arena
-    cdef real* at = allocate(&arena, padding(w) + padding(g) + padding(dw) + padding(dx) + width + panel_size(batch, n_out))
+    cdef real* at = allocate(
+        &arena, padding(w) + padding(g) + padding(dw) + padding(dx) + width + panel_size(batch, n_out))
     cdef Product p
     memset(&p, 0, sizeof(p))
     p.panel = at

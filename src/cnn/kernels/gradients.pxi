@@ -1,5 +1,5 @@
-# Sweeps over a block of gradients or parameters, for what needs all of them at once: the norm, clipping, penalties, and the
-# moving average of the parameters.
+# Sweeps over a block of gradients or parameters, for what needs all of them at once: the norm, clipping, penalties, and
+# the moving average of the parameters.
 
 cdef double sum_of_squares(Py_ssize_t n, const real* g) noexcept nogil:
     """sum of g**2 over n numbers, in double, as 16 partial sums: in one order, whatever the vectors.

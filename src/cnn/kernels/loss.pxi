@@ -10,7 +10,7 @@
 #
 # Rows of y, dy, v and hv are padded to VL, those of targets are not. The padding of y is zero, or for the losses of
 # classes anything; that of dy and hv is set to zero: the products rely on it.
-
+#
 # There are two lists, with the functions of each entry below, side by side:
 #
 #     ELEMENTWISE_LOSSES  functions of an output y and a target t; NAME_element gives the loss and its derivative,
@@ -263,12 +263,13 @@ cdef inline double elementwise "elementwise"(const int kind, const bint zero, co
             factor = vf_set(<real>(scale * w * share))
             sums = vf_set(0)
             for j from 0 <= j < vectors by VL:
-                sums = sums + loss_element(kind, spec, vf_load(y + j), vf_load(target + j), column_part(spec, j), &derivative)
+                sums = sums + loss_element(kind, spec, vf_load(y + j), vf_load(target + j), column_part(spec, j),
+                                           &derivative)
                 if dy != NULL:
                     vf_store(dy + j, factor * derivative)
             if vectors < n:
                 value = loss_element(kind, spec, vf_load(y + vectors), vf_load_first(target + vectors, n - vectors),
-                                column_part(spec, vectors), &derivative)
+                                     column_part(spec, vectors), &derivative)
                 sums = sums + (value if zero else vf_first(value, n - vectors, number(0)))
                 if dy != NULL:
                     derivative = factor * derivative
@@ -354,9 +355,9 @@ cdef inline real largest_logit(const real* z, Py_ssize_t n) noexcept nogil:
 
 
 cdef inline double cross_entropy_sum(bint labels, bint dense, const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n,
-                                 const real* z, Py_ssize_t z_row, const char* target, Py_ssize_t target_bytes,
-                                 const real* weight, double scale, real* dz, Py_ssize_t dz_row,
-                                 Py_ssize_t* correct) noexcept nogil:
+                                     const real* z, Py_ssize_t z_row, const char* target, Py_ssize_t target_bytes,
+                                     const real* weight, double scale, real* dz, Py_ssize_t dz_row,
+                                     Py_ssize_t* correct) noexcept nogil:
     """Cross-entropy of softmax(z) with shares a of the classes: sum of a_j (log(sum of exp(z - max)) + max - z_j);
     dz = scale weight (A softmax(z) - a), where A is the sum of a.
 

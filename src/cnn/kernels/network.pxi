@@ -1,8 +1,8 @@
 # The compiled network: ops over numbered buffers, the memory that they work in, and the table of the ops. Plain C.
 #
 # Buffer 0 is the input of the model; every op reads one or more buffers and writes buffer `dst`. A buffer has a value,
-# a gradient and, where its op's activation needs it, the value before the activation (the pre-activation), all
-# (batch, width) with rows padded to VL; the padding is zero. They live in a Workspace, which grows with the batch and is
+# a gradient and, where its op's activation needs it, the value before the activation (the pre-activation), all (batch,
+# width) with rows padded to VL; the padding is zero. They live in a Workspace, which grows with the batch and is
 # otherwise allocated once. A buffer that several ops read gets the sum of their gradients: going back, the first to be
 # visited stores its part and the others add theirs (`adds`).
 #
@@ -41,7 +41,7 @@ cdef struct Op:
     Py_ssize_t n_in         # of the first source
     Py_ssize_t n_out
     Py_ssize_t work         # multiply-adds of a forward pass of one row
-    Py_ssize_t rows         # of the weight, as Python sees it: (rows, columns), or with rows = 0 (columns,); see has_weight
+    Py_ssize_t rows         # of the weight, as Python sees it: (rows, columns), or with rows = 0 (columns,)
     Py_ssize_t columns
     bint transposed         # the weight lies as (columns, rows)
     bint has_weight
@@ -188,7 +188,8 @@ cdef struct OpMethods:
     op_walk backward        # from the gradient of its output to those of its sources
     op_walk tangent         # y' from x' and theta', after forward
     op_walk second          # dx and dx' from dy and dy'
-    # the rows of its weight, or the columns of a vector, that are a piece of work, and how many pieces; 0: no parameters
+    # how many pieces of work the gradients of its parameters are (0: it has none), of all rows of its weight, or
+    # columns of its vectors, in units of so many
     Py_ssize_t (*pieces)(const Op* op, int threads, Py_ssize_t* rows, Py_ssize_t* unit) noexcept nogil
     void (*weight_gradient)(const Pass* p, const Op* op, Py_ssize_t first, Py_ssize_t rows, const real* x,
                             Py_ssize_t x_row, real* panel) noexcept nogil

@@ -3,8 +3,8 @@
 # One body serves the sweep over the whole parameter block (`step`), the epilogue of the weight-gradient product
 # (`train_step`) and the one-sample sweep (`fit` with batch_size=1). There are two lists:
 #
-#     UPDATES     what is done to a vector of parameters: NAME_update, inlined with a literal kind. Columns: the blocks of
-#                 state that a tile prefetches, and whether the coefficients differ from step to step.
+#     UPDATES     what is done to a vector of parameters: NAME_update, inlined with a literal kind. Columns: the blocks
+#                 of state that a tile prefetches, and whether the coefficients differ from step to step.
 #     OPTIMIZERS  what Python offers: NAME_coefficients makes an Update of one row of the table of hyper-parameters,
 #                 NAME_states says how many blocks of state it needs. The columns of its own have the names given there.
 #
@@ -33,9 +33,9 @@
 #         v = v + d**2
 #         w = w - lr / (1 + (t - 1) lr_decay) d / (sqrt(v + initial_accumulator_value) + eps)
 #
-# An Update holds the coefficients of one step, so that no case needs a branch inside. 1 to 5 multiply-adds an element, all
-# but SGD with a division and a square root (whose time hides RMSprop's branches); w and the state are read and written
-# once.
+# An Update holds the coefficients of one step, so that no case needs a branch inside. 1 to 5 multiply-adds an element,
+# all but SGD with a division and a square root (whose time hides RMSprop's branches); w and the state are read and
+# written once.
 
 cdef extern from *:
     """

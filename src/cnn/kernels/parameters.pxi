@@ -1,5 +1,5 @@
-# The parameters, and what else training changes, as Python sees them: packed vectors, views, snapshots. In a packed vector
-# stand the numbers of a block without its padding, in the order of the ops: weight (in, out), then bias.
+# The parameters, and what else training changes, as Python sees them: packed vectors, views, snapshots. In a packed
+# vector stand the numbers of a block without its padding, in the order of the ops: weight (in, out), then bias.
 
 cdef cnp.ndarray packed(const Network* net, const real* block):
     """The numbers of a block without its padding, in the order of the ops: weight (in, out), then bias."""

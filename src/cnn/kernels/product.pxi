@@ -16,8 +16,9 @@
 # Each element of C is one chain of multiply-adds in the order of k, whatever the tile, the panel and the block: the
 # result of a row does not depend on the rows beside it, nor on how the work is cut.
 #
-# One body for every tile shape: the micro-kernel `tiles` is inlined with literal mr and nv into the small functions of TILE_TABLE.
-# Its loops over the registers must sit inside another loop (over the tiles), or GCC leaves the array on the stack.
+# One body for every tile shape: the micro-kernel `tiles` is inlined with literal mr and nv into the small functions of
+# TILE_TABLE. Its loops over the registers must sit inside another loop (over the tiles), or GCC leaves the array on the
+# stack.
 
 cdef enum Epilogue:
     EPILOGUE_STORE        # C = max(floor, sums)

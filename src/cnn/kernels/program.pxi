@@ -415,7 +415,8 @@ cdef class Program:
             self.set_rows(&p, x, y, w)
             p.wants.gather = p.wants.gather or turn != NULL
             p.wants.forward = p.wants.keep = p.wants.backward = p.wants.weights = True
-            all_x, all_targets, all_weights, target_bytes = p.batch.x, p.batch.target, p.batch.weight, p.batch.target_bytes
+            all_x, all_targets, all_weights = p.batch.x, p.batch.target, p.batch.weight
+            target_bytes = p.batch.target_bytes
             p.batch.out_row = self.net.outputs
             self.train.training = True
             with nogil:

@@ -11,9 +11,9 @@ cdef class Criterion:
     Parameters
     ----------
     spec : dict
-        What `Loss.spec` gives: kind (a key of LOSSES), name, mean, parameters (numbers), targets ("numbers", "labels" or
-        "labels or probabilities"), high and expected (what numbers are to be at most, and are to be, in words), repeat
-        (one target may serve all outputs), ignore_index, column and column_name.
+        What `Loss.spec` gives: kind (a key of LOSSES), name, mean, parameters (numbers), targets ("numbers", "labels"
+        or "labels or probabilities"), high and expected (what numbers are to be at most, and are to be, in words),
+        repeat (one target may serve all outputs), ignore_index, column and column_name.
     outputs : int
 
     Raises

@@ -102,8 +102,8 @@ cdef enum:
     ALONE = 10                  # so many times as long as the waits, tasks run on one thread after them
     MOST_ALONE = 500000000      # nanoseconds: doubling ends here
 
-# Parts of the gate: workers inside (at most MOST_THREADS), whether it is closed, whether any has come, threads of the task,
-# number of the task.
+# Parts of the gate: workers inside (at most MOST_THREADS), whether it is closed, whether any has come, threads of the
+# task, number of the task.
 cdef enum:
     MOST_THREADS = 255
     INSIDE = MOST_THREADS       # the bits below CLOSED

@@ -59,8 +59,8 @@ cdef extern from "<math.h>" nogil:
 
 
 # Functions that macros choose among have a C name of their own (`cdef ... name "name"(...)`) and stand before the
-# functions that use the macro. A choice among kinds ends in `missing_kernel`: with a literal kind that has a kernel the call is not there any more, and otherwise the
-# compiler stops.
+# functions that use the macro. A choice among kinds ends in `missing_kernel`: with a literal kind that has a kernel the
+# call is not there any more, and otherwise the compiler stops.
 cdef extern from *:
     """
     __attribute__((error("there is no kernel of this kind"))) vf missing_kernel(void);

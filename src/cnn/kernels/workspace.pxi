@@ -1,7 +1,7 @@
 # Workspaces: room for the values, and in training the gradients, of a batch. The only place that knows their layout.
 
 cdef Py_ssize_t lay_out(const Network* net, Workspace* ws, Py_ssize_t rows, bint training, real* at) noexcept nogil:
-    """Reals that a workspace for so many rows takes, without the panels. With at, set its pointers to places from there.
+    """Reals that a workspace for so many rows takes, without the panels. With at, let its pointers lead there.
 
     The pointers' own room, `pointers_of`, must be there then.
     """

@@ -1,5 +1,6 @@
-# Batch normalisation (Ioffe and Szegedy, 2015): mean and variance are those of the column, in training of the batch, else
-# the running ones. It needs all rows of its input before it gives one of its output, so it cuts the pass into phases.
+# Batch normalisation (Ioffe and Szegedy, 2015): mean and variance are those of the column, in training of the batch,
+# else the running ones. It needs all rows of its input before it gives one of its output, so it cuts the pass into
+# phases.
 
 cdef enum:
     STATISTICS = 5          # rows that it keeps: mean, 1 / deviation, variance, sums of dy xhat and of dy

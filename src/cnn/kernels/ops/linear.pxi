@@ -1,9 +1,9 @@
 # Linear: z = x W + b, y = act(z). x (batch, in), W (in, out), y (batch, out).
 #
 # Weights lie as the products like them. Normally W is (in, out), its rows padded to VL and the bias one more row below.
-# A layer much narrower than a vector is kept transposed, (out, in), or most of each vector would be padding; its forward
-# pass is `dot_rows`. Long rows are an odd number of cache lines apart, so that a panel's lines spread over all sets of
-# the cache.
+# A layer much narrower than a vector is kept transposed, (out, in), or most of each vector would be padding; its
+# forward pass is `dot_rows`. Long rows are an odd number of cache lines apart, so that a panel's lines spread over all
+# sets of the cache.
 
 cdef enum:
     PIECE_ROWS = 128            # of W, at least; a piece packs dZ anew
@@ -122,8 +122,9 @@ cdef void input_gradient(const Op* op, const Op* before, const real* saved, Py_s
 cdef void weight_product(const Op* op, bint bias, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t batch, const real* x,
                          Py_ssize_t x_row, const real* dz, Py_ssize_t dz_row, real* params, real* grads,
                          const Update* update, bint overwrite, real* panel) noexcept nogil:
-    """dW = X^T dZ and with `bias` db = sum of dZ over the batch, for `rows` rows of W from `first` on: added to the gradients, or
-    stored there, or, with an update, used for the optimiser's step and not kept. 2 batch in out FLOPs for all rows.
+    """dW = X^T dZ and with `bias` db = sum of dZ over the batch, for `rows` rows of W from `first` on: added to the
+    gradients, or stored there, or, with an update, used for the optimiser's step and not kept. 2 batch in out FLOPs
+    for all rows.
 
     The bias goes with the last row. A transposed layer reads x in vectors: its rows must be padded.
     """
@@ -277,7 +278,7 @@ cdef Py_ssize_t linear_op_pieces(const Op* op, int threads, Py_ssize_t* rows, Py
 
 
 cdef void linear_op_weight_gradient(const Pass* p, const Op* op, Py_ssize_t first, Py_ssize_t rows, const real* x,
-                                 Py_ssize_t x_row, real* panel) noexcept nogil:
+                                    Py_ssize_t x_row, real* panel) noexcept nogil:
     weight_product(op, op.has_bias, first, rows, p.batch.rows, x, x_row, p.ws.grad[op.dst], p.net.buffers[op.dst].row,
                    p.net.params, p.net.grads, p.wants.update, p.wants.overwrite, panel)
 

@@ -1,7 +1,7 @@
 # What the ops that join branches have in common. They read two or more buffers, of one width but for the concatenation.
 #
-# All take the addresses of rows with their padding, which is zero in every source and stays so. Going back, the sources are
-# visited in order; `adds` says whether a source's gradient joins what is there already, or replaces it.
+# All take the addresses of rows with their padding, which is zero in every source and stays so. Going back, the sources
+# are visited in order; `adds` says whether a source's gradient joins what is there already, or replaces it.
 
 cdef struct Sources:
     int n

@@ -11,8 +11,8 @@ cdef void multiply_rows(Py_ssize_t rows, Py_ssize_t n, const real* a, Py_ssize_t
         y += y_row
 
 
-cdef void multiply_backward_rows(Py_ssize_t rows, Py_ssize_t n, const Sources* a, int which, const real* dy, Py_ssize_t dy_row, bint add, real* da,
-                                 Py_ssize_t da_row) noexcept nogil:
+cdef void multiply_backward_rows(Py_ssize_t rows, Py_ssize_t n, const Sources* a, int which, const real* dy,
+                                 Py_ssize_t dy_row, bint add, real* da, Py_ssize_t da_row) noexcept nogil:
     """da = dy times all sources but `which`."""
     cdef Py_ssize_t i, j
     cdef int s

@@ -1,10 +1,10 @@
 # What layer and batch normalisation share: xhat = (x - mean) / sqrt(var + eps), y = xhat weight + bias.
 #
-# Formulas are PyTorch's: variances are biased. x (batch, n) may end at n; y, dy, dx, and what is kept for each column, are
-# padded to VL, and zeros are written to the padding. weight and bias may be NULL: 1 and 0. Sums over the batch are done
-# for a piece of columns, `first` and following, in the order of the rows: the pointers are those of column 0, `columns` is
-# a multiple of VL and may reach into the padding. So results depend neither on the cut into rows or columns nor on
-# threads.
+# Formulas are PyTorch's: variances are biased. x (batch, n) may end at n; y, dy, dx, and what is kept for each column,
+# are padded to VL, and zeros are written to the padding. weight and bias may be NULL: 1 and 0. Sums over the batch are
+# done for a piece of columns, `first` and following, in the order of the rows: the pointers are those of column 0,
+# `columns` is a multiple of VL and may reach into the padding. So results depend neither on the cut into rows or
+# columns nor on threads.
 
 cdef enum:
     SUM_ROWS = 64           # rows that are added up as reals before they join the others' sum, in double
