@@ -180,7 +180,7 @@ cdef inline vf huber_curvature "huber_curvature"(const LossSpec* spec, vf y, vf 
 
 
 # BCE: (1 - t) softplus(y) + c t softplus(-y), where softplus(y) = max(y, 0) + log(1 + exp(-|y|)): no sum of terms that
-# cancel, and no exponential that overflows.
+# cancel, and no exponential that overflows. A term without a share is 0, also where its softplus is infinite.
 
 cdef inline vf bce_element "bce_element"(const LossSpec* spec, vf y, vf t, vf c, vf* derivative) noexcept nogil:
     cdef vf e = v_exp(minus_abs(y))
@@ -189,7 +189,9 @@ cdef inline vf bce_element "bce_element"(const LossSpec* spec, vf y, vf t, vf c,
     cdef vf d = number(1) - t
     t = c * t
     derivative[0] = vf_select_gt(y, number(0), d * q - t * (e * q), d * (e * q) - t * q)
-    return vf_fma(d, vf_max(number(0), y) + l, t * (vf_max(number(0), -y) + l))
+    e = vf_select_gt(d, number(0), vf_max(number(0), y) + l, number(0))
+    l = vf_select_gt(t, number(0), vf_max(number(0), -y) + l, number(0))
+    return vf_fma(d, e, t * l)
 
 
 cdef inline vf bce_curvature "bce_curvature"(const LossSpec* spec, vf y, vf t, vf c) noexcept nogil:

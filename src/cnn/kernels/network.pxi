@@ -150,6 +150,7 @@ cdef struct Batch:
 cdef struct Request:
     int threads
     bint gather             # copy the rows of x, and the targets of an order, into the workspace first
+    bint leave_out          # ... with zeros in place of the rows that do not count
     bint forward
     bint keep               # ... and what a backward pass needs, and the gradient of the loss
     bint backward

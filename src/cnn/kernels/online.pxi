@@ -182,6 +182,9 @@ cdef inline Py_ssize_t samples "samples"(const int kind, const Pass* p, Py_ssize
         row = batch.order[i] if batch.order != NULL else i
         x = batch.x + row * batch.x_row
         target = batch.target + row * batch.target_bytes
+        if spec.labels and (<const int64_t*>target)[0] == spec.ignore_index and not all_finite(x, width):
+            memset(p.ws.value[0], 0, width * sizeof(real))      # its gradient is zero, and NaN times zero is NaN
+            x = p.ws.value[0]
         if kind < 0:
             loss = wide_sample(net, &spec, p.ws, x, target, factor, &own, correct)
         else:

@@ -60,6 +60,8 @@ cdef void pass_rows(const Pass* p, Py_ssize_t first, Py_ssize_t rows, int thread
             for i in range(rows):
                 memcpy(row_of(ws.value, net, 0, c.first + i),
                        batch.x + (batch.order[first + i] if batch.order != NULL else first + i) * batch.x_row, width)
+                if p.wants.leave_out and not counts(batch, first + i):
+                    memset(row_of(ws.value, net, 0, c.first + i), 0, width)
         c.x, c.x_row = row_of(ws.value, net, 0, c.first), net.buffers[0].row
     if p.wants.forward:
         walk_forward(&c, phase.start, phase.stop)
@@ -145,6 +147,35 @@ cdef void weights_task(void* argument, int thread) noexcept nogil:
 
 # A batch --------------------------------------------------------------------------------------------------------------
 
+cdef inline bint counts(const Batch* batch, Py_ssize_t place) noexcept nogil:
+    """Whether a row has a weight above zero and a target that is not to be ignored. place: of its target and weight."""
+    if batch.weight != NULL and batch.weight[place] == 0:
+        return False
+    return not (batch.loss.labels
+                and (<const int64_t*>(batch.target + place * batch.target_bytes))[0] == batch.loss.ignore_index)
+
+
+cdef bint all_finite(const real* x, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef real zeros = 0
+    for i in range(n):
+        zeros += 0 * x[i]       # NaN for infinity and NaN
+    return zeros == 0
+
+
+cdef bint leave_out_rows(Pass* p) noexcept nogil:
+    """Whether rows of x that do not count have NaN or infinity, which times their gradient of zero is NaN in that of the
+    weights: `pass_rows` puts zeros in their place, if it is told so."""
+    cdef const Batch* batch = &p.batch
+    cdef Py_ssize_t i, row
+    if batch.weight == NULL and not batch.loss.labels:
+        return False
+    for i in range(batch.rows):
+        row = batch.order[i] if batch.order != NULL else i
+        if not counts(batch, i) and not all_finite(batch.x + row * batch.x_row, p.net.buffers[0].width):
+            return True
+    return False
+
 cdef void gather_targets(Pass* p) noexcept nogil:
     """Targets and weights of the rows of an order, one after the other."""
     cdef Batch* batch = &p.batch
@@ -195,6 +226,8 @@ cdef double run_pass(Pass* p, double* weight, Py_ssize_t* correct) noexcept nogi
         rows_weight = loss_weight(&batch.loss, batch.rows, batch.target, batch.target_bytes, batch.weight)
         weight[0] += rows_weight
         wants.scale *= loss_scale(&batch.loss, rows_weight)
+        wants.leave_out = wants.keep and leave_out_rows(p)
+        wants.gather = wants.gather or wants.leave_out
     if not p.ws.training and wants.forward:
         use_running(net, p.ws)
     phase.back_start = phase.back_stop = 0
