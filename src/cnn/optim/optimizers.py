@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import schedules
 from .._checks import flag, number, positive
+from .._configurable import Configurable, arguments_of, plain
 from .._dispatch import kernels
+from . import schedules
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
@@ -94,7 +95,7 @@ class _Fixed:
         raise AttributeError(f"{self.name}: can only be set when the optimiser is made")
 
 
-class Optimizer:
+class Optimizer(Configurable, kind="optimizer"):
     """What every optimiser has: a table of hyper-parameters, groups of layers, a schedule, clipping, averaging.
 
     The hyper-parameters and the schedule can be changed between steps (`optimizer.lr = 0.01`), groups, clipping and the
@@ -102,6 +103,10 @@ class Optimizer:
 
     Parameters
     ----------
+    lr : float
+        Learning rate, at least 0.
+    weight_decay : float
+        At least 0.
     groups : list of dict, optional
         Layers with hyper-parameters of their own: ``{"layers": [0, "3.1"], "lr": 0.01, "weight_decay": 0.0}``. A layer
         is named by the prefix of its arrays in `Sequential.state_dict`; the name of a container stands for all in it.
@@ -123,12 +128,13 @@ class Optimizer:
     Attributes
     ----------
     lr : float
-        Changing it changes the learning rates of the groups in proportion.
+        The learning rate. Changing it changes those of the groups in proportion.
     table : ndarray of shape (rows, 8), float64
         What the kernels read: row 0 is the optimiser's, then one row a group; without `decay_bias` as many again for
         the biases, without weight decay.
     """
 
+    facts = ("kernel",)
     kernel: ClassVar[str]  # its name there
     has_momentum: ClassVar[bool] = True  # or beta1: something that a schedule can cycle
     lr = _LearningRate()
@@ -188,12 +194,13 @@ class Optimizer:
 
     @property
     def schedule(self) -> schedules.Schedule | None:
+        """The schedule of the learning rate, or None."""
         return self._schedule
 
     @schedule.setter
     def schedule(self, value):
         if isinstance(value, dict):
-            value = schedules.from_config(value)
+            value = schedules.Schedule.from_config(value)
         if value is not None and not isinstance(value, schedules.Schedule):
             raise TypeError(f"schedule: expected a schedule such as cnn.StepLR(10), got {value!r}")
         if value is not None and value.cycles_momentum and not self.has_momentum:
@@ -246,29 +253,22 @@ class Optimizer:
             rows[np.asarray(dims) == 1] += 1 + len(self._groups)
         return rows
 
-    def _own_config(self) -> dict[str, Any]:
-        """The arguments that this optimiser has beside those of all."""
-        raise NotImplementedError
-
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as JSON can hold them; what all optimisers share only where it is in use."""
-        schedule = self.schedule
-        shared = {
-            "groups": self.groups or None,
-            "decay_bias": None if self.decay_bias else False,
-            "clip_norm": self.clip_norm,
-            "clip_value": self.clip_value,
-            "ema_decay": self.ema_decay,
-            "schedule": schedule and {"name": type(schedule).__name__, **schedule.get_config()},
-        }
-        used = {name: value for name, value in shared.items() if value is not None}
-        return {"lr": self.lr, **self._own_config(), **used}
+        """The constructor's arguments; what all optimisers share only where it is in use.
 
-    def __repr__(self) -> str:
-        cls: Any = type(self)
-        default = cls().get_config()
-        shown = {k: getattr(self, k) for k, v in self.get_config().items() if k == "lr" or v != default.get(k)}
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
+        Returns
+        -------
+        dict
+            By name, as JSON can hold them.
+        """
+        config = super().get_config()
+        for name, default in arguments_of(Optimizer).items():
+            if name not in config and (value := plain(getattr(self, name))) not in (default, []):
+                config[name] = value
+        return config
+
+    def _shows(self, name, differs):
+        return differs or name == "lr"
 
 
 def _checked_groups(groups) -> list[dict[str, Any]]:
@@ -311,9 +311,11 @@ class SGD(Optimizer):
     ----------
     lr : float
         Learning rate, at least 0.
-    momentum, weight_decay : float
+    momentum : float
         At least 0.
     dampening : float
+    weight_decay : float
+        At least 0.
     nesterov : bool
         Needs a momentum and no dampening.
     **common
@@ -337,14 +339,6 @@ class SGD(Optimizer):
                 "nesterov: expected a momentum and no dampening with it, got "
                 f"momentum={self.momentum}, dampening={self.dampening}"
             )
-
-    def _own_config(self):
-        return {
-            "momentum": self.momentum,
-            "dampening": self.dampening,
-            "weight_decay": self.weight_decay,
-            "nesterov": self.nesterov,
-        }
 
 
 class Adam(Optimizer):
@@ -385,6 +379,7 @@ class Adam(Optimizer):
 
     @property
     def betas(self) -> tuple[float, float]:
+        """beta1 and beta2."""
         return self.beta1, self.beta2
 
     @betas.setter
@@ -399,14 +394,6 @@ class Adam(Optimizer):
         except (TypeError, ValueError):
             self.table[...] = before
             raise
-
-    def _own_config(self):
-        return {
-            "betas": list(self.betas),
-            "eps": self.eps,
-            "weight_decay": self.weight_decay,
-            "amsgrad": self.amsgrad,
-        }
 
 
 class AdamW(Adam):
@@ -466,15 +453,6 @@ class RMSprop(Optimizer):
         self.momentum = momentum
         self.centered = centered
 
-    def _own_config(self):
-        return {
-            "alpha": self.alpha,
-            "eps": self.eps,
-            "weight_decay": self.weight_decay,
-            "momentum": self.momentum,
-            "centered": self.centered,
-        }
-
 
 class Adagrad(Optimizer):
     """Adagrad (Duchi, Hazan and Singer, 2011), by the formulas of torch.optim.Adagrad.
@@ -506,11 +484,3 @@ class Adagrad(Optimizer):
         self.lr_decay = lr_decay
         self.initial_accumulator_value = initial_accumulator_value
         self.eps = eps
-
-    def _own_config(self):
-        return {
-            "lr_decay": self.lr_decay,
-            "weight_decay": self.weight_decay,
-            "initial_accumulator_value": self.initial_accumulator_value,
-            "eps": self.eps,
-        }
