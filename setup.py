@@ -81,7 +81,8 @@ DIRECTIVES = {
 
 # A file whose date changes with the switches: all modules depend on it.
 SETTINGS = Path("build/settings.txt")
-DEPENDS = [str(SETTINGS), "setup.py", *sorted(glob.glob("src/cnn/kernels/*")), "src/cnn/include/cnn.h"]
+KERNELS = sorted(glob.glob("src/cnn/kernels/**/*.*", recursive=True))
+DEPENDS = [str(SETTINGS), "setup.py", *KERNELS, "src/cnn/include/cnn.h"]
 
 
 def extension(name, source, macros=(), flags=()):
@@ -167,7 +168,10 @@ class BuildExt(build_ext):
         code = Path(path).read_text()
         if cold not in code:
             called = r"^static (?:PyObject \*|int )(__pyx_(?:pw|pf|pymod_exec)\w*)(?=\()"
-            Path(path).write_text(re.sub(called, marked, code, flags=re.MULTILINE))
+            code, count = re.subn(called, marked, code, flags=re.MULTILINE)
+            if count < 2:  # the module's own and a function's at least: Cython names them in another way now
+                raise SystemExit(f"{path}: expected functions that Python calls, found {count}")
+            Path(path).write_text(code)
 
     def write_settings(self):
         settings = f"{cython_version} {numpy.__version__} {DEBUG} {SANITIZE}\n" + "".join(

@@ -270,7 +270,7 @@ def test_parameters_of_activations(build_layer):
 def test_gelu_approximations():
     assert cnn.GELU().approximate == "none"
     for bad in ("exact", None, True):
-        with pytest.raises(ValueError, match=r"^approximate: expected 'none' or 'tanh', got "):
+        with pytest.raises(ValueError, match=r"^approximate: expected one of 'none', 'tanh', got "):
             cnn.GELU(approximate=bad)
 
 

@@ -211,6 +211,42 @@ def test_one_output_fitted_to_0_and_1():
 
 
 @pytest.mark.parametrize(
+    ("last", "loss", "threshold"),
+    [
+        (None, cnn.BCEWithLogitsLoss(), 0.0),
+        (None, cnn.L1Loss(), 0.5),
+        (None, cnn.QuantileLoss(0.5), 0.5),
+        (None, cnn.PoissonNLLLoss(), np.log(0.5)),
+        (None, cnn.PoissonNLLLoss(log_input=False), 0.5),
+        (cnn.Sigmoid, cnn.BCEWithLogitsLoss(), 0.5),
+        (cnn.Sigmoid, lambda outputs, targets: (0.0, 0 * outputs), 0.5),
+        (lambda: cnn.Sequential([cnn.Linear(1, 1), cnn.Sigmoid()], dtype="float64"), cnn.CallableLoss(max), 0.5),
+    ],
+)
+def test_what_divides_the_classes(last, loss, threshold):
+    """Of one output: it follows from what the last layer gives, or from what the loss takes."""
+    parts = [cnn.Linear(1, 1), *([last()] if last else [])]
+    model = cnn.Sequential([*parts, loss], dtype="float64")
+    for name in ("accuracy", "f1"):
+        (metric,) = Metrics(name, model).list
+        assert metric.threshold == threshold
+        assert metric.several == isinstance(loss, cnn.BCEWithLogitsLoss)
+
+
+def test_outputs_of_unknown_meaning():
+    """A function as loss does not say what its outputs are: they are not read as logits."""
+    x, y = np.array([[0.2], [0.6]]), np.array([0.0, 1.0])
+    model = cnn.Sequential([cnn.Linear(1, 1), lambda outputs, targets: (0.0, 0 * outputs)], cnn.SGD(lr=0.1))
+    for call in (model.evaluate, model.fit):
+        with pytest.raises(
+            ValueError, match=r"^accuracy: the loss does not say which outputs .* end the model with a Sig"
+        ):
+            call(x, y, metrics=["accuracy"])
+    several = cnn.Sequential([cnn.Linear(1, 2), lambda outputs, targets: (0.0, 0 * outputs)])
+    assert several.evaluate(x, np.eye(2), metrics=["accuracy"])["accuracy"] in (0.0, 0.5, 1.0)
+
+
+@pytest.mark.parametrize(
     ("metrics", "error", "message"),
     [
         (["nonsense"], ValueError, "^metrics: unknown name 'nonsense': expected one of accuracy, auc, f1, mae, r2, "),

@@ -394,3 +394,43 @@ def test_a_batch_of_one_has_no_variance(isa):
         np.testing.assert_array_equal(array, before[name])
     assert np.isfinite(model.predict(x)).all()
     assert np.isfinite(model.eval()(x, y))
+
+
+# far from zero ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [0.0, 86400.1, -1e6])
+def test_constant_and_offset_columns(isa, dtype, offset):
+    """A constant column gives the bias, in training and, after many batches, in evaluation; a shift changes little."""
+    x = np.random.default_rng(0).standard_normal((64, 3)).astype(dtype)
+    x[:, 0] = 0
+    shifted = (x + np.asarray(offset, dtype)).astype(dtype)
+    model = cnn.Sequential([cnn.BatchNorm1d(3), cnn.Linear(3, 3, bias=False)], dtype=dtype, seed=0)
+    model.layers[1].weight = np.eye(3)
+    exact = shifted.astype(np.float64)
+    expected = (exact - exact.mean(axis=0)) / np.sqrt(exact.var(axis=0) + 1e-5)
+    expected[:, 0] = 0  # NumPy's mean of equal numbers may be another
+    eps = np.finfo(dtype).eps * max(1, abs(offset))
+    np.testing.assert_allclose(model(shifted), expected, atol=20 * eps)
+    assert (model(shifted)[:, 0] == 0).all()
+    for _ in range(400):
+        model(shifted)
+    y = model.predict(shifted)
+    assert np.abs(y[:, 0]).max() <= (0 if dtype == np.float32 else 1e-6)  # a mean in double stops 5 roundings away
+    running = (exact - exact.mean(axis=0)) / np.sqrt(exact.var(axis=0, ddof=1) + 1e-5)
+    running[:, 0] = 0
+    np.testing.assert_allclose(y, running, atol=max(20 * eps, 1e-6))
+
+
+@pytest.mark.parametrize("offset", [0.0, 86400.1, -1e6])
+@pytest.mark.parametrize("n", [5, 16, 37])
+def test_layer_norm_far_from_zero(isa, dtype, offset, n):
+    rows = np.random.default_rng(0).standard_normal((4, n)).astype(dtype)
+    rows[0] = 0
+    x = (rows + np.asarray(offset, dtype)).astype(dtype)
+    exact = x.astype(np.float64)
+    expected = (exact - exact.mean(axis=1, keepdims=True)) / np.sqrt(exact.var(axis=1, keepdims=True) + 1e-5)
+    expected[0] = 0
+    y = cnn.LayerNorm(n, dtype=dtype).forward(x)
+    np.testing.assert_allclose(y, expected, atol=20 * np.finfo(dtype).eps * max(1, abs(offset)))
+    assert (y[0] == 0).all()

@@ -271,3 +271,62 @@ def test_counts_beyond_the_data(isa):
     with pytest.raises((MemoryError, ValueError)):
         one.predict(np.broadcast_to(np.zeros((1, 3)), (2**45, 3)))
     np.testing.assert_array_equal(one.parameters, other.parameters)
+
+
+# rows that do not count ---------------------------------------------------------------------------------------------
+
+
+def explicit(m, x, y, w):
+    m(x, y)
+    m.zero_grads()
+    m.backward()
+    m.step()
+
+
+WAYS = [
+    lambda m, x, y, w: m.train_step(x, y, w),
+    lambda m, x, y, w: m.fit(x, y, sample_weight=w, batch_size=1),
+    lambda m, x, y, w: m.fit(x, y, sample_weight=w, batch_size=7, shuffle=False),
+    lambda m, x, y, w: m.fit(x, y, sample_weight=w, batch_size=16),
+]
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("how", "train"), [(how, way) for how in ("weight", "label") for way in WAYS] + [("label", explicit)]
+)
+def test_rows_that_do_not_count_are_left_out(isa, dtype, bad, threads, train, how):
+    """Their gradients are not multiplied by zero: NaN times zero is NaN."""
+    x, y = data(40, dtype)
+    w, loss = None, cnn.MSELoss()
+    if how == "weight":
+        w = np.ones(40)
+        w[[3, 17]] = 0
+    else:
+        y, loss = np.arange(40) % 2, cnn.CrossEntropyLoss()
+        y[[3, 17]] = -100
+    before = cnn.get_num_threads()
+    cnn.set_num_threads(threads)
+    results = []
+    try:
+        for value in (0.0, bad):
+            x[3, 1] = x[17, 0] = value
+            m = model(loss=loss, dtype=dtype, act=cnn.Tanh)
+            train(m, x, y, w)
+            results.append(m.parameters)
+    finally:
+        cnn.set_num_threads(before)
+    assert np.isfinite(results[1]).all()
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-5 if dtype == np.float32 else 1e-12, atol=1e-7)
+
+
+@pytest.mark.parametrize(("logit", "target"), [(np.inf, 1.0), (-np.inf, 0.0)])
+def test_certain_and_right(isa, dtype, logit, target):
+    """The limit of the binary cross-entropy, not 0 times infinity."""
+    loss = cnn.BCEWithLogitsLoss()
+    outputs = np.array([[logit, 0.5]], dtype)
+    expected = cnn.BCEWithLogitsLoss()(np.array([[0.5]], dtype), [[1.0]]) / 2
+    assert loss(outputs, [[target, 1.0]]) == pytest.approx(expected, rel=1e-6)
+    assert loss.backward()[0, 0] == 0
+    assert loss(-outputs, [[target, 1.0]]) == np.inf

@@ -190,7 +190,7 @@ def test_intervals():
 
 BAD = [
     (lambda: cnn.ConstantLR(1.5), ValueError, "factor: expected a number from 0 to 1, got 1.5"),
-    (lambda: cnn.ConstantLR(-0.1), ValueError, "factor: expected a finite number of at least 0, got -0.1"),
+    (lambda: cnn.ConstantLR(-0.1), ValueError, "factor: expected a number from 0 to 1, got -0.1"),
     (lambda: cnn.ConstantLR(total_iters=0), ValueError, "total_iters: expected at least 1, got 0"),
     (lambda: cnn.LinearLR(0.0), ValueError, "start_factor: expected a number above 0, got 0.0"),
     (lambda: cnn.LinearLR(1.1), ValueError, "start_factor: expected a number from 0 to 1, got 1.1"),
@@ -198,7 +198,7 @@ BAD = [
     (
         lambda: cnn.LinearLR(end_factor=np.nan),
         ValueError,
-        "end_factor: expected a finite number of at least 0, got nan",
+        "end_factor: expected a finite number, got nan",
     ),
     (lambda: cnn.LinearLR(total_iters=2.0), TypeError, "total_iters: expected an int, got 2.0"),
     (lambda: cnn.PolynomialLR(power=0), ValueError, "power: expected a number above 0, got 0"),
@@ -266,9 +266,13 @@ BAD = [
     (
         lambda: schedules.from_config({"name": "CyclicLR"}),
         ValueError,
-        "schedule's name: expected one of 'ConstantLR', .*, got 'CyclicLR'",
+        "schedule: unknown name 'CyclicLR', expected one of ConstantLR, ",
     ),
-    (lambda: schedules.from_config({"step_size": 2}), ValueError, "schedule's name: .*, got None"),
+    (
+        lambda: schedules.from_config({"step_size": 2}),
+        ValueError,
+        "schedule: unknown name None, expected one of ConstantLR, ",
+    ),
     (lambda: schedules.from_config({"name": "StepLR", "size": 2}), TypeError, ".*unexpected keyword argument 'size'"),
     (lambda: cnn.SGD(schedule="StepLR"), TypeError, "schedule: expected a schedule such as .*, got 'StepLR'"),
     (lambda: cnn.SGD(schedule=cnn.StepLR), TypeError, "schedule: expected a schedule such as "),

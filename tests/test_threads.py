@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+import grid
 import numpy as np
 import pytest
 from grid import build, chain, inputs_of, random_model
@@ -270,6 +271,27 @@ def test_the_number_may_change_between_forward_and_backward(isa, dtype, name):
         assert np.abs(model.gradients).max() > 0
     for (before, after), result in zip(((1, 4), (4, 1), (2, 3)), results[1:], strict=True):
         assert_same(result, results[0], f"{before} threads, then {after}")
+
+
+@pytest.mark.parametrize("name", [*grid.LAYERS, *grid.ACTIVATIONS])
+def test_whatever_reads_the_input(isa, name):
+    """The explicit loop, whose way back gathers nothing: each thread must find the rows of x that forward has kept."""
+    entry = grid.LAYERS.get(name)
+    first = entry.make(24, "float32") if entry else grid.ACTIVATIONS[name].make()
+    width = entry.width(24) if entry else 24
+    model = cnn.Sequential([first, cnn.Linear(width, 300), cnn.MSELoss()], seed=0).eval()
+    rng = np.random.default_rng(0)
+    x, g = (rng.standard_normal((3000, n)).astype("f4") for n in (24, 300))
+
+    def gradients(threads):
+        cnn.set_num_threads(threads)
+        model.zero_grads()
+        model(x)
+        return model.backward(g), model.gradients
+
+    expected = gradients(1)
+    for threads in (2, 3, 2, 3, 2, 3):
+        assert_same(gradients(threads), expected, f"{threads} threads")
 
 
 @given(seed=st.integers(0, 10**6), batch=st.integers(1, 1300), threads=st.sampled_from(COUNTS), data=st.data())

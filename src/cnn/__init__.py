@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from . import functional, initializers
+from . import functional, initializers, layers, losses
 from ._about import get_include, show_config
 from ._threads import get_num_threads, set_num_threads
 from .export.c import to_c
@@ -10,39 +10,8 @@ from .export.onnx import from_onnx, to_onnx
 from .export.sklearn import from_sklearn
 from .export.torch import from_torch, to_torch
 from .files import load
-from .layers import (
-    ELU,
-    GELU,
-    Add,
-    BatchNorm1d,
-    Concat,
-    Dropout,
-    Identity,
-    LayerNorm,
-    LeakyReLU,
-    Linear,
-    LogSoftmax,
-    Maximum,
-    Multiply,
-    ReLU,
-    Sigmoid,
-    SiLU,
-    Softmax,
-    Softplus,
-    Tanh,
-)
-from .losses import (
-    BCEWithLogitsLoss,
-    CallableLoss,
-    CrossEntropyLoss,
-    HuberLoss,
-    L1Loss,
-    MSELoss,
-    NLLLoss,
-    PoissonNLLLoss,
-    QuantileLoss,
-    SmoothL1Loss,
-)
+from .layers import *
+from .losses import *
 from .models import Sequential, gradcheck
 from .optim import (
     SGD,
@@ -74,59 +43,30 @@ from .training import (
 )
 
 __all__ = [
-    "ELU",
-    "GELU",
     "SGD",
     "Adagrad",
     "Adam",
     "AdamW",
-    "Add",
-    "BCEWithLogitsLoss",
-    "BatchNorm1d",
     "Blocks",
     "CSVLogger",
-    "CallableLoss",
     "Callback",
-    "Concat",
     "ConstantLR",
     "CosineAnnealingLR",
     "CosineAnnealingWarmRestarts",
-    "CrossEntropyLoss",
     "DivergenceError",
-    "Dropout",
     "EarlyStopping",
     "ExponentialLR",
     "History",
-    "HuberLoss",
-    "Identity",
-    "L1Loss",
     "LambdaCallback",
-    "LayerNorm",
-    "LeakyReLU",
-    "Linear",
     "LinearLR",
-    "LogSoftmax",
-    "MSELoss",
-    "Maximum",
     "MultiStepLR",
-    "Multiply",
-    "NLLLoss",
     "OneCycleLR",
-    "PoissonNLLLoss",
     "PolynomialLR",
-    "QuantileLoss",
     "RMSprop",
-    "ReLU",
     "ReduceLROnPlateau",
     "Sequential",
     "SequentialLR",
-    "SiLU",
-    "Sigmoid",
-    "SmoothL1Loss",
-    "Softmax",
-    "Softplus",
     "StepLR",
-    "Tanh",
     "TensorBoardLogger",
     "from_onnx",
     "from_sklearn",
@@ -143,3 +83,5 @@ __all__ = [
     "to_onnx",
     "to_torch",
 ]
+__all__ += layers.__all__
+__all__ += losses.__all__

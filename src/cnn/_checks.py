@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
-_arguments: dict[type, Mapping[str, Any]] = {}
-
-
-def arguments(cls: type) -> Mapping[str, Any]:
-    """The constructor's arguments by name, for configurations and reprs: asked for whenever a model is made."""
-    if cls not in _arguments:
-        _arguments[cls] = inspect.signature(cls).parameters
-    return _arguments[cls]
 
 
 def number(name: str, value, low: float = -np.inf, high: float = np.inf) -> float:
@@ -44,12 +34,29 @@ def positive(name: str, value) -> float:
     return float(value)
 
 
-def integer(name: str, value, low: int) -> int:
-    """value as an int, if it is an integer of at least low: TypeError and ValueError otherwise."""
+def fraction(name: str, value) -> float:
+    """value as a float, if it is a number from 0 to 1; errors as those of `number`."""
+    if not 0 <= number(name, value) <= 1:
+        raise ValueError(f"{name}: expected a number from 0 to 1, got {value:g}")
+    return float(value)
+
+
+def integer(name: str, value, low: float = -np.inf, high: float = np.inf) -> int:
+    """value as an int, if it is an integer of at least low and at most high.
+
+    Raises
+    ------
+    TypeError
+        If it is no integer; bool is none.
+    ValueError
+        If it is out of range.
+    """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected an int, got {value!r}")
     if value < low:
         raise ValueError(f"{name}: expected at least {low}, got {value}")
+    if value > high:
+        raise ValueError(f"{name}: expected at most {high}, got {value}")
     return int(value)
 
 
@@ -64,21 +71,4 @@ def choice(name: str, value, known: Sequence[str]) -> Any:
     """value, if it is one of the known: ValueError otherwise."""
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
-    return value
-
-
-def finite(name: str, value, low: float = -np.inf) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not (np.isfinite(value) and value >= low):
-        least = "" if low == -np.inf else f" of at least {low:g}"
-        raise ValueError(f"{name}: expected a finite number{least}, got {value}")
-    return float(value)
-
-
-def fraction(name: str, value) -> float:
-    """value as a float, if it is a number from 0 to 1."""
-    value = number(name, value)
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected a number from 0 to 1, got {value:g}")
     return value

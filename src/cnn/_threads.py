@@ -7,7 +7,9 @@ import os
 
 import numpy as np
 
-MOST = 255  # threads that the kernels' pool can have
+from ._dispatch import kernels
+
+MOST: int = kernels("float32").LIMITS["threads"]  # that the kernels' pool can have
 
 
 def available() -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ._dispatch import kernels
 
-_DEFAULT_PARAM = {"leaky_relu": 0.01, "elu": 1.0}
+DEFAULT_PARAM: dict[str, float] = {}  # of each activation, by name; its class enters it
 
 
 def real_dtype(x) -> np.dtype:
@@ -26,7 +26,7 @@ def _activation(k, name: str, param) -> tuple[int, float]:
         code = k.ACTIVATIONS[name]
     except (KeyError, TypeError):
         raise ValueError(f"activation: expected one of {', '.join(k.ACTIVATIONS)}; got {name!r}") from None
-    return code, float(_DEFAULT_PARAM.get(name, 0.0) if param is None else param)
+    return code, float(DEFAULT_PARAM.get(name, 0.0) if param is None else param)
 
 
 def linear_forward(x, weight, bias=None, activation="identity", param=None, *, out=None, pre=None):

@@ -13,11 +13,14 @@ gives the same numbers with every version of NumPy, on every processor, and roun
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 
+from . import functional
 from ._checks import choice, number
+from ._configurable import Configurable
 
 __all__ = [
     "Constant",
@@ -37,14 +40,9 @@ __all__ = [
     "get",
 ]
 
-GAINS = {
-    "linear": 1.0,
-    "sigmoid": 1.0,
-    "tanh": 5 / 3,
-    "relu": math.sqrt(2),
-    "leaky_relu": math.sqrt(2 / (1 + 0.01**2)),
-    "selu": 3 / 4,
-}
+# By the name of the activation, a number or a function of its parameter. The activations enter theirs; "linear" stands
+# for none.
+GAINS: dict[str, float | Callable[[float], float]] = {"linear": 1.0, "selu": 3 / 4}
 
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
@@ -57,15 +55,26 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     param : float, optional
         The negative slope of leaky_relu, by default 0.01.
 
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    TypeError
+        If param is no number.
+
     Examples
     --------
     >>> cnn.initializers.calculate_gain("leaky_relu", 1.0)
     1.0
     """
-    choice("nonlinearity", nonlinearity, [*GAINS])
-    if nonlinearity == "leaky_relu" and param is not None:
-        return math.sqrt(2 / (1 + number("param", param) ** 2))
-    return GAINS[nonlinearity]
+    gain = GAINS[choice("nonlinearity", nonlinearity, [*GAINS])]
+    if not callable(gain):
+        return gain
+    return gain(functional.DEFAULT_PARAM[nonlinearity] if param is None else number("param", param))
 
 
 # numbers from raw bits ------------------------------------------------------------------------------------------------
@@ -185,23 +194,42 @@ _FAR = (
 # initialisers ---------------------------------------------------------------------------------------------------------
 
 
-class Initializer:
+class Initializer(Configurable, kind="initializer"):
     """A distribution of initial values: `initializer(shape, rng)` draws from it.
 
-    The result is a float64 array of that shape; rng a numpy.random.Generator.
+    Attributes
+    ----------
+    names : tuple of str
+        What it is called in arguments, the first of them in configurations.
+    weights_only : bool
+        Whether it needs a matrix, and cannot initialise biases.
     """
 
-    weights_only = False  # it needs a matrix: no initialiser of biases
+    facts = ("names",)
+    weights_only: ClassVar[bool] = False
 
     def __call__(self, shape, rng: np.random.Generator) -> np.ndarray:
+        """Draw an array.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Of a weight (in_features, out_features) or a bias (out_features,).
+        rng : numpy.random.Generator
+
+        Returns
+        -------
+        ndarray of this shape, float64
+
+        Raises
+        ------
+        ValueError
+            If `weights_only`, and the shape is not that of a matrix.
+        """
         raise NotImplementedError(f"{type(self).__name__} draws nothing")
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as JSON can hold them."""
-        return dict(vars(self))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.get_config().items())})"
+    def _shows(self, name, differs):
+        return True
 
     def __eq__(self, other) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
@@ -210,7 +238,15 @@ class Initializer:
 
 
 class Constant(Initializer):
-    """val everywhere."""
+    """val everywhere.
+
+    Parameters
+    ----------
+    val : float
+        Finite.
+    """
+
+    names = ("constant",)
 
     def __init__(self, val=0.0):
         self.val = number("val", val)
@@ -222,6 +258,8 @@ class Constant(Initializer):
 class Zeros(Initializer):
     """0 everywhere."""
 
+    names = ("zeros",)
+
     def __call__(self, shape, rng):
         return np.zeros(shape)
 
@@ -229,12 +267,22 @@ class Zeros(Initializer):
 class Ones(Initializer):
     """1 everywhere."""
 
+    names = ("ones",)
+
     def __call__(self, shape, rng):
         return np.ones(shape)
 
 
 class Uniform(Initializer):
-    """Uniform in [a, b)."""
+    """Uniform in [a, b).
+
+    Parameters
+    ----------
+    a, b : float
+        Finite, b at least a.
+    """
+
+    names = ("uniform",)
 
     def __init__(self, a=0.0, b=1.0):
         self.a, self.b = number("a", a), number("b", b)
@@ -246,7 +294,17 @@ class Uniform(Initializer):
 
 
 class Normal(Initializer):
-    """Normal with this mean and standard deviation."""
+    """Normal with this mean and standard deviation.
+
+    Parameters
+    ----------
+    mean : float
+        Finite.
+    std : float
+        At least 0.
+    """
+
+    names = ("normal",)
 
     def __init__(self, mean=0.0, std=1.0):
         self.mean, self.std = number("mean", mean), number("std", std, 0.0)
@@ -255,14 +313,24 @@ class Normal(Initializer):
         return self.mean + self.std * standard_normal(rng, shape)
 
 
-class Scaled(Initializer):
+class Scaled(Initializer, abstract=True):
     """Mean 0 and a standard deviation that follows from the matrix's shape: what the named ones have in common."""
 
     weights_only = True
     distribution = "uniform"
 
     def std(self, fan_in: int, fan_out: int) -> float:
-        """The standard deviation."""
+        """The standard deviation.
+
+        Parameters
+        ----------
+        fan_in, fan_out : int
+            Rows and columns of the weight.
+
+        Returns
+        -------
+        float
+        """
         raise NotImplementedError
 
     def __call__(self, shape, rng):
@@ -285,19 +353,27 @@ class KaimingUniform(Scaled):
         Whether the variance is kept on the way forward or on the way back.
     """
 
+    names = ("kaiming_uniform",)
+
     def __init__(self, nonlinearity="relu", a=0.0, mode="fan_in"):
         self.nonlinearity = choice("nonlinearity", nonlinearity, [*GAINS])
         self.a = number("a", a)
         self.mode = choice("mode", mode, ["fan_in", "fan_out"])
 
     def std(self, fan_in, fan_out):
-        """gain / sqrt(fan)"""
         return calculate_gain(self.nonlinearity, self.a) / math.sqrt(fan_in if self.mode == "fan_in" else fan_out)
 
 
 class KaimingNormal(KaimingUniform):
-    """Normal with standard deviation gain / sqrt(fan); arguments as those of `KaimingUniform`."""
+    """Normal with standard deviation gain / sqrt(fan).
 
+    Parameters
+    ----------
+    nonlinearity, a, mode
+        As for `KaimingUniform`.
+    """
+
+    names = ("kaiming_normal",)
     distribution = "normal"
 
 
@@ -310,31 +386,41 @@ class XavierUniform(Scaled):
         A factor, or the activation that follows: `calculate_gain(gain)`.
     """
 
+    names = ("xavier_uniform", "glorot_uniform")
+
     def __init__(self, gain=1.0):
         self.gain = _gain(gain)
 
     def std(self, fan_in, fan_out):
-        """gain sqrt(2 / (fan_in + fan_out))"""
         return _factor(self.gain) * math.sqrt(2 / (fan_in + fan_out))
 
 
 class XavierNormal(XavierUniform):
-    """Normal with standard deviation gain sqrt(2 / (fan_in + fan_out)); argument as that of `XavierUniform`."""
+    """Normal with standard deviation gain sqrt(2 / (fan_in + fan_out)).
 
+    Parameters
+    ----------
+    gain : float or str
+        As for `XavierUniform`.
+    """
+
+    names = ("xavier_normal", "glorot_normal")
     distribution = "normal"
 
 
 class LeCunUniform(Scaled):
     """Uniform within +-sqrt(3 / fan_in) (LeCun, Bottou, Orr and Müller, Efficient BackProp, 1998)."""
 
+    names = ("lecun_uniform",)
+
     def std(self, fan_in, fan_out):
-        """1 / sqrt(fan_in)"""
         return 1 / math.sqrt(fan_in)
 
 
 class LeCunNormal(LeCunUniform):
     """Normal, not truncated, with standard deviation 1 / sqrt(fan_in): for SELU (Klambauer et al., 2017)."""
 
+    names = ("lecun_normal",)
     distribution = "normal"
 
 
@@ -350,6 +436,7 @@ class Orthogonal(Initializer):
         A factor, or the activation that follows: `calculate_gain(gain)`.
     """
 
+    names = ("orthogonal",)
     weights_only = True
 
     def __init__(self, gain=1.0):
@@ -379,23 +466,6 @@ def _factor(gain) -> float:
 
 # by name --------------------------------------------------------------------------------------------------------------
 
-INITIALIZERS: dict[str, type[Initializer]] = {
-    "kaiming_uniform": KaimingUniform,
-    "kaiming_normal": KaimingNormal,
-    "xavier_uniform": XavierUniform,
-    "xavier_normal": XavierNormal,
-    "glorot_uniform": XavierUniform,
-    "glorot_normal": XavierNormal,
-    "lecun_uniform": LeCunUniform,
-    "lecun_normal": LeCunNormal,
-    "orthogonal": Orthogonal,
-    "zeros": Zeros,
-    "ones": Ones,
-    "constant": Constant,
-    "uniform": Uniform,
-    "normal": Normal,
-}
-
 
 def get(initializer, name: str = "initializer"):
     """The initialiser that a layer's argument stands for.
@@ -407,6 +477,10 @@ def get(initializer, name: str = "initializer"):
         object with these; or a callable (shape, rng) -> array, which is returned as it is.
     name : str
         What error messages call it.
+
+    Returns
+    -------
+    callable
 
     Raises
     ------
@@ -424,17 +498,18 @@ def get(initializer, name: str = "initializer"):
     known = arguments.pop("name", None)
     if not isinstance(known, str):
         raise TypeError(f"{name}: expected a name, or a callable (shape, rng) -> array, got {initializer!r}")
-    if known not in INITIALIZERS:
-        raise ValueError(f"{name}: expected one of default, {', '.join(INITIALIZERS)}, or a callable, got {known!r}")
+    if known not in Initializer.known:
+        names = ", ".join(Initializer.known)
+        raise ValueError(f"{name}: expected one of default, {names}, or a callable, got {known!r}")
     try:
-        return INITIALIZERS[known](**arguments)
+        return Initializer.known[known](**arguments)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {known}: {error}") from None
 
 
 def config_of(initializer):
     """What `get` makes the same initialiser of, as JSON can hold it; None for a callable of the user's own."""
-    for name, kind in INITIALIZERS.items():
-        if type(initializer) is kind:
-            return name if initializer == kind() else {"name": name, **initializer.get_config()}
-    return None
+    if type(initializer) not in Initializer.known.values():
+        return None
+    config = initializer.to_config()
+    return config["name"] if initializer == type(initializer)() else config

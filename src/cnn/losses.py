@@ -14,13 +14,14 @@ that a loss is not defined for are a ValueError that names the place. NaN in the
 
 from __future__ import annotations
 
-import reprlib
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ._checks import arguments, choice, flag, integer, number, positive
+from ._checks import choice, flag, fraction, integer, number, positive
+from ._configurable import Configurable
 from ._dispatch import kernels
 from .functional import real_dtype
 
@@ -36,6 +37,16 @@ __all__ = [
     "QuantileLoss",
     "SmoothL1Loss",
 ]
+
+
+# What outputs can be, and above which of them a row, or a column, belongs to class 1.
+YES_ABOVE = {
+    "values": 0.5,  # what the targets are, as numbers
+    "log_values": math.log(0.5),
+    "logits": 0.0,
+    "probabilities": 0.5,
+    "log_probabilities": math.log(0.5),
+}
 
 
 def _int64(name: str, value) -> int:
@@ -67,17 +78,41 @@ def _weights(name: str, value) -> np.ndarray | None:
     return _numbers(name, value, "a finite number, not below 0", lambda w: np.isfinite(w) & (w >= 0))
 
 
-class Loss:
+class Loss(Configurable, kind="loss"):
     """A function of outputs and targets with its gradient: `loss(outputs, targets)`, then `loss.backward()`.
 
     Parameters
     ----------
     reduction : {"mean", "sum"}
         What is done with the losses of the rows, see the module's docstring.
+
+    Attributes
+    ----------
+    kind : str
+        The kernels' name for it.
+    outputs : str or None
+        What the outputs are, a key of `YES_ABOVE`; None if nothing says so.
+    targets : {"numbers", "labels", "probabilities"} or None
+        "numbers" of the outputs' shape; "labels", class indices or the classes' probabilities; "probabilities", one yes
+        or no for each output. None if nothing says so.
+    convex : bool
+        Whether it is convex in the outputs.
+    has_second_derivative : bool
+        Whether `hvp` is defined.
+    column : str or None
+        The argument that has a number for each output.
+    criterion : dict
+        What the targets are, as the kernels check them: see `Criterion` in kernels/targets.pxi.
     """
 
-    kind: ClassVar[str]  # the kernels' name for it
-    column: ClassVar[str | None] = None  # the argument that has a number for each output
+    facts = ("kind", "outputs", "targets", "criterion", "convex", "has_second_derivative", "column", "_parameters")
+    kind: ClassVar[str]
+    outputs: str | None
+    targets: ClassVar[str | None]
+    convex: ClassVar[bool]
+    has_second_derivative: ClassVar[bool] = True
+    column: ClassVar[str | None] = None
+    criterion: ClassVar[dict[str, Any]] = {"targets": "numbers"}
 
     def __init__(self, *, reduction="mean"):
         self.reduction = choice("reduction", reduction, ("mean", "sum"))
@@ -89,15 +124,20 @@ class Loss:
         super().__setattr__(name, value)
 
     def forward(self, outputs, targets, sample_weight=None) -> float:
-        """The loss.
+        """The loss. Its gradient is kept for `backward`.
 
         Parameters
         ----------
         outputs : array_like of shape (batch, out_features)
+            float32 arrays are computed with in float32, everything else in float64.
         targets : array_like
             See the class.
         sample_weight : array_like of shape (batch,), optional
             Weights of the rows, finite and not negative.
+
+        Returns
+        -------
+        float
 
         Raises
         ------
@@ -114,9 +154,17 @@ class Loss:
     __call__ = forward
 
     def backward(self) -> np.ndarray:
-        """The gradient of the last `forward` with respect to its outputs, (batch, out_features).
+        """The gradient of the last `forward` with respect to its outputs.
 
-        RuntimeError if there was none.
+        Returns
+        -------
+        ndarray of shape (batch, out_features)
+            A copy, of the dtype that `forward` computed with.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no `forward`.
         """
         if self._gradient is None:
             raise RuntimeError("backward needs a forward pass to go back over, but there was none")
@@ -129,39 +177,52 @@ class Loss:
 
         Parameters
         ----------
-        outputs, targets, sample_weight
+        outputs, targets
             As in `forward`.
         vector : array_like of shape (batch, out_features)
+        sample_weight : array_like of shape (batch,), optional
+            As in `forward`.
 
         Returns
         -------
         ndarray of shape (batch, out_features)
+
+        Raises
+        ------
+        ValueError, TypeError
+            As in `forward`, or if vector does not fit.
+        NotImplementedError
+            If `has_second_derivative` is False.
         """
         k = kernels(real_dtype(outputs))
         return k.loss_and_gradient(self.spec(), outputs, targets, sample_weight, vector)[1]
 
     def spec(self) -> dict[str, Any] | None:
-        """What the kernels need to know (`fill_loss` in kernels/targets.pxi)."""
-        spec = {"kind": self.kind, "name": type(self).__name__, "mean": self.reduction == "mean", **self._parameters()}
+        """What the kernels need to know (`Criterion` in kernels/targets.pxi).
+
+        Returns
+        -------
+        dict or None
+            None if the kernels do not know the loss.
+        """
+        spec: dict[str, Any] = {
+            "kind": self.kind,
+            "name": type(self).__name__,
+            "mean": self.reduction == "mean",
+            "parameters": [float(number) for number in self._parameters()],
+            **self.criterion,
+        }
+        if hasattr(self, "ignore_index"):
+            spec["ignore_index"] = self.ignore_index
         if self.column is not None:
             numbers = getattr(self, self.column)
             spec["column"] = numbers.tolist() if isinstance(numbers, np.ndarray) else numbers
             spec["column_name"] = self.column
         return spec
 
-    def _parameters(self) -> dict[str, Any]:
-        """The numbers of the formula, by the kernels' names."""
-        return {}
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as JSON can hold them."""
-        config = {name: getattr(self, name) for name in arguments(type(self))}
-        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in config.items()}
-
-    def __repr__(self) -> str:
-        known = arguments(type(self))
-        shown = {name: value for name, value in self.get_config().items() if value != known[name].default}
-        return f"{type(self).__name__}({', '.join(f'{name}={reprlib.repr(value)}' for name, value in shown.items())})"
+    def _parameters(self) -> tuple:
+        """The numbers of the formula, in the kernels' order."""
+        return ()
 
 
 class MSELoss(Loss):
@@ -181,6 +242,9 @@ class MSELoss(Loss):
     """
 
     kind = "mse"
+    outputs = "values"
+    targets = "numbers"
+    convex = True
 
 
 class L1Loss(Loss):
@@ -192,6 +256,9 @@ class L1Loss(Loss):
     """
 
     kind = "l1"
+    outputs = "values"
+    targets = "numbers"
+    convex = True
 
 
 class HuberLoss(Loss):
@@ -206,13 +273,16 @@ class HuberLoss(Loss):
     """
 
     kind = "huber"
+    outputs = "values"
+    targets = "numbers"
+    convex = True
 
     def __init__(self, *, delta=1.0, reduction="mean"):
         super().__init__(reduction=reduction)
         self.delta = positive("delta", delta)
 
-    def _parameters(self) -> dict[str, Any]:
-        return {"delta": self.delta}
+    def _parameters(self):
+        return self.delta, 1.0
 
 
 class SmoothL1Loss(Loss):
@@ -226,13 +296,16 @@ class SmoothL1Loss(Loss):
     """
 
     kind = "huber"
+    outputs = "values"
+    targets = "numbers"
+    convex = True
 
     def __init__(self, *, beta=1.0, reduction="mean"):
         super().__init__(reduction=reduction)
         self.beta = number("beta", beta, 0)
 
-    def _parameters(self) -> dict[str, Any]:
-        return {"delta": self.beta, "unit": self.beta}
+    def _parameters(self):
+        return self.beta, self.beta
 
 
 class BCEWithLogitsLoss(Loss):
@@ -250,6 +323,10 @@ class BCEWithLogitsLoss(Loss):
     """
 
     kind = "bce"
+    outputs = "logits"
+    targets = "probabilities"
+    convex = True
+    criterion: ClassVar = {"targets": "numbers", "high": 1.0, "expected": "a probability from 0 to 1"}
     column = "pos_weight"
 
     def __init__(self, *, pos_weight=None, reduction="mean"):
@@ -287,18 +364,30 @@ class CrossEntropyLoss(Loss):
     """
 
     kind = "cross_entropy"
+    outputs = "logits"
+    targets = "labels"
+    convex = True
+    criterion: ClassVar = {
+        "targets": "labels or probabilities",
+        "high": np.inf,
+        "expected": "a finite class probability, not below 0",
+    }
     column = "weight"
 
     def __init__(self, weight=None, *, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
         super().__init__(reduction=reduction)
         self.weight = _weights("weight", weight)
         self.ignore_index = _int64("ignore_index", ignore_index)
-        self.label_smoothing = number("label_smoothing", label_smoothing, 0)
-        if label_smoothing > 1:
-            raise ValueError(f"label_smoothing: expected at most 1, got {label_smoothing}")
+        self.label_smoothing = fraction("label_smoothing", label_smoothing)
 
-    def _parameters(self) -> dict[str, Any]:
-        return {"ignore_index": self.ignore_index, "smoothing": self.label_smoothing}
+    def spec(self):
+        spec: Any = super().spec()
+        if spec["column"] is None and self.label_smoothing:
+            spec["column"] = 1.0  # smoothing goes by the class weights
+        return spec
+
+    def _parameters(self):
+        return (self.label_smoothing,)
 
 
 class NLLLoss(Loss):
@@ -316,15 +405,16 @@ class NLLLoss(Loss):
     """
 
     kind = "nll"
+    outputs = "log_probabilities"
+    targets = "labels"
+    convex = True
+    criterion: ClassVar = {"targets": "labels"}
     column = "weight"
 
     def __init__(self, weight=None, *, ignore_index=-100, reduction="mean"):
         super().__init__(reduction=reduction)
         self.weight = _weights("weight", weight)
         self.ignore_index = _int64("ignore_index", ignore_index)
-
-    def _parameters(self) -> dict[str, Any]:
-        return {"ignore_index": self.ignore_index}
 
 
 class PoissonNLLLoss(Loss):
@@ -345,6 +435,9 @@ class PoissonNLLLoss(Loss):
     """
 
     kind = "poisson"
+    targets = "numbers"
+    convex = True
+    criterion: ClassVar = {"targets": "numbers", "high": np.inf, "expected": "a finite count, not below 0"}
 
     def __init__(self, *, log_input=True, full=False, eps=1e-8, reduction="mean"):
         super().__init__(reduction=reduction)
@@ -352,8 +445,13 @@ class PoissonNLLLoss(Loss):
         self.full = flag("full", full)
         self.eps = number("eps", eps, 0)
 
-    def _parameters(self) -> dict[str, Any]:
-        return {"log_input": self.log_input, "full": self.full, "eps": self.eps}
+    @property
+    def outputs(self):  # type: ignore[override]
+        """What the outputs are: rates or their logarithms."""
+        return "log_values" if self.log_input else "values"
+
+    def _parameters(self):
+        return self.log_input, self.full, self.eps
 
 
 class QuantileLoss(Loss):
@@ -375,6 +473,10 @@ class QuantileLoss(Loss):
     """
 
     kind = "quantile"
+    outputs = "values"
+    targets = "numbers"
+    convex = True
+    criterion: ClassVar = {"targets": "numbers", "repeat": True}
     column = "quantiles"
 
     def __init__(self, quantiles, *, reduction="mean"):
@@ -397,7 +499,8 @@ class CallableLoss(Loss):
     -----
     Training goes forward natively, calls the function and goes back natively; the update is not fused. There are no
     sample weights, since the function would not know of them, and no second derivative. The function cannot be saved
-    with a model.
+    with a model. What the outputs mean is unknown: the metrics "accuracy" and "f1" of one output need a `Sigmoid` as
+    the last layer.
 
     Examples
     --------
@@ -410,6 +513,10 @@ class CallableLoss(Loss):
     0.433781
     """
 
+    kind = "callable"  # not in the kernels
+    outputs = targets = None
+    convex = has_second_derivative = False
+
     def __init__(self, function):
         super().__init__()
         if not callable(function):
@@ -417,7 +524,19 @@ class CallableLoss(Loss):
         self.function = function
 
     def forward(self, outputs, targets, sample_weight=None) -> float:
-        """The function's loss of outputs (batch, out_features); its gradient is kept for `backward`.
+        """The function's loss. Its gradient is kept for `backward`.
+
+        Parameters
+        ----------
+        outputs : array_like of shape (batch, out_features)
+        targets
+            What the function takes.
+        sample_weight : None
+            There is none.
+
+        Returns
+        -------
+        float
 
         Raises
         ------
@@ -439,9 +558,24 @@ class CallableLoss(Loss):
     __call__ = forward
 
     def value_and_gradient(self, outputs: np.ndarray, targets) -> tuple[float, np.ndarray]:
-        """What the function returns for an array (batch, out_features), checked: a float and a C-contiguous array.
+        """What the function returns, checked. A loss that is not finite is passed on, as that of every other loss.
 
-        A loss that is not finite is passed on, as that of every other loss; errors as in `forward`.
+        Parameters
+        ----------
+        outputs : ndarray of shape (batch, out_features)
+        targets
+            What the function takes.
+
+        Returns
+        -------
+        loss : float
+        gradient : ndarray of shape (batch, out_features)
+            C-contiguous, of the outputs' dtype.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As in `forward`.
         """
         result = self.function(outputs, targets)
         if not isinstance(result, tuple) or len(result) != 2:

@@ -4,6 +4,8 @@ The products are sums of rows of W, written so that compilers make vectors of th
 padded with zeros to whole groups of GROUP numbers, ROWS rows in one pass over the sums. For the same reason float32
 headers bring their own exp and expm1, from which sigmoid, tanh and softmax are made: libm's take one number at a time.
 What is in the padding is finite, unless it overflows, and never read into a result.
+
+Each layer says what its statements are (`Layer._to_c`), by the methods of `Code`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..files.atomic_write import replace
-from .graph import Graph, Node, graph_of
+from .graph import Computation, graph_of
 
 GROUP = 4  # numbers in the smallest vectors (SSE, NEON)
 ROWS = 4  # of W that are added up before the sums are stored
@@ -71,33 +73,8 @@ static inline float NAME_expm1(float v)
 }
 """,
 }
+NOT_IN_PLACE = ("linear", "concat")  # ops that read a number again after they have written
 LOW, HIGH = -87.3, 88.3  # where float32's exp neither overflows nor becomes denormal
-
-# Activations: what happens to each number v, loop after loop; t is a second array. Numbers and functions in braces get
-# the form of the type, {a} is the parameter; "clamp" keeps t in the range of float32's exp. A choice between v and a
-# computed number stands in a loop of its own: GCC makes a branch of it otherwise, and no vectors.
-ACTIVATIONS: dict[str, list[tuple[str, str]]] = {
-    "relu": [("v", "v < {0.0} ? {0.0} : v")],
-    "leaky_relu": [("t", "v * {a}"), ("v", "v > {0.0} ? v : t")],
-    "elu": [("clamp", "v > {0.0} ? {0.0} : v"), ("t", "{a} * {expm1}(t)"), ("v", "v > {0.0} ? v : t")],
-    "sigmoid": [("clamp", "-v"), ("v", "{1.0} / ({1.0} + {exp}(t))")],
-    "tanh": [
-        ("clamp", "{-2.0} * {fabs}(v)"),
-        ("t", "{expm1}(t)"),
-        ("v", "{copysign}(t / ({-2.0} - t), v)"),
-    ],
-    "gelu": [("v", "{0.5} * v * {erfc}(v * {-0.7071067811865476})")],
-    "gelu_tanh": [
-        ("clamp", "v * ({-1.5957691216057308} - {0.07135481627260025} * v * v)"),
-        ("v", "v / ({1.0} + {exp}(t))"),
-    ],
-    "silu": [("clamp", "-v"), ("v", "v / ({1.0} + {exp}(t))")],
-    "softplus": [
-        ("clamp", "-{fabs}(v)"),
-        ("t", "{exp}(t)"),
-        ("v", "(v < {0.0} ? {0.0} : v) + {log1p}(t)"),
-    ],
-}
 
 
 def to_c(model, path, name: str | None = None) -> None:
@@ -143,7 +120,7 @@ def to_c(model, path, name: str | None = None) -> None:
     if name is None:
         name = os.path.splitext(os.path.basename(os.fspath(path)))[0]
     _check_name(name)
-    replace(path, [_Header(name, model).text().encode()])
+    replace(path, [Code(name, model).text().encode()])
 
 
 def _check_name(name: Any) -> None:
@@ -156,13 +133,23 @@ def _check_name(name: Any) -> None:
         raise ValueError(f"name: {name!r} is taken by C or its library; pass another name")
 
 
-class _Header:
-    """One header while it is being written: constants, functions and the statements of the body."""
+class Code:
+    """One header while it is being written: constants, functions and the statements of the body.
+
+    Attributes
+    ----------
+    real : str
+        C's type of the numbers.
+    sources : list of str
+        The arrays that the layer which is being written reads, and in `source_widths` how many numbers each has.
+    target : str
+        The array that it writes, `width` numbers; it may be one of the sources, unless the op is in NOT_IN_PLACE.
+    """
 
     def __init__(self, name: str, model: Any) -> None:
         self.name = name
         self.model = model
-        self.graph: Graph = graph_of(model)
+        self.computation: Computation = graph_of(model)
         self.double = model.dtype == np.float64
         self.real = "double" if self.double else "float"
         self.suffix = "" if self.double else "f"
@@ -175,13 +162,18 @@ class _Header:
         self.place: dict[int, str] = {}  # value -> the array that holds it
 
     def text(self) -> str:
-        nodes, widths, output = self.graph
+        """The header."""
+        nodes, widths, output = self.computation
         self._allot()
         if self.place.get(0) != "x":
             self._copy("x", self.place[0], widths[0], _padded(widths[0]))
         for node in nodes:
             self.body.append(f"\n    /* {node.where} */")
-            getattr(self, f"_{node.kind}")(node)
+            self.node = node
+            self.sources = [self.place[source] for source in node.sources]
+            self.source_widths = [widths[source] for source in node.sources]
+            self.target, self.width = self.place[node.target], widths[node.target]
+            node.layer._to_c(self)
         self.body.append("")
         self._copy(self.place[output], "y", widths[output], widths[output])
         return self._assembled()
@@ -190,7 +182,7 @@ class _Header:
         from .. import __version__
 
         name, real = self.name, self.real
-        n_in, n_out = self.graph.widths[0], self.graph.widths[self.graph.output]
+        n_in, n_out = self.computation.widths[0], self.computation.widths[self.computation.output]
         sizes = {f"h{i}": size for i, size in enumerate(self.slots)} | ({"t": self.temporary} if self.temporary else {})
         stack = sum(sizes.values()) * self.model.dtype.itemsize
         arrays = "".join(f"    {real} {array}[{size}];\n" for array, size in sizes.items())
@@ -222,7 +214,7 @@ static inline void {name}(const {real} *x, {real} *y)
 
     def _allot(self) -> None:
         """Give each value an array; one is used again when nobody reads its value any more."""
-        nodes, widths, output = self.graph
+        nodes, widths, output = self.computation
         last = {value: i for i, node in enumerate(nodes) for value in node.sources}
         last[output] = len(nodes)
         owner: dict[int, int] = {}
@@ -242,38 +234,38 @@ static inline void {name}(const {real} *x, {real} *y)
             take(0)
         for i, node in enumerate(nodes):
             ended = [value for value in set(node.sources) if last[value] == i and value in owner]
-            if node.kind not in ("linear", "concat"):  # may work in place
+            if node.kind not in NOT_IN_PLACE:
                 free += [owner.pop(value) for value in ended]
             take(node.target)
             free += [owner.pop(value) for value in ended if value in owner]
 
     # pieces of C ------------------------------------------------------------------------------------------------------
 
-    def _number(self, value: float) -> str:
+    def number(self, value: float) -> str:
         """A constant that is read back as the same number."""
         text = repr(float(value)) if self.double else str(np.float32(value))
         return f"{text}{self.suffix}"
 
-    def _constant(self, node: Node, what: str, array: Any) -> str:
-        """A static array of a parameter, its rows padded with zeros; its name."""
+    def constant(self, what: str, array: Any) -> str:
+        """A static array of a parameter of the layer, its rows padded with zeros; its name."""
         array = np.asarray(array, self.model.dtype)
         if not np.isfinite(array).all():
-            raise ValueError(f"{node.where}: {what} has infinite numbers or NaN")
+            raise ValueError(f"{self.node.where}: {what} has infinite numbers or NaN")
         rows = np.atleast_2d(array)
         padded = np.zeros((len(rows), _padded(rows.shape[1])), self.model.dtype)
         padded[:, : rows.shape[1]] = rows
         self.constant_bytes += padded.nbytes
-        name = f"{self.name}_{what}_{node.key.replace('.', '_')}"
+        name = f"{self.name}_{what}_{self.node.key.replace('.', '_')}"
         shape = "".join(f"[{n}]" for n in padded.shape[2 - array.ndim :])
         lines = []
         for row in padded:
-            cells = [self._number(value) for value in row]
+            cells = [self.number(value) for value in row]
             text = ",\n".join("    " + ", ".join(cells[i : i + 6]) for i in range(0, len(cells), 6))
             lines.append(f"{{\n{text}\n}}" if array.ndim == 2 else text)
         self.constants.append(f"static const {self.real} {name}{shape} = {{\n" + ",\n".join(lines) + "\n};\n\n")
         return name
 
-    def _function(self, name: str) -> str:
+    def function(self, name: str) -> str:
         """What a function of float or double is called here; its definition is added where it is not libm's."""
         if self.double or name not in FLOAT_FUNCTIONS:
             return name + self.suffix
@@ -281,140 +273,79 @@ static inline void {name}(const {real} *x, {real} *y)
             self.functions.setdefault(needed, FLOAT_FUNCTIONS[needed].replace("NAME", self.name))
         return f"{self.name}_{name}"
 
-    def _filled(self, template: str, param: float = 0.0) -> str:
-        """A template with its numbers and functions."""
+    def write(self, statement: str) -> None:
+        """A statement."""
+        self.body.append(f"    {statement}")
 
-        def fill(match: re.Match) -> str:
-            word = match[1]
-            if word == "a":
-                return self._number(param)
-            return self._function(word) if word.isidentifier() else self._number(float(word))
+    def loop(self, n: int, statement: str) -> None:
+        """A statement for j from 0 to n - 1."""
+        self.body.append(f"    for (j = 0; j < {n}; j++)\n        {statement}")
 
-        return re.sub(r"\{([^{}\s]+)\}", fill, template)
+    def begin(self) -> None:
+        """Copy the source to the target, which the next steps change, if they are not one array."""
+        n = _padded(self.width)
+        self._copy(self.sources[0], self.target, n, n)
 
-    def _loop(self, n: int, statement: str, variable: str = "j") -> None:
-        self.body.append(f"    for ({variable} = 0; {variable} < {n}; {variable}++)\n        {statement}")
+    def step(self, to: str, formula: str, param: float = 0.0, v: str = "") -> None:
+        """One loop over the numbers v of the target, or of the array `v`, and, beside it, t.
 
-    def _copy(self, source: str, target: str, n: int, room: int) -> None:
-        if source != target:
-            self._loop(n, f"{target}[j] = {source}[j];")
-        for j in range(n, room):
-            self.body.append(f"    {target}[{j}] = {self._number(0.0)};")
-
-    # layers -----------------------------------------------------------------------------------------------------------
-
-    def _linear(self, node: Node) -> None:
-        layer = node.layer
-        weight = self._constant(node, "weight", layer.weight)
-        x, y = self.place[node.sources[0]], self.place[node.target]
-        n_in, n = layer.in_features, _padded(layer.out_features)
-        start = f"{self._constant(node, 'bias', layer.bias)}[j]" if layer.has_bias else self._number(0.0)
-        self._loop(n, f"{y}[j] = {start};")
-        whole = n_in - n_in % ROWS
-        if whole:
-            self.body.append(
-                f"    for (i = 0; i < {whole}; i += {ROWS})\n"
-                f"        for (j = 0; j < {n}; j++)\n"
-                f"            {y}[j] += {_terms(x, weight, 'i', ROWS)};"
-            )
-        if whole < n_in:
-            self._loop(n, f"{y}[j] += {_terms(x, weight, whole, n_in - whole)};")
-
-    def _activation(self, node: Node) -> None:
-        v, n = self._in_place(node)
-        for target, formula in ACTIVATIONS[node.function]:
-            self._step(n, v, target, self._filled(formula, node.param))
-
-    def _softmax(self, node: Node) -> None:
-        self._exponentials(node, "v", "v / s")
-
-    def _log_softmax(self, node: Node) -> None:
-        self._exponentials(node, "t", f"v - m - log{self.suffix}(s)")
-
-    def _exponentials(self, node: Node, target: str, formula: str) -> None:
-        """m, the largest number, exp(v - m) in `target`, s, their sum, and with these a formula for v."""
-        v, n = self._in_place(node)
-        width = self.graph.widths[node.target]
-        self.body.append(f"    {{\n    {self.real} m = {v}[0], s = {self._number(0.0)};")
-        self._loop(width, f"m = {v}[j] > m ? {v}[j] : m;")
-        self._step(n, v, "clamp", "v - m")
-        self._step(n, v, target, self._filled("{exp}(t)"))
-        self._loop(width, f"s += {v if target == 'v' else 't'}[j];")
-        self._step(n, v, "v", formula)
-        self.body.append("    }")
-
-    def _batch_norm(self, node: Node) -> None:
-        layer = node.layer
-        mean, deviation = layer.running_mean, np.sqrt(np.asarray(layer.running_var, np.float64) + layer.eps)
-        scale = 1 / deviation if layer.weight is None else layer.weight / deviation
-        v, n = self._in_place(node)
-        bias = "" if layer.bias is None else f" + {self._constant(node, 'bias', layer.bias)}[j]"
-        mean, scale = self._constant(node, "mean", mean), self._constant(node, "scale", scale)
-        self._step(n, v, "v", f"(v - {mean}[j]) * {scale}[j]{bias}")
-
-    def _layer_norm(self, node: Node) -> None:
-        layer, width = node.layer, self.graph.widths[node.target]
-        v, n = self._in_place(node)
-        scale = "" if layer.weight is None else f" * {self._constant(node, 'weight', layer.weight)}[j]"
-        bias = "" if layer.bias is None else f" + {self._constant(node, 'bias', layer.bias)}[j]"
-        zero, columns = self._number(0.0), self._number(width)
-        self.body.append(f"    {{\n    {self.real} m = {zero}, s = {zero};")
-        self._loop(width, f"m += {v}[j];")
-        self.body.append(f"    m /= {columns};")
-        self._loop(width, f"s += ({v}[j] - m) * ({v}[j] - m);")
-        self.body.append(f"    s = {self._number(1.0)} / sqrt{self.suffix}(s / {columns} + {self._number(layer.eps)});")
-        self._step(n, v, "v", f"(v - m) * s{scale}{bias}")
-        self.body.append("    }")
-
-    def _add(self, node: Node) -> None:
-        self._elementwise(node, " + ")
-
-    def _multiply(self, node: Node) -> None:
-        self._elementwise(node, " * ")
-
-    def _elementwise(self, node: Node, sign: str) -> None:
-        y, n = self.place[node.target], _padded(self.graph.widths[node.target])
-        self._loop(n, f"{y}[j] = {sign.join(f'{self.place[source]}[j]' for source in node.sources)};")
-
-    def _maximum(self, node: Node) -> None:
-        """NaN wins. In t, as the result may lie where a source is."""
-        y, n = self.place[node.target], _padded(self.graph.widths[node.target])
-        first, *others = (self.place[source] for source in node.sources)
-        self._step(n, first, "t", "v")
-        for other in others:
-            self._step(n, other, "t", "((v < t) | (t != t)) ? t : v")
-        self._step(n, y, "v", "t")
-
-    def _concat(self, node: Node) -> None:
-        y, at = self.place[node.target], 0
-        for source in node.sources:
-            width = self.graph.widths[source]
-            self._loop(width, f"{y}[{at} + j] = {self.place[source]}[j];")
-            at += width
-        self._copy(y, y, at, _padded(at))
-
-    def _in_place(self, node: Node) -> tuple[str, int]:
-        """The array of a node's result, which holds a copy of its source, and its padded width."""
-        x, y = self.place[node.sources[0]], self.place[node.target]
-        n = _padded(self.graph.widths[node.target])
-        self._copy(x, y, n, n)
-        return y, n
-
-    def _step(self, n: int, v: str, target: str, formula: str) -> None:
-        """One loop over the numbers of array v and, beside it, t."""
-        formula = re.sub(r"\b([vt])\b(?!\()", lambda match: f"{v if match[1] == 'v' else 't'}[j]", formula)
-        if target != "v" and n > self.temporary:
-            self.temporary = n
-        if target != "clamp" or self.double:
-            self._loop(n, f"{v if target == 'v' else 't'}[j] = {formula};")
+        Parameters
+        ----------
+        to : {"v", "t", "clamp"}
+            What the formula's value is assigned to: the target, or t; "clamp" brings it into the range of float32's exp
+            before.
+        formula : str
+            In C; numbers and functions in braces get the form of the type, {a} is `param`.
+        """
+        arrays = {"v": v or self.target, "t": "t"}
+        formula = re.sub(r"\b([vt])\b(?!\()", lambda match: f"{arrays[match[1]]}[j]", formula)
+        formula = re.sub(r"\{([^{}\s]+)\}", lambda match: self._filled(match[1], param), formula)
+        n = _padded(self.width)
+        if to != "v":
+            self.temporary = max(self.temporary, n)
+        if to != "clamp" or self.double:
+            self.loop(n, f"{self.target if to == 'v' else 't'}[j] = {formula};")
             return
-        low, high = self._number(LOW), self._number(HIGH)
+        low, high = self.number(LOW), self.number(HIGH)
         self.body.append(
             f"    for (j = 0; j < {n}; j++) {{\n"
             f"        const float a = {formula}, b = a < {low} ? {low} : a;\n"
             f"        t[j] = b > {high} ? {high} : b;\n"
             "    }"
         )
+
+    def _filled(self, word: str, param: float) -> str:
+        if word == "a":
+            return self.number(param)
+        return self.function(word) if word.isidentifier() else self.number(float(word))
+
+    def assign(self, formula: str) -> None:
+        """One loop that assigns a formula of the sources, at [j], to the target."""
+        self.loop(_padded(self.width), f"{self.target}[j] = {formula};")
+
+    def product(self, weight: str, n_in: int, bias: str | None) -> None:
+        """The source times the constant `weight`, of n_in rows, plus the constant `bias`."""
+        x, y, n = self.sources[0], self.target, _padded(self.width)
+        self.loop(n, f"{y}[j] = {bias}[j];" if bias else f"{y}[j] = {self.number(0.0)};")
+        grouped = n_in - n_in % ROWS
+        if grouped:
+            self.body.append(
+                f"    for (i = 0; i < {grouped}; i += {ROWS})\n"
+                f"        for (j = 0; j < {n}; j++)\n"
+                f"            {y}[j] += {_terms(x, weight, 'i', ROWS)};"
+            )
+        if grouped < n_in:
+            self.loop(n, f"{y}[j] += {_terms(x, weight, grouped, n_in - grouped)};")
+
+    def clear_padding(self, used: int) -> None:
+        """Set what lies behind the first `used` numbers of the target to zero."""
+        self._copy(self.target, self.target, used, _padded(self.width))
+
+    def _copy(self, source: str, target: str, n: int, room: int) -> None:
+        if source != target:
+            self.loop(n, f"{target}[j] = {source}[j];")
+        for j in range(n, room):
+            self.body.append(f"    {target}[{j}] = {self.number(0.0)};")
 
 
 def _padded(n: int) -> int:

@@ -8,28 +8,31 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ..layers import Layer
+from ..layers.graph import Place
+
 
 class Node(NamedTuple):
     """One step of the computation. Values are numbered; value 0 is the input of the model."""
 
-    kind: str  # "linear", "activation", ...: those of the native program
+    kind: str  # the op's, by the kernels' name: "linear", "activation", ...
     sources: tuple[int, ...]  # the values it reads
     target: int  # the value it writes
-    layer: Any  # that holds the parameters
+    layer: Layer  # that is computed, and holds the parameters
     key: str  # the prefix of their names in `state_dict`
     where: str  # for error messages: "layer 2, Linear(64, 10)"
-    function: str = ""  # of an activation: its name in `cnn.functional`
-    param: float = 0.0
 
 
-class Graph(NamedTuple):
+class Computation(NamedTuple):
+    """What `predict` computes."""
+
     nodes: list[Node]
     widths: list[int]  # of each value
     output: int  # the value that `predict` returns
 
 
-def graph_of(model: Any) -> Graph:
-    """The nodes of a `Sequential` in an order in which they can run."""
+def graph_of(model: Any) -> Computation:
+    """The nodes of a `Sequential` in an order in which they can run. TypeError if it is none."""
     from ..models import Sequential
 
     if not isinstance(model, Sequential):
@@ -38,20 +41,18 @@ def graph_of(model: Any) -> Graph:
     widths = list(compiled.widths)
     stands_for = list(range(len(widths)))  # of each buffer, the value that is in it
     nodes: list[Node] = []
+
+    def add(place: Place, kind: str, sources: tuple[int, ...], target: int) -> None:
+        nodes.append(Node(kind, sources, target, place.layer, place.key, str(place)))
+
     for op, places in zip(compiled.ops, compiled.places, strict=True):
-        sources = tuple(stands_for[source] for source in op["src"])
-        place, buffer = places[0], op["dst"]
-        if op["kind"] == "dropout":
+        sources, buffer = tuple(stands_for[source] for source in op["src"]), op["dst"]
+        if places[0].layer.only_training:
             stands_for[buffer] = sources[0]
             continue
-        function, param = op.get("act", "identity"), op.get("param", 0.0)
-        if op["kind"] != "activation":
-            nodes.append(Node(op["kind"], sources, buffer, place.layer, place.key, str(place)))
-        if function != "identity":
-            if op["kind"] == "linear":
-                place, sources = places[-1], (buffer,)
-                stands_for[buffer] = len(widths)
-                buffer = len(widths)
-                widths.append(widths[op["dst"]])
-            nodes.append(Node("activation", sources, buffer, place.layer, place.key, str(place), function, param))
-    return Graph(nodes, widths, stands_for[len(compiled.widths) - 1])
+        add(places[0], op["kind"], sources, buffer)
+        if places[-1] is not places[0] and places[-1].layer.op is not None:  # an activation that has been fused
+            stands_for[buffer] = len(widths)
+            widths.append(widths[buffer])
+            add(places[-1], "activation", (buffer,), len(widths) - 1)
+    return Computation(nodes, widths, stands_for[len(compiled.shapes) - 1])

@@ -1,40 +1,24 @@
 """`to_onnx` and `from_onnx`: a model and the ONNX file that computes the same, in evaluation mode.
 
-ONNX Runtime has no float64 kernels for some operators (it lists them in docs/OperatorKernels.md): for float64 those are
-written as formulas of others.
+Each layer says how it is written (`Layer._to_onnx`), with the `Value`s of this file; an activation also how it is read
+(`Activation._from_onnx`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from .. import layers
+from .._checks import integer
 from ..files.atomic_write import replace
 from ..models import Sequential
-from .graph import Node, graph_of
+from .graph import graph_of
 
 OLDEST_OPSET = 13
-
-OPERATORS = {
-    "relu": "Relu",
-    "sigmoid": "Sigmoid",
-    "tanh": "Tanh",
-    "leaky_relu": "LeakyRelu",
-    "elu": "Elu",
-    "softplus": "Softplus",
-}
-# What has no operator, or in ONNX Runtime none for float64.
-FORMULAS = {
-    "leaky_relu": "Where(Greater(x, 0.0), x, a * x)",
-    "elu": "Where(Greater(x, 0.0), x, a * (Exp(Min(x, 0.0)) - 1.0))",
-    "softplus": "Max(x, 0.0) + Log(1.0 + Exp(0.0 - Abs(x)))",
-    "silu": "x * Sigmoid(x)",
-    "gelu_tanh": "x * Sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * x * x))",
-}
 
 
 def to_onnx(model, path, opset: int = 20) -> None:
@@ -66,42 +50,52 @@ def to_onnx(model, path, opset: int = 20) -> None:
     """
     from onnx import checker, defs
 
-    if isinstance(opset, bool) or not isinstance(opset, (int, np.integer)):
-        raise TypeError(f"opset: expected an int, got {opset!r}")
-    newest = defs.onnx_opset_version()
+    opset, newest = integer("opset", opset), defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise ValueError(f"opset: expected {OLDEST_OPSET} to {newest}, which the installed onnx has, got {opset}")
-    written = _Writer(model, int(opset)).model()
+    written = _Writer(model, opset).model()
     checker.check_model(written, full_check=True)
     replace(path, [written.SerializeToString()])
 
 
 class _Writer:
-    """An ONNX graph while it is being written. Values are named; `emit` adds a node and names what it gives."""
+    """An ONNX graph while it is being written.
+
+    Attributes
+    ----------
+    opset : int
+        Version of the operators.
+    float64 : bool
+        Whether the model is of this dtype, else float32.
+    """
 
     def __init__(self, model: Any, opset: int) -> None:
-        self.source = model
+        self.computation = graph_of(model)
         self.opset = opset
-        self.double = model.dtype == np.float64 if isinstance(model, Sequential) else False
-        self.graph = graph_of(model)
+        self.dtype = model.dtype
+        self.float64 = model.dtype == np.float64
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
-        self.names = {0: "x"}  # of the values
+        self.key = ""  # of the layer that is being written
 
     def model(self) -> Any:
+        """The finished file."""
         from onnx import TensorProto, helper
 
         from .. import __version__
 
-        for node in self.graph.nodes:
-            self.names[node.target] = getattr(self, f"_{node.kind}")(node)
-        self.nodes.append(helper.make_node("Identity", [self.names[self.graph.output]], ["y"]))
-        real = TensorProto.DOUBLE if self.double else TensorProto.FLOAT
-        ends = [
-            helper.make_tensor_value_info(name, real, ["batch", self.graph.widths[value]])
-            for name, value in (("x", 0), ("y", self.graph.output))
-        ]
-        graph = helper.make_graph(self.nodes, "cnn", ends[:1], ends[1:], list(self.constants.values()))
+        nodes, widths, output = self.computation
+        values = {0: Value(self, "x")}
+        for node in nodes:
+            self.key = node.key
+            values[node.target] = node.layer._to_onnx(self, *(values[source] for source in node.sources))
+        self.nodes.append(helper.make_node("Identity", [values[output].name], ["y"]))
+        real = TensorProto.DOUBLE if self.float64 else TensorProto.FLOAT
+        x, y = (
+            helper.make_tensor_value_info(name, real, ["batch", widths[value]])
+            for name, value in (("x", 0), ("y", output))
+        )
+        graph = helper.make_graph(self.nodes, "cnn", [x], [y], list(self.constants.values()))
         opsets = [helper.make_opsetid("", self.opset)]
         return helper.make_model(
             graph,
@@ -111,116 +105,70 @@ class _Writer:
             producer_version=__version__,
         )
 
-    def emit(self, operator: str, *inputs: str, **attributes: Any) -> str:
+    def add(self, operator: str, inputs: list[str], attributes: dict[str, Any]) -> Value:
+        """A node, and what it gives."""
         from onnx import helper
 
-        output = f"{operator.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [output], name=output, **attributes))
-        return output
+        name = f"{operator.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
+        return Value(self, name)
 
-    def constant(self, array: Any, name: str = "") -> str:
-        """The name of a constant of the model's dtype; that of a number is made of the number."""
+    def constant(self, array: Any, name: str = "") -> Value:
+        """A constant of the model's dtype; the name of a number is made of the number."""
         from onnx import numpy_helper
 
         name = name or f"constant_{array}"
         if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array, self.source.dtype), name)
-        return name
+            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array, self.dtype), name)
+        return Value(self, name)
 
-    def formula(self, text: str, **values: str) -> str:
-        """Nodes for an expression in Python's syntax: + - * / of values and numbers, and operators called by name."""
-        import ast
+    def parameter(self, name: str, array: Any) -> Value:
+        """An array of the layer that is being written."""
+        return self.constant(array, f"{self.key}.{name}")
 
-        def value(tree: Any) -> str:
-            if isinstance(tree, ast.Expression):
-                return value(tree.body)
-            if isinstance(tree, ast.BinOp):
-                operator = {ast.Add: "Add", ast.Sub: "Sub", ast.Mult: "Mul", ast.Div: "Div"}[type(tree.op)]
-                return self.emit(operator, value(tree.left), value(tree.right))
-            if isinstance(tree, ast.Call):
-                return self.emit(tree.func.id, *(value(argument) for argument in tree.args))  # type: ignore[attr-defined]
-            return values[tree.id] if isinstance(tree, ast.Name) else self.constant(ast.literal_eval(tree))
 
-        return value(ast.parse(text, mode="eval"))
+class Value:
+    """A value of a graph that is being written; operations with it add nodes."""
 
-    def inputs(self, node: Node) -> list[str]:
-        return [self.names[source] for source in node.sources]
+    def __init__(self, graph: _Writer, name: str) -> None:
+        self.graph = graph
+        self.name = name
 
-    def parameter(self, node: Node, what: str, default: float = 0.0) -> str:
-        """A layer's array, or one of equal numbers where it has none."""
-        array = getattr(node.layer, what)
-        if array is None:
-            array = np.full(self.graph.widths[node.target], default)
-        return self.constant(array, f"{node.key}.{what}")
+    def op(self, operator: str, *others: Value | float, **attributes: Any) -> Value:
+        """What an operator gives for this value and others, which may be numbers."""
+        inputs = [other if isinstance(other, Value) else self.graph.constant(other) for other in (self, *others)]
+        return self.graph.add(operator, [value.name for value in inputs], attributes)
 
-    # layers -----------------------------------------------------------------------------------------------------------
-
-    def _linear(self, node: Node) -> str:
-        operands = [*self.inputs(node), self.parameter(node, "weight")]
-        if node.layer.has_bias:
-            operands.append(self.parameter(node, "bias"))
-        return self.emit("Gemm", *operands)
-
-    def _activation(self, node: Node) -> str:
-        (x,) = self.inputs(node)
-        if node.function == "gelu":
-            return self._gelu(x)
-        if node.function == "gelu_tanh" and self.opset >= 20 and not self.double:
-            return self.emit("Gelu", x, approximate="tanh")
-        operator = OPERATORS.get(node.function)
-        if operator is None or (self.double and node.function in FORMULAS):
-            return self.formula(FORMULAS[node.function], x=x, a=self.constant(node.param))
-        return self.emit(operator, x, **({"alpha": node.param} if node.function in ("leaky_relu", "elu") else {}))
-
-    def _gelu(self, x: str) -> str:
+    def in_float32(self, operator: str) -> Value:
+        """As `op`, for operators that ONNX Runtime has in float32 only."""
         from onnx import TensorProto
 
-        if self.opset >= 20 and not self.double:
-            return self.emit("Gelu", x)
-        z = self.formula("x * 0.7071067811865476", x=x)
-        if self.double:
-            erf = self.emit("Erf", self.emit("Cast", z, to=TensorProto.FLOAT))
-            erf = self.emit("Cast", erf, to=TensorProto.DOUBLE)
-        else:
-            erf = self.emit("Erf", z)
-        return self.formula("0.5 * x * (1.0 + erf)", x=x, erf=erf)
+        if not self.graph.float64:
+            return self.op(operator)
+        return self.op("Cast", to=TensorProto.FLOAT).op(operator).op("Cast", to=TensorProto.DOUBLE)
 
-    def _softmax(self, node: Node) -> str:
-        return self.emit("Softmax", *self.inputs(node), axis=-1)
+    def __add__(self, other: Value | float) -> Value:
+        return self.op("Add", other)
 
-    def _log_softmax(self, node: Node) -> str:
-        return self.emit("LogSoftmax", *self.inputs(node), axis=-1)
+    def __sub__(self, other: Value | float) -> Value:
+        return self.op("Sub", other)
 
-    def _batch_norm(self, node: Node) -> str:
-        arrays = [self.parameter(node, "weight", 1.0), self.parameter(node, "bias")]
-        arrays += [self.parameter(node, "running_mean"), self.parameter(node, "running_var")]
-        return self.emit("BatchNormalization", *self.inputs(node), *arrays, epsilon=node.layer.eps)
+    def __mul__(self, other: Value | float) -> Value:
+        return self.op("Mul", other)
 
-    def _layer_norm(self, node: Node) -> str:
-        arrays = [self.parameter(node, "weight", 1.0), self.parameter(node, "bias")]
-        if self.opset >= 17:
-            return self.emit("LayerNormalization", *self.inputs(node), *arrays, axis=-1, epsilon=node.layer.eps)
-        (x,) = self.inputs(node)
-        centred = self.emit("Sub", x, self.emit("ReduceMean", x, axes=[-1]))
-        variance = self.emit("ReduceMean", self.emit("Mul", centred, centred), axes=[-1])
-        weight, bias = arrays
-        eps = self.constant(node.layer.eps)
-        return self.formula("c / Sqrt(v + eps) * w + b", c=centred, v=variance, eps=eps, w=weight, b=bias)
+    def __truediv__(self, other: Value | float) -> Value:
+        return self.op("Div", other)
 
-    def _add(self, node: Node) -> str:
-        return self.emit("Sum", *self.inputs(node))
+    __radd__, __rmul__ = __add__, __mul__
 
-    def _multiply(self, node: Node) -> str:
-        product, *others = self.inputs(node)
-        for other in others:
-            product = self.emit("Mul", product, other)
-        return product
+    def __neg__(self) -> Value:
+        return self.op("Neg")
 
-    def _maximum(self, node: Node) -> str:
-        return self.emit("Max", *self.inputs(node))
+    def __abs__(self) -> Value:
+        return self.op("Abs")
 
-    def _concat(self, node: Node) -> str:
-        return self.emit("Concat", *self.inputs(node), axis=-1)
+    def __gt__(self, other: Value | float) -> Value:
+        return self.op("Greater", other)
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -281,6 +229,8 @@ class _Reader:
 
         self.graph = graph
         self.file = name
+        known = [kind for kind in layers.Layer.known.values() if issubclass(kind, layers.Activation)]
+        self.activations = {kind.onnx.operator: kind for kind in known if kind.op is not None and kind.onnx.operator}
         self.constants = {array.name: numpy_helper.to_array(array) for array in graph.initializer}
         self.nodes: list[Any] = []
         for node in graph.node:
@@ -326,10 +276,11 @@ class _Reader:
         elif node.op_type == "Sigmoid" and self.reads(at) == 2:
             found.append(layers.SiLU())
             node = self.gate(node, at, next(todo, None))
-        elif node.op_type in _ACTIVATIONS:
-            found.append(_ACTIVATIONS[node.op_type](attributes))
+        elif node.op_type in self.activations:
+            values = {name: _plain(value) for name, value in attributes.items()}
+            found.append(self.activations[node.op_type]._from_onnx(values))
         elif node.op_type not in _NOTHING or (node.op_type == "Flatten" and attributes.get("axis", 1) != 1):
-            known = ", ".join(["Gemm", "MatMul", "Add", *_ACTIVATIONS, *_NOTHING])
+            known = ", ".join(["Gemm", "MatMul", "Add", *self.activations, *_NOTHING])
             raise ValueError(f"{self.where(node)}: cannot be read; known are {known}")
         if self.reads(node.output[0]) > 1 and not self.is_gate(node.output[0]):
             raise ValueError(f"{self.where(node)}: expected a chain, but several nodes read its output")
@@ -380,12 +331,7 @@ class _Reader:
     def linear(self, node: Any, weight: np.ndarray, bias: np.ndarray | None) -> layers.Linear:
         if weight.ndim != 2:
             raise ValueError(f"{self.where(node)}: expected a matrix of weights, got shape {weight.shape}")
-        n_in, n_out = weight.shape
-        layer = layers.Linear(n_in, n_out, bias=bias is not None, dtype=weight.dtype)
-        layer.weight = weight
-        if bias is not None:
-            layer.bias = self.row(node, bias, n_out)
-        return layer
+        return layers.Linear.of(weight, None if bias is None else self.row(node, bias, weight.shape[1]))
 
     def row(self, node: Any, bias: np.ndarray, width: int) -> np.ndarray:
         """A bias of shape (width,), from one that broadcasts over the batch."""
@@ -408,19 +354,11 @@ def _attributes(node: Any) -> dict[str, Any]:
     return {k: numpy_helper.to_array(v) if isinstance(v, TensorProto) else v for k, v in values.items()}
 
 
-def _shortest(number: float) -> float:
-    """The decimal number that was meant by an attribute, which ONNX keeps as float32."""
-    return float(str(np.float32(number)))
+def _plain(value: Any) -> Any:
+    """An attribute as Python has it: text, and the decimal number that was meant, which ONNX keeps as float32."""
+    if isinstance(value, bytes):
+        return value.decode()
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 _NOTHING = ("Identity", "Dropout", "Flatten")
-# ONNX's operator, by name -> ours, from its attributes
-_ACTIVATIONS: dict[str, Callable[[dict[str, Any]], layers.Layer]] = {
-    "Relu": lambda attributes: layers.ReLU(),
-    "LeakyRelu": lambda attributes: layers.LeakyReLU(_shortest(attributes.get("alpha", 0.01))),
-    "Elu": lambda attributes: layers.ELU(_shortest(attributes.get("alpha", 1.0))),
-    "Sigmoid": lambda attributes: layers.Sigmoid(),
-    "Tanh": lambda attributes: layers.Tanh(),
-    "Gelu": lambda attributes: layers.GELU(attributes.get("approximate", b"none").decode()),
-    "Softplus": lambda attributes: layers.Softplus(),
-}

@@ -54,9 +54,7 @@ def from_sklearn(mlp, *, optimizer=None) -> Sequential:
     for weight, bias in zip(mlp.coefs_, mlp.intercepts_, strict=True):
         if parts:
             parts.append(_ACTIVATIONS[mlp.activation]())
-        layer = layers.Linear(*weight.shape, dtype=weight.dtype)
-        layer.weight, layer.bias = weight, bias
-        parts.append(layer)
+        parts.append(layers.Linear.of(weight, bias))
     return Sequential([*parts, *([loss] if loss else [])], optimizer, parts[0].dtype)
 
 

@@ -6,19 +6,14 @@ PyTorch keeps Linear.weight as (out, in); here it is (in, out).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from .. import layers
-from ..layers import BatchNorm1d, Dropout, LayerNorm, LogSoftmax, Softmax
 from ..layers.graph import in_features
 from ..models import Sequential
-
-# PyTorch's Softplus is the identity from `threshold` on. At its default, 20, that is 2e-9 from log(1 + exp(z)); from
-# 40 on the two are one number in float64.
-SOFTPLUS_LEAST, SOFTPLUS_EXACT = 20, 40
 
 
 def from_torch(module, *, activation=None, loss=None, optimizer=None) -> Sequential:
@@ -85,54 +80,6 @@ def _dtype(tensors: Mapping) -> str:
     return next(iter(found), "float32")
 
 
-def _copied(layer: layers.Parametric, module: Any, *names: str) -> layers.Layer:
-    """The layer with a module's arrays."""
-    for name in names:
-        tensor = getattr(module, name)
-        if tensor is not None:
-            setattr(layer, name, tensor.detach().cpu().numpy())
-    return layer
-
-
-def _linear(weight: Any, bias: Any, dtype: str) -> layers.Linear:
-    layer = layers.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=dtype)
-    layer.weight = weight.detach().cpu().numpy().T
-    if bias is not None:
-        layer.bias = bias.detach().cpu().numpy()
-    return layer
-
-
-def _batch_norm(module: Any, where: str, dtype: str) -> layers.Layer:
-    if module.running_mean is None:
-        raise TypeError(f"{where}: expected running statistics (track_running_stats=True)")
-    layer = BatchNorm1d(module.num_features, module.eps, module.momentum, module.affine, dtype=dtype)
-    layer._tracked = int(module.num_batches_tracked)
-    return _copied(layer, module, "weight", "bias", "running_mean", "running_var")
-
-
-def _layer_norm(module: Any, where: str, dtype: str) -> layers.Layer:
-    if len(module.normalized_shape) != 1:
-        raise TypeError(f"{where}: expected a normalized_shape of one dimension")
-    affine, bias = module.weight is not None, module.bias is not None
-    layer = LayerNorm(module.normalized_shape[0], module.eps, affine, bias or not affine, dtype=dtype)
-    return _copied(layer, module, "weight", "bias")
-
-
-def _softmax(kind: type) -> Callable[..., layers.Layer]:
-    def made(module: Any, where: str, dtype: str) -> layers.Layer:
-        if module.dim not in (1, -1, None):
-            raise TypeError(f"{where}: expected dim=1, the columns")
-        return kind()
-
-    return made
-
-
-def _softplus(module: Any, where: str, dtype: str) -> layers.Layer:
-    if module.beta != 1 or module.threshold < SOFTPLUS_LEAST:
-        raise TypeError(f"{where}: expected beta=1 and a threshold of at least {SOFTPLUS_LEAST}")
-    return layers.Softplus()
-
-
 def _parts(module: Any, place: str, dtype: str) -> list[layers.Layer]:
     """The layers that a module consists of. A chain in a chain stays one, so that names in `state_dict` stay."""
     from torch import nn
@@ -149,30 +96,13 @@ def _parts(module: Any, place: str, dtype: str) -> list[layers.Layer]:
             nested = type(inner) is nn.Sequential and in_features(parts) is not None
             found += [Sequential(parts, dtype=dtype)] if nested else parts
         return found
-    if name not in _TWINS or type(module) is not getattr(nn, name):
-        known = ", ".join(["Sequential", *_TWINS])
-        raise TypeError(f"{where}: has no counterpart here; known are {known} of torch.nn")
-    return [_TWINS[name](module, where, dtype)]
-
-
-# torch.nn's module, by name -> ours, from the module, its place for messages and the dtype
-_TWINS: dict[str, Callable[[Any, str, str], layers.Layer]] = {
-    "Linear": lambda module, where, dtype: _linear(module.weight, module.bias, dtype),
-    "Identity": lambda module, where, dtype: layers.Identity(),
-    "ReLU": lambda module, where, dtype: layers.ReLU(),
-    "LeakyReLU": lambda module, where, dtype: layers.LeakyReLU(module.negative_slope),
-    "ELU": lambda module, where, dtype: layers.ELU(module.alpha),
-    "Sigmoid": lambda module, where, dtype: layers.Sigmoid(),
-    "Tanh": lambda module, where, dtype: layers.Tanh(),
-    "GELU": lambda module, where, dtype: layers.GELU(module.approximate),
-    "SiLU": lambda module, where, dtype: layers.SiLU(),
-    "Softplus": _softplus,
-    "Softmax": _softmax(Softmax),
-    "LogSoftmax": _softmax(LogSoftmax),
-    "Dropout": lambda module, where, dtype: Dropout(module.p),
-    "BatchNorm1d": _batch_norm,
-    "LayerNorm": _layer_norm,
-}
+    twins = {layer.torch_name: layer for layer in layers.Layer.known.values() if layer.torch_name is not None}
+    if name not in twins or type(module) is not getattr(nn, name):
+        raise TypeError(f"{where}: has no counterpart here; known are {', '.join(twins)} of torch.nn")
+    try:
+        return [twins[name]._from_torch(module, dtype)]
+    except TypeError as error:
+        raise TypeError(f"{where}: {error}") from None
 
 
 def _from_state_dict(tensors: Mapping, activation: Any) -> list[layers.Layer]:
@@ -198,7 +128,8 @@ def _from_state_dict(tensors: Mapping, activation: Any) -> list[layers.Layer]:
                 f"state_dict: {label} has shape {tuple(group['weight'].shape)}, that of a Linear has 2 dimensions: "
                 "pass the module itself"
             )
-        layer = _linear(group["weight"], group.get("bias"), _dtype(tensors))
+        weight, bias = group["weight"].detach().cpu().numpy().T, group.get("bias")
+        layer = layers.Linear.of(weight, None if bias is None else bias.detach().cpu().numpy())
         if last is not None:
             if layer.in_features != width:
                 raise ValueError(f"state_dict: {label} expects {layer.in_features} inputs, but {last} gives {width}")
@@ -247,47 +178,25 @@ def to_torch(model):
     TypeError
         If model is no Sequential, or a layer has no counterpart in torch.nn; the message names it.
     """
+    import torch
 
     if not isinstance(model, Sequential):
         raise TypeError(f"model: expected a cnn.Sequential, got {type(model).__name__}")
-    return _to_module(model, "", model.dtype).train(model.training)
+    return _module(model, "", getattr(torch, model.dtype.name)).train(model.training)
 
 
-def _to_module(layer: Any, place: str, dtype: np.dtype) -> Any:
+def _module(layer: layers.Layer, place: str, dtype: Any) -> Any:
+    """The module of a layer, filled."""
     import torch
-    from torch import nn
 
-    name, real = type(layer).__name__, getattr(torch, dtype.name)
     if isinstance(layer, Sequential):
-        return nn.Sequential(
-            *(_to_module(part, f"{place}.{i}".lstrip("."), dtype) for i, part in enumerate(layer.layers))
-        )
-    if isinstance(layer, layers.Linear):
-        linear = nn.utils.skip_init(nn.Linear, layer.in_features, layer.out_features, bias=layer.has_bias, dtype=real)
-        return _filled(linear, {"weight": layer.weight.T, "bias": layer.bias})
-    if isinstance(layer, BatchNorm1d):
-        norm = nn.BatchNorm1d(layer.num_features, layer.eps, layer.momentum, layer.affine, dtype=real)
-        names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-        return _filled(norm, {name: getattr(layer, name) for name in names})
-    if isinstance(layer, LayerNorm):
-        affine = layer.elementwise_affine
-        norm = nn.LayerNorm(layer.normalized_shape, layer.eps, affine, layer.has_bias, dtype=real)
-        return _filled(norm, {"weight": layer.weight, "bias": layer.bias})
-    if isinstance(layer, Softmax):  # LogSoftmax too
-        return getattr(nn, name)(dim=1)
-    if isinstance(layer, layers.Softplus):
-        return nn.Softplus(threshold=SOFTPLUS_EXACT)
-    if name not in _TWINS:
+        parts = (_module(part, f"{place}.{i}".lstrip("."), dtype) for i, part in enumerate(layer.layers))
+        return torch.nn.Sequential(*parts)
+    if getattr(layer, "torch_name", None) is None:
         raise TypeError(f"layer {place}, {layer!r}: has no counterpart in torch.nn")
-    return getattr(nn, name)(**layer.get_config())
-
-
-def _filled(module: Any, arrays: dict[str, Any]) -> Any:
-    """The module with these numbers in its tensors, None where there is no tensor."""
-    import torch
-
+    module = layer._to_torch(torch.nn, dtype)
     with torch.no_grad():
-        for name, array in arrays.items():
+        for name, array in layer._torch_arrays().items():
             if array is not None:
                 getattr(module, name).copy_(torch.from_numpy(np.array(array)))
     return module

@@ -1,4 +1,17 @@
-# Derivative products of a compiled network, as Python sees them: checks and memory here, the walks in tangent.pxi.
+# Derivative products: derivatives of the walks along a direction (x', theta') in the inputs and the parameters. In the
+# comments ' is the derivative along that direction, written _t in names.
+#
+#     forward    y' = J (x', theta')                                 Jacobian-vector product (jvp)
+#     backward   derivative of backward: (dL/dx)' and (dL/dtheta)'   Hessian-vector product (hvp), exact (Pearlmutter,
+#                                                                    Neural Computation 6, 1994)
+#
+# All of them are in evaluation mode, where the model is a function of its input row by row. FLOPs, with P those of one
+# product over all layers: a gradient 3 P (forward, dX, dW); jvp 3 P (x W, x' W, x W'); hvp 8 P (these; dX, and dX' and
+# dW' of two each): 2.7 times a gradient. Memory is that of two more passes. Nothing is fused here but what the products
+# fuse.
+#
+# The walks are in walk.pxi, what each op does on them stands beside its other functions. theta' lies in a block of the
+# layout of the parameters, so that an op's offsets fit, and the results go to another one.
 
 cdef enum:
     TANGENT_ROWS = 128          # of a chunk: values, gradients and their tangents of a layer stay in L2
@@ -12,41 +25,39 @@ cdef class Derivatives:
     """
     cdef Program program
     cdef Tangents t
-    cdef void* block_memory
+    cdef Arena block            # theta' and the results
 
     def __cinit__(self, Program program):
         cdef Py_ssize_t n = program.net.n_block
         self.program = program
-        self.t.params = allocate(2 * n, &self.block_memory)
+        self.t.params = allocate(&self.block, 2 * n)
         self.t.grads = self.t.params + n
 
     def __dealloc__(self):
-        release_arena(self.t.memory, self.t.scratch)
+        release(&self.t.arena)
         free(self.t.value)
-        release_arena(self.block_memory, self.t.params)
+        release(&self.block)
 
     cdef int reserve(self, Py_ssize_t batch) except -1:
         """Room for the tangents of a batch."""
         cdef Network* net = &self.program.net
+        cdef Arena arena
         cdef Py_ssize_t n
         cdef int b, part
         cdef real* at
-        cdef void* memory
         batch = larger(batch, 1)
         if batch <= self.t.capacity:
             return 0
-        n = batch * net.widest
         if self.t.value == NULL:
-            self.t.value = <real**>calloc(3 * net.n_buffers, sizeof(real*))
-            if self.t.value == NULL:
-                raise MemoryError()
+            self.t.value = <real**>allocate_plain(3 * net.n_buffers * sizeof(real*))
             self.t.before = self.t.value + net.n_buffers
             self.t.grad = self.t.before + net.n_buffers
+        n = batch * net.widest
         for b in range(net.n_buffers):
             n += 3 * batch * net.buffers[b].row
-        at = allocate(n, &memory)
-        release_arena(self.t.memory, self.t.scratch)
-        self.t.memory = memory
+        at = allocate(&arena, n)
+        release(&self.t.arena)
+        self.t.arena = arena
         self.t.capacity = batch
         self.t.scratch = at
         at += batch * net.widest
@@ -59,12 +70,7 @@ cdef class Derivatives:
     @property
     def nbytes(self):
         """Bytes of the tangents, beside those of the program's workspace."""
-        cdef Network* net = &self.program.net
-        cdef Py_ssize_t n = net.widest
-        cdef int b
-        for b in range(net.n_buffers):
-            n += 3 * net.buffers[b].row
-        return (self.t.capacity * n + 2 * net.n_block) * sizeof(real)
+        return self.t.arena.bytes + self.block.bytes
 
     cdef cnp.ndarray tangent_rows(self, object x_t, Py_ssize_t batch, Py_ssize_t columns, str name, str where):
         cdef cnp.ndarray rows = as_matrix(x_t, columns, name, where)
@@ -87,7 +93,7 @@ cdef class Derivatives:
             self.reserve(batch)
             self.t.parameters = theta_t is not None
             if theta_t is not None:
-                p.unpack(theta_t, theta_name, self.t.params)
+                unpack(net, theta_t, theta_name, self.t.params)
             self.t.inputs = x_t is not None
             if rows is not None:
                 copy_rows(batch, net.buffers[0].width, data(rows), row_stride(rows), self.t.value[0],
@@ -104,13 +110,21 @@ cdef class Derivatives:
             p.forget("a derivative product has run since")
         return 0
 
-    cdef void run(self, Py_ssize_t first, Py_ssize_t batch) noexcept nogil:
-        """Forward with tangents, for some rows."""
+    cdef Chunk rows(self, Py_ssize_t first, Py_ssize_t batch, bint input_grad) noexcept nogil:
+        """Some rows of those that `start` has put into the workspace."""
         cdef Network* net = &self.program.net
         cdef Workspace* ws = &self.program.train
-        walk_forward(net, ws, first, batch, ws.value[0] + first * net.buffers[0].row, net.buffers[0].row, True,
-                     ws.panel, 0, net.n_ops)
-        walk_tangent(net, ws, &self.t, first, batch, ws.panel)
+        cdef Chunk c
+        c.net, c.ws, c.t = net, ws, &self.t
+        c.first, c.batch, c.all_rows = first, batch, batch
+        c.x, c.x_row = row_of(ws.value, net, 0, first), net.buffers[0].row
+        c.keep, c.input_grad, c.few, c.panel = True, input_grad, False, ws.panel
+        return c
+
+    cdef void run(self, const Chunk* c) noexcept nogil:
+        """Forward with tangents."""
+        walk_forward(c, 0, c.net.n_ops)
+        walk_tangent(c)
 
     def jvp(self, x, x_t, theta_t):
         """(outputs, J (x', theta')), both (batch, out_features). x_t (batch, in_features), theta_t a packed vector;
@@ -119,11 +133,13 @@ cdef class Derivatives:
         cdef cnp.ndarray rows = p.inputs(x)
         cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), first
         cdef int last = p.net.n_buffers - 1
+        cdef Chunk c
         self.start(rows, x_t, "t", theta_t, "parameters")
         try:
             with nogil:
                 for first from 0 <= first < batch by TANGENT_ROWS:
-                    self.run(first, smaller(TANGENT_ROWS, batch - first))
+                    c = self.rows(first, smaller(TANGENT_ROWS, batch - first), False)
+                    self.run(&c)
             return p.rows_of(p.train.value, last, batch), p.rows_of(self.t.value, last, batch)
         finally:
             p.training_busy = False
@@ -135,12 +151,12 @@ cdef class Derivatives:
         cdef double weight = 0
         cdef Py_ssize_t correct = 0
         into.grads = self.t.grads
-        p = self.program.training_pass(batch)
+        p = self.program.training_pass(batch, threads)
         p.net = &into
-        p.gather = p.backward = p.overwrite = True
-        p.input_grad = input_grad
-        p.weights = weights
-        run_pass(&p, threads, &weight, &correct)
+        p.wants.gather = p.wants.backward = p.wants.overwrite = True
+        p.wants.input_grad = input_grad
+        p.wants.weights = weights
+        run_pass(&p, &weight, &correct)
 
     def vjp(self, x, v, int threads, bint parameters):
         """(v^T J with respect to the inputs (batch, in_features), to the parameters as a packed vector or None)."""
@@ -157,15 +173,15 @@ cdef class Derivatives:
             if p.saved != SAVED_NOTHING:
                 p.forget("a derivative product has run since")
             p.train.training = False
-            forward = p.training_pass(batch)
+            forward = p.training_pass(batch, threads)
             p.set_rows(&forward, rows, None)
-            forward.gather = forward.forward = forward.keep = True
+            forward.wants.gather = forward.wants.forward = forward.wants.keep = True
             with nogil:
-                run_pass(&forward, threads, &weight, &correct)
+                run_pass(&forward, &weight, &correct)
             copy_rows(batch, p.net.outputs, data(g), row_stride(g), p.train.grad[last], p.net.buffers[last].row)
             with nogil:
                 self.back(batch, threads, True, parameters)
-            return p.rows_of(p.train.grad, 0, batch), p.packed(self.t.grads) if parameters else None
+            return p.rows_of(p.train.grad, 0, batch), packed(&p.net, self.t.grads) if parameters else None
         finally:
             p.training_busy = False
 
@@ -184,6 +200,8 @@ cdef class Derivatives:
         cdef double scale = 1
         cdef const real* v_first = NULL
         cdef Pass pass_
+        cdef Batch* b = &pass_.batch
+        cdef Chunk c
         if batch == 0:
             raise ValueError("x: expected at least one row, got none")
         if y is not None:
@@ -193,43 +211,44 @@ cdef class Derivatives:
         self.start(rows, x_t, "v", theta_t, "v")
         try:
             row = net.buffers[last].row
-            pass_ = p.training_pass(batch)
+            pass_ = p.training_pass(batch, 1)
             p.set_rows(&pass_, rows, t)
             if t is not None:
-                scale = loss_scale(&pass_.loss, loss_weight(&pass_.loss, batch, pass_.target, pass_.target_bytes, NULL))
+                scale = loss_scale(&b.loss, loss_weight(&b.loss, batch, b.target, b.target_bytes, NULL))
             else:
                 v_first = data(g)
             memset(self.t.grads, 0, net.n_block * sizeof(real))
             with nogil:
                 for first from 0 <= first < batch by TANGENT_ROWS:
                     n = smaller(TANGENT_ROWS, batch - first)
-                    self.run(first, n)
+                    c = self.rows(first, n, inputs)
+                    self.run(&c)
                     if t is not None:
-                        loss_hessian_rows(&pass_.loss, n, net.outputs, row_of(ws.value, net, last, first), row,
-                                          pass_.target + first * pass_.target_bytes, pass_.target_bytes, NULL, scale,
+                        loss_hessian_rows(&b.loss, n, net.outputs, row_of(ws.value, net, last, first), row,
+                                          b.target + first * b.target_bytes, b.target_bytes, NULL, scale,
                                           row_of(self.t.value, net, last, first), row,
                                           row_of(self.t.grad, net, last, first), row)
-                        batch_loss(net, &pass_.loss, ws, first, n, pass_.target + first * pass_.target_bytes,
-                                   pass_.target_bytes, NULL, scale, True, &correct)
+                        batch_loss(net, &b.loss, ws, first, n, b.target + first * b.target_bytes, b.target_bytes, NULL,
+                                   scale, True, &correct)
                     else:
                         memset(row_of(self.t.grad, net, last, first), 0, n * row * sizeof(real))
                         copy_rows(n, net.outputs, v_first + first * row_stride(g), row_stride(g),
                                   row_of(ws.grad, net, last, first), row)
                     if not gauss_newton:
-                        walk_second(net, ws, &self.t, first, n, inputs, ws.panel)
+                        walk_second(&c)
                 if gauss_newton:
                     memcpy(ws.grad[last], self.t.grad[last], batch * row * sizeof(real))
                     self.back(batch, 1, False, True)
                 else:
+                    c = self.rows(0, batch, inputs)
                     for o in range(net.n_ops):
-                        if net.ops[o].kind == OP_LINEAR:
-                            linear_weight_tangent(net, ws, &self.t, &net.ops[o], batch, ws.panel)
+                        net.ops[o].does.weight_tangent(&c, &net.ops[o])
                 if t is not None and self.t.parameters:
                     for o in range(net.n_ops):
                         for i in range(weight_size(&net.ops[o]) if net.ops[o].l2 != 0 else 0):
                             self.t.grads[net.ops[o].weight + i] += <real>(
                                 2 * net.ops[o].l2 * self.t.params[net.ops[o].weight + i])
-            result = p.packed(self.t.grads)
+            result = packed(&p.net, self.t.grads)
             return p.rows_of(self.t.grad, 0, batch) if inputs else None, result
         finally:
             p.training_busy = False

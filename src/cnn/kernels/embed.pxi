@@ -34,21 +34,6 @@ cdef enum:
     EMBEDDED_BYTES = 1 << 17    # of the values of a chunk
 
 
-cdef Py_ssize_t scratch_reals(const Network* net, Py_ssize_t rows, Workspace* ws, real* at) noexcept nogil:
-    """Reals for the values of some rows and for what the ops keep. With a workspace: lay them out from `at` on."""
-    cdef Py_ssize_t n = 0
-    cdef int i
-    for i in range(net.n_buffers):
-        if ws != NULL:
-            ws.value[i] = at + n
-        n += rows * net.buffers[i].row
-    for i in range(net.n_ops):
-        if ws != NULL:
-            ws.extra[i] = at + n
-        n += round_up(extra_size(&net.ops[i], rows), VL)
-    return n
-
-
 cdef inline void* next_line(const void* at) noexcept nogil:
     return <void*>((<uintptr_t>at + LINE - 1) // LINE * LINE)
 
@@ -67,21 +52,18 @@ cdef void embedded_predict(const cnn_model* model, const real* x, real* y, ptrdi
     memset(&p, 0, sizeof(p))
     p.net = net
     p.ws = &ws
-    p.batch = n
-    p.chunk = smaller(n, e.chunk)
-    p.x, p.x_row = x, model.inputs
-    p.out, p.out_row = y, model.outputs
-    p.gather = net.pad_input
-    p.forward = True
-    ws.capacity = p.chunk
+    p.batch.rows = n
+    p.batch.x, p.batch.x_row = x, model.inputs
+    p.batch.out, p.batch.out_row = y, model.outputs
+    p.wants.threads = 1
+    p.wants.gather = net.pad_input
+    p.wants.forward = True
+    p.phase.chunk = smaller(n, e.chunk)
     ws.threads = 1
-    ws.value = <real**>next_line(scratch)
-    ws.extra = ws.value + net.n_buffers
-    at = <real*>next_line(ws.extra + net.n_ops)
-    size = scratch_reals(net, p.chunk, &ws, at)
+    at = <real*>next_line(<real**>next_line(scratch) + pointers_of(net, &ws, <real**>next_line(scratch), False))
+    size = lay_out(net, &ws, p.phase.chunk, False, at)
     memset(at, 0, size * sizeof(real))          # the padding of the values must be zero
-    ws.panel = at + size
-    run_pass(&p, 1, NULL, NULL)
+    run_pass(&p, NULL, NULL)
 
 
 cdef void release_handle(object capsule) noexcept:
@@ -93,7 +75,7 @@ cdef void release_handle(object capsule) noexcept:
 def handle(Program program):
     """The capsule of cnn.h for a program, which must not be changed any more."""
     cdef const Network* net = &program.net
-    cdef Py_ssize_t row = scratch_reals(net, 1, NULL, NULL) * sizeof(real)
+    cdef Py_ssize_t row = lay_out(net, NULL, 1, False, NULL) * sizeof(real)
     cdef Embedded* e = <Embedded*>calloc(1, sizeof(Embedded))
     if e == NULL:
         raise MemoryError()
@@ -102,8 +84,8 @@ def handle(Program program):
     e.model.predict = embedded_predict
     e.net = net
     e.chunk = larger(smaller(EMBEDDED_BYTES // row, LOSS_BLOCK), 1)
-    e.model.scratch = (2 * LINE + (net.n_buffers + net.n_ops) * sizeof(real*)
-                       + (scratch_reals(net, e.chunk, NULL, NULL) + panel_size(0, 0)) * sizeof(real))
+    e.model.scratch = (2 * LINE + pointers_of(net, NULL, NULL, False) * sizeof(real*)
+                       + (lay_out(net, NULL, e.chunk, False, NULL) + panel_size(0, 0)) * sizeof(real))
     e.program = <PyObject*>program
     Py_INCREF(program)
     try:

@@ -6,7 +6,8 @@ cdef struct Padded:
     Py_ssize_t row
 
 
-cdef inline bint whole_rows(cnp.ndarray a) noexcept:
+cdef inline bint unpadded(cnp.ndarray a) noexcept:
+    """Whether the rows are whole vectors."""
     return cnp.PyArray_DIM(a, 1) % VL == 0
 
 
@@ -14,7 +15,7 @@ cdef Padded padded(cnp.ndarray a, real** memory, bint fill) noexcept:
     """a where it lies if its rows are whole vectors, else as a copy in memory (zeroed), which is stepped past it."""
     cdef Padded p
     cdef Py_ssize_t rows = cnp.PyArray_DIM(a, 0), n = cnp.PyArray_DIM(a, 1)
-    if whole_rows(a):
+    if unpadded(a):
         p.at, p.row = data(a), row_stride(a)
     else:
         p.at, p.row = memory[0], round_up(n, VL)
@@ -26,7 +27,7 @@ cdef Padded padded(cnp.ndarray a, real** memory, bint fill) noexcept:
 
 cdef Py_ssize_t padding(cnp.ndarray a) noexcept:
     """Reals that `padded` takes from its memory for a."""
-    return 0 if whole_rows(a) else cnp.PyArray_DIM(a, 0) * round_up(cnp.PyArray_DIM(a, 1), VL)
+    return 0 if unpadded(a) else cnp.PyArray_DIM(a, 0) * round_up(cnp.PyArray_DIM(a, 1), VL)
 
 
 cdef void unpad(Padded p, cnp.ndarray a) noexcept:
@@ -58,8 +59,8 @@ def linear_forward(x, weight, bias, int act, double param, out, pre):
     cdef cnp.ndarray y = result(out, (batch, n_out), "out")
     cdef cnp.ndarray z = y if pre is None else as_out(pre, (batch, n_out), "pre")
     cdef Py_ssize_t width = round_up(n_out, VL)
-    cdef void* memory
-    cdef real* at = allocate(padding(w) + padding(z) + width + panel_size(0, 0), &memory)
+    cdef Arena arena
+    cdef real* at = allocate(&arena, padding(w) + padding(z) + width + panel_size(0, 0))
     cdef Product p
     memset(&p, 0, sizeof(p))
     p.panel = at
@@ -73,12 +74,12 @@ def linear_forward(x, weight, bias, int act, double param, out, pre):
     p.a, p.a_row, p.a_col = data(a), row_stride(a), 1
     p.b, p.b_row = pw.at, pw.row
     p.c, p.c_row = pz.at, pz.row
-    p.finish = FINISH_STORE
+    p.epilogue = EPILOGUE_STORE
     p.floor = <real>(0 if act == RELU and pre is None else -INFINITY)
     with nogil:
         product(&p)
     unpad(pz, z)
-    free(memory)
+    release(&arena)
     if act != IDENTITY and not (act == RELU and pre is None):
         with nogil:
             activate_rows(<Activation>act, <real>param, 1, batch * n_out, data(z), 0, data(y), 0)
@@ -109,9 +110,9 @@ def linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, 
     cdef cnp.ndarray db = result(grad_bias, (n_out,), "grad_bias")
     cdef cnp.ndarray dx = result(grad_input, (batch, n_in), "grad_input")
     cdef Py_ssize_t width = round_up(n_out, VL)
-    cdef void* memory
+    cdef Arena arena
     cdef real* at = allocate(
-        padding(w) + padding(g) + padding(dw) + padding(dx) + width + panel_size(batch, n_out), &memory)
+        &arena, padding(w) + padding(g) + padding(dw) + padding(dx) + width + panel_size(batch, n_out))
     cdef Product p
     memset(&p, 0, sizeof(p))
     p.panel = at
@@ -123,7 +124,7 @@ def linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, 
     if accumulate:
         memcpy(sums, data(db), n_out * sizeof(real))
     with nogil:
-        p.finish = FINISH_STORE
+        p.epilogue = EPILOGUE_STORE
         p.floor = <real>-INFINITY
         p.m, p.n, p.k = batch, round_up(n_in, VL), n_out
         p.a, p.a_row, p.a_col = pg.at, pg.row, 1
@@ -132,7 +133,7 @@ def linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, 
         p.c, p.c_row = pdx.at, pdx.row
         if inputs:
             product(&p)
-        p.finish = FINISH_ADD if accumulate else FINISH_STORE
+        p.epilogue = EPILOGUE_ADD if accumulate else EPILOGUE_STORE
         p.m, p.n, p.k = n_in, width, batch
         p.a, p.a_row, p.a_col = data(a), 1, row_stride(a)
         p.b, p.b_row, p.b_transposed = pg.at, pg.row, False
@@ -147,7 +148,7 @@ def linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, 
         unpad(pdw, dw)
     if inputs:
         unpad(pdx, dx)
-    free(memory)
+    release(&arena)
     return dx, dw, db
 
 
@@ -202,24 +203,24 @@ def sgd_step(param, grad, momentum_buffer, double lr, double momentum, double da
         m = as_out(momentum_buffer, np.shape(w), "momentum_buffer")
         refuse_overlap(m, "momentum_buffer", w, g)
     refuse_overlap(w, "param", g)
-    cdef double[8] hyper = [<double>(<int>OPTIMIZER_SGD), lr, momentum, weight_decay, 1, dampening, nesterov, 0]
+    cdef double[HYPER_COLUMNS] hyper = [<double>OPTIMIZER_SGD, lr, momentum, weight_decay, 1, dampening, nesterov, 0]
     cdef Update u = coefficients(hyper, NULL, not first, not first, data(m) - data(w), 0)
     if first and momentum != 0:
         m.fill(0)                               # whatever is there, it is no momentum
-    cdef Py_ssize_t n = w.size, whole = n // VL * VL, rest = n - whole
+    cdef Py_ssize_t n = w.size, vectors = n // VL * VL, rest = n - vectors
     cdef real end[48]                           # the last, partial vector of w, g and m
     memset(end, 0, sizeof(end))
     with nogil:
-        update_rows(1, whole, data(w), 0, data(g), 0, &u)
+        update_rows(1, vectors, data(w), 0, data(g), 0, &u)
         if rest:
-            memcpy(end, data(w) + whole, rest * sizeof(real))
-            memcpy(end + 16, data(g) + whole, rest * sizeof(real))
-            memcpy(end + 32, data(m) + whole, rest * sizeof(real))
+            memcpy(end, data(w) + vectors, rest * sizeof(real))
+            memcpy(end + 16, data(g) + vectors, rest * sizeof(real))
+            memcpy(end + 32, data(m) + vectors, rest * sizeof(real))
             u.state = 32
             update_rows(1, VL, end, 0, end + 16, 0, &u)
-            memcpy(data(w) + whole, end, rest * sizeof(real))
+            memcpy(data(w) + vectors, end, rest * sizeof(real))
             if u.kind == UPDATE_MOMENTUM:
-                memcpy(data(m) + whole, end + 32, rest * sizeof(real))
+                memcpy(data(m) + vectors, end + 32, rest * sizeof(real))
 
 
 def loss_and_gradient(loss, outputs, targets, sample_weight=None, vector=None):
@@ -229,45 +230,38 @@ def loss_and_gradient(loss, outputs, targets, sample_weight=None, vector=None):
     """
     cdef cnp.ndarray y = as_matrix(outputs, -1, "outputs", ""), t, w = None, v = None, gradient
     cdef Py_ssize_t batch = cnp.PyArray_DIM(y, 0), n = cnp.PyArray_DIM(y, 1), row = round_up(n, VL), correct = 0
-    cdef Py_ssize_t size = batch * row, target_bytes
-    cdef const char* target
-    cdef const real* weight = NULL
+    cdef Py_ssize_t size = batch * row
     cdef bint second = vector is not None
-    cdef LossSpec spec
-    cdef void* memory
+    cdef Criterion criterion
+    cdef Batch b
+    cdef Arena arena
     cdef real* z
     cdef double total, weights, scale
     if batch == 0 or n == 0:
         raise ValueError(f"outputs: expected at least one row and one column, got shape {np.shape(y)}")
-    try:
-        fill_loss(&spec, loss, n)
-        t = as_targets(&spec, targets, batch, n, "targets", "", "outputs")
-        if sample_weight is not None:
-            w = as_weights(sample_weight, batch, "sample_weight")
-            weight = data(w)
+    criterion = Criterion(loss, n)
+    t = criterion.targets(targets, batch, "targets", "", "outputs")
+    if sample_weight is not None:
+        w = as_weights(sample_weight, batch, "sample_weight")
+    if second:
+        v = as_matrix(vector, n, "vector", "")
+        if cnp.PyArray_DIM(v, 0) != batch:
+            raise ValueError(f"vector: expected {batch} rows, as many as outputs has, got {cnp.PyArray_DIM(v, 0)}")
+    criterion.bind(&b, t, w)
+    weights = loss_weight(&b.loss, batch, b.target, b.target_bytes, b.weight)
+    if b.loss.mean and weights == 0:
+        raise ValueError("the mean loss is not defined: all rows are ignored or have the weight 0")
+    scale = loss_scale(&b.loss, weights)
+    gradient = empty_matrix(batch, n)
+    z = allocate(&arena, 3 * size)
+    copy_rows(batch, n, data(y), row_stride(y), z, row)
+    if second:
+        copy_rows(batch, n, data(v), row_stride(v), z + 2 * size, row)
+    with nogil:
+        total = loss_rows(&b.loss, batch, n, z, row, b.target, b.target_bytes, b.weight, scale, z + size, row, &correct)
         if second:
-            v = as_matrix(vector, n, "vector", "")
-            if cnp.PyArray_DIM(v, 0) != batch:
-                raise ValueError(f"vector: expected {batch} rows, as many as outputs has, got {cnp.PyArray_DIM(v, 0)}")
-        spec.labels = cnp.PyArray_NDIM(t) == 1
-        target = <const char*>cnp.PyArray_DATA(t)
-        target_bytes = sizeof(int64_t) if spec.labels else row_stride(t) * sizeof(real)
-        weights = loss_weight(&spec, batch, target, target_bytes, weight)
-        if spec.mean and weights == 0:
-            raise ValueError("the mean loss is not defined: all rows are ignored or have the weight 0")
-        scale = loss_scale(&spec, weights)
-        gradient = empty_matrix(batch, n)
-        z = allocate(3 * size, &memory)
-        copy_rows(batch, n, data(y), row_stride(y), z, row)
-        if second:
-            copy_rows(batch, n, data(v), row_stride(v), z + 2 * size, row)
-        with nogil:
-            total = loss_rows(&spec, batch, n, z, row, target, target_bytes, weight, scale, z + size, row, &correct)
-            if second:
-                loss_hessian_rows(&spec, batch, n, z, row, target, target_bytes, weight, scale, z + 2 * size, row,
-                                  z + size, row)
-        copy_rows(batch, n, z + size, row, data(gradient), n)
-        free(memory)
-        return total / weights if spec.mean else total, gradient
-    finally:
-        clear_loss(&spec)
+            loss_hessian_rows(&b.loss, batch, n, z, row, b.target, b.target_bytes, b.weight, scale, z + 2 * size, row,
+                              z + size, row)
+    copy_rows(batch, n, z + size, row, data(gradient), n)
+    release(&arena)
+    return mean_loss(&b.loss, total, weights), gradient

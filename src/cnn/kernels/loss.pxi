@@ -10,30 +10,90 @@
 #
 # Rows of y, dy, v and hv are padded to VL, those of targets are not. The padding of y is zero, or for the losses of
 # classes anything; that of dy and hv is set to zero: the products rely on it.
+#
+# There are two lists, with the functions of each entry below, side by side:
+#
+#     ELEMENTWISE_LOSSES  functions of an output y and a target t; NAME_element gives the loss and its derivative,
+#                         NAME_curvature the second derivative. The column says whether both are 0 at y = t = 0, as they
+#                         are then in the padding.
+#     ROW_LOSSES          functions of a row of outputs; NAME_rows and NAME_hessian do the work of loss_rows and
+#                         loss_hessian_rows below.
+#
+# The numbers of a formula stand in `param`, in the order in which the Python class gives them.
 
-cdef enum LossKind:
-    LOSS_NONE
-    LOSS_MSE
-    LOSS_L1
-    LOSS_HUBER
-    LOSS_BCE
-    LOSS_POISSON
-    LOSS_QUANTILE
-    LOSS_CROSS_ENTROPY
-    LOSS_NLL
+cdef extern from *:
+    """
+    #define ELEMENTWISE_LOSSES(X, ...)                  \\
+        X(LOSS_MSE, mse, 1, ##__VA_ARGS__)              \\
+        X(LOSS_L1, l1, 1, ##__VA_ARGS__)                \\
+        X(LOSS_HUBER, huber, 1, ##__VA_ARGS__)          \\
+        X(LOSS_BCE, bce, 0, ##__VA_ARGS__)              \\
+        X(LOSS_POISSON, poisson, 0, ##__VA_ARGS__)      \\
+        X(LOSS_QUANTILE, quantile, 1, ##__VA_ARGS__)
+
+    #define ROW_LOSSES(X, ...)                          \\
+        X(LOSS_CROSS_ENTROPY, cross_entropy, 0, ##__VA_ARGS__) \\
+        X(LOSS_NLL, nll, 0, ##__VA_ARGS__)
+
+    #define LOSS_KIND(KIND, name, zero, ...) KIND,
+    typedef enum { LOSS_NONE, ELEMENTWISE_LOSSES(LOSS_KIND) ROW_LOSSES(LOSS_KIND) N_LOSSES } LossKind;
+    #define LOSS_NAME(KIND, name, zero, ...) #name,
+    static const char *const LOSS_NAMES[] = { "", ELEMENTWISE_LOSSES(LOSS_NAME) ROW_LOSSES(LOSS_NAME) };
+
+    #define LOSS_ELEMENT(KIND, name, zero, kind, ...) (kind) == KIND ? name##_element(__VA_ARGS__) :
+    #define loss_element(...) (ELEMENTWISE_LOSSES(LOSS_ELEMENT, __VA_ARGS__) missing_kernel())
+    #define LOSS_CURVATURE(KIND, name, zero, kind, ...) (kind) == KIND ? name##_curvature(__VA_ARGS__) :
+    #define loss_curvature(...) (ELEMENTWISE_LOSSES(LOSS_CURVATURE, __VA_ARGS__) missing_kernel())
+
+    #define ELEMENTWISE_SUM(KIND, name, zero, kind, ...) (kind) == KIND ? elementwise(KIND, zero, __VA_ARGS__) :
+    #define elementwise_loss(...) (ELEMENTWISE_LOSSES(ELEMENTWISE_SUM, __VA_ARGS__) NAN)
+    #define ELEMENTWISE_SECOND(KIND, name, zero, ...) case KIND: elementwise_hessian(KIND, __VA_ARGS__); break;
+    #define elementwise_second(kind, ...) do switch (kind) { ELEMENTWISE_LOSSES(ELEMENTWISE_SECOND, __VA_ARGS__) \\
+        default: __builtin_trap(); } while (0)
+    #define ROW_SUM(KIND, name, zero, kind, ...) (kind) == KIND ? name##_rows(__VA_ARGS__) :
+    #define row_loss(...) (ROW_LOSSES(ROW_SUM, __VA_ARGS__) NAN)
+    #define ROW_SECOND(KIND, name, zero, ...) case KIND: name##_hessian(__VA_ARGS__); break;
+    #define row_second(kind, ...) do switch (kind) { ROW_LOSSES(ROW_SECOND, __VA_ARGS__) \\
+        default: __builtin_trap(); } while (0)
+    #define ROW_IS(KIND, name, zero, kind) (kind) == KIND ||
+    #define is_row_loss(kind) (ROW_LOSSES(ROW_IS, kind) 0)
+    """
+    ctypedef int LossKind
+    const LossKind LOSS_NONE
+    const LossKind LOSS_MSE
+    const int N_LOSSES
+    const char* LOSS_NAMES[]
+
+cdef enum:
+    LOSS_PARAMETERS = 4
 
 cdef struct LossSpec:
     LossKind kind
     bint labels             # targets are int64 class indices, one a row; if not, rows of reals
     bint mean               # if not, losses are summed
-    double delta            # Huber: from where on it is linear
-    double unit             # ... what it is divided by: 1, or SmoothL1Loss's beta
-    double smoothing        # cross-entropy: label_smoothing
-    double eps              # Poisson without log_input: added to the outputs
-    bint log_input
-    bint full
+    double[LOSS_PARAMETERS] param
     int64_t ignore_index
     real* column            # NULL, or a number for each column, padded with zeros: class weight, pos_weight, quantile
+
+cdef extern from *:
+    vf loss_element(int kind, const LossSpec* spec, vf y, vf t, vf c, vf* derivative) nogil
+    vf loss_curvature(int kind, const LossSpec* spec, vf y, vf t, vf c) nogil
+    bint is_row_loss(int kind) nogil
+    double elementwise_loss(int kind, const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n, const real* y,
+                            Py_ssize_t y_row, const real* target, Py_ssize_t target_row, const real* weight,
+                            double scale, real* dy, Py_ssize_t dy_row) nogil
+    void elementwise_second(int kind, const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n, const real* y,
+                            Py_ssize_t y_row, const real* target, Py_ssize_t target_row, const real* weight,
+                            double scale, const real* v, Py_ssize_t v_row, real* hv, Py_ssize_t hv_row) nogil
+    double row_loss(int kind, const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n, const real* y, Py_ssize_t y_row,
+                    const char* target, Py_ssize_t target_bytes, const real* weight, double scale, real* dy,
+                    Py_ssize_t dy_row, Py_ssize_t* correct) nogil
+    void row_second(int kind, const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n, const real* y, Py_ssize_t y_row,
+                    const char* target, Py_ssize_t target_bytes, const real* weight, double scale, const real* v,
+                    Py_ssize_t v_row, real* hv, Py_ssize_t hv_row) nogil
+
+# name -> number, for what Python hands back
+LOSSES = {LOSS_NAMES[i].decode("ascii"): i for i in range(1, N_LOSSES)}
 
 
 cdef inline vf load_part(const real* row, Py_ssize_t j, Py_ssize_t n) noexcept nogil:
@@ -57,7 +117,8 @@ cdef inline double row_weight(const real* weight, Py_ssize_t i) noexcept nogil:
     return weight[i]
 
 
-# ---- elementwise losses: functions of an output y and a target t
+# ---- elementwise losses: functions of an output y, a target t and the column's number c. Where a derivative jumps (L1,
+# quantile), it is 0.
 
 cdef inline vf v_log(vf x) noexcept nogil:
     """log(x), lane by lane with the C library's: for losses that are not in a hurry."""
@@ -74,92 +135,127 @@ cdef inline vf sign_or_zero(vf d, vf above, vf below) noexcept nogil:
     return vf_select_gt(d, number(0), above, vf_select_gt(number(0), d, below, d))
 
 
+# MSE: (y - t)**2
+
+cdef inline vf mse_element "mse_element"(const LossSpec* spec, vf y, vf t, vf c, vf* derivative) noexcept nogil:
+    cdef vf d = y - t
+    derivative[0] = d + d
+    return d * d
+
+
+cdef inline vf mse_curvature "mse_curvature"(const LossSpec* spec, vf y, vf t, vf c) noexcept nogil:
+    return number(2)
+
+
+# L1: |y - t|
+
+cdef inline vf l1_element "l1_element"(const LossSpec* spec, vf y, vf t, vf c, vf* derivative) noexcept nogil:
+    cdef vf d = y - t
+    derivative[0] = sign_or_zero(d, number(1), number(-1))
+    return vf_abs(d)
+
+
+cdef inline vf l1_curvature "l1_curvature"(const LossSpec* spec, vf y, vf t, vf c) noexcept nogil:
+    return number(0)
+
+
+# Huber, SmoothL1: d**2 / 2 for |d| <= delta, else delta (|d| - delta / 2), d = y - t; divided by `unit`, which is 1 or
+# SmoothL1Loss's beta. With e = d cut off at +-delta this is e (d - e / 2). A unit of 0 in this precision: L1.
+# param: delta, unit
+
+cdef inline vf huber_element "huber_element"(const LossSpec* spec, vf y, vf t, vf c, vf* derivative) noexcept nogil:
+    cdef vf d, e
+    if <real>spec.param[1] == 0:
+        return l1_element(spec, y, t, c, derivative)
+    d = y - t
+    e = clamp(d, number(spec.param[0]))
+    derivative[0] = e / number(spec.param[1])
+    return derivative[0] * vf_fma(number(-0.5), e, d)
+
+
+cdef inline vf huber_curvature "huber_curvature"(const LossSpec* spec, vf y, vf t, vf c) noexcept nogil:
+    if <real>spec.param[1] == 0:
+        return number(0)
+    return vf_select_gt(vf_abs(y - t), number(spec.param[0]), number(0), number(1 / spec.param[1]))
+
+
+# BCE: (1 - t) softplus(y) + c t softplus(-y), where softplus(y) = max(y, 0) + log(1 + exp(-|y|)): no sum of terms that
+# cancel, and no exponential that overflows. A term without a share is 0, also where its softplus is infinite.
+
+cdef inline vf bce_element "bce_element"(const LossSpec* spec, vf y, vf t, vf c, vf* derivative) noexcept nogil:
+    cdef vf e = v_exp(minus_abs(y))
+    cdef vf q = number(1) / (number(1) + e)                 # sigmoid(|y|)
+    cdef vf l = v_log1p(e)
+    cdef vf d = number(1) - t
+    t = c * t
+    derivative[0] = vf_select_gt(y, number(0), d * q - t * (e * q), d * (e * q) - t * q)
+    e = vf_select_gt(d, number(0), vf_max(number(0), y) + l, number(0))
+    l = vf_select_gt(t, number(0), vf_max(number(0), -y) + l, number(0))
+    return vf_fma(d, e, t * l)
+
+
+cdef inline vf bce_curvature "bce_curvature"(const LossSpec* spec, vf y, vf t, vf c) noexcept nogil:
+    cdef vf e = v_exp(minus_abs(y))
+    cdef vf q = number(1) / (number(1) + e)
+    return vf_fma(c, t, number(1) - t) * (e * q * q)
+
+
+# Poisson: exp(y) - t y with log_input, else y - t log(y + eps); with `full` plus Stirling's log(t!).
+# param: log_input, full, eps
+
 cdef inline vf stirling(vf t) noexcept nogil:
     """log(t!) by Stirling's formula for t > 1, else 0, as PyTorch has it: t log t - t + log(2 pi t) / 2."""
     cdef vf near = vf_fma(t, v_log(t), number(0.5) * v_log(number(6.283185307179586) * t) - t)
     return vf_select_gt(t, number(1), near, number(0))
 
 
-cdef inline vf element(LossKind kind, const LossSpec* spec, vf y, vf t, vf c, vf* slope) noexcept nogil:
-    """The loss of an output and its derivative, the slope. c is the column's number.
-
-        MSE        (y - t)**2
-        L1         |y - t|
-        Huber      d**2 / 2 for |d| <= delta, else delta (|d| - delta / 2), d = y - t; divided by `unit`.
-                   With e = d cut off at +-delta this is e (d - e / 2).
-        BCE        (1 - t) softplus(y) + c t softplus(-y), where softplus(y) = max(y, 0) + log(1 + exp(-|y|)): no sum
-                   of terms that cancel, and no exponential that overflows
-        Poisson    exp(y) - t y, or y - t log(y + eps); with `full` plus Stirling's log(t!)
-        quantile   max(c d, (c - 1) d), d = t - y
-
-    Where a derivative jumps (L1, quantile), it is 0.
-    """
-    cdef vf d, e, q, l
-    if kind == LOSS_MSE:
-        d = y - t
-        slope[0] = d + d
-        return d * d
-    if kind == LOSS_L1:
-        d = y - t
-        slope[0] = sign_or_zero(d, number(1), number(-1))
-        return vf_abs(d)
-    if kind == LOSS_HUBER:
-        d = y - t
-        e = clamp(d, number(spec.delta))
-        slope[0] = e / number(spec.unit)
-        return slope[0] * vf_fma(number(-0.5), e, d)
-    if kind == LOSS_QUANTILE:
-        d = t - y
-        slope[0] = sign_or_zero(d, -c, number(1) - c)
-        return vf_max((c - number(1)) * d, c * d)
-    if kind == LOSS_BCE:
-        e = v_exp(minus_abs(y))
-        q = number(1) / (number(1) + e)                     # sigmoid(|y|)
-        l = v_log1p(e)
-        d = number(1) - t
-        t = c * t
-        slope[0] = vf_select_gt(y, number(0), d * q - t * (e * q), d * (e * q) - t * q)
-        return vf_fma(d, vf_max(number(0), y) + l, t * (vf_max(number(0), -y) + l))
-    # Poisson
-    if spec.log_input:
+cdef inline vf poisson_element "poisson_element"(const LossSpec* spec, vf y, vf t, vf c,
+                                                 vf* derivative) noexcept nogil:
+    cdef vf d, e, l
+    if spec.param[0] != 0:
         e = v_exp(y)
-        slope[0] = e - t
+        derivative[0] = e - t
         l = e - t * y
     else:
-        d = y + number(spec.eps)
-        slope[0] = number(1) - t / d
+        d = y + number(spec.param[2])
+        derivative[0] = number(1) - t / d
         l = y - t * v_log(d)
-    return l + stirling(t) if spec.full else l
+    return l + stirling(t) if spec.param[1] != 0 else l
 
 
-cdef inline vf curvature(LossKind kind, const LossSpec* spec, vf y, vf t, vf c) noexcept nogil:
-    """The second derivative of `element`; that of the others is zero."""
-    cdef vf e, q
-    if kind == LOSS_MSE:
-        return number(2)
-    if kind == LOSS_HUBER:
-        return vf_select_gt(vf_abs(y - t), number(spec.delta), number(0), number(1 / spec.unit))
-    if kind == LOSS_BCE:
-        e = v_exp(minus_abs(y))
-        q = number(1) / (number(1) + e)
-        return vf_fma(c, t, number(1) - t) * (e * q * q)
-    if spec.log_input:
+cdef inline vf poisson_curvature "poisson_curvature"(const LossSpec* spec, vf y, vf t, vf c) noexcept nogil:
+    cdef vf q
+    if spec.param[0] != 0:
         return v_exp(y)
-    q = number(1) / (y + number(spec.eps))
+    q = number(1) / (y + number(spec.param[2]))
     return t * q * q
 
 
-cdef inline double elementwise(LossKind kind, const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n, const real* y,
-                               Py_ssize_t y_row, const real* target, Py_ssize_t target_row, const real* weight,
-                               double scale, real* dy, Py_ssize_t dy_row) noexcept nogil:
-    """Weighted sum over the rows of the sum, or mean, of element(y, t) over the row; dy = scale weight slope (/ n).
+# quantile: max(c d, (c - 1) d), d = t - y
 
-    y, t (batch, n): 3 numbers moved for each element.
+cdef inline vf quantile_element "quantile_element"(const LossSpec* spec, vf y, vf t, vf c,
+                                                   vf* derivative) noexcept nogil:
+    cdef vf d = t - y
+    derivative[0] = sign_or_zero(d, -c, number(1) - c)
+    return vf_max((c - number(1)) * d, c * d)
+
+
+cdef inline vf quantile_curvature "quantile_curvature"(const LossSpec* spec, vf y, vf t, vf c) noexcept nogil:
+    return number(0)
+
+
+cdef inline double elementwise "elementwise"(const int kind, const bint zero, const LossSpec* spec, Py_ssize_t batch,
+                                             Py_ssize_t n, const real* y, Py_ssize_t y_row, const real* target,
+                                             Py_ssize_t target_row, const real* weight, double scale, real* dy,
+                                             Py_ssize_t dy_row) noexcept nogil:
+    """Weighted sum over the rows of the sum, or mean, of the elements' losses; dy = scale weight derivative (/ n).
+
+    zero: at y = t = 0 the loss and its derivative are 0, so the padding needs no mask. y, t (batch, n): 3 numbers moved
+    for each element.
     """
-    cdef bint clean = kind != LOSS_BCE and kind != LOSS_POISSON     # element(0, 0) is 0: so is the padding's
     cdef double total = 0, w, share = 1.0 / n if spec.mean else 1.0
-    cdef vf factor, slope, value, sums
-    cdef Py_ssize_t i, j, whole = n // VL * VL, lanes = smaller(n, VL)
+    cdef vf factor, derivative, value, sums
+    cdef Py_ssize_t i, j, vectors = n // VL * VL, lanes = smaller(n, VL)
     for i in range(batch):
         w = row_weight(weight, i)
         if w == 0:
@@ -168,17 +264,18 @@ cdef inline double elementwise(LossKind kind, const LossSpec* spec, Py_ssize_t b
         else:
             factor = vf_set(<real>(scale * w * share))
             sums = vf_set(0)
-            for j from 0 <= j < whole by VL:
-                sums = sums + element(kind, spec, vf_load(y + j), vf_load(target + j), column_part(spec, j), &slope)
+            for j from 0 <= j < vectors by VL:
+                sums = sums + loss_element(kind, spec, vf_load(y + j), vf_load(target + j), column_part(spec, j),
+                                           &derivative)
                 if dy != NULL:
-                    vf_store(dy + j, factor * slope)
-            if whole < n:
-                value = element(kind, spec, vf_load(y + whole), vf_load_first(target + whole, n - whole),
-                                column_part(spec, whole), &slope)
-                sums = sums + (value if clean else vf_first(value, n - whole, number(0)))
+                    vf_store(dy + j, factor * derivative)
+            if vectors < n:
+                value = loss_element(kind, spec, vf_load(y + vectors), vf_load_first(target + vectors, n - vectors),
+                                     column_part(spec, vectors), &derivative)
+                sums = sums + (value if zero else vf_first(value, n - vectors, number(0)))
                 if dy != NULL:
-                    slope = factor * slope
-                    vf_store(dy + whole, slope if clean else vf_first(slope, n - whole, number(0)))
+                    derivative = factor * derivative
+                    vf_store(dy + vectors, derivative if zero else vf_first(derivative, n - vectors, number(0)))
             total += w * vf_sum(sums, lanes)
         y += y_row
         target += target_row
@@ -187,10 +284,12 @@ cdef inline double elementwise(LossKind kind, const LossSpec* spec, Py_ssize_t b
     return total / n if spec.mean else total
 
 
-cdef inline void elementwise_hessian(LossKind kind, const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n,
-                                     const real* y, Py_ssize_t y_row, const real* target, Py_ssize_t target_row,
-                                     const real* weight, double scale, const real* v, Py_ssize_t v_row, real* hv,
-                                     Py_ssize_t hv_row) noexcept nogil:
+cdef inline void elementwise_hessian "elementwise_hessian"(const int kind, const LossSpec* spec, Py_ssize_t batch,
+                                                           Py_ssize_t n, const real* y, Py_ssize_t y_row,
+                                                           const real* target, Py_ssize_t target_row,
+                                                           const real* weight, double scale, const real* v,
+                                                           Py_ssize_t v_row, real* hv,
+                                                           Py_ssize_t hv_row) noexcept nogil:
     """hv = scale weight curvature(y, t) v (/ n)."""
     cdef double w
     cdef vf h
@@ -202,7 +301,7 @@ cdef inline void elementwise_hessian(LossKind kind, const LossSpec* spec, Py_ssi
         else:
             w *= scale / n if spec.mean else scale
             for j from 0 <= j < n by VL:
-                h = curvature(kind, spec, vf_load(y + j), load_part(target, j, n), column_part(spec, j))
+                h = loss_curvature(kind, spec, vf_load(y + j), load_part(target, j, n), column_part(spec, j))
                 h = vf_set(<real>w) * h * vf_load(v + j)
                 vf_store(hv + j, cut_off(h, j, n, 0))
         y += y_row
@@ -226,7 +325,7 @@ cdef Py_ssize_t first_largest(Py_ssize_t n, const real* a) noexcept nogil:
 
 cdef inline double label_share(const LossSpec* spec, int64_t label) noexcept nogil:
     """What of a row's weight falls to its label alone: the class weight, less label smoothing's part."""
-    cdef double share = 1 - spec.smoothing
+    cdef double share = 1 - spec.param[0]
     if spec.column != NULL:
         share *= spec.column[label]
     return share
@@ -240,7 +339,7 @@ cdef inline vf class_shares(bint labels, const LossSpec* spec, const real* p, Py
     """
     cdef vf a = number(0) if labels else load_part(p, j, n)
     if spec.column != NULL:
-        a = vf_load(spec.column + j) * vf_fma(number(1 - spec.smoothing), a, number(spec.smoothing / n))
+        a = vf_load(spec.column + j) * vf_fma(number(1 - spec.param[0]), a, number(spec.param[0] / n))
     return a
 
 
@@ -257,10 +356,10 @@ cdef inline real largest_logit(const real* z, Py_ssize_t n) noexcept nogil:
     return vf_largest(top)
 
 
-cdef inline double cross_entropy(bint labels, bint dense, const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n,
-                                 const real* z, Py_ssize_t z_row, const char* target, Py_ssize_t target_bytes,
-                                 const real* weight, double scale, real* dz, Py_ssize_t dz_row,
-                                 Py_ssize_t* correct) noexcept nogil:
+cdef inline double cross_entropy_sum(bint labels, bint dense, const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n,
+                                     const real* z, Py_ssize_t z_row, const char* target, Py_ssize_t target_bytes,
+                                     const real* weight, double scale, real* dz, Py_ssize_t dz_row,
+                                     Py_ssize_t* correct) noexcept nogil:
     """Cross-entropy of softmax(z) with shares a of the classes: sum of a_j (log(sum of exp(z - max)) + max - z_j);
     dz = scale weight (A softmax(z) - a), where A is the sum of a.
 
@@ -335,12 +434,29 @@ cdef inline double cross_entropy(bint labels, bint dense, const LossSpec* spec, 
     return total
 
 
-cdef void cross_entropy_hessian(const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n, const real* z, Py_ssize_t z_row,
-                                const char* target, Py_ssize_t target_bytes, const real* weight, double scale,
-                                const real* v, Py_ssize_t v_row, real* hv, Py_ssize_t hv_row) noexcept nogil:
-    """hv = scale weight A p (v - p . v) with p = softmax(z); A as in cross_entropy."""
+cdef double cross_entropy_rows "cross_entropy_rows"(const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n, const real* z,
+                                                    Py_ssize_t z_row, const char* target, Py_ssize_t target_bytes,
+                                                    const real* weight, double scale, real* dz, Py_ssize_t dz_row,
+                                                    Py_ssize_t* correct) noexcept nogil:
+    """cross_entropy_sum for what the targets are. param: label smoothing."""
+    if not spec.labels:
+        return cross_entropy_sum(False, True, spec, batch, n, z, z_row, target, target_bytes, weight, scale, dz, dz_row,
+                                 correct)
+    if spec.param[0] > 0:
+        return cross_entropy_sum(True, True, spec, batch, n, z, z_row, target, target_bytes, weight, scale, dz, dz_row,
+                                 correct)
+    return cross_entropy_sum(True, False, spec, batch, n, z, z_row, target, target_bytes, weight, scale, dz, dz_row,
+                             correct)
+
+
+cdef void cross_entropy_hessian "cross_entropy_hessian"(const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n,
+                                                        const real* z, Py_ssize_t z_row, const char* target,
+                                                        Py_ssize_t target_bytes, const real* weight, double scale,
+                                                        const real* v, Py_ssize_t v_row, real* hv,
+                                                        Py_ssize_t hv_row) noexcept nogil:
+    """hv = scale weight A p (v - p . v) with p = softmax(z); A as in cross_entropy_sum."""
     cdef Py_ssize_t i, j
-    cdef bint dense = not spec.labels or spec.smoothing > 0
+    cdef bint dense = not spec.labels or spec.param[0] > 0
     cdef int64_t label = 0
     cdef vf e, sums, mass, dot
     cdef real largest
@@ -373,9 +489,9 @@ cdef void cross_entropy_hessian(const LossSpec* spec, Py_ssize_t batch, Py_ssize
         hv += hv_row
 
 
-cdef double negative_log_likelihood(const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n, const real* y,
-                                    Py_ssize_t y_row, const char* target, Py_ssize_t target_bytes, const real* weight,
-                                    double scale, real* dy, Py_ssize_t dy_row, Py_ssize_t* correct) noexcept nogil:
+cdef double nll_rows "nll_rows"(const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n, const real* y, Py_ssize_t y_row,
+                                const char* target, Py_ssize_t target_bytes, const real* weight, double scale, real* dy,
+                                Py_ssize_t dy_row, Py_ssize_t* correct) noexcept nogil:
     """Sum of -class weight x y[label], y being log-probabilities (batch, n); NaN if any of a row's outputs is."""
     cdef Py_ssize_t i, best
     cdef int64_t label
@@ -400,6 +516,16 @@ cdef double negative_log_likelihood(const LossSpec* spec, Py_ssize_t batch, Py_s
     return total
 
 
+cdef void nll_hessian "nll_hessian"(const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n, const real* y,
+                                    Py_ssize_t y_row, const char* target, Py_ssize_t target_bytes, const real* weight,
+                                    double scale, const real* v, Py_ssize_t v_row, real* hv,
+                                    Py_ssize_t hv_row) noexcept nogil:
+    """Zero: the loss is linear in the outputs."""
+    cdef Py_ssize_t i
+    for i in range(batch):
+        memset(hv + i * hv_row, 0, round_up(n, VL) * sizeof(real))
+
+
 # ---- whichever it is
 
 cdef double loss_rows(const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n, const real* y, Py_ssize_t y_row,
@@ -409,52 +535,21 @@ cdef double loss_rows(const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n, cons
 
     y (batch, n), target of target_bytes a row, weight (batch,) or NULL, dy (batch, n) or NULL.
     """
-    cdef const real* t = <const real*>target
-    cdef Py_ssize_t t_row = target_bytes // <Py_ssize_t>sizeof(real)
-    if spec.kind == LOSS_MSE:
-        return elementwise(LOSS_MSE, spec, batch, n, y, y_row, t, t_row, weight, scale, dy, dy_row)
-    if spec.kind == LOSS_CROSS_ENTROPY:
-        if not spec.labels:
-            return cross_entropy(False, True, spec, batch, n, y, y_row, target, target_bytes, weight, scale, dy, dy_row,
-                                 correct)
-        if spec.smoothing > 0:
-            return cross_entropy(True, True, spec, batch, n, y, y_row, target, target_bytes, weight, scale, dy, dy_row,
-                                 correct)
-        return cross_entropy(True, False, spec, batch, n, y, y_row, target, target_bytes, weight, scale, dy, dy_row,
-                             correct)
-    if spec.kind == LOSS_NLL:
-        return negative_log_likelihood(spec, batch, n, y, y_row, target, target_bytes, weight, scale, dy, dy_row,
-                                       correct)
-    if spec.kind == LOSS_L1:
-        return elementwise(LOSS_L1, spec, batch, n, y, y_row, t, t_row, weight, scale, dy, dy_row)
-    if spec.kind == LOSS_HUBER:
-        return elementwise(LOSS_HUBER, spec, batch, n, y, y_row, t, t_row, weight, scale, dy, dy_row)
-    if spec.kind == LOSS_BCE:
-        return elementwise(LOSS_BCE, spec, batch, n, y, y_row, t, t_row, weight, scale, dy, dy_row)
-    if spec.kind == LOSS_QUANTILE:
-        return elementwise(LOSS_QUANTILE, spec, batch, n, y, y_row, t, t_row, weight, scale, dy, dy_row)
-    return elementwise(LOSS_POISSON, spec, batch, n, y, y_row, t, t_row, weight, scale, dy, dy_row)
+    if is_row_loss(spec.kind):
+        return row_loss(spec.kind, spec, batch, n, y, y_row, target, target_bytes, weight, scale, dy, dy_row, correct)
+    return elementwise_loss(spec.kind, spec, batch, n, y, y_row, <const real*>target,
+                            target_bytes // <Py_ssize_t>sizeof(real), weight, scale, dy, dy_row)
 
 
 cdef void loss_hessian_rows(const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n, const real* y, Py_ssize_t y_row,
                             const char* target, Py_ssize_t target_bytes, const real* weight, double scale,
                             const real* v, Py_ssize_t v_row, real* hv, Py_ssize_t hv_row) noexcept nogil:
-    """hv = scale x weight x (second derivative of the row's loss in y) v. Zero where that is, almost everywhere."""
-    cdef const real* t = <const real*>target
-    cdef Py_ssize_t i, t_row = target_bytes // <Py_ssize_t>sizeof(real)
-    if spec.kind == LOSS_CROSS_ENTROPY:
-        cross_entropy_hessian(spec, batch, n, y, y_row, target, target_bytes, weight, scale, v, v_row, hv, hv_row)
-    elif spec.kind == LOSS_MSE:
-        elementwise_hessian(LOSS_MSE, spec, batch, n, y, y_row, t, t_row, weight, scale, v, v_row, hv, hv_row)
-    elif spec.kind == LOSS_HUBER:
-        elementwise_hessian(LOSS_HUBER, spec, batch, n, y, y_row, t, t_row, weight, scale, v, v_row, hv, hv_row)
-    elif spec.kind == LOSS_BCE:
-        elementwise_hessian(LOSS_BCE, spec, batch, n, y, y_row, t, t_row, weight, scale, v, v_row, hv, hv_row)
-    elif spec.kind == LOSS_POISSON:
-        elementwise_hessian(LOSS_POISSON, spec, batch, n, y, y_row, t, t_row, weight, scale, v, v_row, hv, hv_row)
+    """hv = scale x weight x (second derivative of the row's loss in y) v."""
+    if is_row_loss(spec.kind):
+        row_second(spec.kind, spec, batch, n, y, y_row, target, target_bytes, weight, scale, v, v_row, hv, hv_row)
     else:
-        for i in range(batch):
-            memset(hv + i * hv_row, 0, round_up(n, VL) * sizeof(real))
+        elementwise_second(spec.kind, spec, batch, n, y, y_row, <const real*>target,
+                           target_bytes // <Py_ssize_t>sizeof(real), weight, scale, v, v_row, hv, hv_row)
 
 
 cdef double loss_weight(const LossSpec* spec, Py_ssize_t batch, const char* target, Py_ssize_t target_bytes,
@@ -485,3 +580,10 @@ cdef inline double loss_scale(const LossSpec* spec, double weight) noexcept nogi
     if not spec.mean:
         return 1
     return 1 / weight if weight > 0 else 0
+
+
+cdef inline double mean_loss(const LossSpec* spec, double total, double weight) noexcept nogil:
+    """The loss of some rows from the sums of their losses and weights; 0 where the mean is not defined."""
+    if not spec.mean:
+        return total
+    return total / weight if weight > 0 else 0

@@ -35,16 +35,20 @@ cdef double wide_sample(const Network* net, const LossSpec* spec, Workspace* ws,
     cdef double loss
     cdef vf y
     cdef bint relu
+    cdef Chunk c
     if net.pad_input:
         memcpy(ws.value[0], x, net.buffers[0].width * sizeof(real))
         x = ws.value[0]
+    c.net, c.ws, c.t = net, ws, NULL
+    c.first, c.batch, c.all_rows, c.x, c.x_row = 0, 1, 1, x, 0
+    c.keep, c.input_grad, c.few, c.panel = True, False, True, ws.panel
     for i in range(net.n_ops):
         op = &net.ops[i]
-        if op.kind == OP_LINEAR:
-            forward_linear(op, 1, x if op.src == 0 else ws.value[op.src], 0, net.params, ws.value[op.dst], 0,
-                           ws.before[op.dst] if op.keeps_input else NULL, ws.panel, False)
+        if op.does == &LINEAR:
+            affine(op, 1, source(&c, op.src), 0, net.params, ws.value[op.dst], 0,
+                   ws.before[op.dst] if op.keeps_input else NULL, ws.panel, False)
         else:
-            walk_forward(net, ws, 0, 1, x, 0, True, ws.panel, i, i + 1)
+            op.does.forward(&c, op)
     if net.outputs <= VL:
         y = vf_load(ws.value[last])
         loss = one_vector_loss(net, spec, ws, y, target, factor, correct, &y)
@@ -53,22 +57,20 @@ cdef double wide_sample(const Network* net, const LossSpec* spec, Workspace* ws,
         loss = batch_loss(net, spec, ws, 0, 1, target, 0, NULL, 1, True, correct)
     for i in range(net.n_ops - 1, -1, -1):
         op = &net.ops[i]
+        if op.does != &LINEAR:
+            op.does.backward(&c, op)
+            continue
         dz = ws.grad[op.dst]
         dx = ws.grad[op.src] if op.src != 0 else NULL
-        if op.kind == OP_ACTIVATION:
-            if dx != NULL:
-                activate_backward_rows(op.act, op.param, op.keeps_input, 1, op.n_out, dz, 0,
-                                       kept(net, ws, op, 0, x), 0, dx, 0)
-            continue
-        if op.own_slope:
-            slope_in_place(net, ws, op, 0, 1)
-        before = &net.ops[op.slope_of] if op.slope_of >= 0 else NULL
+        if op.own_derivative:
+            derivative_in_place(&c, op)
+        before = &net.ops[op.fused_into] if op.fused_into >= 0 else NULL
         relu = before != NULL and before.act == RELU
-        sample_backward(op.transposed, op.n_in, op.n_out, x if op.src == 0 else ws.value[op.src], dz,
+        sample_backward(op.transposed, op.n_in, op.n_out, source(&c, op.src), dz,
                         net.params + op.weight, op.row, net.params + op.bias if op.has_bias else NULL, u, dx,
                         ws.value[op.src] if relu else NULL)
         if before != NULL and not relu:
-            slope_in_place(net, ws, before, 0, 1)
+            derivative_in_place(&c, before)
     return loss
 
 
@@ -80,7 +82,7 @@ cdef bint one_vector_each(const Network* net) noexcept nogil:
     cdef const Op* op
     for i in range(net.n_ops):
         op = &net.ops[i]
-        if op.kind != OP_LINEAR or op.src != i or op.dst != i + 1 or op.n_in > VL or op.n_out > VL:
+        if op.does != &LINEAR or op.src != i or op.dst != i + 1 or op.n_in > VL or op.n_out > VL:
             return False
     return True
 
@@ -124,7 +126,8 @@ cdef inline vf narrow_backward(const int kind, const Op* op, const Network* net,
         dz = vf_select_gt(vf_load(ws.value[op.dst]), vf_set(0), dy, vf_set(0))
     elif op.act != IDENTITY:
         vf_store(dz_at, dy)
-        slope_in_place(net, ws, op, 0, 1)
+        activate_backward_rows(op.act, op.param, op.keeps_input, 1, op.n_out, dz_at, 0,
+                               ws.before[op.dst] if op.keeps_input else ws.value[op.dst], 0, dz_at, 0)
         dz = vf_load(dz_at)
     if wants_dx and not op.transposed:
         vf_store(dz_at, dz)
@@ -163,21 +166,25 @@ cdef inline double narrow_sample(const int kind, const Network* net, const LossS
 
 # Many samples ---------------------------------------------------------------------------------------------------------
 
-cdef inline Py_ssize_t samples(const int kind, const Pass* p, Py_ssize_t n, double* total,
-                               Py_ssize_t* correct) noexcept nogil:
+cdef inline Py_ssize_t samples "samples"(const int kind, const Pass* p, Py_ssize_t n, double* total,
+                                         Py_ssize_t* correct) noexcept nogil:
     """train_samples for one_vector_each and a literal kind of update; kind -1: for any widths, and any kind."""
     cdef const Network* net = p.net
-    cdef LossSpec spec = p.loss
-    cdef Update own = p.update[0]       # stores to the parameters cannot change it: it stays in registers
+    cdef const Batch* batch = &p.batch
+    cdef LossSpec spec = batch.loss
+    cdef Update own = p.wants.update[0]       # stores to the parameters cannot change it: it stays in registers
     cdef vf factor = vf_set(<real>(2.0 / net.outputs if spec.mean else 2.0))
     cdef Py_ssize_t i, row, done = 0, width = net.buffers[0].width
     cdef const real* x
     cdef const char* target
     cdef double loss
     for i in range(n):
-        row = p.order[i] if p.order != NULL else i
-        x = p.x + row * p.x_row
-        target = p.target + row * p.target_bytes
+        row = batch.order[i] if batch.order != NULL else i
+        x = batch.x + row * batch.x_row
+        target = batch.target + row * batch.target_bytes
+        if spec.labels and (<const int64_t*>target)[0] == spec.ignore_index and not all_finite(x, width):
+            memset(p.ws.value[0], 0, width * sizeof(real))      # its gradient is zero, and NaN times zero is NaN
+            x = p.ws.value[0]
         if kind < 0:
             loss = wide_sample(net, &spec, p.ws, x, target, factor, &own, correct)
         else:
@@ -189,21 +196,19 @@ cdef inline Py_ssize_t samples(const int kind, const Pass* p, Py_ssize_t n, doub
     return done
 
 
+cdef extern from *:
+    """
+    #define SAMPLES(KIND, name, blocks, varies, kind, ...) (kind) == KIND ? samples(KIND, __VA_ARGS__) :
+    #define samples_of(...) (UPDATES(SAMPLES, __VA_ARGS__) 0)
+    """
+    Py_ssize_t samples_of(int kind, const Pass* p, Py_ssize_t n, double* total, Py_ssize_t* correct) nogil
+
+
 cdef Py_ssize_t train_samples(const Pass* p, Py_ssize_t n, double* total, Py_ssize_t* correct) noexcept nogil:
-    """n training steps of one row each, in p.order or as they lie, all with the coefficients of p.update.
+    """n training steps of one row each, in the batch's order or as they lie, all with the same coefficients.
 
     Adds the loss of each to total. Stops after a loss that is not finite; how many were finite.
     """
     if not one_vector_each(p.net):
         return samples(-1, p, n, total, correct)
-    if p.update.kind == UPDATE_PLAIN:
-        return samples(UPDATE_PLAIN, p, n, total, correct)
-    if p.update.kind == UPDATE_SGD:
-        return samples(UPDATE_SGD, p, n, total, correct)
-    if p.update.kind == UPDATE_MOMENTUM:
-        return samples(UPDATE_MOMENTUM, p, n, total, correct)
-    if p.update.kind == UPDATE_ADAM:
-        return samples(UPDATE_ADAM, p, n, total, correct)
-    if p.update.kind == UPDATE_AMSGRAD:
-        return samples(UPDATE_AMSGRAD, p, n, total, correct)
-    return samples(UPDATE_RMSPROP, p, n, total, correct)
+    return samples_of(p.wants.update.kind, p, n, total, correct)

@@ -1,6 +1,12 @@
-# The optimisers' update of one vector of parameters: one body for the sweep over the whole parameter block (`step`),
-# the epilogue of the weight-gradient product (`train_step`) and the one-sample sweep (`fit` with batch_size=1).
-# Below it the sweeps over a block of gradients that need all of them at once: norms, clipping, penalties, averages.
+# Optimisers: the update of one vector of parameters, and the coefficients of a step from the hyper-parameters.
+#
+# One body serves the sweep over the whole parameter block (`step`), the epilogue of the weight-gradient product
+# (`train_step`) and the one-sample sweep (`fit` with batch_size=1). There are two lists:
+#
+#     UPDATES     what is done to a vector of parameters: NAME_update, inlined with a literal kind. Columns: the blocks
+#                 of state that a tile prefetches, and whether the coefficients differ from step to step.
+#     OPTIMIZERS  what Python offers: NAME_coefficients makes an Update of one row of the table of hyper-parameters,
+#                 NAME_states says how many blocks of state it needs. The columns of its own have the names given there.
 #
 # Formulas are PyTorch's. With gradient g, parameter w, step t = 1, 2, ..., and m, v, a and h in the optimiser's state:
 #
@@ -27,102 +33,268 @@
 #         v = v + d**2
 #         w = w - lr / (1 + (t - 1) lr_decay) d / (sqrt(v + initial_accumulator_value) + eps)
 #
-# An Update holds the coefficients of one step, so that inside no case needs a branch: for SGD m = keep m + take d and
-# s = direct d + ahead m. 1 to 5 multiply-adds an element, all but SGD with a division and a square root (whose time
-# hides RMSprop's branches); w and the state are read and written once.
+# An Update holds the coefficients of one step, so that no case needs a branch inside. 1 to 5 multiply-adds an element,
+# all but SGD with a division and a square root (whose time hides RMSprop's branches); w and the state are read and
+# written once.
 
-cdef enum UpdateKind:
-    UPDATE_PLAIN            # SGD with neither weight decay nor momentum: w = w - lr g
-    UPDATE_SGD              # without momentum: m is neither read nor written
-    UPDATE_MOMENTUM
-    UPDATE_RMSPROP          # and Adagrad
-    UPDATE_ADAM
-    UPDATE_AMSGRAD
+cdef extern from *:
+    """
+    #define UPDATES(X, ...)                                      \\
+        X(UPDATE_PLAIN, plain, 0, 0, ##__VA_ARGS__)              \\
+        X(UPDATE_SGD, sgd, 0, 0, ##__VA_ARGS__)                  \\
+        X(UPDATE_MOMENTUM, momentum, 1, 0, ##__VA_ARGS__)        \\
+        X(UPDATE_RMSPROP, rmsprop, 1, 1, ##__VA_ARGS__)          \\
+        X(UPDATE_ADAM, adam, 2, 1, ##__VA_ARGS__)                \\
+        X(UPDATE_AMSGRAD, amsgrad, 2, 1, ##__VA_ARGS__)
 
-# What stands in HYPER_OPTIMIZER.
-cdef enum:
-    OPTIMIZER_SGD
-    OPTIMIZER_ADAM
-    OPTIMIZER_ADAMW
-    OPTIMIZER_RMSPROP
-    OPTIMIZER_ADAGRAD
+    #define OPTIMIZERS(X, ...)                                                             \\
+        X(OPTIMIZER_SGD, sgd, "dampening nesterov", ##__VA_ARGS__)                         \\
+        X(OPTIMIZER_ADAM, adam, "beta2 eps amsgrad", ##__VA_ARGS__)                        \\
+        X(OPTIMIZER_ADAMW, adamw, "beta2 eps amsgrad", ##__VA_ARGS__)                      \\
+        X(OPTIMIZER_RMSPROP, rmsprop, "alpha eps centered", ##__VA_ARGS__)                 \\
+        X(OPTIMIZER_ADAGRAD, adagrad, "lr_decay eps initial_accumulator_value", ##__VA_ARGS__)
+
+    #define UPDATE_KIND(KIND, name, blocks, varies, ...) KIND,
+    typedef enum { UPDATES(UPDATE_KIND) N_UPDATES } UpdateKind;
+    #define UPDATE_BLOCKS(KIND, name, blocks, varies, ...) blocks,
+    static const int UPDATE_PREFETCHED[] = { UPDATES(UPDATE_BLOCKS) };
+    #define UPDATE_VARIES(KIND, name, blocks, varies, ...) varies,
+    static const int UPDATE_VARIABLE[] = { UPDATES(UPDATE_VARIES) };
+    #define UPDATE_VALUE(KIND, name, blocks, varies, kind, ...) (kind) == KIND ? name##_update(__VA_ARGS__) :
+    #define updated(...) (UPDATES(UPDATE_VALUE, __VA_ARGS__) missing_kernel())
+    #define UPDATE_LOOP(KIND, name, blocks, varies, ...) case KIND: update_loop(KIND, __VA_ARGS__); break;
+    #define each_update_loop(kind, ...) do switch (kind) { UPDATES(UPDATE_LOOP, __VA_ARGS__) \\
+        default: __builtin_trap(); } while (0)
+
+    #define OPTIMIZER_KIND(KIND, name, columns, ...) KIND,
+    typedef enum { OPTIMIZERS(OPTIMIZER_KIND) N_OPTIMIZERS } Optimizer;
+    #define OPTIMIZER_NAME(KIND, name, columns, ...) #name,
+    static const char *const OPTIMIZER_NAMES[] = { OPTIMIZERS(OPTIMIZER_NAME) };
+    #define OPTIMIZER_COLUMNS_OF(KIND, name, columns, ...) columns,
+    static const char *const OPTIMIZER_COLUMNS[] = { OPTIMIZERS(OPTIMIZER_COLUMNS_OF) };
+    #define OPTIMIZER_COEFFICIENTS(KIND, name, columns, ...) case KIND: name##_coefficients(__VA_ARGS__); break;
+    #define optimizer_coefficients(optimizer, ...) do switch (optimizer) { \\
+        OPTIMIZERS(OPTIMIZER_COEFFICIENTS, __VA_ARGS__) default: __builtin_trap(); } while (0)
+    #define OPTIMIZER_STATES(KIND, name, columns, optimizer, ...) (optimizer) == KIND ? name##_states(__VA_ARGS__) :
+    #define optimizer_states(...) (OPTIMIZERS(OPTIMIZER_STATES, __VA_ARGS__) -1)
+    """
+    ctypedef int UpdateKind
+    const UpdateKind UPDATE_PLAIN
+    const UpdateKind UPDATE_SGD
+    const UpdateKind UPDATE_MOMENTUM
+    const UpdateKind UPDATE_RMSPROP
+    const UpdateKind UPDATE_ADAM
+    const UpdateKind UPDATE_AMSGRAD
+    const int UPDATE_PREFETCHED[]
+    const bint UPDATE_VARIABLE[]
+    const int OPTIMIZER_SGD
+    const int N_OPTIMIZERS
+    const char* OPTIMIZER_NAMES[]
+    const char* OPTIMIZER_COLUMNS[]
+
+cdef struct Step:           # of which the coefficients are wanted
+    double lr
+    double momentum
+    double weight_decay
+    Py_ssize_t before       # steps taken
+    bint moved              # one of them with SGD's momentum
+
+cdef struct Update:
+    UpdateKind kind
+    real lr                 # Adam: divided by 1 - beta1**t
+    real weight_decay
+    real m_decay            # m = m_decay m + d_to_m d; Adam, RMSprop's a: m = m + d_to_m (d - m)
+    real d_to_m
+    real m_to_step          # SGD: the step is m_to_step m + d_to_step d; RMSprop: m = m_to_step m + d
+    real d_to_step
+    real v_decay            # v = v_decay v + d_to_v d**2
+    real d_to_v
+    real v_scale            # Adam: 1 / sqrt(1 - beta2**t)
+    real v_start            # Adagrad: initial_accumulator_value
+    real w_decay            # AdamW: what w is multiplied by; Adam: 1
+    real eps
+    bint centered
+    Py_ssize_t state        # elements from a parameter to its first state
+    Py_ssize_t block        # elements from a state to the next
+
+cdef extern from *:
+    vf updated(int kind, vf w, vf g, real* state, const Update* u) nogil
+    void each_update_loop(int kind, Py_ssize_t rows, Py_ssize_t n, real* w, Py_ssize_t w_row, const real* g,
+                          Py_ssize_t g_row, const Update* u) nogil
+    void optimizer_coefficients(int optimizer, const Step* step, const double* own, Update* u) nogil
+    int optimizer_states(int optimizer, bint momentum, const double* own) nogil
 
 # The columns of an optimiser's table of hyper-parameters, float64: row 0 is the optimiser's own, each further one that
-# of a group of parameters. optim.py fills it, and it is read at each step. The last three are
-#
-#     SGD         dampening    nesterov
-#     Adam        beta2        eps         amsgrad
-#     RMSprop     alpha        eps         centered
-#     Adagrad     lr_decay     eps         initial_accumulator_value
+# of a group of parameters. Python fills it, and it is read at each step. From HYPER_OWN on stand the optimiser's own.
 cdef enum:
     HYPER_OPTIMIZER
     HYPER_LR
     HYPER_MOMENTUM          # Adam: beta1
     HYPER_WEIGHT_DECAY
     HYPER_RATIO             # of the row's lr to that of row 0; NaN: the row's lr stands alone
-    HYPER_5
-    HYPER_6
-    HYPER_7
-    HYPER_COLUMNS
+    HYPER_OWN
+    OWN_COLUMNS = 3
+    HYPER_COLUMNS = HYPER_OWN + OWN_COLUMNS
+
+cdef enum:
+    STATES = 3              # blocks of state that there is room for
+
+# For Python: the shared columns, and for each optimiser its number and the columns of its own.
+HYPER_PARAMETERS = {
+    "optimizer": HYPER_OPTIMIZER,
+    "lr": HYPER_LR,
+    "momentum": HYPER_MOMENTUM,
+    "weight_decay": HYPER_WEIGHT_DECAY,
+    "ratio": HYPER_RATIO,
+}
+OPTIMIZERS = {
+    OPTIMIZER_NAMES[i].decode("ascii"): (
+        i, {name: HYPER_OWN + k for k, name in enumerate(OPTIMIZER_COLUMNS[i].decode("ascii").split())}
+    )
+    for i in range(N_OPTIMIZERS)
+}
+TABLE_COLUMNS = HYPER_COLUMNS
+
 
 # With eps = 0 a parameter that has had no gradient stays as it is, instead of becoming 0 / 0. So does the padding.
 cdef real SMALLEST = CNN_PICK(1.1754943508222875e-38, 2.2250738585072014e-308)
 
-cdef struct Update:
-    UpdateKind kind
-    real lr                 # Adam: divided by 1 - beta1**t
-    real weight_decay
-    real keep               # of m; Adam, RMSprop: of v
-    real take               # of d into m; Adam: of d - m; RMSprop: of d - a
-    real direct             # Adam, RMSprop: of d**2 into v
-    real ahead              # Adam: 1 / sqrt(1 - beta2**t); RMSprop: of m
-    real shrink             # Adam: what w is multiplied by
-    real eps
-    real start              # RMSprop: what is added to v; Adagrad's initial_accumulator_value
-    bint centered
-    Py_ssize_t state        # elements from a parameter to its m; RMSprop: to its v
-    Py_ssize_t block        # elements from m to v, and from v to h; RMSprop: from v to m, and from m to a
+# ---- SGD. State: m
+
+cdef inline vf plain_update "plain_update"(vf w, vf g, real* state, const Update* u) noexcept nogil:
+    """With neither weight decay nor momentum."""
+    return vf_fma(vf_set(-u.lr), g, w)
 
 
-cdef inline vf updated(int kind, vf w, vf g, real* m_at, const Update* u) noexcept nogil:
-    """The new value of the parameters w with gradient g; their state is updated in place. `kind` is a literal."""
-    cdef vf d, m, v
-    if kind == UPDATE_PLAIN:
-        return vf_fma(vf_set(-u.lr), g, w)
-    d = vf_fma(vf_set(u.weight_decay), w, g)
-    if kind == UPDATE_MOMENTUM:
-        m = vf_fma(vf_set(u.keep), vf_load(m_at), vf_set(u.take) * d)
-        vf_store(m_at, m)
-        d = vf_fma(vf_set(u.ahead), m, vf_set(u.direct) * d)
-    elif kind == UPDATE_ADAM or kind == UPDATE_AMSGRAD:
-        m = vf_load(m_at)
-        m = vf_fma(vf_set(u.take), d - m, m)
-        vf_store(m_at, m)
-        v = vf_fma(vf_set(u.direct) * d, d, vf_set(u.keep) * vf_load(m_at + u.block))
-        vf_store(m_at + u.block, v)
-        if kind == UPDATE_AMSGRAD:
-            v = vf_max(vf_load(m_at + 2 * u.block), v)
-            vf_store(m_at + 2 * u.block, v)
-        d = m / vf_max(vf_set(SMALLEST), vf_fma(vf_sqrt(v), vf_set(u.ahead), vf_set(u.eps)))
-        w = vf_set(u.shrink) * w
-    elif kind == UPDATE_RMSPROP:
-        v = vf_fma(vf_set(u.direct) * d, d, vf_set(u.keep) * vf_load(m_at))
-        vf_store(m_at, v)
-        v = v + vf_set(u.start)
-        if u.centered:
-            m = vf_load(m_at + 2 * u.block)
-            m = vf_fma(vf_set(u.take), d - m, m)
-            vf_store(m_at + 2 * u.block, m)
-            v = vf_max(vf_set(0), vf_fma(-m, m, v))     # rounding alone can make it negative
-        d = d / vf_max(vf_set(SMALLEST), vf_sqrt(v) + vf_set(u.eps))
-        if u.ahead > 0:
-            d = vf_fma(vf_set(u.ahead), vf_load(m_at + u.block), d)
-            vf_store(m_at + u.block, d)
+cdef inline vf sgd_update "sgd_update"(vf w, vf g, real* state, const Update* u) noexcept nogil:
+    """Without momentum."""
+    return vf_fma(vf_set(-u.lr), vf_fma(vf_set(u.weight_decay), w, g), w)
+
+
+cdef inline vf momentum_update "momentum_update"(vf w, vf g, real* state, const Update* u) noexcept nogil:
+    cdef vf d = vf_fma(vf_set(u.weight_decay), w, g)
+    cdef vf m = vf_fma(vf_set(u.m_decay), vf_load(state), vf_set(u.d_to_m) * d)
+    vf_store(state, m)
+    d = vf_fma(vf_set(u.m_to_step), m, vf_set(u.d_to_step) * d)
     return vf_fma(vf_set(-u.lr), d, w)
 
 
-cdef inline void update_loop(int kind, Py_ssize_t rows, Py_ssize_t n, real* w, Py_ssize_t w_row, const real* g,
-                             Py_ssize_t g_row, const Update* u) noexcept nogil:
+cdef inline void sgd_coefficients "sgd_coefficients"(const Step* s, const double* own, Update* u) noexcept nogil:
+    cdef bint nesterov = own[1] != 0
+    u.kind = UPDATE_MOMENTUM if s.momentum != 0 else UPDATE_SGD if s.weight_decay != 0 else UPDATE_PLAIN
+    u.m_decay = <real>(s.momentum if s.moved else 0)
+    u.d_to_m = <real>(1 - own[0] if s.moved else 1)         # dampening
+    u.d_to_step = 1 if nesterov else 0
+    u.m_to_step = <real>(s.momentum if nesterov else 1)
+
+
+cdef inline int sgd_states "sgd_states"(bint momentum, const double* own) noexcept nogil:
+    return 1 if momentum else 0
+
+
+# ---- Adam, AdamW, AMSGrad. State: m, v, h
+
+cdef inline vf moments(const bint largest, vf w, vf g, real* state, const Update* u) noexcept nogil:
+    """largest: AMSGrad."""
+    cdef vf d = vf_fma(vf_set(u.weight_decay), w, g)
+    cdef vf m = vf_load(state), v
+    m = vf_fma(vf_set(u.d_to_m), d - m, m)
+    vf_store(state, m)
+    v = vf_fma(vf_set(u.d_to_v) * d, d, vf_set(u.v_decay) * vf_load(state + u.block))
+    vf_store(state + u.block, v)
+    if largest:
+        v = vf_max(vf_load(state + 2 * u.block), v)
+        vf_store(state + 2 * u.block, v)
+    d = m / vf_max(vf_set(SMALLEST), vf_fma(vf_sqrt(v), vf_set(u.v_scale), vf_set(u.eps)))
+    return vf_fma(vf_set(-u.lr), d, vf_set(u.w_decay) * w)
+
+
+cdef inline vf adam_update "adam_update"(vf w, vf g, real* state, const Update* u) noexcept nogil:
+    return moments(False, w, g, state, u)
+
+
+cdef inline vf amsgrad_update "amsgrad_update"(vf w, vf g, real* state, const Update* u) noexcept nogil:
+    return moments(True, w, g, state, u)
+
+
+cdef inline void adam_coefficients "adam_coefficients"(const Step* s, const double* own, Update* u) noexcept nogil:
+    """own: beta2, eps, amsgrad."""
+    u.kind = UPDATE_AMSGRAD if own[2] != 0 else UPDATE_ADAM
+    u.lr = <real>(s.lr / (1 - pow(s.momentum, s.before + 1)))
+    u.d_to_m = <real>(1 - s.momentum)
+    u.v_decay = <real>own[0]
+    u.d_to_v = <real>(1 - own[0])
+    u.v_scale = <real>(1 / sqrt(1 - pow(own[0], s.before + 1)))
+    u.eps = <real>own[1]
+    u.w_decay = 1
+
+
+cdef inline int adam_states "adam_states"(bint momentum, const double* own) noexcept nogil:
+    return 3 if own[2] != 0 else 2
+
+
+cdef inline void adamw_coefficients "adamw_coefficients"(const Step* s, const double* own, Update* u) noexcept nogil:
+    adam_coefficients(s, own, u)
+    u.weight_decay = 0
+    u.w_decay = <real>(1 - s.lr * s.weight_decay)
+
+
+cdef inline int adamw_states "adamw_states"(bint momentum, const double* own) noexcept nogil:
+    return adam_states(momentum, own)
+
+
+# ---- RMSprop and Adagrad. State: v, m, a
+
+cdef inline vf rmsprop_update "rmsprop_update"(vf w, vf g, real* state, const Update* u) noexcept nogil:
+    cdef vf d = vf_fma(vf_set(u.weight_decay), w, g)
+    cdef vf a, v = vf_fma(vf_set(u.d_to_v) * d, d, vf_set(u.v_decay) * vf_load(state))
+    vf_store(state, v)
+    v = v + vf_set(u.v_start)
+    if u.centered:
+        a = vf_load(state + 2 * u.block)
+        a = vf_fma(vf_set(u.d_to_m), d - a, a)
+        vf_store(state + 2 * u.block, a)
+        v = vf_max(vf_set(0), vf_fma(-a, a, v))     # rounding alone can make it negative
+    d = d / vf_max(vf_set(SMALLEST), vf_sqrt(v) + vf_set(u.eps))
+    if u.m_to_step > 0:
+        d = vf_fma(vf_set(u.m_to_step), vf_load(state + u.block), d)
+        vf_store(state + u.block, d)
+    return vf_fma(vf_set(-u.lr), d, w)
+
+
+cdef inline void rmsprop_coefficients "rmsprop_coefficients"(const Step* s, const double* own,
+                                                             Update* u) noexcept nogil:
+    """own: alpha, eps, centered."""
+    u.kind = UPDATE_RMSPROP
+    u.v_decay = <real>own[0]
+    u.d_to_v = u.d_to_m = <real>(1 - own[0])
+    u.eps = <real>own[1]
+    u.m_to_step = <real>s.momentum
+    u.centered = own[2] != 0
+
+
+cdef inline int rmsprop_states "rmsprop_states"(bint momentum, const double* own) noexcept nogil:
+    return 3 if own[2] != 0 else 2 if momentum else 1
+
+
+cdef inline void adagrad_coefficients "adagrad_coefficients"(const Step* s, const double* own,
+                                                             Update* u) noexcept nogil:
+    """own: lr_decay, eps, initial_accumulator_value."""
+    u.kind = UPDATE_RMSPROP
+    u.lr = <real>(s.lr / (1 + s.before * own[0]))
+    u.v_decay = u.d_to_v = 1
+    u.eps = <real>own[1]
+    u.v_start = <real>own[2]
+
+
+cdef inline int adagrad_states "adagrad_states"(bint momentum, const double* own) noexcept nogil:
+    return 1
+
+
+# Whichever it is ------------------------------------------------------------------------------------------------------
+
+cdef inline void update_loop "update_loop"(const int kind, Py_ssize_t rows, Py_ssize_t n, real* w, Py_ssize_t w_row,
+                                           const real* g, Py_ssize_t g_row, const Update* u) noexcept nogil:
     cdef Py_ssize_t i, j
     cdef Update own = u[0]      # stores to w cannot change it: it stays in registers
     for i in range(rows):
@@ -135,21 +307,8 @@ cdef inline void update_loop(int kind, Py_ssize_t rows, Py_ssize_t n, real* w, P
 cdef void update_rows(Py_ssize_t rows, Py_ssize_t n, real* w, Py_ssize_t w_row, const real* g, Py_ssize_t g_row,
                       const Update* u) noexcept nogil:
     """Update the parameters w (rows, n), n a multiple of VL, from the gradients g."""
-    if u.kind == UPDATE_PLAIN:
-        update_loop(UPDATE_PLAIN, rows, n, w, w_row, g, g_row, u)
-    elif u.kind == UPDATE_SGD:
-        update_loop(UPDATE_SGD, rows, n, w, w_row, g, g_row, u)
-    elif u.kind == UPDATE_MOMENTUM:
-        update_loop(UPDATE_MOMENTUM, rows, n, w, w_row, g, g_row, u)
-    elif u.kind == UPDATE_ADAM:
-        update_loop(UPDATE_ADAM, rows, n, w, w_row, g, g_row, u)
-    elif u.kind == UPDATE_AMSGRAD:
-        update_loop(UPDATE_AMSGRAD, rows, n, w, w_row, g, g_row, u)
-    else:
-        update_loop(UPDATE_RMSPROP, rows, n, w, w_row, g, g_row, u)
+    each_update_loop(u.kind, rows, n, w, w_row, g, g_row, u)
 
-
-# Coefficients ---------------------------------------------------------------------------------------------------------
 
 cdef Update coefficients(const double* hyper, const double* rates, Py_ssize_t steps, Py_ssize_t momentum_steps,
                          Py_ssize_t state, Py_ssize_t block) noexcept nogil:
@@ -158,136 +317,19 @@ cdef Update coefficients(const double* hyper, const double* rates, Py_ssize_t st
 
     rates: NULL, or a schedule's lr (that of row 0) and momentum, which replace the table's; NaN: does not.
     """
-    cdef int optimizer = <int>hyper[HYPER_OPTIMIZER]
-    cdef double lr = hyper[HYPER_LR], momentum = hyper[HYPER_MOMENTUM], decay = hyper[HYPER_WEIGHT_DECAY]
-    cdef double five = hyper[HYPER_5], six = hyper[HYPER_6], seven = hyper[HYPER_7]
+    cdef Step s
     cdef Update u
+    s.lr, s.momentum, s.weight_decay = hyper[HYPER_LR], hyper[HYPER_MOMENTUM], hyper[HYPER_WEIGHT_DECAY]
+    s.before, s.moved = steps, momentum_steps > 0
     if rates != NULL:
         if not isnan(rates[0] * hyper[HYPER_RATIO]):
-            lr = rates[0] * hyper[HYPER_RATIO]
+            s.lr = rates[0] * hyper[HYPER_RATIO]
         if not isnan(rates[1]):
-            momentum = rates[1]
+            s.momentum = rates[1]
     memset(&u, 0, sizeof(u))
     u.state = state
     u.block = block
-    u.lr = <real>lr
-    u.weight_decay = <real>decay
-    if optimizer == OPTIMIZER_SGD:
-        u.kind = UPDATE_MOMENTUM if momentum != 0 else UPDATE_SGD if decay != 0 else UPDATE_PLAIN
-        u.keep = <real>(momentum if momentum_steps else 0)
-        u.take = <real>(1 - five if momentum_steps else 1)
-        u.direct = <real>(1 if six != 0 else 0)
-        u.ahead = <real>(momentum if six != 0 else 1)
-    elif optimizer == OPTIMIZER_ADAM or optimizer == OPTIMIZER_ADAMW:
-        u.kind = UPDATE_AMSGRAD if seven != 0 else UPDATE_ADAM
-        u.lr = <real>(lr / (1 - pow(momentum, steps + 1)))
-        u.take = <real>(1 - momentum)
-        u.keep = <real>five
-        u.direct = <real>(1 - five)
-        u.ahead = <real>(1 / sqrt(1 - pow(five, steps + 1)))
-        u.eps = <real>six
-        u.shrink = 1
-        if optimizer == OPTIMIZER_ADAMW:
-            u.weight_decay = 0
-            u.shrink = <real>(1 - lr * decay)
-    else:
-        u.kind = UPDATE_RMSPROP
-        u.eps = <real>six
-        if optimizer == OPTIMIZER_RMSPROP:
-            u.keep = <real>five
-            u.direct = u.take = <real>(1 - five)
-            u.ahead = <real>momentum
-            u.centered = seven != 0
-        else:
-            u.lr = <real>(lr / (1 + steps * five))
-            u.keep = u.direct = 1
-            u.start = <real>seven
+    u.lr = <real>s.lr
+    u.weight_decay = <real>s.weight_decay
+    optimizer_coefficients(<int>hyper[HYPER_OPTIMIZER], &s, hyper + HYPER_OWN, &u)
     return u
-
-
-cdef inline bint depends_on_step(UpdateKind kind) noexcept nogil:
-    """Whether the coefficients of such a step differ from those of the last: for bias corrections and lr_decay."""
-    return kind >= UPDATE_RMSPROP
-
-
-# Sweeps over gradients ------------------------------------------------------------------------------------------------
-
-cdef double sum_of_squares(Py_ssize_t n, const real* g) noexcept nogil:
-    """sum of g**2 over n numbers, in double, as 16 partial sums: in one order, whatever the vectors.
-
-    A multiply-add and sizeof(real) bytes read an element. Squares do not overflow in float32 gradients.
-    """
-    cdef double[16] s
-    cdef double total = 0
-    cdef Py_ssize_t i, whole = n // 16 * 16
-    cdef int j
-    memset(s, 0, sizeof(s))
-    for i from 0 <= i < whole by 16:
-        for j in range(16):
-            s[j] += <double>g[i + j] * <double>g[i + j]
-    for i in range(n - whole):
-        s[i] += <double>g[whole + i] * <double>g[whole + i]
-    for j in range(16):
-        total += s[j]
-    return total
-
-
-cdef void scale_block(Py_ssize_t n, real* g, real factor) noexcept nogil:
-    """g = factor g, n a multiple of VL: a product an element, read and written once."""
-    cdef Py_ssize_t i
-    for i from 0 <= i < n by VL:
-        vf_store(g + i, vf_set(factor) * vf_load(g + i))
-
-
-cdef inline double clip_factor(double square, double max_norm) noexcept nogil:
-    """What gradients whose squares sum to `square` are multiplied by: torch.nn.utils.clip_grad_norm_'s coefficient."""
-    cdef double factor = max_norm / (sqrt(square) + 1e-6)
-    return 1 if factor > 1 else factor
-
-
-cdef void clip_block(Py_ssize_t n, real* g, real limit) noexcept nogil:
-    """g = min(max(g, -limit), limit), n a multiple of VL; NaN stays. Read and written once."""
-    cdef Py_ssize_t i
-    for i from 0 <= i < n by VL:
-        vf_store(g + i, vf_max(vf_set(-limit), vf_min(vf_set(limit), vf_load(g + i))))
-
-
-cdef double penalty(Py_ssize_t n, const real* w, real* g, double l1, double l2) noexcept nogil:
-    """l1 sum |w| + l2 sum w**2, in double and in one order; its gradient, l1 sign(w) + 2 l2 w, is added to g.
-
-    n is a multiple of VL; sign(0) = 0; g may be NULL. 2 multiply-adds an element for the value and 2 for the gradient.
-    """
-    cdef double[16] absolute
-    cdef double[16] square
-    cdef double sums = 0, squares = 0
-    cdef Py_ssize_t i, whole = n // 16 * 16
-    cdef int j
-    cdef vf w_i, step
-    memset(absolute, 0, sizeof(absolute))
-    memset(square, 0, sizeof(square))
-    for i from 0 <= i < whole by 16:
-        for j in range(16):
-            absolute[j] += fabs(<double>w[i + j])
-            square[j] += <double>w[i + j] * <double>w[i + j]
-    for i in range(n - whole):
-        absolute[i] += fabs(<double>w[whole + i])
-        square[i] += <double>w[whole + i] * <double>w[whole + i]
-    for j in range(16):
-        sums += absolute[j]
-        squares += square[j]
-    if g != NULL:
-        for i from 0 <= i < n by VL:
-            w_i = vf_load(w + i)
-            step = vf_select_gt(vf_abs(w_i), vf_set(0), vf_copysign(vf_set(<real>l1), w_i), vf_set(0))
-            vf_store(g + i, vf_load(g + i) + vf_fma(vf_set(<real>(2 * l2)), w_i, step))
-    return l1 * sums + l2 * squares
-
-
-cdef void average_block(Py_ssize_t n, real* average, const real* w, double decay) noexcept nogil:
-    """average = decay average + (1 - decay) w, n a multiple of VL: a multiply-add an element, as lerp."""
-    cdef Py_ssize_t i
-    cdef real part = <real>(1 - decay)
-    cdef vf a
-    for i from 0 <= i < n by VL:
-        a = vf_load(average + i)
-        vf_store(average + i, vf_fma(vf_set(part), vf_load(w + i) - a, a))

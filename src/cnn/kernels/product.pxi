@@ -16,14 +16,15 @@
 # Each element of C is one chain of multiply-adds in the order of k, whatever the tile, the panel and the block: the
 # result of a row does not depend on the rows beside it, nor on how the work is cut.
 #
-# One body for every tile shape: `tiles` is inlined with literal mr and nv into the small functions of TILE_TABLE.
-# Its loops over the registers must sit inside another loop (over the tiles), or GCC leaves the array on the stack.
+# One body for every tile shape: the micro-kernel `tiles` is inlined with literal mr and nv into the small functions of
+# TILE_TABLE. Its loops over the registers must sit inside another loop (over the tiles), or GCC leaves the array on the
+# stack.
 
-cdef enum Finish:
-    FINISH_STORE        # C = max(floor, sums)
-    FINISH_ADD          # C = C + sums
-    FINISH_MASK         # C = sums where saved > 0, else 0: ReLU'
-    FINISH_UPDATE       # the optimiser's step on `param`, with the sums as gradient
+cdef enum Epilogue:
+    EPILOGUE_STORE        # C = max(floor, sums)
+    EPILOGUE_ADD          # C = C + sums
+    EPILOGUE_MASK         # C = sums where saved > 0, else 0: ReLU'
+    EPILOGUE_UPDATE       # the optimiser's step on `param`, with the sums as gradient
 
 cdef enum:
     K_BLOCK = 1024      # a packed panel is K_BLOCK x TILE_NV vectors, at most 192 KiB: L2
@@ -57,11 +58,11 @@ cdef struct Product:
     real* c
     Py_ssize_t c_row
     const real* start           # row that starts the sums, NULL: zero
-    Finish finish
-    real floor                  # FINISH_STORE: 0 for ReLU, else -inf
-    const real* saved           # FINISH_MASK and backward activations: what the forward pass kept
+    Epilogue epilogue
+    real floor                  # EPILOGUE_STORE: 0 for ReLU, else -inf
+    const real* saved           # EPILOGUE_MASK and backward activations: what the forward pass kept
     Py_ssize_t saved_row
-    real* param                 # FINISH_UPDATE: laid out like c
+    real* param                 # EPILOGUE_UPDATE: laid out like c
     const Update* update
     Activation act              # applied (or its derivative) to each chunk of C while in L1; IDENTITY: nothing
     real act_param
@@ -110,15 +111,15 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
     cdef const real* s
     cdef const real* start = <const real*>ZEROS if p.start == NULL else p.start + t.j
     cdef Py_ssize_t s_row = 0 if t.first else c_row
-    if p.finish == FINISH_UPDATE:
+    if p.epilogue == EPILOGUE_UPDATE:
         ahead[0] = p.param - p.c
         ahead[1] = ahead[0] + p.update.state
         ahead[2] = ahead[1] + p.update.block
-        streams = 1 + (p.update.kind >= UPDATE_MOMENTUM) + (p.update.kind >= UPDATE_ADAM)
+        streams = 1 + UPDATE_PREFETCHED[p.update.kind]
     elif not t.first:
         ahead[0] = mr * c_row
         streams = 1
-    elif p.finish == FINISH_MASK:
+    elif p.epilogue == EPILOGUE_MASK:
         ahead[0] = p.saved - p.c
         streams = 1
     for tile in range(t.count):
@@ -153,15 +154,15 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
             for r in range(mr):
                 for q in range(nv):
                     vf_store(c + r * c_row + q * VL, acc[r * nv + q])
-        elif p.finish == FINISH_STORE:
+        elif p.epilogue == EPILOGUE_STORE:
             for r in range(mr):
                 for q in range(nv):
                     vf_store(c + r * c_row + q * VL, vf_max(vf_set(p.floor), acc[r * nv + q]))
-        elif p.finish == FINISH_ADD:
+        elif p.epilogue == EPILOGUE_ADD:
             for r in range(mr):
                 for q in range(nv):
                     vf_store(c + r * c_row + q * VL, vf_load(c + r * c_row + q * VL) + acc[r * nv + q])
-        elif p.finish == FINISH_MASK:
+        elif p.epilogue == EPILOGUE_MASK:
             s = p.saved + (t.i + tile * mr) * p.saved_row + t.j
             for r in range(mr):
                 for q in range(nv):
@@ -312,7 +313,7 @@ cdef inline void run_tiles(Tile* t, Py_ssize_t rows, Py_ssize_t height, Py_ssize
     t.a += rows * height * t.a_next
 
 
-cdef void finish_chunk(const Product* p, Py_ssize_t i, Py_ssize_t rows, Py_ssize_t j, Py_ssize_t n) noexcept nogil:
+cdef void activate_chunk(const Product* p, Py_ssize_t i, Py_ssize_t rows, Py_ssize_t j, Py_ssize_t n) noexcept nogil:
     """Apply the activation, or its derivative, to rows i.. and columns j.. of C: they are still in L1."""
     cdef real* c = p.c + i * p.c_row + j
     n = smaller(n, p.act_width - j)
@@ -364,7 +365,7 @@ cdef void product(const Product* p) noexcept nogil:
     cdef bint pack_a
     # an update or an addition needs whole sums: partial ones would have no place to go
     k_block = larger(1, p.k)
-    if p.finish != FINISH_UPDATE and p.finish != FINISH_ADD:
+    if p.epilogue != EPILOGUE_UPDATE and p.epilogue != EPILOGUE_ADD:
         k_block = smaller(k_block, K_BLOCK)
     rows = A_BLOCK // k_block // TILE_MR * TILE_MR
     pack_a = p.a_col != 1 and panels >= MANY_PANELS and rows >= 32 * TILE_MR and p.m > 0
@@ -437,7 +438,7 @@ cdef void product_rows(const Product* p, Py_ssize_t i0, Py_ssize_t m, Py_ssize_t
             run_tiles(&t, tall, height + 1, nv)
             run_tiles(&t, some - tall, height, nv)
             if t.last and p.act != IDENTITY:
-                finish_chunk(p, i, t.i - i, j, nv * VL)
+                activate_chunk(p, i, t.i - i, j, nv * VL)
         if p.ones_row and last_rows:
             sum_rows(k, nv * VL, t.b, t.b_row, sums)
             t.a, t.a_row, t.a_col, t.packed = &ONE, 0, 0, False
@@ -445,72 +446,3 @@ cdef void product_rows(const Product* p, Py_ssize_t i0, Py_ssize_t m, Py_ssize_t
             run_tiles(&t, 1, 1, nv)
             t.k = k
         j += nv * VL
-
-
-# LANES[o] is 1 in lane o and 0 elsewhere, FOURS[o] in lanes 4 o to 4 o + 3.
-cdef real[16][16] LANES
-cdef real[4][16] FOURS
-
-
-cdef void fill_lanes() noexcept nogil:
-    cdef int o
-    for o in range(16):
-        LANES[o][o] = 1
-        FOURS[o // 4][o] = 1
-
-
-fill_lanes()
-
-
-cdef inline vf with_lane(vf a, Py_ssize_t o, vf b) noexcept nogil:
-    """a, but lane o from b."""
-    return vf_select_gt(vf_load(LANES[o]), vf_set(0), b, a)
-
-
-cdef inline vf dots(const int count, Py_ssize_t k, const real* x, const real* w, Py_ssize_t w_row, Py_ssize_t lane,
-                    vf y) noexcept nogil:
-    """y, but the lanes from `lane` on are the dot products of x with `count` rows of W^T. count is a literal."""
-    cdef vf s[4]
-    cdef vf x_l
-    cdef Py_ssize_t l
-    cdef int q
-    for q in range(count):
-        s[q] = vf_set(0)
-    for l from 0 <= l < k by VL:
-        x_l = vf_load(x + l)
-        for q in range(count):
-            s[q] = vf_fma(x_l, vf_load(w + q * w_row + l), s[q])
-    if count == 4 and VL >= 4:
-        return vf_select_gt(vf_load(FOURS[lane // 4]), vf_set(0), vf_sum4(s[0], s[1], s[2], s[3]), y)
-    for q in range(count):
-        y = with_lane(y, lane + q, vf_set(vf_sum(s[q], k)))
-    return y
-
-
-cdef void dot_rows(Py_ssize_t rows, Py_ssize_t k, Py_ssize_t n, const real* x, Py_ssize_t x_row, const real* w,
-                   Py_ssize_t w_row, const real* bias, real floor, real* y, Py_ssize_t y_row) noexcept nogil:
-    """Y (rows, n) = max(floor, X W + b) for a narrow layer: its weights lie transposed, W^T (n, k).
-
-    The rows of X and W^T are padded to VL, with zeros.
-
-    One dot product of length k for each output: 2 k n FLOPs a row; x and W^T are read in vectors. The sum of an output
-    runs over the vectors in order and then over the lanes pairwise, whatever the number of rows. bias may be NULL.
-    """
-    cdef Py_ssize_t i, o, group, end
-    cdef vf y_o
-    for i in range(rows):
-        for group from 0 <= group < n by VL:
-            end = smaller(n, group + VL)
-            y_o = vf_set(0)
-            o = group
-            while o + 4 <= end:
-                y_o = dots(4, k, x, w + o * w_row, w_row, o - group, y_o)
-                o += 4
-            while o < end:
-                y_o = dots(1, k, x, w + o * w_row, w_row, o - group, y_o)
-                o += 1
-            if bias != NULL:
-                y_o = y_o + vf_load(bias + group)
-            vf_store(y + group, vf_max(vf_set(floor), y_o))
-        x += x_row
-        y += y_row

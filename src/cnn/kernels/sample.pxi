@@ -208,9 +208,9 @@ cdef inline void sweep_transposed(const int kind, Py_ssize_t k, Py_ssize_t n, co
             store_gradient(dx + j, s, mask + j if mask != NULL else NULL)
 
 
-cdef inline void sample_step(const int kind, bint transposed, Py_ssize_t k, Py_ssize_t n, const real* x,
-                             const real* dz, real* w, Py_ssize_t w_row, real* bias, const Update* u,
-                             real* dx, const real* mask) noexcept nogil:
+cdef inline void sample_step "sample_step"(const int kind, bint transposed, Py_ssize_t k, Py_ssize_t n,
+                                           const real* x, const real* dz, real* w, Py_ssize_t w_row, real* bias,
+                                           const Update* u, real* dx, const real* mask) noexcept nogil:
     cdef Py_ssize_t j, padded_n = round_up(n, VL)
     cdef Update own = u[0]      # stores to w cannot change it: it stays in registers
     if transposed:
@@ -224,21 +224,20 @@ cdef inline void sample_step(const int kind, bint transposed, Py_ssize_t k, Py_s
             vf_store(bias + j, updated(kind, vf_load(bias + j), vf_load(dz + j), bias + j + own.state, &own))
 
 
+cdef extern from *:
+    """
+    #define SAMPLE_STEP(KIND, name, blocks, varies, ...) case KIND: sample_step(KIND, __VA_ARGS__); break;
+    #define each_sample_step(kind, ...) do switch (kind) { UPDATES(SAMPLE_STEP, __VA_ARGS__) \\
+        default: __builtin_trap(); } while (0)
+    """
+    void each_sample_step(int kind, bint transposed, Py_ssize_t k, Py_ssize_t n, const real* x, const real* dz, real* w,
+                          Py_ssize_t w_row, real* bias, const Update* u, real* dx, const real* mask) nogil
+
+
 cdef void sample_backward(bint transposed, Py_ssize_t k, Py_ssize_t n, const real* x, const real* dz, real* w,
                           Py_ssize_t w_row, real* bias, const Update* u, real* dx, const real* mask) noexcept nogil:
     """The backward pass and step of a layer for one sample, compiled for each kind of update.
 
     bias, dx and mask (see store_gradient) may be NULL.
     """
-    if u.kind == UPDATE_PLAIN:
-        sample_step(UPDATE_PLAIN, transposed, k, n, x, dz, w, w_row, bias, u, dx, mask)
-    elif u.kind == UPDATE_SGD:
-        sample_step(UPDATE_SGD, transposed, k, n, x, dz, w, w_row, bias, u, dx, mask)
-    elif u.kind == UPDATE_ADAM:
-        sample_step(UPDATE_ADAM, transposed, k, n, x, dz, w, w_row, bias, u, dx, mask)
-    elif u.kind == UPDATE_MOMENTUM:
-        sample_step(UPDATE_MOMENTUM, transposed, k, n, x, dz, w, w_row, bias, u, dx, mask)
-    elif u.kind == UPDATE_AMSGRAD:
-        sample_step(UPDATE_AMSGRAD, transposed, k, n, x, dz, w, w_row, bias, u, dx, mask)
-    else:
-        sample_step(UPDATE_RMSPROP, transposed, k, n, x, dz, w, w_row, bias, u, dx, mask)
+    each_sample_step(u.kind, transposed, k, n, x, dz, w, w_row, bias, u, dx, mask)

@@ -2,19 +2,19 @@
 # gradients and the step where somebody asks for it.
 #
 # Without that, training is fused: the gradient of a piece of W is used up before it leaves the registers, and nothing
-# here but `prepare` runs. Clipping, penalties and accumulation need whole gradients: these go to memory, and `finish`
-# turns them into a step.
+# here but `prepare` runs. Clipping, penalties and accumulation need all gradients at once: these go to memory, and
+# `finish` turns them into a step.
 
 cdef struct Stepper:
     const double* table     # the optimiser's table of hyper-parameters, a row for each group
     int groups
     Update* updates         # the coefficients of the next step, of each group
-    bint whole              # the step needs whole gradients
+    bint unfused            # the step needs all gradients in memory first
     bint penalised
     double clip_norm        # 0: none, as for the following
     double clip_value
     double ema_decay
-    real* average           # EMA of the parameters, NULL before the first step
+    Arena average           # EMA of the parameters, empty without one
     Py_ssize_t steps        # taken so far
     Py_ssize_t momentum_steps       # of them with SGD's momentum
 
@@ -29,21 +29,7 @@ cdef void prepare(Stepper* s, const Network* net, const double* rates) noexcept 
 
 cdef inline bint prepared_again(const Stepper* s, const double* rates) noexcept nogil:
     """Whether the step after this one needs other coefficients."""
-    return rates != NULL or depends_on_step(s.updates[0].kind) or s.momentum_steps == 1
-
-
-cdef inline Py_ssize_t weight_rows(const Op* op) noexcept nogil:
-    """Rows of an op's weights, as Python sees them."""
-    return (op.n_in if op.kind == OP_LINEAR else 1) if op.has_weight else 0
-
-
-cdef inline Py_ssize_t weight_size(const Op* op) noexcept nogil:
-    """Elements of an op's weights in the parameter block, with their padding."""
-    return op.row * (op.n_out if op.transposed else op.n_in if op.kind == OP_LINEAR else 1) if op.has_weight else 0
-
-
-cdef inline Py_ssize_t bias_size(const Op* op) noexcept nogil:
-    return (round_up(op.n_out, VL) if op.transposed else op.row) if op.has_bias else 0
+    return rates != NULL or UPDATE_VARIABLE[s.updates[0].kind] or s.momentum_steps == 1
 
 
 cdef double penalties(const Network* net, bint gradient) noexcept nogil:
@@ -76,11 +62,11 @@ cdef void stepped(Stepper* s, const Network* net) noexcept nogil:
     """After a step: count it, and let it into the average."""
     s.steps += 1
     s.momentum_steps += s.updates[0].kind == UPDATE_MOMENTUM
-    if s.average != NULL:
+    if s.average.at != NULL:
         if s.steps == 1:
-            memcpy(s.average, net.params, net.n_block * sizeof(real))
+            memcpy(s.average.at, net.params, net.n_block * sizeof(real))
         else:
-            average_block(net.n_block, s.average, net.params, s.ema_decay)
+            average_block(net.n_block, s.average.at, net.params, s.ema_decay)
 
 
 cdef void clip(const Stepper* s, const Network* net) noexcept nogil:
@@ -94,22 +80,30 @@ cdef void clip(const Stepper* s, const Network* net) noexcept nogil:
             scale_block(net.n_block, net.grads, <real>factor)
 
 
-cdef double train_batch(Pass* p, const Stepper* s, bint single, int threads, double* weight,
-                        Py_ssize_t* correct) noexcept nogil:
+cdef double finish(Stepper* s, const Network* net) noexcept nogil:
+    """The penalties, clipping and step with the gradients in memory; the penalties."""
+    cdef double extra = penalties(net, True) if s.penalised else 0
+    clip(s, net)
+    sweep_updates(net, s.updates)
+    return extra
+
+
+cdef double train_batch(Pass* p, const Stepper* s, bint single, double* weight, Py_ssize_t* correct) noexcept nogil:
     """Forward, loss and backward of a batch, and the step if it is fused; the sum of the loss over the rows.
 
-    single: a batch of one row may take the way of its own. That row's place is order[0], or 0.
+    single: batch-1 fast path allowed (see online.pxi). That row's place is order[0], or 0.
     """
+    cdef Batch* batch = &p.batch
     cdef Py_ssize_t row
     cdef double loss = 0
-    p.update = NULL if s.whole else s.updates
-    if p.batch > 1 or not single:
-        return run_pass(p, threads, weight, correct)
-    row = p.order[0] if p.order != NULL else 0
-    weight[0] += loss_weight(&p.loss, 1, p.target + row * p.target_bytes, 0, NULL)
+    p.wants.update = NULL if s.unfused else s.updates
+    if batch.rows > 1 or not single:
+        return run_pass(p, weight, correct)
+    row = batch.order[0] if batch.order != NULL else 0
+    weight[0] += loss_weight(&batch.loss, 1, batch.target + row * batch.target_bytes, 0, NULL)
     train_samples(p, 1, &loss, correct)
-    if p.out != NULL:
-        memcpy(p.out, p.ws.value[p.net.n_buffers - 1], p.net.outputs * sizeof(real))
+    if batch.out != NULL:
+        memcpy(batch.out, p.ws.value[p.net.n_buffers - 1], p.net.outputs * sizeof(real))
     return loss
 
 
@@ -118,11 +112,12 @@ cdef Py_ssize_t train_rest(Pass* p, Stepper* s, Py_ssize_t n, double* total, Py_
 
     Adds to the sums of the loss, of the weights and (total[3]) of the rows.
     """
+    cdef Batch* batch = &p.batch
     cdef Py_ssize_t i, row, done = train_samples(p, n, total, correct)
-    if p.loss.labels:
+    if batch.loss.labels:
         for i in range(done):
-            row = p.order[i] if p.order != NULL else i
-            total[1] += loss_weight(&p.loss, 1, p.target + row * p.target_bytes, 0, NULL)
+            row = batch.order[i] if batch.order != NULL else i
+            total[1] += loss_weight(&batch.loss, 1, batch.target + row * batch.target_bytes, 0, NULL)
     else:
         total[1] += done
     total[3] += done

@@ -102,14 +102,15 @@ cdef enum:
     ALONE = 10                  # so many times as long as the waits, tasks run on one thread after them
     MOST_ALONE = 500000000      # nanoseconds: doubling ends here
 
-# Parts of the gate: workers inside (at most 255), whether it is closed, whether any has come, threads of the task,
-# number of the task.
+# Parts of the gate: workers inside (at most MOST_THREADS), whether it is closed, whether any has come, threads of the
+# task, number of the task.
 cdef enum:
-    INSIDE = 255
-    CLOSED = 256
-    COME = 512
-    THREADS = 1024              # times the number of threads
-    TASK = 1024 * 256           # times the number of the task
+    MOST_THREADS = 255
+    INSIDE = MOST_THREADS       # the bits below CLOSED
+    CLOSED = MOST_THREADS + 1
+    COME = 2 * CLOSED
+    THREADS = 2 * COME          # times the number of threads
+    TASK = THREADS * CLOSED     # times the number of the task
 
 cdef struct Pool:
     int64_t taken               # 1: a caller has it
@@ -127,12 +128,12 @@ cdef struct Pool:
     int64_t until               # when they end
 
 cdef Pool POOL
-cdef int64_t[256] FIRST_TASK    # the task in which a worker was started: the next is its first (at most 255 threads)
+cdef int64_t[MOST_THREADS + 1] FIRST_TASK       # the task in which a worker was started: the next is its first
 
 
 cdef inline bint is_open(int64_t gate, int64_t thread) noexcept nogil:
     """Whether the task wants this thread, and has work left."""
-    return thread < gate // THREADS % 256 and not gate & CLOSED
+    return thread < gate // THREADS % CLOSED and not gate & CLOSED
 
 
 cdef void* worker(void* argument) noexcept nogil:

@@ -58,6 +58,16 @@ cdef extern from "<math.h>" nogil:
     bint isnan(double x)
 
 
+# Functions that macros choose among have a C name of their own (`cdef ... name "name"(...)`) and stand before the
+# functions that use the macro. A choice among kinds ends in `missing_kernel`: with a literal kind that has a kernel the
+# call is not there any more, and otherwise the compiler stops.
+cdef extern from *:
+    """
+    __attribute__((error("there is no kernel of this kind"))) vf missing_kernel(void);
+    """
+    pass
+
+
 cdef inline Py_ssize_t round_up(Py_ssize_t n, Py_ssize_t step) noexcept nogil:
     return (n + step - 1) // step * step
 

@@ -166,7 +166,7 @@ cdef inline vf gated(vf x, vf low, vf v) noexcept nogil:
     return vf_select_gt(x, number(0), x, vf_ldexp_down(low * p, n)) / (number(1) + vf_ldexp_down(p, n))
 
 
-cdef inline vf gated_slope(vf x, vf v, vf w) noexcept nogil:
+cdef inline vf gated_derivative(vf x, vf v, vf w) noexcept nogil:
     """The derivative of x sigmoid(t), t = -sign(x) v, with w = x dt/dx finite.
 
     sigmoid(t) (1 + w (1 - sigmoid(t))) = (c + e w q) q, where e = exp(v), q = 1 / (1 + e), c = 1 for x > 0 and else e.

@@ -1,35 +1,22 @@
 """Layers, one concept a file. Each works alone, forward and backward; a `Sequential` compiles them together."""
 
-from .activations import ELU, GELU, Activation, Identity, LeakyReLU, ReLU, Sigmoid, SiLU, Softplus, Tanh
-from .base import Layer, Parametric
-from .branches import Add, Branches, Concat, Maximum, Multiply
-from .dropout import Dropout
-from .linear import Linear
-from .normalization import BatchNorm1d, LayerNorm
-from .softmax import LogSoftmax, Softmax
+from . import activations, branches, dropout, linear, normalization, softmax
+from .activations import *
+from .activations import Activation as Activation
+from .base import Chain as Chain
+from .base import Layer as Layer
+from .base import Parametric as Parametric
+from .branches import *
+from .branches import Branches as Branches
+from .dropout import *
+from .linear import *
+from .normalization import *
+from .softmax import *
 
-__all__ = [
-    "ELU",
-    "GELU",
-    "Activation",
-    "Add",
-    "BatchNorm1d",
-    "Branches",
-    "Concat",
-    "Dropout",
-    "Identity",
-    "Layer",
-    "LayerNorm",
-    "LeakyReLU",
-    "Linear",
-    "LogSoftmax",
-    "Maximum",
-    "Multiply",
-    "Parametric",
-    "ReLU",
-    "SiLU",
-    "Sigmoid",
-    "Softmax",
-    "Softplus",
-    "Tanh",
-]
+__all__: list[str] = []
+__all__ += activations.__all__
+__all__ += branches.__all__
+__all__ += dropout.__all__
+__all__ += linear.__all__
+__all__ += normalization.__all__
+__all__ += softmax.__all__

@@ -1,11 +1,20 @@
-"""Activations: functions of every element. Their kernels are in kernels/activation.pxi."""
+"""Activations: functions of every element. Their kernels are in kernels/activation.pxi.
+
+A class here is all that Python knows of an activation: its name in the kernels, its parameter, the gain that
+initialisers ask for, and its faces. A new one needs no other place.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
 import numpy as np
 
-from .. import functional
-from .._checks import finite
+from .. import functional, initializers
+from .._checks import choice, number
 from .base import Layer
 
 __all__ = [
@@ -21,37 +30,158 @@ __all__ = [
 ]
 
 
-class Activation(Layer):
-    """A function applied to every element. Alone it takes arrays of any shape, float32 or float64."""
+@dataclass(frozen=True)
+class Onnx:
+    """An activation's operator in ONNX; where it cannot be used, the class's `onnx_formula` is written instead.
+
+    Attributes
+    ----------
+    operator : str or None
+        Its name; None if there is none.
+    attributes : mapping of str to str
+        Our argument for each attribute of the operator. The defaults are the same.
+    opset : int
+        The version of the operators that brought it.
+    float64 : bool
+        Whether ONNX Runtime computes it in float64 (it lists that in docs/OperatorKernels.md).
+    """
+
+    operator: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    opset: int = 1
+    float64: bool = True
+
+
+class Activation(Layer, abstract=True):
+    """A function applied to every element. Alone it takes arrays of any shape, float32 or float64.
+
+    Attributes
+    ----------
+    function : str
+        Its name in the kernels, and in `cnn.functional`.
+    param : float
+        The parameter, 0 where there is none; of the class, its default.
+    gain : float or callable or None
+        What `initializers.calculate_gain` returns: a number, or a function of the parameter; None if it knows none.
+    onnx : Onnx
+        The operator.
+    c : tuple of (str, str)
+        Statements for each number v, in loops that follow one another; t is a second array. Numbers and functions in
+        braces get the form of the type, {a} is the parameter; "clamp" assigns to t, within the range of float32's exp.
+        A choice between v and a computed number stands in a loop of its own: GCC makes a branch of it otherwise, and no
+        vectors.
+    """
+
+    facts = (*Layer.facts, "function", "param", "gain", "onnx", "onnx_formula", "c")
+    op: ClassVar[Any] = "activation"
+    param = 0.0
+    gain: ClassVar[Any]
+    onnx: ClassVar[Onnx]
+    c: tuple[tuple[str, str], ...]
 
     _fixed = ("param", "approximate", "function")
-    param = 0.0  # the function's parameter, where it has one
     _z: np.ndarray | None = None
 
-    function: str | None = None  # name in `cnn.functional`
+    @classmethod
+    def _register(cls) -> None:
+        if cls.function is None:
+            raise TypeError(f"{cls.__name__}: expected 'function' in the class, its name in the kernels; it is None")
+        super()._register()
+        functional.DEFAULT_PARAM[cls.function] = cls.param
+        if cls.gain is not None:
+            initializers.GAINS[cls.function] = cls.gain
+
+    def _options(self):
+        return {"act": self.function, "param": self.param}
 
     def _compile(self, graph, source, place):
         if self.function is None:
-            return super()._compile(graph, source, place)
-        if self.function == "identity":
-            return source
-        width = graph.widths[source]
-        return graph.add(place, "activation", [source], width, act=self.function, param=self.param)
+            raise NotImplementedError(f"{place}: cannot be part of a model")
+        return super()._compile(graph, source, place)
+
+    def onnx_formula(self, x: Any) -> Any:
+        """What stands for the operator: a formula of a `Value` of export/onnx.py, in other operators."""
+        raise NotImplementedError(f"{self!r} has neither an operator nor a formula in ONNX")
+
+    def _to_onnx(self, graph, x):
+        onnx = self.onnx
+        if onnx.operator is None or graph.opset < onnx.opset or (graph.float64 and not onnx.float64):
+            return self.onnx_formula(x)
+        return x.op(onnx.operator, **{name: getattr(self, argument) for name, argument in onnx.attributes.items()})
+
+    @classmethod
+    def _from_onnx(cls, attributes: Mapping[str, Any]) -> Activation:
+        """The activation that the operator with these attributes is."""
+        return cls(
+            **{argument: attributes[name] for name, argument in cls.onnx.attributes.items() if name in attributes}
+        )
+
+    def _to_c(self, code):
+        code.begin()
+        for target, formula in self.c:
+            code.step(target, formula, self.param)
 
     def forward(self, x):
-        """f(x), of x's shape; keeps a copy of x."""
+        """f(x), element by element; keeps a copy of x.
+
+        Parameters
+        ----------
+        x : array_like
+            Of any shape.
+
+        Returns
+        -------
+        ndarray of x's shape
+            float32 for float32, float64 for everything else.
+
+        Raises
+        ------
+        TypeError
+            If x is not made of real numbers.
+        """
         y = functional.activation_forward(self.function, x, self.param)
         self._z = np.array(x, dtype=y.dtype)
         return y
 
     def backward(self, grad_output):
-        """grad_output * f'(x) for the x of the last `forward`. RuntimeError if there was none."""
+        """grad_output * f'(x) for the x of the last `forward`.
+
+        Parameters
+        ----------
+        grad_output : array_like of x's shape
+
+        Returns
+        -------
+        ndarray of x's shape
+
+        Raises
+        ------
+        RuntimeError
+            If there was no `forward`.
+        ValueError, TypeError
+            If grad_output does not fit it.
+        """
         if self._z is None:
             raise RuntimeError("backward needs a forward pass to go back over, but there was none")
         return functional.activation_backward(self.function, grad_output, self._z, self.param)
 
     def derivative(self, z):
-        """f'(z), of z's shape."""
+        """f'(z), element by element.
+
+        Parameters
+        ----------
+        z : array_like
+            Of any shape.
+
+        Returns
+        -------
+        ndarray of z's shape
+
+        Raises
+        ------
+        TypeError
+            If z is not made of real numbers.
+        """
         dtype = functional.real_dtype(z)
         return functional.activation_backward(self.function, np.ones(np.shape(z), dtype), z, self.param)
 
@@ -59,13 +189,25 @@ class Activation(Layer):
 class Identity(Activation):
     """f(z) = z."""
 
+    op = None
     function = "identity"
+    gain = None
+    torch_name = "Identity"
+    onnx = Onnx("Identity")
+    c = ()
+
+    def _compile(self, graph, source, place):
+        return source
 
 
 class ReLU(Activation):
     """f(z) = max(z, 0); f'(0) = 0."""
 
     function = "relu"
+    gain = math.sqrt(2)
+    torch_name = "ReLU"
+    onnx = Onnx("Relu")
+    c = (("v", "v < {0.0} ? {0.0} : v"),)
 
 
 class LeakyReLU(Activation):
@@ -78,16 +220,26 @@ class LeakyReLU(Activation):
     """
 
     function = "leaky_relu"
+    param = 0.01
+    torch_name = "LeakyReLU"
+    onnx = Onnx("LeakyRelu", {"alpha": "negative_slope"}, float64=False)
+    c = (("t", "v * {a}"), ("v", "v > {0.0} ? v : t"))
 
-    def __init__(self, negative_slope=0.01):
-        self.param = finite("negative_slope", negative_slope)
+    def __init__(self, negative_slope=param):
+        self.param = number("negative_slope", negative_slope)
 
     @property
     def negative_slope(self) -> float:
+        """The slope for z <= 0."""
         return self.param
 
-    def get_config(self):
-        return {"negative_slope": self.param}
+    @staticmethod
+    def gain(negative_slope):
+        """sqrt(2 / (1 + negative_slope**2)) (He, Zhang, Ren and Sun, 2015)."""
+        return math.sqrt(2 / (1 + negative_slope**2))
+
+    def onnx_formula(self, x):
+        return (x > 0.0).op("Where", x, self.param * x)
 
 
 class ELU(Activation):
@@ -100,28 +252,43 @@ class ELU(Activation):
     """
 
     function = "elu"
+    param = 1.0
+    gain = None
+    torch_name = "ELU"
+    onnx = Onnx("Elu", {"alpha": "alpha"}, float64=False)
+    c = (("clamp", "v > {0.0} ? {0.0} : v"), ("t", "{a} * {expm1}(t)"), ("v", "v > {0.0} ? v : t"))
 
-    def __init__(self, alpha=1.0):
-        self.param = finite("alpha", alpha)
+    def __init__(self, alpha=param):
+        self.param = number("alpha", alpha)
 
     @property
     def alpha(self) -> float:
+        """What -f(z) tends to for z to -infinity."""
         return self.param
 
-    def get_config(self):
-        return {"alpha": self.param}
+    def onnx_formula(self, x):
+        return (x > 0.0).op("Where", x, self.param * (x.op("Min", 0.0).op("Exp") - 1.0))
 
 
 class Sigmoid(Activation):
     """f(z) = 1 / (1 + exp(-z))."""
 
     function = "sigmoid"
+    gain = 1.0
+    outputs = "probabilities"
+    torch_name = "Sigmoid"
+    onnx = Onnx("Sigmoid")
+    c = (("clamp", "-v"), ("v", "{1.0} / ({1.0} + {exp}(t))"))
 
 
 class Tanh(Activation):
     """f(z) = tanh(z)."""
 
     function = "tanh"
+    gain = 5 / 3
+    torch_name = "Tanh"
+    onnx = Onnx("Tanh")
+    c = (("clamp", "{-2.0} * {fabs}(v)"), ("t", "{expm1}(t)"), ("v", "{copysign}(t / ({-2.0} - t), v)"))
 
 
 class GELU(Activation):
@@ -133,23 +300,65 @@ class GELU(Activation):
         "none": Phi by the error function. "tanh": f(z) = z/2 (1 + tanh(sqrt(2/pi) (z + 0.044715 z**3))).
     """
 
+    function = "gelu"
+    gain = None
+    torch_name = "GELU"
+    onnx = Onnx("Gelu", {"approximate": "approximate"}, opset=20, float64=False)
+
     def __init__(self, approximate="none"):
-        if approximate not in ("none", "tanh"):
-            raise ValueError(f"approximate: expected 'none' or 'tanh', got {approximate!r}")
-        self.approximate = approximate
+        self.approximate = choice("approximate", approximate, ("none", "tanh"))
         self.function = "gelu" if approximate == "none" else "gelu_tanh"
 
-    def get_config(self):
-        return {"approximate": self.approximate}
+    @property
+    def c(self):  # type: ignore[override]
+        """Its statements in C."""
+        if self.approximate == "none":
+            return (("v", "{0.5} * v * {erfc}(v * {-0.7071067811865476})"),)
+        return (
+            ("clamp", "v * ({-1.5957691216057308} - {0.07135481627260025} * v * v)"),
+            ("v", "v / ({1.0} + {exp}(t))"),
+        )
+
+    def onnx_formula(self, x):
+        if self.approximate == "tanh":
+            return x * (x * (1.5957691216057308 + 0.07135481627260025 * x * x)).op("Sigmoid")
+        return 0.5 * x * (1.0 + (x * 0.7071067811865476).in_float32("Erf"))
 
 
 class SiLU(Activation):
-    """f(z) = z / (1 + exp(-z))."""
+    """f(z) = z / (1 + exp(-z)) (Elfwing, Uchibe and Doya, 2018)."""
 
     function = "silu"
+    gain = None
+    torch_name = "SiLU"
+    onnx = Onnx()
+    c = (("clamp", "-v"), ("v", "v / ({1.0} + {exp}(t))"))
+
+    def onnx_formula(self, x):
+        return x * x.op("Sigmoid")
 
 
 class Softplus(Activation):
     """f(z) = log(1 + exp(z))."""
 
     function = "softplus"
+    gain = None
+    torch_name = "Softplus"
+    onnx = Onnx("Softplus", float64=False)
+    c = (("clamp", "-{fabs}(v)"), ("t", "{exp}(t)"), ("v", "(v < {0.0} ? {0.0} : v) + {log1p}(t)"))
+
+    # PyTorch's Softplus is the identity from `threshold` on. At its default, 20, that is 2e-9 from log(1 + exp(z));
+    # from 40 on the two are one number in float64.
+    _THRESHOLD_LEAST, _THRESHOLD_EXACT = 20, 40
+
+    def onnx_formula(self, x):
+        return x.op("Max", 0.0) + (1.0 + (-abs(x)).op("Exp")).op("Log")
+
+    def _to_torch(self, nn, dtype):
+        return nn.Softplus(threshold=self._THRESHOLD_EXACT)
+
+    @classmethod
+    def _from_torch(cls, module, dtype):
+        if module.beta != 1 or module.threshold < cls._THRESHOLD_LEAST:
+            raise TypeError(f"expected beta=1 and a threshold of at least {cls._THRESHOLD_LEAST}")
+        return cls()

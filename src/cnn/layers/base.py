@@ -1,10 +1,15 @@
-"""What every layer has: `Layer`, and `Parametric` for layers with arrays of their own.
+"""What every layer has: `Layer`, `Parametric` for layers with arrays of their own, and `Chain` for layers of layers.
 
 A layer in a `Sequential` keeps no memory of its own: its arrays become views into the model's parameter block.
+
+What the rest of the library knows about a layer stands on its class: the op that it adds to a model, shapes, costs, and
+how it is written in PyTorch, ONNX and C. The exporters walk over a model and ask its layers. A class of the library
+that lacks one of these facts cannot be defined, see `Configurable`.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from typing import Any, ClassVar
@@ -12,19 +17,54 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import functional
-from .._checks import arguments
+from .._checks import integer
+from .._configurable import Configurable, arguments_of
 from .._dispatch import kernels
 from .._threads import get_num_threads
 from .graph import Graph, Place, chain, program
 
 
-class Layer:
+class Layer(Configurable, kind="layer"):
     """What every layer has: a place in a model, a configuration, and `forward` and `backward` of its own.
 
     A layer that is used alone compiles itself as a model would, for the width and dtype that it is given.
+
+    Attributes
+    ----------
+    op : str or None
+        The op that it adds to a model, by the kernels' name; None if it adds none of its own.
+    function : str or None
+        Of an activation, its name in `cnn.functional`.
+    outputs : {"probabilities", "log_probabilities"} or None
+        What its outputs are, whatever its inputs; None if that depends on them.
+    only_training : bool
+        Whether it does nothing in evaluation mode, so that exports leave it out.
+    children : tuple of Layer
+        The layers inside, in the order of their names.
+    torch_name : str or None
+        The class in torch.nn; None if there is none.
     """
 
-    _fixed: ClassVar[tuple[str, ...]] = ()  # what the constructor sets for good, since models are compiled of it
+    facts: ClassVar[tuple[str, ...]] = (
+        "op",
+        "torch_name",
+        "_to_torch",
+        "_from_torch",
+        "_options",
+        "_stored_numbers",
+        "_to_onnx",
+        "_to_c",
+    )
+    op: ClassVar[Any]
+    function: str | None = None
+    outputs: str | None = None
+    only_training: ClassVar[bool] = False
+    children: tuple[Layer, ...] = ()
+    torch_name: ClassVar[Any]
+    parameter_names: ClassVar[tuple[str, ...]] = ()
+    statistic_names: ClassVar[tuple[str, ...]] = ()
+
+    _fixed: ClassVar[tuple[str, ...]] = ()  # what only the constructor may set, since models are compiled from it
     _alone: Any = None  # (width and dtype, program) of the layer used alone
     training = True  # used alone: whether dropout drops and batch normalisation takes the statistics of the batch
 
@@ -33,6 +73,90 @@ class Layer:
             raise AttributeError(f"{name}: can only be set when the layer is made")
         super().__setattr__(name, value)
 
+    # facts ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def n_parameters(self) -> int:
+        """How many trainable numbers the layer has, without those of the layers inside."""
+        return 0
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a row of outputs, for inputs whose rows have this shape; by default the same.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Without the batch: (in_features,).
+
+        Returns
+        -------
+        tuple of int
+        """
+        return shape
+
+    def flops(self, shape: tuple[int, ...]) -> int:
+        """Floating-point operations of matrix products for a row forward; those of the layers inside are not counted.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Of a row of inputs.
+
+        Returns
+        -------
+        int
+        """
+        return 0
+
+    @classmethod
+    def stored_numbers(cls, config: dict[str, Any]) -> tuple[int, int]:
+        """How many numbers a checkpoint holds at least and at most for a layer, as its configuration tells.
+
+        For files that are not trusted: no layer is made. Layers inside are tables of their own and are not counted.
+
+        Parameters
+        ----------
+        config : dict
+            The layer's table, with its name if this is called on `Layer`.
+
+        Returns
+        -------
+        least, most : int
+            Both 0 for layers without numbers, and for unknown names.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a width that decides it is missing, no int or below 1.
+        """
+        name = config.get("name")
+        named = cls.known.get(name) if isinstance(name, str) else None
+        return (named or cls)._stored_numbers(config)
+
+    @classmethod
+    def _stored_numbers(cls, config: dict[str, Any]) -> tuple[int, int]:
+        return 0, 0
+
+    # in other formats -------------------------------------------------------------------------------------------------
+
+    def _to_torch(self, nn: Any, dtype: Any) -> Any:
+        """The module of torch.nn that computes the same. The exporter fills its tensors with `_torch_arrays`."""
+        return getattr(nn, self.torch_name)(**self.get_config())
+
+    def _torch_arrays(self) -> dict[str, Any]:
+        """Arrays by the names of the module's tensors, in PyTorch's order of axes."""
+        return {}
+
+    @classmethod
+    def _from_torch(cls, module: Any, dtype: str) -> Layer:
+        """The layer that computes what a module of torch.nn does; TypeError if it has an option that we lack."""
+        return cls(**{name: getattr(module, name) for name in arguments_of(cls)})
+
+    # `_to_onnx(self, graph, *x)` returns the layer's outputs, a `Value` of export/onnx.py, for its inputs, Values too.
+    # `_to_c(self, code)` writes statements by the methods of `Code` of export/c.py. There are no defaults.
+    _to_onnx: Any
+    _to_c: Any
+
     # in a model -------------------------------------------------------------------------------------------------------
 
     def _in_features(self) -> int | None:
@@ -40,31 +164,52 @@ class Layer:
         return None
 
     def _changes_width(self) -> bool:
-        """Whether the layer's outputs are not as many as its inputs."""
+        """Whether the layer can have another number of outputs than of inputs."""
         return False
 
     def _may_nest(self, where: str) -> None:
         """ValueError if the layer cannot stand in a branch or in a chain in a model."""
 
+    def _options(self) -> dict[str, Any]:
+        """Entries of the op beside those that all have, by the kernels' names."""
+        return {}
+
     def _compile(self, graph: Graph, source: int, place: Place) -> int:
-        """Add the layer's ops to a graph; the buffer that the last one writes."""
-        raise NotImplementedError(f"{place}: cannot be part of a model")
+        """Add the layer's op to a graph, reading the buffer `source`; the buffer that it writes."""
+        if getattr(self, "op", None) is None:
+            raise NotImplementedError(f"{place}: cannot be part of a model")
+        features = self._in_features()
+        if features is not None:
+            graph.expect(place, source, features)
+        return graph.add(place, self.op, [source], self.output_shape(graph.shapes[source]), **self._options())
 
     # alone ------------------------------------------------------------------------------------------------------------
 
     def _program_for(self, width: int, dtype):
         key = (width, np.dtype(dtype))
         if self._alone is None or self._alone[0] != key:
-            graph = Graph([width])
+            graph = Graph([(width,)])
             chain(graph, [self], 0)
             seed = int.from_bytes(os.urandom(8), "little") >> 1
             self._alone = key, program(kernels(dtype), graph, None, seed)
         return self._alone[1]
 
     def forward(self, x):
-        """The layer's outputs for x of shape (batch, in_features); what `backward` needs is kept.
+        """The layer's outputs. What `backward` needs is kept.
 
-        float32 in, float32 out; everything else is computed in float64. ValueError or TypeError if x does not fit.
+        Parameters
+        ----------
+        x : array_like of shape (batch, in_features)
+
+        Returns
+        -------
+        ndarray of shape (batch, out_features)
+            float32 for float32, everything else is computed in float64.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If x has another shape, or is not made of real numbers.
         """
         x = np.asarray(x)
         if x.ndim != 2:
@@ -73,7 +218,25 @@ class Layer:
         return self._last.forward(x, None, get_num_threads(), self.training)
 
     def backward(self, grad_output):
-        """The gradient of the last `forward`'s x; those of parameters are added to. RuntimeError if there was none."""
+        """Go back over the last `forward`; the gradients of parameters are added to.
+
+        Parameters
+        ----------
+        grad_output : array_like of shape (batch, out_features)
+            Gradient of the loss with respect to the last `forward`'s result.
+
+        Returns
+        -------
+        ndarray of shape (batch, in_features)
+            The gradient of x.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no `forward`.
+        ValueError, TypeError
+            If grad_output does not fit it.
+        """
         if getattr(self, "_last", None) is None:
             raise RuntimeError("backward needs a forward pass to go back over, but there was none")
         return self._last.backward(grad_output, get_num_threads())
@@ -81,32 +244,98 @@ class Layer:
     def __call__(self, x):
         return self.forward(x)
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as JSON can hold them."""
-        return {}
 
-    def __repr__(self) -> str:
-        parameters = arguments(type(self))
-        shown = {k: v for k, v in self.get_config().items() if k not in parameters or v != parameters[k].default}
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
+class Chain(Layer, abstract=True):
+    """Layers that follow one another, in the attribute `layers`: what `Sequential` is as a layer."""
+
+    facts = Layer.facts[:-2]  # its layers have the other faces
+    op = None
+    torch_name = "Sequential"
+    layers: list[Layer]
+
+    @property
+    def children(self):  # type: ignore[override]
+        """The layers."""
+        return tuple(self.layers)
+
+    @property
+    def outputs(self):  # type: ignore[override]
+        """What the outputs of the last layer are."""
+        return self.layers[-1].outputs
+
+    def output_shape(self, shape):
+        for layer in self.layers:
+            shape = layer.output_shape(shape)
+        return shape
+
+    def _compile(self, graph, source, place):
+        return chain(graph, self.layers, source, f"{place.key}.", f"{place.label}.")
+
+    @classmethod
+    def _from_arguments(cls, arguments):
+        return cls.from_config(arguments)
 
 
-class Parametric(Layer):
+class Parametric(Layer, abstract=True):
     """A layer with arrays: parameters, their gradients, running statistics. In a model they are views of its memory.
 
     They are made when they are first asked for. A layer that is handed to a model before that gets them from the
     model's seed; afterwards it brings its own.
+
+    Parameters
+    ----------
+    dtype : {"float32", "float64"}
+        Of the arrays, as long as the layer is used alone.
     """
 
-    parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")
-    statistic_names: ClassVar[tuple[str, ...]] = ()
+    parameter_names = ("weight", "bias")
     dtype: np.dtype
     seed: int | None = None
+    has_bias: bool
 
     def __init__(self, dtype="float32"):
         self.dtype = kernels(dtype).DTYPE
         self._arrays: dict[str, np.ndarray | None] = {}
         self._model: Any = None  # weak reference to the Sequential that holds it
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the parameters that the layer has.
+
+        Returns
+        -------
+        dict of str to tuple of int
+        """
+        raise NotImplementedError
+
+    @property
+    def n_parameters(self):
+        return sum(map(math.prod, self.parameter_shapes().values()))
+
+    def _argument(self, name):
+        return self.has_bias if name == "bias" else super()._argument(name)
+
+    def get_config(self):
+        """The constructor's arguments, without dtype and seed, which are for a layer that is used alone.
+
+        Returns
+        -------
+        dict
+            By name, as JSON can hold them.
+        """
+        return {name: value for name, value in super().get_config().items() if name not in ("dtype", "seed")}
+
+    def _to_torch(self, nn, dtype):
+        return getattr(nn, self.torch_name)(**self.get_config(), dtype=dtype)
+
+    def _torch_arrays(self):
+        return {name: getattr(self, name) for name in (*self.parameter_names, *self.statistic_names)}
+
+    def _copy_from_torch(self, module: Any) -> None:
+        """Set the arrays from a module's tensors of the same names and order of axes."""
+        for name in (*self.parameter_names, *self.statistic_names):
+            tensor = getattr(module, name)
+            if tensor is not None:
+                setattr(self, name, tensor.detach().cpu().numpy())
 
     def _draw(self, bits: np.random.PCG64) -> dict[str, np.ndarray | None]:
         """Initial parameters and statistics."""
@@ -127,7 +356,7 @@ class Parametric(Layer):
             self._own()
         model = self._owner()
         if model is not None and model._compiled is not None:
-            model._compiled.clear_padding()  # what is now written there shall not stand beside NaN
+            model._compiled.clear_padding()  # the caller may write into the array: NaN in its padding would spread
         return self._arrays[name]
 
     def _assign(self, name: str, value) -> None:
@@ -162,6 +391,7 @@ class Parametric(Layer):
 
     @property
     def weight(self):
+        """The weight, or None. Assigning copies the numbers into it."""
         return self._array("weight")
 
     @weight.setter
@@ -170,6 +400,7 @@ class Parametric(Layer):
 
     @property
     def bias(self):
+        """The bias, or None. Assigning copies the numbers into it."""
         return self._array("bias")
 
     @bias.setter
@@ -178,16 +409,29 @@ class Parametric(Layer):
 
     @property
     def grad_weight(self):
+        """The gradient of the weight, of its shape, or None."""
         return self._array("grad_weight")
 
     @property
     def grad_bias(self):
+        """The gradient of the bias, of its shape, or None."""
         return self._array("grad_bias")
 
     def forward(self, x):
-        """The layer's outputs for x of shape (batch, in_features), in the layer's dtype; keeps what `backward` needs.
+        """The layer's outputs, in the layer's dtype. What `backward` needs is kept.
 
-        ValueError or TypeError if x does not fit.
+        Parameters
+        ----------
+        x : array_like of shape (batch, in_features)
+
+        Returns
+        -------
+        ndarray of shape (batch, out_features)
+
+        Raises
+        ------
+        ValueError, TypeError
+            If x has another shape, or is not made of real numbers.
         """
         width: Any = self._in_features()
         alone = self._last = self._program_for(width, self.dtype)
@@ -201,9 +445,24 @@ class Parametric(Layer):
         return y
 
     def backward(self, grad_output):
-        """The gradient of the last `forward`'s x; adds those of weight and bias to `grad_weight` and `grad_bias`.
+        """Go back over the last `forward`; adds to `grad_weight` and `grad_bias`.
 
-        RuntimeError if there was no `forward`.
+        Parameters
+        ----------
+        grad_output : array_like of shape (batch, out_features)
+            Gradient of the loss with respect to the last `forward`'s result.
+
+        Returns
+        -------
+        ndarray of shape (batch, in_features)
+            The gradient of x.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no `forward`.
+        ValueError, TypeError
+            If grad_output does not fit it.
         """
         if getattr(self, "_last", None) is not None:
             self._last.zero_grads()
@@ -222,9 +481,20 @@ class Parametric(Layer):
                 gradient[...] = 0
 
     def update_parameters(self, lr: float) -> None:
-        """One step of gradient descent: weight -= lr grad_weight, bias -= lr grad_bias."""
+        """Take a step of gradient descent: weight -= lr grad_weight, bias -= lr grad_bias.
+
+        Parameters
+        ----------
+        lr : float
+            Learning rate.
+        """
         for name in self.parameter_names:
             array, gradient = self._array(name), self._array(f"grad_{name}")
             if array is not None and gradient is not None:
                 array -= lr * gradient
         self._changed()
+
+
+def width_of(config: dict[str, Any], name: str) -> int:
+    """A width in a configuration that is not trusted. TypeError or ValueError if it is no int of at least 1."""
+    return integer(name, config.get(name), 1)

@@ -6,14 +6,16 @@ a residual connection, `Multiply` a gated unit, `Maximum` a maxout unit.
 
 from __future__ import annotations
 
-from .._registry import described
+from typing import Any, ClassVar
+
+from .._dispatch import kernels
 from .base import Layer
 from .graph import Place, computes_natively
 
 __all__ = ["Add", "Concat", "Maximum", "Multiply"]
 
 
-class Branches(Layer):
+class Branches(Layer, abstract=True):
     """What joins branches: each branch is a layer or a `Sequential` without a loss, and reads the same input.
 
     Parameters
@@ -21,16 +23,23 @@ class Branches(Layer):
     *branches : Layer or Sequential
         At least two.
 
+    Attributes
+    ----------
+    symbol : str
+        What stands for it in pictures.
+
     Raises
     ------
     TypeError
         If one is no layer.
     ValueError
-        If there are fewer than two or more than 64; in the model, if their widths disagree.
+        If there are fewer than two, or more than the kernels take (64); in the model, if their widths disagree.
     """
 
+    facts = (*Layer.facts, "symbol")
+    torch_name = None
+    symbol: ClassVar[str]
     _fixed = ("branches",)
-    kind: str
 
     def __init__(self, *branches):
         name = type(self).__name__
@@ -41,11 +50,17 @@ class Branches(Layer):
                 hint = " (pass an object, not the class)" if isinstance(branch, type) else ""
                 raise TypeError(f"{name}[{i}]: expected a layer or a Sequential, got {branch!r}{hint}")
             branch._may_nest(f"{name}[{i}]")
-        if not 2 <= len(branches) <= 64:
-            raise ValueError(f"{name}: expected 2 to 64 branches, got {len(branches)}")
+        most = kernels("float32").LIMITS["sources"]
+        if not 2 <= len(branches) <= most:
+            raise ValueError(f"{name}: expected 2 to {most} branches, got {len(branches)}")
         if len({id(branch) for branch in branches}) < len(branches):
             raise ValueError(f"{name}: the same branch was passed twice; a layer can stand in a model once")
         self.branches = branches
+
+    @property
+    def children(self):  # type: ignore[override]
+        """The branches."""
+        return self.branches
 
     def _in_features(self):
         return next((n for n in (branch._in_features() for branch in self.branches) if n is not None), None)
@@ -55,22 +70,35 @@ class Branches(Layer):
         for i, branch in enumerate(self.branches):
             inner = Place(f"{place.key}.{i}", f"{place.label}.{type(self).__name__}[{i}]", branch)
             graph.once(inner)
-            computes_natively(branch, str(inner))
+            computes_natively(branch, inner)
             ends.append(branch._compile(graph, source, inner))
-        return graph.add(place, self.kind, ends, self._width(graph, ends, place))
+        shape = self._joined([graph.shapes[end] for end in ends], f"{place.label}.{type(self).__name__}")
+        return graph.add(place, self.op, ends, shape)
 
-    def _width(self, graph, ends, place) -> int:
-        first = graph.widths[ends[0]]
-        for i, end in enumerate(ends):
-            if graph.widths[end] != first:
-                at = f"{place.label}.{type(self).__name__}"
-                raise ValueError(
-                    f"{at}[{i}]: expected a branch of {first} outputs, as {at}[0] has, got {graph.widths[end]}"
-                )
-        return first
+    def _joined(self, shapes: list[tuple[int, ...]], at: str) -> tuple[int, ...]:
+        """The shape of the result, for those of the branches' outputs; ValueError, naming the place, if they differ."""
+        for i, shape in enumerate(shapes):
+            if shape != shapes[0]:
+                expected, got = (shapes[0][0], shape[0]) if len(shape) == len(shapes[0]) == 1 else (shapes[0], shape)
+                raise ValueError(f"{at}[{i}]: expected a branch of {expected} outputs, as {at}[0] has, got {got}")
+        return shapes[0]
 
-    def get_config(self):
-        return {"branches": [described(branch) for branch in self.branches]}
+    def output_shape(self, shape):
+        return self._joined([branch.output_shape(shape) for branch in self.branches], type(self).__name__)
+
+    def get_config(self) -> dict[str, Any]:
+        """The branches, as JSON can hold them.
+
+        Returns
+        -------
+        dict
+            ``{"branches": [{"name": ..., argument: value, ...}, ...]}``.
+        """
+        return {"branches": [branch.to_config() for branch in self.branches]}
+
+    @classmethod
+    def _from_arguments(cls, arguments):
+        return cls(*(Layer.from_config(branch) for branch in arguments["branches"]))
 
     def __repr__(self) -> str:
         inside = [
@@ -87,30 +115,94 @@ class Branches(Layer):
 
 
 class Add(Branches):
-    """y = a + b + ..., element by element."""
+    """y = a + b + ..., element by element.
 
-    kind = "add"
+    Parameters
+    ----------
+    *branches : Layer or Sequential
+        From 2 to 64, of one width.
+    """
+
+    op = "add"
+    symbol = "+"
+
+    def _to_onnx(self, graph, *x):
+        return x[0].op("Sum", *x[1:])
+
+    def _to_c(self, code):
+        code.assign(" + ".join(f"{source}[j]" for source in code.sources))
 
 
 class Multiply(Branches):
-    """y = a b ..., element by element."""
+    """y = a b ..., element by element.
 
-    kind = "multiply"
+    Parameters
+    ----------
+    *branches : Layer or Sequential
+        From 2 to 64, of one width.
+    """
+
+    op = "multiply"
+    symbol = "\N{MULTIPLICATION SIGN}"
+
+    def _to_onnx(self, graph, *x):
+        product, *others = x
+        for other in others:
+            product = product * other
+        return product
+
+    def _to_c(self, code):
+        code.assign(" * ".join(f"{source}[j]" for source in code.sources))
 
 
 class Maximum(Branches):
-    """y = max(a, b, ...), element by element; the gradient goes to the winner, to the first of equal ones."""
+    """y = max(a, b, ...), element by element; the gradient goes to the winner, to the first of equal ones.
 
-    kind = "maximum"
+    Parameters
+    ----------
+    *branches : Layer or Sequential
+        From 2 to 64, of one width.
+    """
+
+    op = "maximum"
+    symbol = "max"
+
+    def _to_onnx(self, graph, *x):
+        return x[0].op("Max", *x[1:])
+
+    def _to_c(self, code):
+        """NaN wins. In t, as the result may lie where a source is."""
+        first, *others = code.sources
+        code.step("t", "v", v=first)
+        for other in others:
+            code.step("t", "((v < t) | (t != t)) ? t : v", v=other)
+        code.step("v", "t")
 
 
 class Concat(Branches):
-    """y = (a, b, ...), the columns of the branches one after the other; their widths may differ."""
+    """y = (a, b, ...), the columns of the branches one after the other; their widths may differ.
 
-    kind = "concat"
+    Parameters
+    ----------
+    *branches : Layer or Sequential
+        From 2 to 64.
+    """
 
-    def _width(self, graph, ends, place):
-        return sum(graph.widths[end] for end in ends)
+    op = "concat"
+    symbol = "concat"
+
+    def _joined(self, shapes, at):
+        return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
 
     def _changes_width(self):
         return True
+
+    def _to_onnx(self, graph, *x):
+        return x[0].op("Concat", *x[1:], axis=-1)
+
+    def _to_c(self, code):
+        at = 0
+        for source, width in zip(code.sources, code.source_widths, strict=True):
+            code.loop(width, f"{code.target}[{at} + j] = {source}[j];")
+            at += width
+        code.clear_padding(at)

@@ -24,13 +24,14 @@ class Dropout(Layer):
     column: threads, the instruction set and the dtype make no difference. (In float32 the rest of training does.)
     """
 
+    facts = Layer.facts[:-2]  # ONNX and C: a prediction does not drop
+    op = "dropout"
+    torch_name = "Dropout"
+    only_training = True
     _fixed = ("p",)
 
     def __init__(self, p=0.5):
         self.p = fraction("p", p)
 
-    def _compile(self, graph, source, place):
-        return graph.add(place, "dropout", [source], graph.widths[source], param=self.p)
-
-    def get_config(self):
-        return {"p": self.p}
+    def _options(self):
+        return {"param": self.p}

@@ -7,9 +7,12 @@ joins the Linear before it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+from .._configurable import PACKAGE
 
 
 @dataclass(frozen=True)
@@ -32,34 +35,64 @@ class Graph:
 
     Attributes
     ----------
-    widths : list of int
-        Of the buffers.
+    shapes : list of tuple of int
+        Of a row of each buffer, the features last; today each has this one axis.
     ops : list of dict
         As the native `Program` takes them.
     places : list of list of Place
         Of each op, the layers that it computes.
-    givers : list of str
-        Of each buffer, who gives it, for error messages.
+    givers : list of Place or str
+        Of each buffer, who writes it, for error messages.
+    seen : dict of int to Place
+        The layers that stand in the model, by id, in the order of their names.
     """
 
-    widths: list[int]
+    shapes: list[tuple[int, ...]]
     ops: list[dict[str, Any]] = field(default_factory=list)
     places: list[list[Place]] = field(default_factory=list)
-    givers: list[str] = field(default_factory=lambda: ["the input"])
+    givers: list[Place | str] = field(default_factory=lambda: ["the input"])
     seen: dict[int, Place] = field(default_factory=dict)
 
-    def add(self, place: Place, kind: str, sources: list[int], width: int, **options) -> int:
-        """Add an op; the buffer that it writes."""
-        self.widths.append(width)
-        self.ops.append({"kind": kind, "src": sources, "dst": len(self.widths) - 1, **options})
-        self.places.append([place])
-        self.givers.append(str(place))
-        return len(self.widths) - 1
+    @property
+    def widths(self) -> list[int]:
+        """How many numbers a row of each buffer has."""
+        return [math.prod(shape) for shape in self.shapes]
 
-    def expect(self, place: Place, source: int, width: int) -> None:
-        """ValueError if a layer that takes `width` inputs gets another number of them."""
-        if self.widths[source] != width:
-            raise ValueError(f"{place}: expects {width} inputs, but {self.givers[source]}, gives {self.widths[source]}")
+    def features(self, buffer: int) -> int:
+        """The length of a buffer's last axis."""
+        return self.shapes[buffer][-1]
+
+    def add(self, place: Place, kind: str, sources: list[int], shape: tuple[int, ...], **options) -> int:
+        """Add an op of a layer.
+
+        Parameters
+        ----------
+        place : Place
+            The layer's.
+        kind : str
+            The kernels' name of the op.
+        sources : list of int
+            The buffers that it reads.
+        shape : tuple of int
+            Of a row of its result.
+        **options
+            Further entries of the op, as the native `Program` takes them.
+
+        Returns
+        -------
+        int
+            The buffer that it writes.
+        """
+        self.shapes.append(shape)
+        self.ops.append({"kind": kind, "src": sources, "dst": len(self.shapes) - 1, **options})
+        self.places.append([place])
+        self.givers.append(place)
+        return len(self.shapes) - 1
+
+    def expect(self, place: Place, source: int, features: int) -> None:
+        """ValueError if a layer that takes `features` inputs gets another number of them."""
+        if (given := self.features(source)) != features:
+            raise ValueError(f"{place}: expects {features} inputs, but {self.givers[source]}, gives {given}")
 
     def once(self, place: Place) -> None:
         """ValueError if a layer stands in the model twice."""
@@ -72,11 +105,11 @@ class Graph:
         return [(op, places[0]) for op, places in enumerate(self.places) if hasattr(places[0].layer, "_join")]
 
 
-def computes_natively(part: Any, where: str) -> None:
+def computes_natively(part: Any, where: Place | str) -> None:
     """TypeError if a class outside the library says what `part` computes: a model would not call it."""
     for method in ("forward", "backward", "__call__"):
         owner = next((cls for cls in type(part).__mro__ if method in vars(cls)), object)
-        if owner.__module__.partition(".")[0] not in (__name__.partition(".")[0], "builtins"):
+        if owner.__module__.partition(".")[0] not in (PACKAGE, "builtins"):
             raise TypeError(f"{where}: {owner.__name__} overrides {method}, which a compiled model does not call")
 
 
@@ -86,8 +119,8 @@ def chain(graph: Graph, parts: Iterable, source: int, key: str = "", label: str 
     for i, layer in enumerate(parts):
         place = Place(f"{key}{i}", f"{label}{i}", layer)
         graph.once(place)
-        computes_natively(layer, str(place))
-        if linear is not None and getattr(layer, "function", None) is not None:
+        computes_natively(layer, place)
+        if linear is not None and layer.function is not None:
             if layer.function != "identity":
                 graph.ops[linear] |= {"act": layer.function, "param": layer.param}
             graph.places[linear].append(place)
@@ -115,4 +148,4 @@ def program(kernels, graph: Graph, loss: dict | None, seed: int):
     where = (f" for {next(takers, 'the model')}", f" for the outputs of {graph.givers[-1]}")
     codes = kernels.ACTIVATIONS
     ops = [op | {"act": codes[op["act"]]} if "act" in op else op for op in graph.ops]
-    return kernels.Program(graph.widths, ops, loss, where, seed)
+    return kernels.Program(graph.shapes, ops, loss, where, seed)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from .. import initializers
-from .._checks import finite
+from .._checks import integer, number
 from .._dispatch import kernels
-from .base import Parametric
+from .base import Parametric, width_of
 
 __all__ = ["Linear"]
 
@@ -21,16 +21,16 @@ class Linear(Parametric):
         Widths of x and y, at least 1.
     bias : bool
         Whether there is a b.
+    weight_init, bias_init : str, dict or callable
+        Initial values: a name as "kaiming_uniform", "orthogonal", "zeros"; an object as
+        `cnn.initializers.KaimingUniform(nonlinearity="tanh")`; or a callable (shape, rng) -> array, rng a
+        `numpy.random.Generator`. A callable of your own is not saved with the model (its values are).
     l1, l2 : float
         Penalties on the weight, at least 0: in a model l1 sum |W| + l2 sum W**2 is part of the loss.
     dtype : {"float32", "float64"}
         Of the parameters, as long as the layer is used alone; a `Sequential` brings its own.
     seed : int, optional
         For the initial parameters, as long as the layer is used alone. None: different at every run.
-    weight_init, bias_init : str, dict or callable
-        Initial values: a name as "kaiming_uniform", "orthogonal", "zeros"; an object as
-        `cnn.initializers.KaimingUniform(nonlinearity="tanh")`; or a callable (shape, rng) -> array, rng a
-        `numpy.random.Generator`. A callable of your own is not saved with the model (its values are).
 
     Attributes
     ----------
@@ -57,6 +57,9 @@ class Linear(Parametric):
     array([[ 3.6, -0.8]], dtype=float32)
     """
 
+    op = "linear"
+    torch_name = "Linear"
+    positional = ("in_features", "out_features")
     _fixed = ("in_features", "out_features", "has_bias", "l1", "l2")
 
     def __init__(
@@ -72,16 +75,11 @@ class Linear(Parametric):
         dtype="float32",
         seed=None,
     ):
-        for name, n in (("in_features", in_features), ("out_features", out_features)):
-            if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
-                raise TypeError(f"{name}: expected an int, got {n!r}")
-            if n < 1:
-                raise ValueError(f"{name}: expected at least 1, got {n}")
-        self.in_features = int(in_features)
-        self.out_features = int(out_features)
+        self.in_features = integer("in_features", in_features, 1)
+        self.out_features = integer("out_features", out_features, 1)
         self.has_bias = bool(bias)
-        self.l1 = finite("l1", l1, low=0.0)
-        self.l2 = finite("l2", l2, low=0.0)
+        self.l1 = number("l1", l1, 0.0)
+        self.l2 = number("l2", l2, 0.0)
         super().__init__(dtype)
         self.seed = seed
         self.weight_init, self.bias_init = (
@@ -113,20 +111,86 @@ class Linear(Parametric):
             raise ValueError(f"{self!r}: {name}: expected finite numbers, got NaN or infinity")
         return values.astype(self.dtype)
 
+    @classmethod
+    def of(cls, weight, bias=None) -> Linear:
+        """A layer with copies of these arrays, of the weight's dtype.
+
+        Parameters
+        ----------
+        weight : ndarray of shape (in_features, out_features), float32 or float64
+        bias : array_like of shape (out_features,), optional
+            None: the layer has no bias.
+
+        Returns
+        -------
+        Linear
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the arrays do not fit.
+        """
+        n_in, n_out = weight.shape
+        layer = cls(n_in, n_out, bias=bias is not None, dtype=weight.dtype)
+        layer.weight = weight
+        if bias is not None:
+            layer.bias = bias
+        return layer
+
+    def parameter_shapes(self):
+        shapes: dict[str, tuple[int, ...]] = {"weight": (self.in_features, self.out_features)}
+        return shapes | {"bias": (self.out_features,)} if self.has_bias else shapes
+
+    def output_shape(self, shape):
+        return (*shape[:-1], self.out_features)
+
+    def flops(self, shape):
+        return 2 * self.in_features * self.out_features  # a product and a sum for each weight
+
+    @classmethod
+    def _stored_numbers(cls, config):
+        n_in, n_out = width_of(config, "in_features"), width_of(config, "out_features")
+        return n_in * n_out, n_in * n_out + n_out
+
     def _in_features(self):
         return self.in_features
 
     def _changes_width(self):
         return True
 
-    def _compile(self, graph, source, place):
-        graph.expect(place, source, self.in_features)
-        return graph.add(
-            place, "linear", [source], self.out_features, act="identity", bias=self.has_bias, l1=self.l1, l2=self.l2
-        )
+    def _options(self):
+        return {"act": "identity", "bias": self.has_bias, "l1": self.l1, "l2": self.l2}
+
+    def _to_torch(self, nn, dtype):
+        # skip_init: the initial numbers would be drawn from PyTorch's global generator.
+        return nn.utils.skip_init(nn.Linear, self.in_features, self.out_features, bias=self.has_bias, dtype=dtype)
+
+    def _torch_arrays(self):
+        return {"weight": self.weight.T, "bias": self.bias}
+
+    @classmethod
+    def _from_torch(cls, module, dtype):
+        bias = None if module.bias is None else module.bias.detach().cpu().numpy()
+        return cls.of(module.weight.detach().cpu().numpy().T, bias)
+
+    def _to_onnx(self, graph, x):
+        return x.op("Gemm", *(graph.parameter(name, getattr(self, name)) for name in self.parameter_shapes()))
+
+    def _to_c(self, code):
+        weight = code.constant("weight", self.weight)
+        code.product(weight, self.in_features, code.constant("bias", self.bias) if self.has_bias else None)
 
     def forward(self, x):
-        """y = x W + b of shape (batch, out_features), for x of shape (batch, in_features). Keeps a copy of x.
+        """y = x W + b. Keeps a copy of x.
+
+        Parameters
+        ----------
+        x : array_like of shape (batch, in_features)
+
+        Returns
+        -------
+        ndarray of shape (batch, out_features)
+            Of the layer's dtype.
 
         Raises
         ------
@@ -138,12 +202,17 @@ class Linear(Parametric):
         return y
 
     def backward(self, grad_output):
-        """The gradient of x, (batch, in_features); adds those of weight and bias to `grad_weight` and `grad_bias`.
+        """Go back over the last `forward`; adds to `grad_weight` and `grad_bias`.
 
         Parameters
         ----------
         grad_output : array_like of shape (batch, out_features)
             Gradient of the loss with respect to the last `forward`'s result.
+
+        Returns
+        -------
+        ndarray of shape (batch, in_features)
+            The gradient of x.
 
         Raises
         ------
@@ -162,16 +231,17 @@ class Linear(Parametric):
             np.add(self.grad_bias, grad_bias, out=self.grad_bias)
         return grad_x
 
-    def get_config(self):
-        config = {"in_features": self.in_features, "out_features": self.out_features, "bias": self.has_bias}
-        options = {"l1": self.l1, "l2": self.l2}
-        for name in ("weight_init", "bias_init"):
-            options[name] = initializers.config_of(getattr(self, name))
-        return config | {name: value for name, value in options.items() if value}
+    def _argument(self, name):
+        value = super()._argument(name)
+        return initializers.config_of(value) if name in ("weight_init", "bias_init") else value
 
-    def __repr__(self) -> str:
-        config = self.get_config()
-        options = [
-            f"{k}={v!r}" for k, v in config.items() if k not in ("in_features", "out_features") and v is not True
-        ]
-        return f"Linear({', '.join([str(self.in_features), str(self.out_features), *options])})"
+    def get_config(self):
+        """The constructor's arguments, without dtype and seed; penalties and initialisers only where they are in use.
+
+        Returns
+        -------
+        dict
+            By name, as JSON can hold them.
+        """
+        always = ("in_features", "out_features", "bias")
+        return {name: value for name, value in super().get_config().items() if value or name in always}

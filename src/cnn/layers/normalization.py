@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from .._checks import flag, fraction, integer, positive
-from .base import Parametric
+from .base import Parametric, width_of
 
 __all__ = ["BatchNorm1d", "LayerNorm"]
 
 
-class Norm(Parametric):
+class Norm(Parametric, abstract=True):
     """What the norms have in common: a weight and a bias for each feature, 1 and 0 at first."""
 
     _fixed = ("num_features", "normalized_shape", "elementwise_affine", "eps", "momentum", "affine", "has_bias")
@@ -27,21 +27,26 @@ class Norm(Parametric):
         ones, zeros = np.ones(self._features, self.dtype), np.zeros(self._features, self.dtype)
         return {"weight": ones if self._has_weight else None, "bias": zeros if self._has_bias else None}
 
+    def parameter_shapes(self):
+        has = {"weight": self._has_weight, "bias": self._has_bias}
+        return {name: (self._features,) for name, there in has.items() if there}
+
     def _in_features(self):
         return self._features
 
-    def _add(self, graph, source, place, kind: str, **options) -> int:
-        graph.expect(place, source, self._features)
-        return graph.add(
-            place,
-            kind,
-            [source],
-            self._features,
-            param=self.eps,
-            weight=self._has_weight,
-            bias=self._has_bias,
-            **options,
-        )
+    def _options(self):
+        return {"param": self.eps, "weight": self._has_weight, "bias": self._has_bias}
+
+    def _onnx_arrays(self, graph: Any) -> list[Any]:
+        """Weight and bias; ones and zeros where there are none."""
+        ones, zeros = np.ones(self._features), np.zeros(self._features)
+        return [
+            graph.parameter("weight", ones if self.weight is None else self.weight),
+            graph.parameter("bias", zeros if self.bias is None else self.bias),
+        ]
+
+    def _c_bias(self, code: Any) -> str:
+        return "" if self.bias is None else f" + {code.constant('bias', self.bias)}[j]"
 
 
 class BatchNorm1d(Norm):
@@ -80,6 +85,8 @@ class BatchNorm1d(Norm):
     depend on the other rows of its batch.
     """
 
+    op = "batch_norm"
+    torch_name = "BatchNorm1d"
     statistic_names = ("running_mean", "running_var")
     _tracked = 0  # batches, as long as the layer is used alone
     _op: Any = None  # in a model, the program and the number of the op that count them
@@ -104,9 +111,23 @@ class BatchNorm1d(Norm):
         program.set_tracked(op, tracked)
 
     def forward(self, x):
-        """y for x of shape (batch, num_features), in the layer's dtype; keeps what `backward` needs.
+        """The normalised rows. What `backward` needs is kept.
 
-        Takes the statistics of the batch and adds them to the running ones if `training`, which is so at first.
+        If `training`, which is so at first, by the statistics of the batch, which enter the running ones.
+
+        Parameters
+        ----------
+        x : array_like of shape (batch, num_features)
+
+        Returns
+        -------
+        ndarray of shape (batch, num_features)
+            Of the layer's dtype.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If x has another shape, is not made of real numbers, or has one row in training.
         """
         alone = self._program_for(self.num_features, self.dtype)
         alone.set_tracked(0, self.num_batches_tracked)
@@ -116,11 +137,42 @@ class BatchNorm1d(Norm):
             self._op[0].set_tracked(self._op[1], self._tracked)
         return y
 
-    def _compile(self, graph, source, place):
-        return self._add(graph, source, place, "batch_norm", momentum=-1.0 if self.momentum is None else self.momentum)
+    @classmethod
+    def _stored_numbers(cls, config):
+        n = width_of(config, "num_features")
+        return 2 * n, 4 * n + 1  # statistics; weight, bias, and the count, which a file may lack
+
+    def _options(self):
+        return super()._options() | {"momentum": -1.0 if self.momentum is None else self.momentum}
+
+    def _torch_arrays(self):
+        return super()._torch_arrays() | {"num_batches_tracked": self.num_batches_tracked}
+
+    @classmethod
+    def _from_torch(cls, module, dtype):
+        if module.running_mean is None:
+            raise TypeError("expected running statistics (track_running_stats=True)")
+        layer = cls(module.num_features, module.eps, module.momentum, module.affine, dtype=dtype)
+        layer._tracked = int(module.num_batches_tracked)
+        layer._copy_from_torch(module)
+        return layer
+
+    def _to_onnx(self, graph, x):
+        names = ("running_mean", "running_var")
+        statistics = [graph.parameter(name, getattr(self, name)) for name in names]
+        return x.op("BatchNormalization", *self._onnx_arrays(graph), *statistics, epsilon=self.eps)
+
+    def _to_c(self, code):
+        deviation = np.sqrt(np.asarray(self.running_var, np.float64) + self.eps)
+        scale = 1 / deviation if self.weight is None else self.weight / deviation
+        code.begin()
+        bias = self._c_bias(code)
+        mean, scale = code.constant("mean", self.running_mean), code.constant("scale", scale)
+        code.step("v", f"(v - {mean}[j]) * {scale}[j]{bias}")
 
     @property
     def running_mean(self):
+        """The running means of the features. Assigning copies the numbers into it."""
         return self._array("running_mean")
 
     @running_mean.setter
@@ -129,6 +181,7 @@ class BatchNorm1d(Norm):
 
     @property
     def running_var(self):
+        """The running variances of the features. Assigning copies the numbers into it."""
         return self._array("running_var")
 
     @running_var.setter
@@ -139,14 +192,6 @@ class BatchNorm1d(Norm):
     def num_batches_tracked(self) -> int:
         """Batches that the running statistics have seen."""
         return self._tracked if self._op is None else self._op[0].tracked(self._op[1])
-
-    def get_config(self):
-        return {
-            "num_features": self.num_features,
-            "eps": self.eps,
-            "momentum": self.momentum,
-            "affine": self.affine,
-        }
 
 
 class LayerNorm(Norm):
@@ -175,6 +220,9 @@ class LayerNorm(Norm):
         Their gradients; `backward` adds to them.
     """
 
+    op = "layer_norm"
+    torch_name = "LayerNorm"
+
     def __init__(self, normalized_shape, eps=1e-5, elementwise_affine=True, bias=True, *, dtype="float32"):
         self.normalized_shape = integer("normalized_shape", normalized_shape, 1)
         self.elementwise_affine = flag("elementwise_affine", elementwise_affine)
@@ -182,13 +230,36 @@ class LayerNorm(Norm):
         weight = self.elementwise_affine
         super().__init__(self.normalized_shape, eps, weight, weight and self.has_bias, dtype)
 
-    def _compile(self, graph, source, place):
-        return self._add(graph, source, place, "layer_norm")
+    @classmethod
+    def _stored_numbers(cls, config):
+        return 0, 2 * width_of(config, "normalized_shape")
 
-    def get_config(self):
-        return {
-            "normalized_shape": self.normalized_shape,
-            "eps": self.eps,
-            "elementwise_affine": self.elementwise_affine,
-            "bias": self.has_bias,
-        }
+    @classmethod
+    def _from_torch(cls, module, dtype):
+        if len(module.normalized_shape) != 1:
+            raise TypeError("expected a normalized_shape of one dimension")
+        affine, bias = module.weight is not None, module.bias is not None
+        layer = cls(module.normalized_shape[0], module.eps, affine, bias or not affine, dtype=dtype)
+        layer._copy_from_torch(module)
+        return layer
+
+    def _to_onnx(self, graph, x):
+        weight, bias = self._onnx_arrays(graph)
+        if graph.opset >= 17:
+            return x.op("LayerNormalization", weight, bias, axis=-1, epsilon=self.eps)
+        centred = x - x.op("ReduceMean", axes=[-1])
+        variance = (centred * centred).op("ReduceMean", axes=[-1])
+        return centred / (variance + self.eps).op("Sqrt") * weight + bias
+
+    def _to_c(self, code):
+        code.begin()
+        v, n = code.target, code.number(code.width)
+        scale = "" if self.weight is None else f" * {code.constant('weight', self.weight)}[j]"
+        bias = self._c_bias(code)
+        code.write(f"{{\n    {code.real} m = {code.number(0.0)}, s = {code.number(0.0)};")
+        code.loop(code.width, f"m += {v}[j];")
+        code.write(f"m /= {n};")
+        code.loop(code.width, f"s += ({v}[j] - m) * ({v}[j] - m);")
+        code.write(f"s = {code.number(1.0)} / {code.function('sqrt')}(s / {n} + {code.number(self.eps)});")
+        code.step("v", f"(v - m) * s{scale}{bias}")
+        code.write("}")

@@ -1,25 +1,20 @@
 """A model's graph for people: the report of `backward(debug=True)`, and the picture that `plot` draws.
 
-The picture is a tree of chains and branches, as the layers are: from it comes either text for graphviz's dot, or a
-layout of our own, in which chains go down and branches stand side by side, so that no two lines cross.
+The picture is a tree of chains and branches, as the layers are: chains go down and branches stand side by side, so that
+no two lines cross. matplotlib draws it.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
-import subprocess
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import layers
-from ..layers import Branches
+from ..layers import Branches, Chain
 
-GATES = {"add": "+", "multiply": "\N{MULTIPLICATION SIGN}", "maximum": "max", "concat": "concat"}
 COLOURS = {  # of a kind of box: inside, border
     "end": ("#ffffff", "#757575"),
     "weights": ("#d6e6f4", "#0072b2"),
@@ -100,20 +95,19 @@ def contents(model: Any) -> list[Box | Fork]:
         return drawn, width
 
     def one(layer, width: int) -> tuple[list[Box | Fork], int]:
-        if isinstance(layer, type(model)):
+        if isinstance(layer, Chain):
             return chain(layer.layers, width)
         place = graph.seen[id(layer)]
         outputs = graph.widths[ops[id(layer)]["dst"]] if id(layer) in ops else width
         if isinstance(layer, Branches):
             fork = Fork([one(branch, width)[0] for branch in layer.branches])
-            return [fork, Box(GATES[layer.kind], "", "gate", f"{outputs:,}", place.key)], outputs
+            return [fork, Box(layer.symbol, "", "gate", f"{outputs:,}", place.key)], outputs
         title, detail, kind = repr(layer).removesuffix("()"), "", "plain"
-        if isinstance(layer, layers.Parametric):
-            count = sum(a.size for a in model._named_of(place, "weight", "bias").values())
-            detail, kind = f"{count:,} parameters", "weights"
-            sizes = (
-                f"{width:,} \N{RIGHTWARDS ARROW} {outputs:,}" if isinstance(layer, layers.Linear) else f"{outputs:,}"
-            )
+        if layer.parameter_names:
+            detail, kind = f"{layer.n_parameters:,} parameters", "weights"
+            sizes = f"{outputs:,}"
+            if layer._changes_width():
+                sizes = f"{width:,} \N{RIGHTWARDS ARROW} {sizes}"
             title = f"{type(layer).__name__} {sizes}"
         return [Box(title, detail, kind, f"{outputs:,}", place.key)], outputs
 
@@ -131,55 +125,11 @@ def plot(model: Any, path) -> Any:
     suffix = Path(path).suffix.lower()
     if suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"path: expected a name that ends in .png, .svg or .pdf, got {str(path)!r}")
-    dot = shutil.which("dot")
-    if dot is None:
-        figure(parts, total).savefig(path)
-    else:
-        command = [dot, f"-T{suffix[1:]}", "-Gdpi=110", "-o", str(path)]
-        subprocess.run(command, input=dot_source(parts, total), text=True, check=True, capture_output=True)
+    figure(parts, total).savefig(path)
     return None
 
 
-# ---- ... by graphviz ---------------------------------------------------------------------------------------------
-
-
-def dot_source(parts: list[Box | Fork], title: str) -> str:
-    """The picture in the language of graphviz's dot."""
-    lines = [
-        "digraph {",
-        f'label=<{escape(title)}>; labelloc=t; fontname="Helvetica"; fontsize=11; nodesep=0.4; ranksep=0.35;',
-        'node [shape=box, style="rounded,filled", fontname="Helvetica", fontsize=12, margin="0.15,0.06"];',
-        f'edge [fontname="Helvetica", fontsize=9, fontcolor="{GREY}", color="{GREY}", arrowsize=0.7];',
-    ]
-    boxes = 0
-
-    def walk(chain: list[Box | Fork], sources: list[tuple[int, str]]) -> list[tuple[int, str]]:
-        """Write a chain that reads from `sources`, numbers of boxes with their outputs; those that it ends in."""
-        nonlocal boxes
-        for part in chain:
-            if isinstance(part, Fork):
-                sources = [end for branch in part.branches for end in walk(branch, sources)]
-                continue
-            inside, border = COLOURS[part.kind]
-            text = escape(part.title)
-            if part.detail:
-                text += f'<br/><font point-size="9">{escape(part.detail)}</font>'
-            looks = f'fillcolor="{inside}", color="{border}"'
-            if part.kind == "gate":
-                looks += ", shape=circle, margin=0, width=0.45"
-            elif part.key:
-                text = f'<font point-size="9" color="{GREY}">{part.key}&#160;&#160;</font>{text}'
-            lines.append(f"{boxes} [label=<{text}>, {looks}];")
-            lines.extend(f'{source} -> {boxes} [label="  {outputs}"];' for source, outputs in sources)
-            sources = [(boxes, part.outputs)]
-            boxes += 1
-        return sources
-
-    walk(parts, [])
-    return "\n".join([*lines, "}"])
-
-
-# ---- ... by matplotlib -------------------------------------------------------------------------------------------
+# ---- how it is drawn ---------------------------------------------------------------------------------------------
 
 DOWN, FAN, ASIDE = 0.5, 0.3, 1.0  # between boxes of a chain; more above and below branches; between branches
 INCHES = 0.62  # of a unit of the layout

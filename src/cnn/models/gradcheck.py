@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from . import derivatives
 from .._checks import integer, positive
+from . import derivatives
 from .sequential import Sequential
 
 __all__ = ["Check", "GradcheckReport", "gradcheck"]
@@ -20,7 +20,7 @@ ROUNDING = 1e-10  # of a difference, as a part of the loss: some 100 roundoffs d
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: that of an array of derivatives with differences.
+    """The comparison of an array of derivatives with finite differences.
 
     Attributes
     ----------
@@ -187,7 +187,7 @@ class _Problem:
         chosen = _chosen(x.size, samples, random)
         flat = of_inputs.ravel()
         yield _compare("input gradient", [("x", x.shape)], chosen, flat, _partial(at_inputs, x.ravel()), rtol, scale)
-        if self.v is None and not self.function:
+        if self.v is None and self.model.loss.has_second_derivative:
             v = random.standard_normal(start.size)
             v /= np.linalg.norm(v)
 

@@ -19,7 +19,6 @@ import numpy as np
 
 from .. import layers, losses, optim
 from .._dispatch import kernels
-from .._registry import built, described
 from .._threads import get_num_threads, threads_for
 from ..files import checkpoint
 from ..layers import graph as compilation
@@ -35,7 +34,7 @@ PARAMETERS = ("weight", "bias")
 STATISTICS = ("running_mean", "running_var")
 
 
-class Sequential(layers.Layer):
+class Sequential(layers.Chain):
     """A chain of layers that trains and predicts natively.
 
     Parameters
@@ -104,7 +103,7 @@ class Sequential(layers.Layer):
         width = compilation.in_features(self.layers)
         if width is None:
             raise ValueError("layers: expected at least one Linear, got none: nothing says how wide the input is")
-        graph = Graph([width])
+        graph = Graph([(width,)])
         chain(graph, self.layers, 0)
         for place in graph.seen.values():
             owner = place.layer._owner() if isinstance(place.layer, layers.Parametric) else None
@@ -197,9 +196,6 @@ class Sequential(layers.Layer):
         for name, part in (("loss", self.loss), ("optimizer", self.optimizer)):
             if part is not None:
                 raise ValueError(f"{where}: a Sequential in a model has no {name} of its own, got {part!r}")
-
-    def _compile(self, graph, source, place):
-        return chain(graph, self.layers, source, f"{place.key}.", f"{place.label}.")
 
     # the explicit loop ------------------------------------------------------------------------------------------------
 
@@ -685,8 +681,7 @@ class Sequential(layers.Layer):
     @property
     def _scored(self) -> list[str]:
         """The names of what the native loop reports."""
-        classes = isinstance(self.loss, (losses.CrossEntropyLoss, losses.NLLLoss))
-        return ["loss", "accuracy"] if classes else ["loss"]
+        return ["loss", "accuracy"] if self.loss is not None and self.loss.targets == "labels" else ["loss"]
 
     def _scores(self, loss: float, weight: float, right: float, rows: float) -> dict[str, float]:
         """The loss, and the accuracy if it is known, from the sums over the rows."""
@@ -835,9 +830,9 @@ class Sequential(layers.Layer):
         """All that `from_config` needs to build this model anew, as JSON can hold it; without the parameters."""
 
         return {
-            "layers": [described(layer) for layer in self.layers],
-            "loss": described(self.loss),
-            "optimizer": described(self.optimizer),
+            "layers": [layer.to_config() for layer in self.layers],
+            "loss": self.loss and self.loss.to_config(),
+            "optimizer": self.optimizer and self.optimizer.to_config(),
             "dtype": self.dtype.name,
             "seed": self.seed,
         }
@@ -853,9 +848,9 @@ class Sequential(layers.Layer):
         """
 
         try:
-            parts = [built(layer, "layer") for layer in config["layers"]]
-            loss = built(config["loss"], "loss")
-            optimizer = built(config["optimizer"], "optimizer")
+            parts = [layers.Layer.from_config(layer) for layer in config["layers"]]
+            loss = None if config["loss"] is None else losses.Loss.from_config(config["loss"])
+            optimizer = None if config["optimizer"] is None else optim.Optimizer.from_config(config["optimizer"])
             return cls([*parts, *([loss] if loss else [])], optimizer, config["dtype"], config["seed"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"config: not as get_config makes it: {error!r}") from error
@@ -909,7 +904,7 @@ class Sequential(layers.Layer):
         capsule
             Of the kernels that this process uses: it cannot be sent to another one.
         """
-        parts = [built(described(layer), "layer") for layer in self.layers]
+        parts = [layers.Layer.from_config(layer.to_config()) for layer in self.layers]
         snapshot = Sequential(parts, dtype=self.dtype)
         snapshot.load_weights(self.state_dict())
         return self._kernels.handle(snapshot._program)
@@ -933,8 +928,7 @@ class Sequential(layers.Layer):
         Parameters
         ----------
         path : str or path, optional
-            Where the picture goes; its suffix is the format (.png, .svg, .pdf). Drawn by graphviz's `dot` if that is
-            installed, else by matplotlib.
+            Where the picture goes; its suffix is the format (.png, .svg, .pdf).
 
         Returns
         -------
@@ -944,9 +938,9 @@ class Sequential(layers.Layer):
         Raises
         ------
         ValueError
-            If neither can write this format.
+            If the suffix is another one.
         ImportError
-            If matplotlib is needed and not installed (extra `plot`).
+            If matplotlib is not installed (extra `plot`).
         """
         from . import diagram
 

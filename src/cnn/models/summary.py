@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from html import escape
 
-from .. import layers
-from ..layers import Branches
-
 HEAD = ("", "layer", "output", "parameters", "FLOPs / sample")
 
 
@@ -20,17 +17,13 @@ def table(model) -> tuple[list[tuple[str, ...]], int]:
     rows: list[tuple[str, ...]] = []
     total = 0
     for place in graph.seen.values():
-        layer = place.layer
-        op = op_of.get(id(layer))
-        count = 0
-        if isinstance(layer, layers.Parametric):
-            count = sum(a.size for a in model._named_of(place, "weight", "bias").values())
-        cost = 2 * layer.in_features * layer.out_features if isinstance(layer, layers.Linear) else 0
+        layer, op = place.layer, op_of.get(id(place.layer))
+        cost = 0 if op is None else layer.flops(graph.shapes[op["src"][0]])
         total += cost
-        holds = isinstance(layer, (Branches, type(model)))
-        shape = "" if op is None else f"(batch, {graph.widths[op['dst']]})"
-        name = type(layer).__name__ if holds else repr(layer)
-        rows.append((place.key, name, shape, f"{count:,}" if count else "", f"{cost:,}" if cost else ""))
+        shape = "" if op is None else f"(batch, {', '.join(map(str, graph.shapes[op['dst']]))})"
+        name = type(layer).__name__ if layer.children else repr(layer)
+        numbers = (f"{n:,}" if n else "" for n in (layer.n_parameters, cost))
+        rows.append((place.key, name, shape, *numbers))
     if model.loss is not None:
         rows.append((str(len(model.layers)), repr(model.loss), "scalar", "", ""))
     return rows, total

@@ -7,25 +7,43 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import schedules
 from .._checks import flag, number, positive
+from .._configurable import Configurable, arguments_of, plain
+from .._dispatch import kernels
+from . import schedules
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
-# The columns of Optimizer.table, as in kernels/optimizer.pxi; those from OWN on are each optimiser's own.
-CODE, LR, MOMENTUM, WEIGHT_DECAY, RATIO, OWN, COLUMNS = 0, 1, 2, 3, 4, 5, 8
+# What kernels/optimizer.pxi says of its table of hyper-parameters, which is float64 for every dtype.
+_kernels = kernels("float32")
+_SHARED: dict[str, int] = _kernels.HYPER_PARAMETERS
+CODE, LR, MOMENTUM, WEIGHT_DECAY, RATIO = (
+    _SHARED[name] for name in ("optimizer", "lr", "momentum", "weight_decay", "ratio")
+)
 
 
-class _Hyper:
-    """A hyper-parameter: a column of the optimiser's table, which the kernels read at every step."""
+class _Column:
+    """A hyper-parameter: a column of the optimiser's table, which the kernels read at every step.
 
-    def __init__(self, column: int, low: float = 0.0, high: float = np.inf):
-        self.column = column
-        self.low = low
-        self.high = high
+    column: the kernels' name for it, if that is another one.
+    """
+
+    def __init__(self, column: str | None = None):
+        self._column = column
 
     def __set_name__(self, owner, name):
         self.name = name
+        wanted = self._column or name
+        self.column: int = _SHARED[wanted] if wanted in _SHARED else _kernels.OPTIMIZERS[owner.kernel][1][wanted]
+
+
+class _Hyper(_Column):
+    """A number."""
+
+    def __init__(self, column: str | None = None, low: float = 0.0, high: float = np.inf):
+        super().__init__(column)
+        self.low = low
+        self.high = high
 
     def __get__(self, optimizer, owner=None):
         return self if optimizer is None else float(optimizer.table[0, self.column])
@@ -53,14 +71,8 @@ class _WeightDecay(_Hyper):
         optimizer.table[optimizer._shares_decay, WEIGHT_DECAY] = value
 
 
-class _Flag:
-    """A hyper-parameter that is True or False."""
-
-    def __init__(self, column: int):
-        self.column = column
-
-    def __set_name__(self, owner, name):
-        self.name = name
+class _Flag(_Column):
+    """True or False."""
 
     def __get__(self, optimizer, owner=None):
         return self if optimizer is None else bool(optimizer.table[0, self.column])
@@ -83,7 +95,7 @@ class _Fixed:
         raise AttributeError(f"{self.name}: can only be set when the optimiser is made")
 
 
-class Optimizer:
+class Optimizer(Configurable, kind="optimizer"):
     """What every optimiser has: a table of hyper-parameters, groups of layers, a schedule, clipping, averaging.
 
     The hyper-parameters and the schedule can be changed between steps (`optimizer.lr = 0.01`), groups, clipping and the
@@ -91,6 +103,10 @@ class Optimizer:
 
     Parameters
     ----------
+    lr : float
+        Learning rate, at least 0.
+    weight_decay : float
+        At least 0.
     groups : list of dict, optional
         Layers with hyper-parameters of their own: ``{"layers": [0, "3.1"], "lr": 0.01, "weight_decay": 0.0}``. A layer
         is named by the prefix of its arrays in `Sequential.state_dict`; the name of a container stands for all in it.
@@ -112,16 +128,17 @@ class Optimizer:
     Attributes
     ----------
     lr : float
-        Changing it changes the learning rates of the groups in proportion.
+        The learning rate. Changing it changes those of the groups in proportion.
     table : ndarray of shape (rows, 8), float64
         What the kernels read: row 0 is the optimiser's, then one row a group; without `decay_bias` as many again for
         the biases, without weight decay.
     """
 
-    code: ClassVar[int]  # of the kernels
+    facts = ("kernel",)
+    kernel: ClassVar[str]  # its name there
     has_momentum: ClassVar[bool] = True  # or beta1: something that a schedule can cycle
-    lr = _LearningRate(LR)
-    weight_decay = _WeightDecay(WEIGHT_DECAY)
+    lr = _LearningRate()
+    weight_decay = _WeightDecay()
     decay_bias = _Fixed()
     clip_norm = _Fixed()
     clip_value = _Fixed()
@@ -149,8 +166,8 @@ class Optimizer:
         }
         self._groups = _checked_groups(groups)
         named = [{}, *self._groups]
-        rows = np.zeros((len(named), COLUMNS))
-        rows[:, CODE] = self.code
+        rows = np.zeros((len(named), _kernels.TABLE_COLUMNS))
+        rows[:, CODE] = _kernels.OPTIMIZERS[self.kernel][0]
         rows[:, LR] = [group.get("lr", lr) for group in named]
         own_lr = ["lr" in group for group in named]
         rows[:, RATIO] = 1
@@ -177,12 +194,13 @@ class Optimizer:
 
     @property
     def schedule(self) -> schedules.Schedule | None:
+        """The schedule of the learning rate, or None."""
         return self._schedule
 
     @schedule.setter
     def schedule(self, value):
         if isinstance(value, dict):
-            value = schedules.from_config(value)
+            value = schedules.Schedule.from_config(value)
         if value is not None and not isinstance(value, schedules.Schedule):
             raise TypeError(f"schedule: expected a schedule such as cnn.StepLR(10), got {value!r}")
         if value is not None and value.cycles_momentum and not self.has_momentum:
@@ -192,7 +210,7 @@ class Optimizer:
     @property
     def states(self) -> int:
         """How many numbers of state each parameter has."""
-        raise NotImplementedError
+        return _kernels.states_of(self.table, self._momentum_comes())
 
     def _momentum_comes(self) -> bool:
         """Whether there is a momentum, now or by the schedule."""
@@ -235,29 +253,22 @@ class Optimizer:
             rows[np.asarray(dims) == 1] += 1 + len(self._groups)
         return rows
 
-    def _own_config(self) -> dict[str, Any]:
-        """The arguments that this optimiser has beside those of all."""
-        raise NotImplementedError
-
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as JSON can hold them; what all optimisers share only where it is in use."""
-        schedule = self.schedule
-        shared = {
-            "groups": self.groups or None,
-            "decay_bias": None if self.decay_bias else False,
-            "clip_norm": self.clip_norm,
-            "clip_value": self.clip_value,
-            "ema_decay": self.ema_decay,
-            "schedule": schedule and {"name": type(schedule).__name__, **schedule.get_config()},
-        }
-        used = {name: value for name, value in shared.items() if value is not None}
-        return {"lr": self.lr, **self._own_config(), **used}
+        """The constructor's arguments; what all optimisers share only where it is in use.
 
-    def __repr__(self) -> str:
-        cls: Any = type(self)
-        default = cls().get_config()
-        shown = {k: getattr(self, k) for k, v in self.get_config().items() if k == "lr" or v != default.get(k)}
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
+        Returns
+        -------
+        dict
+            By name, as JSON can hold them.
+        """
+        config = super().get_config()
+        for name, default in arguments_of(Optimizer).items():
+            if name not in config and (value := plain(getattr(self, name))) not in (default, []):
+                config[name] = value
+        return config
+
+    def _shows(self, name, differs):
+        return differs or name == "lr"
 
 
 def _checked_groups(groups) -> list[dict[str, Any]]:
@@ -300,19 +311,21 @@ class SGD(Optimizer):
     ----------
     lr : float
         Learning rate, at least 0.
-    momentum, weight_decay : float
+    momentum : float
         At least 0.
     dampening : float
+    weight_decay : float
+        At least 0.
     nesterov : bool
         Needs a momentum and no dampening.
     **common
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    code = 0
-    momentum = _Hyper(MOMENTUM)
-    dampening = _Hyper(OWN, low=-np.inf)
-    nesterov = _Flag(OWN + 1)
+    kernel = "sgd"
+    momentum = _Hyper()
+    dampening = _Hyper(low=-np.inf)
+    nesterov = _Flag()
 
     def __init__(self, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, **common):
         super().__init__(lr, weight_decay, **common)
@@ -326,18 +339,6 @@ class SGD(Optimizer):
                 "nesterov: expected a momentum and no dampening with it, got "
                 f"momentum={self.momentum}, dampening={self.dampening}"
             )
-
-    @property
-    def states(self):
-        return int(self._momentum_comes())
-
-    def _own_config(self):
-        return {
-            "momentum": self.momentum,
-            "dampening": self.dampening,
-            "weight_decay": self.weight_decay,
-            "nesterov": self.nesterov,
-        }
 
 
 class Adam(Optimizer):
@@ -364,11 +365,11 @@ class Adam(Optimizer):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    code = 1
-    beta1 = _Hyper(MOMENTUM, high=1.0)
-    beta2 = _Hyper(OWN, high=1.0)
-    eps = _Hyper(OWN + 1)
-    amsgrad = _Flag(OWN + 2)
+    kernel = "adam"
+    beta1 = _Hyper("momentum", high=1.0)
+    beta2 = _Hyper(high=1.0)
+    eps = _Hyper()
+    amsgrad = _Flag()
 
     def __init__(self, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, **common):
         super().__init__(lr, weight_decay, **common)
@@ -377,11 +378,8 @@ class Adam(Optimizer):
         self.amsgrad = amsgrad
 
     @property
-    def states(self):
-        return 2 + self.amsgrad
-
-    @property
     def betas(self) -> tuple[float, float]:
+        """beta1 and beta2."""
         return self.beta1, self.beta2
 
     @betas.setter
@@ -397,14 +395,6 @@ class Adam(Optimizer):
             self.table[...] = before
             raise
 
-    def _own_config(self):
-        return {
-            "betas": list(self.betas),
-            "eps": self.eps,
-            "weight_decay": self.weight_decay,
-            "amsgrad": self.amsgrad,
-        }
-
 
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019), by the formulas of torch.optim.AdamW.
@@ -419,7 +409,7 @@ class AdamW(Adam):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    code = 2
+    kernel = "adamw"
 
     def __init__(self, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False, **common):
         super().__init__(lr, betas, eps, weight_decay, amsgrad, **common)
@@ -450,11 +440,11 @@ class RMSprop(Optimizer):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    code = 3
-    momentum = _Hyper(MOMENTUM)
-    alpha = _Hyper(OWN, high=1.0)
-    eps = _Hyper(OWN + 1)
-    centered = _Flag(OWN + 2)
+    kernel = "rmsprop"
+    momentum = _Hyper()
+    alpha = _Hyper(high=1.0)
+    eps = _Hyper()
+    centered = _Flag()
 
     def __init__(self, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0, centered=False, **common):
         super().__init__(lr, weight_decay, **common)
@@ -462,19 +452,6 @@ class RMSprop(Optimizer):
         self.eps = eps
         self.momentum = momentum
         self.centered = centered
-
-    @property
-    def states(self):
-        return 3 if self.centered else 2 if self._momentum_comes() else 1
-
-    def _own_config(self):
-        return {
-            "alpha": self.alpha,
-            "eps": self.eps,
-            "weight_decay": self.weight_decay,
-            "momentum": self.momentum,
-            "centered": self.centered,
-        }
 
 
 class Adagrad(Optimizer):
@@ -496,23 +473,14 @@ class Adagrad(Optimizer):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    code = 4
-    states = 1
+    kernel = "adagrad"
     has_momentum = False
-    lr_decay = _Hyper(OWN)
-    eps = _Hyper(OWN + 1)
-    initial_accumulator_value = _Hyper(OWN + 2)
+    lr_decay = _Hyper()
+    eps = _Hyper()
+    initial_accumulator_value = _Hyper()
 
     def __init__(self, lr=1e-2, lr_decay=0.0, weight_decay=0.0, initial_accumulator_value=0.0, eps=1e-10, **common):
         super().__init__(lr, weight_decay, **common)
         self.lr_decay = lr_decay
         self.initial_accumulator_value = initial_accumulator_value
         self.eps = eps
-
-    def _own_config(self):
-        return {
-            "lr_decay": self.lr_decay,
-            "weight_decay": self.weight_decay,
-            "initial_accumulator_value": self.initial_accumulator_value,
-            "eps": self.eps,
-        }

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import arguments, choice, flag, integer, number, positive
+from .._checks import choice, flag, fraction, integer, number, positive
+from .._configurable import Configurable
 
 __all__ = [
     "ConstantLR",
@@ -35,13 +36,16 @@ INTERVALS = ("step", "epoch")
 PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "reductions")
 
 
-class Schedule:
+class Schedule(Configurable, kind="schedule"):
     """What every schedule has.
 
-    Attributes
+    Parameters
     ----------
     interval : {"step", "epoch"}
         What is counted: steps of the optimiser, or epochs.
+
+    Attributes
+    ----------
     cycles_momentum : bool
         Whether it gives the momentum too, or Adam's beta1.
     """
@@ -49,8 +53,11 @@ class Schedule:
     def __init__(self, interval):
         self.interval = choice("interval", interval, INTERVALS)
 
+    facts = ("_lr",)
+
     @property
     def cycles_momentum(self) -> bool:
+        """Whether the schedule gives the momentum too."""
         return False
 
     def rates(self, first: int, count: int, lr: float, momentum: float = np.nan) -> np.ndarray:
@@ -82,15 +89,6 @@ class Schedule:
     def _momentum(self, t: np.ndarray) -> Any:
         """The momenta after t steps; NaN where the schedule leaves it alone."""
         return np.nan
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, as JSON can hold them."""
-        return {name: getattr(self, name) for name in arguments(type(self))}
-
-    def __repr__(self) -> str:
-        parameters = arguments(type(self))
-        shown = {name: getattr(self, name) for name, p in parameters.items() if getattr(self, name) != p.default}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def plot(self, count: int, lr: float = 1.0, ax=None):
         """Draw the learning rate, and the momentum if it is cycled, over `count` steps or epochs.
@@ -124,7 +122,16 @@ class Schedule:
 
 
 def from_config(config: Mapping[str, Any]) -> Schedule:
-    """The schedule that ``{"name": "StepLR", "step_size": 30, ...}`` describes.
+    """The schedule that a configuration describes.
+
+    Parameters
+    ----------
+    config : mapping
+        ``{"name": "StepLR", "step_size": 30, ...}``, as `Schedule.to_config` returns it.
+
+    Returns
+    -------
+    Schedule
 
     Raises
     ------
@@ -133,9 +140,7 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
     TypeError
         If the arguments are not that schedule's.
     """
-    arguments = dict(config)
-    name = choice("schedule's name", arguments.pop("name", None), __all__)
-    return globals()[name](**arguments)
+    return Schedule.from_config(config)
 
 
 class ConstantLR(Schedule):
@@ -152,7 +157,7 @@ class ConstantLR(Schedule):
 
     def __init__(self, factor=1.0 / 3, total_iters=5, interval="epoch"):
         super().__init__(interval)
-        self.factor = _fraction("factor", factor)
+        self.factor = fraction("factor", factor)
         self.total_iters = integer("total_iters", total_iters, 1)
 
     def _lr(self, t, lr):
@@ -176,8 +181,8 @@ class LinearLR(Schedule):
 
     def __init__(self, start_factor=1.0 / 3, end_factor=1.0, total_iters=5, interval="epoch"):
         super().__init__(interval)
-        self.start_factor = _fraction("start_factor", positive("start_factor", start_factor))
-        self.end_factor = _fraction("end_factor", end_factor)
+        self.start_factor = fraction("start_factor", positive("start_factor", start_factor))
+        self.end_factor = fraction("end_factor", end_factor)
         self.total_iters = integer("total_iters", total_iters, 1)
 
     def _lr(self, t, lr):
@@ -363,7 +368,7 @@ class OneCycleLR(Schedule):
         super().__init__(interval)
         self.max_lr = positive("max_lr", max_lr)
         self.total_steps = integer("total_steps", total_steps, 1)
-        self.pct_start = _fraction("pct_start", pct_start)
+        self.pct_start = fraction("pct_start", pct_start)
         self.anneal_strategy = choice("anneal_strategy", anneal_strategy, ("cos", "linear"))
         self.cycle_momentum = flag("cycle_momentum", cycle_momentum)
         self.base_momentum = number("base_momentum", base_momentum, 0, 1)
@@ -416,7 +421,7 @@ class SequentialLR(Schedule):
     def __init__(self, schedules, milestones):
         if isinstance(schedules, Schedule) or not isinstance(schedules, Sequence) or isinstance(schedules, str):
             raise TypeError(f"schedules: expected a list of schedules, got {schedules!r}")
-        schedules = [from_config(one) if isinstance(one, dict) else one for one in schedules]
+        schedules = [Schedule.from_config(one) if isinstance(one, dict) else one for one in schedules]
         if not schedules:
             raise ValueError("schedules: expected at least one schedule, got none")
         for i, one in enumerate(schedules):
@@ -453,10 +458,6 @@ class SequentialLR(Schedule):
 
     def _momentum(self, t):
         return self._joined(t, lambda one, own: one._momentum(own) if one.cycles_momentum else np.nan)
-
-    def get_config(self):
-        schedules = [{"name": type(one).__name__, **one.get_config()} for one in self.schedules]
-        return {"schedules": schedules, "milestones": list(self.milestones)}
 
 
 class ReduceLROnPlateau(Schedule):
@@ -517,7 +518,13 @@ class ReduceLROnPlateau(Schedule):
         self.reductions = 0
 
     def step(self, metric: float) -> None:
-        """Count an epoch that ended with this value of the metric. NaN is no improvement."""
+        """Count an epoch.
+
+        Parameters
+        ----------
+        metric : float
+            Its value at the end of the epoch. NaN is no improvement.
+        """
         metric = float(metric)
         if self._better(metric):
             self.best = metric
@@ -548,11 +555,28 @@ class ReduceLROnPlateau(Schedule):
         return lr
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, as JSON can hold it: best (None: no epoch yet), num_bad_epochs, cooldown_counter, reductions."""
+        """The state.
+
+        Returns
+        -------
+        dict
+            As JSON can hold it: best (None: no epoch yet), num_bad_epochs, cooldown_counter, reductions.
+        """
         return {name: getattr(self, name) for name in PLATEAU_STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set the state to what `state_dict` returned. ValueError if it has other keys."""
+        """Set the state.
+
+        Parameters
+        ----------
+        state : mapping
+            What `state_dict` returned.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If it has other keys, or values that cannot be.
+        """
         if set(state) != set(PLATEAU_STATE):
             raise ValueError(f"state: expected {', '.join(PLATEAU_STATE)}, got {', '.join(map(str, state))}")
         best = None if state["best"] is None else float(state["best"])
@@ -564,13 +588,6 @@ class ReduceLROnPlateau(Schedule):
 def _cosine(begin, end, part):
     """From begin to end as part goes from 0 to 1, along half a cosine."""
     return end + (begin - end) * (1 + np.cos(np.pi * part)) / 2
-
-
-def _fraction(name: str, value) -> float:
-    """value as a float, if it is a number from 0 to 1."""
-    if number(name, value, 0) > 1:
-        raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
-    return float(value)
 
 
 def _milestones(values, low: int) -> list[int]:

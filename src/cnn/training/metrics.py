@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import layers
+from .. import losses
 
 KNOWN = ("accuracy", "auc", "f1", "mae", "r2", "rmse", "top_k")
 
@@ -43,15 +43,21 @@ class Metric:
 class _Classifying(Metric):
     """What metrics of classifiers share: which class, or which classes, outputs stand for.
 
-    One output: class 1 where it is above the threshold. Class indices, or targets that are probabilities: the class of
-    the largest output. With `several` each column is a class of its own, that a row may belong to or not.
+    One output: class 1 where it is above the threshold (None: unknown, see `losses.YES_ABOVE`). Class indices, or
+    targets that are probabilities: the class of the largest output. With `several` each column is a class of its own,
+    that a row may belong to or not.
     """
 
-    def __init__(self, threshold: float, several: bool):
-        self.threshold = threshold
+    def __init__(self, threshold: float | None, several: bool):
+        self.threshold: Any = threshold
         self.several = several
 
     def check(self, targets, width):
+        if width == 1 and self.threshold is None:
+            raise ValueError(
+                f"{self.name}: the loss does not say which outputs stand for class 1: end the model with a Sigmoid, or "
+                "pass a function of (targets, outputs)"
+            )
         if width == 1 or self.several:
             wrong = targets[(targets != 0) & (targets != 1)]
             if wrong.size:
@@ -366,8 +372,6 @@ def _metric(one, model) -> Metric:
         raise ValueError(
             f"metrics: unknown name {one!r}: expected one of {', '.join(KNOWN)} (top_3, ...), or a function"
         )
-    # What makes an output a yes: logits are above 0; probabilities, and outputs fitted to 0 and 1, above 0.5.
-    loss = type(model.loss).__name__
-    fitted = isinstance(model.layers[-1], layers.Sigmoid) or loss in ("MSELoss", "L1Loss", "HuberLoss", "SmoothL1Loss")
-    kind = Accuracy if one == "accuracy" else F1
-    return kind(0.5 if fitted else 0.0, several=loss == "BCEWithLogitsLoss")
+    outputs = model.outputs or model.loss.outputs
+    threshold = None if outputs is None else losses.YES_ABOVE[outputs]
+    return (Accuracy if one == "accuracy" else F1)(threshold, several=model.loss.targets == "probabilities")

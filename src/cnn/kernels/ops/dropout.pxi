@@ -49,3 +49,38 @@ cdef void dropout_rows(Py_ssize_t rows, Py_ssize_t n, double p, uint64_t key, in
         vf_store(y + last, keep_random(scale * vf_load_first(x + last, rest), <unsigned int>last, row_key, bound))
         x += x_row
         y += y_row
+
+
+cdef void dropout_forward(const Chunk* c, const Op* op) noexcept nogil:
+    if c.ws.training:
+        dropout_rows(c.batch, op.n_out, op.param, op.key, c.ws.row0 + c.first, source(c, op.src), source_row(c, op.src),
+                     output(c, op), row_size(c, op))
+    else:
+        copy_rows(c.batch, op.n_out, source(c, op.src), source_row(c, op.src), output(c, op), row_size(c, op))
+
+
+cdef void dropout_backward(const Chunk* c, const Op* op) noexcept nogil:
+    cdef real* dx = gradient_room(c, op)
+    if not wants_gradient(c, op.src):
+        return
+    if c.ws.training:
+        dropout_rows(c.batch, op.n_out, op.param, op.key, c.ws.row0 + c.first, output_gradient(c, op), row_size(c, op),
+                     dx, c.net.buffers[op.src].row)
+    else:
+        copy_rows(c.batch, op.n_out, output_gradient(c, op), row_size(c, op), dx, c.net.buffers[op.src].row)
+    gradient_done(c, op)
+
+
+cdef void dropout_tangent(const Chunk* c, const Op* op) noexcept nogil:
+    """y' = x': in evaluation mode."""
+    add_rows(c.batch, round_up(op.n_out, VL), row_of(c.t.value, c.net, op.src, c.first), c.net.buffers[op.src].row,
+             False, row_of(c.t.value, c.net, op.dst, c.first), row_size(c, op))
+
+
+cdef OpMethods DROPOUT = plain_op("dropout")
+DROPOUT.forward = dropout_forward
+DROPOUT.backward = dropout_backward
+DROPOUT.tangent = dropout_tangent
+DROPOUT.second = pass_gradients_on
+DROPOUT.random = True
+define(&DROPOUT)

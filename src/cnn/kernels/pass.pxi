@@ -1,0 +1,265 @@
+# A pass over a batch has two parts, each shared among threads and done when all have finished:
+#
+#     rows      chunk by chunk of the batch: forward, the loss and its gradient, backward to all buffers' gradients
+#     weights   piece by piece of the weight matrices: gradient, added up or used at once for the optimiser's step
+#
+# An op that needs all rows of its input before it gives one of its output (batch normalisation) cuts the ops into
+# segments, and the part `rows` into one phase for each segment and direction, with sums over the batch between them.
+#
+# No sum runs across chunks or pieces, except that of the loss, which is kept for each block of LOSS_BLOCK rows and
+# added up in order: so results do not depend on threads or chunks.
+
+cdef enum:
+    FEW_ROWS = 4                # up to this batch, dX is dot products with the rows of W as they lie
+    LOSS_BLOCK = 16             # rows whose losses are added up before they join the others'
+    CHUNK_BYTES = 1 << 19       # activations of one chunk of `predict`: half of L2
+    MOST_ROWS = 512             # of a chunk, in training; its activations stay in L2 on the way back
+    THREAD_WORK = 1 << 20       # multiply-adds below which a second thread is not called: about 20 microseconds
+
+
+cdef inline const real* pass_input(const Pass* p, int b, Py_ssize_t* row) noexcept nogil:
+    """The first row of a buffer of the whole batch, and the elements from a row to the next."""
+    if b == 0 and not p.wants.gather:
+        row[0] = p.batch.x_row
+        return p.batch.x
+    row[0] = p.net.buffers[b].row
+    return p.ws.value[b]
+
+
+# Rows: forward, loss, backward ----------------------------------------------------------------------------------------
+
+cdef double batch_loss(const Network* net, const LossSpec* loss, Workspace* ws, Py_ssize_t first, Py_ssize_t batch,
+                       const char* target, Py_ssize_t target_bytes, const real* weight, double scale, bint gradient,
+                       Py_ssize_t* correct) noexcept nogil:
+    """Sum of the loss over some rows; with gradient, that of the outputs goes to their buffer, times scale."""
+    cdef int last = net.n_buffers - 1
+    cdef Py_ssize_t row = net.buffers[last].row
+    return loss_rows(loss, batch, net.outputs, row_of(ws.value, net, last, first), row, target, target_bytes,
+                     weight, scale, row_of(ws.grad, net, last, first) if gradient else NULL, row, correct)
+
+
+cdef void pass_rows(const Pass* p, Py_ssize_t first, Py_ssize_t rows, int thread) noexcept nogil:
+    """One phase of the part `rows` of a pass, for one chunk."""
+    cdef const Network* net = p.net
+    cdef const Batch* batch = &p.batch
+    cdef const Phase* phase = &p.phase
+    cdef Workspace* ws = p.ws
+    cdef int last = net.n_buffers - 1
+    cdef Py_ssize_t i, block, width = net.buffers[0].width * sizeof(real)
+    cdef const char* target = batch.target + first * batch.target_bytes
+    cdef Chunk c
+    c.net, c.ws, c.t = net, ws, NULL
+    # rows that nobody comes back to share the room of their thread
+    c.first = first if p.wants.keep or p.wants.backward else thread * phase.chunk
+    c.batch, c.all_rows = rows, batch.rows
+    c.x, c.x_row = batch.x + first * batch.x_row, batch.x_row
+    c.keep, c.input_grad, c.few = p.wants.keep, p.wants.input_grad, batch.rows <= FEW_ROWS
+    c.panel = ws.panel + thread * ws.panel_size
+    if p.wants.gather:
+        if p.wants.forward and phase.start == 0:
+            for i in range(rows):
+                memcpy(row_of(ws.value, net, 0, c.first + i),
+                       batch.x + (batch.order[first + i] if batch.order != NULL else first + i) * batch.x_row, width)
+                if p.wants.leave_out and not counts(batch, first + i):
+                    memset(row_of(ws.value, net, 0, c.first + i), 0, width)
+        c.x, c.x_row = row_of(ws.value, net, 0, c.first), net.buffers[0].row
+    if p.wants.forward:
+        walk_forward(&c, phase.start, phase.stop)
+    if p.wants.forward and phase.stop == net.n_ops:
+        if batch.out != NULL:
+            copy_rows(rows, net.outputs, row_of(ws.value, net, last, c.first), net.buffers[last].row,
+                      batch.out + first * batch.out_row, batch.out_row)
+        if batch.target != NULL:
+            for i from 0 <= i < rows by LOSS_BLOCK:
+                block = (first + i) // LOSS_BLOCK
+                batch.correct[block] = 0
+                batch.losses[block] = batch_loss(net, &batch.loss, ws, c.first + i, smaller(LOSS_BLOCK, rows - i),
+                                                 target + i * batch.target_bytes, batch.target_bytes,
+                                                 batch.weight + first + i if batch.weight != NULL else NULL,
+                                                 p.wants.scale, p.wants.keep, &batch.correct[block])
+    if phase.back_start > phase.back_stop:
+        walk_backward(&c, phase.back_start, phase.back_stop)
+
+
+cdef void rows_task(void* argument, int thread) noexcept nogil:
+    cdef Pass* p = <Pass*>argument
+    cdef Py_ssize_t first
+    while True:
+        first = atomic_add(&p.phase.claimed, 1) * p.phase.chunk
+        if first >= p.batch.rows:
+            break
+        pass_rows(p, first, smaller(p.phase.chunk, p.batch.rows - first), thread)
+
+
+# Sums over the batch, between two phases ------------------------------------------------------------------------------
+
+cdef void sums_task(void* argument, int thread) noexcept nogil:
+    """Statistics of the columns that an op reads, or, going back, the sums of its gradients."""
+    cdef Pass* p = <Pass*>argument
+    cdef const Op* op = p.phase.summed
+    cdef Py_ssize_t column, columns
+    while True:
+        column = atomic_add(&p.phase.claimed, 1) * COLUMNS
+        if column >= op.n_out:
+            break
+        columns = smaller(COLUMNS, op.row - column)
+        if p.phase.summed_backward:
+            op.does.batch.backward_sums(p, op, column, columns)
+        else:
+            op.does.batch.sums(p, op, column, columns)
+
+
+cdef void use_running(const Network* net, Workspace* ws) noexcept nogil:
+    """In evaluation mode, running statistics take the place of those of the batch."""
+    cdef int i
+    cdef const Op* op
+    for i in range(1, net.n_segments):
+        op = &net.ops[net.segments[i]]
+        op.does.batch.use_running(net, op, ws.extra[op.index])
+
+
+# Weights --------------------------------------------------------------------------------------------------------------
+
+cdef void weights_task(void* argument, int thread) noexcept nogil:
+    cdef Pass* p = <Pass*>argument
+    cdef const Op* op
+    cdef const real* x
+    cdef real* panel = p.ws.panel + thread * p.ws.panel_size
+    cdef Py_ssize_t x_row, rows, unit, units, piece, pieces, first, end, at = 0
+    cdef Py_ssize_t claimed = atomic_add(&p.phase.claimed, 1)
+    cdef int i
+    for i in range(p.net.n_ops - 1, -1, -1):
+        op = &p.net.ops[i]
+        pieces = op.does.pieces(op, p.wants.threads, &rows, &unit)
+        if pieces == 0 and not op.has_weight and not op.has_bias:
+            continue
+        units = (rows + unit - 1) // unit
+        pieces = larger(1, smaller(pieces, units))
+        for piece in range(pieces):
+            if at == claimed:
+                first = units * piece // pieces * unit
+                end = smaller(rows, units * (piece + 1) // pieces * unit)
+                x = pass_input(p, op.src, &x_row)
+                op.does.weight_gradient(p, op, first, end - first, x, x_row, panel)
+                claimed = atomic_add(&p.phase.claimed, 1)
+            at += 1
+
+
+# A batch --------------------------------------------------------------------------------------------------------------
+
+cdef inline bint counts(const Batch* batch, Py_ssize_t place) noexcept nogil:
+    """Whether a row has a weight above zero and a target that is not to be ignored. place: of its target and weight."""
+    if batch.weight != NULL and batch.weight[place] == 0:
+        return False
+    return not (batch.loss.labels
+                and (<const int64_t*>(batch.target + place * batch.target_bytes))[0] == batch.loss.ignore_index)
+
+
+cdef bint all_finite(const real* x, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef real zeros = 0
+    for i in range(n):
+        zeros += 0 * x[i]       # NaN for infinity and NaN
+    return zeros == 0
+
+
+cdef bint leave_out_rows(Pass* p) noexcept nogil:
+    """Whether rows of x that do not count have NaN or infinity, which times their gradient of zero is NaN in that of
+    the weights: `pass_rows` puts zeros in their place, if it is told so."""
+    cdef const Batch* batch = &p.batch
+    cdef Py_ssize_t i, row
+    if batch.weight == NULL and not batch.loss.labels:
+        return False
+    for i in range(batch.rows):
+        row = batch.order[i] if batch.order != NULL else i
+        if not counts(batch, i) and not all_finite(batch.x + row * batch.x_row, p.net.buffers[0].width):
+            return True
+    return False
+
+cdef void gather_targets(Pass* p) noexcept nogil:
+    """Targets and weights of the rows of an order, one after the other."""
+    cdef Batch* batch = &p.batch
+    cdef Py_ssize_t i, bytes = sizeof(int64_t) if batch.loss.labels else p.net.outputs * sizeof(real)
+    for i in range(batch.rows):
+        memcpy(p.ws.targets + i * bytes, batch.target + batch.order[i] * batch.target_bytes, bytes)
+    batch.target, batch.target_bytes = p.ws.targets, bytes
+    if batch.weight != NULL:
+        for i in range(batch.rows):
+            p.ws.weights[i] = batch.weight[batch.order[i]]
+        batch.weight = p.ws.weights
+
+
+cdef void run_rows(Pass* p) noexcept nogil:
+    """One phase of the part `rows`."""
+    p.phase.claimed = 0
+    parallel(rows_task, p, p.wants.threads if p.phase.chunk < p.batch.rows else 1)
+
+
+cdef void run_sums(Pass* p, const Op* op, bint backward) noexcept nogil:
+    p.phase.summed = op
+    p.phase.summed_backward = backward
+    p.phase.claimed = 0
+    parallel(sums_task, p, p.wants.threads if op.row > COLUMNS else 1)
+
+
+cdef double run_pass(Pass* p, double* weight, Py_ssize_t* correct) noexcept nogil:
+    """Do what p asks for; the sum of the loss over the rows. Adds the sum of their weights, and the number of rows
+    classified right, to weight and correct."""
+    cdef Py_ssize_t block
+    cdef Network* net = <Network*>p.net
+    cdef Op* op
+    cdef Batch* batch = &p.batch
+    cdef Request* wants = &p.wants
+    cdef Phase* phase = &p.phase
+    cdef int s, segments = net.n_segments if p.ws.training else 1
+    cdef double rows_weight, total = 0
+    if batch.rows * net.work < THREAD_WORK:
+        wants.threads = 1
+    if wants.keep or wants.backward:
+        # one for each thread: each packs W^T anew, which costs as much as some rows
+        phase.chunk = round_up(smaller(MOST_ROWS, (batch.rows + wants.threads - 1) // wants.threads), LOSS_BLOCK)
+        if wants.threads == 1 and batch.rows <= 2 * MOST_ROWS:
+            phase.chunk = batch.rows
+    if batch.target != NULL:
+        if batch.order != NULL:
+            gather_targets(p)
+        rows_weight = loss_weight(&batch.loss, batch.rows, batch.target, batch.target_bytes, batch.weight)
+        weight[0] += rows_weight
+        wants.scale *= loss_scale(&batch.loss, rows_weight)
+        wants.leave_out = wants.keep and leave_out_rows(p)
+        wants.gather = wants.gather or wants.leave_out
+    if not p.ws.training and wants.forward:
+        use_running(net, p.ws)
+    phase.back_start = phase.back_stop = 0
+    if wants.forward:
+        for s in range(segments):
+            if s > 0:
+                op = &net.ops[net.segments[s]]
+                run_sums(p, op, False)
+                op.does.batch.track(net, op, p.ws.extra[op.index], batch.rows)
+            phase.start = net.segments[s]
+            phase.stop = net.segments[s + 1] if s + 1 < segments else net.n_ops
+            if wants.backward and s + 1 == segments:
+                phase.back_start, phase.back_stop = net.n_ops, net.segments[s] + (s > 0)
+            run_rows(p)
+    if wants.backward:
+        for s in range(segments - 1, -1, -1):
+            if s + 1 < segments or not wants.forward:
+                phase.start = phase.stop = -1
+                phase.back_start = net.segments[s + 1] + 1 if s + 1 < segments else net.n_ops
+                phase.back_stop = net.segments[s] + (s > 0)
+                run_rows(p)
+            if s > 0:
+                run_sums(p, &net.ops[net.segments[s]], True)
+    phase.claimed = 0
+    if wants.weights:
+        parallel(weights_task, p, wants.threads)
+    if batch.target != NULL:
+        for block in range((batch.rows + LOSS_BLOCK - 1) // LOSS_BLOCK):
+            total += batch.losses[block]
+            correct[0] += batch.correct[block]
+    check_guards(net.params)
+    check_guards(net.running)
+    if p.ws.arena.memory != NULL:       # not the caller's own
+        check_guards(p.ws.arena.at)
+    return total

@@ -1,0 +1,96 @@
+# Workspaces: room for the values, and in training the gradients, of a batch. The only place that knows their layout.
+
+cdef Py_ssize_t lay_out(const Network* net, Workspace* ws, Py_ssize_t rows, bint training, real* at) noexcept nogil:
+    """Reals that a workspace for so many rows takes, without the panels. With at, let its pointers lead there.
+
+    The pointers' own room, `pointers_of`, must be there then.
+    """
+    cdef Py_ssize_t n = 0, size
+    cdef const Buffer* buffer
+    cdef int b, part
+    for part in range(3 if training else 1):
+        for b in range(net.n_buffers):
+            buffer = &net.buffers[b]
+            if part != 1 or buffer.preactivation:
+                if at != NULL:
+                    ws.value[part * net.n_buffers + b] = at + n
+                n += rows * buffer.row
+    if training and net.scratch:
+        if at != NULL:
+            ws.scratch = at + n
+        n += rows * net.widest
+    for b in range(net.n_ops):
+        size = net.ops[b].does.extra_size(&net.ops[b], rows)
+        if at != NULL:
+            ws.extra[b] = at + n
+        n += round_up(size, VL)
+    if at != NULL:
+        ws.capacity = rows
+        ws.panel = at + n
+    return n
+
+
+cdef Py_ssize_t pointers_of(const Network* net, Workspace* ws, real** at, bint training) noexcept nogil:
+    """How many pointers a workspace has. With at, they lie from there on."""
+    cdef Py_ssize_t buffers = net.n_buffers * (3 if training else 1)
+    if at != NULL:
+        ws.value = at
+        if training:
+            ws.before, ws.grad = at + net.n_buffers, at + 2 * net.n_buffers
+        ws.extra = at + buffers
+    return buffers + net.n_ops
+
+
+cdef void release_workspace(Workspace* ws) noexcept nogil:
+    release(&ws.arena)
+    free(ws.value)
+    free(ws.sums)
+    memset(ws, 0, sizeof(Workspace))
+
+
+cdef size_t workspace_bytes(const Workspace* ws) noexcept nogil:
+    return ws.arena.bytes + ws.sums_bytes
+
+
+cdef int reserve(const Network* net, Workspace* ws, Py_ssize_t batch, bint training, int threads) except -1:
+    """Make room for a batch: whether a new workspace was needed. The old one stays if memory is short."""
+    cdef Workspace grown
+    cdef Py_ssize_t blocks, target
+    if batch <= ws.capacity and threads <= ws.threads:
+        return 0
+    memset(&grown, 0, sizeof(grown))
+    batch = larger(batch, larger(ws.capacity, 1))
+    grown.threads = <int>larger(threads, ws.threads)
+    if times(times(batch, net.widest + TILE_NV * VL), 4 * (net.n_buffers + net.n_ops + grown.threads)) >= CNN_MOST:
+        raise MemoryError(f"a batch of {batch} rows is too large for this machine's addresses")
+    grown.training = ws.training
+    grown.row0 = ws.row0
+    grown.panel_size = panel_size(batch, net.widest) if training else panel_size(0, 0)
+    try:
+        pointers_of(net, &grown, <real**>allocate_plain(pointers_of(net, NULL, NULL, training) * sizeof(real*)),
+                    training)
+        if training:        # losses, correct, targets and weights lie in one piece
+            blocks = batch // LOSS_BLOCK + 1
+            target = larger(net.outputs * sizeof(real), sizeof(int64_t))
+            grown.sums_bytes = 16 * blocks + batch * (target + sizeof(real))
+            grown.sums = allocate_plain(grown.sums_bytes)
+            grown.losses = <double*>grown.sums
+            grown.correct = <Py_ssize_t*>(grown.losses + blocks)
+            grown.targets = <char*>(grown.correct + blocks)
+            grown.weights = <real*>(grown.targets + batch * target)
+        allocate(&grown.arena, lay_out(net, NULL, batch, training, NULL) + grown.threads * grown.panel_size)
+    except MemoryError:
+        release_workspace(&grown)
+        raise
+    lay_out(net, &grown, batch, training, grown.arena.at)
+    release_workspace(ws)
+    ws[0] = grown
+    return 1
+
+
+cdef void* allocate_plain(size_t bytes) except NULL:
+    """Zeroed memory that `free` frees."""
+    cdef void* memory = calloc(larger(bytes, 1), 1)
+    if memory == NULL:
+        raise MemoryError(f"cannot allocate {bytes} bytes")
+    return memory
