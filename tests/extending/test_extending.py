@@ -1,11 +1,9 @@
-"""One activation, loss, optimiser and layer more: each by the edits of its file here, in a copy of the tree, and the grid
-on it.
+"""One activation, loss, optimiser and layer more, in a copy of the tree, and the grid on it.
 
     make test-extending
 
-What has to be touched for a part of that kind stands in these files, and nothing more. All four are put into one copy,
-which is built for one instruction set; CONTRIBUTING.md explains them. Lines are inserted before an anchor, which has
-to stand in its file once.
+What has to be touched for a part of each kind stands in its file here, and nothing more: lines that are inserted before
+an anchor, which has to stand in its file once. All four are put into one copy, which is built for one instruction set.
 """
 
 import importlib.util
