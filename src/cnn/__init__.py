@@ -70,6 +70,7 @@ from .training import (
     EarlyStopping,
     History,
     LambdaCallback,
+    ModelCheckpoint,
     TensorBoardLogger,
 )
 
@@ -108,6 +109,7 @@ __all__ = [
     "LogSoftmax",
     "MSELoss",
     "Maximum",
+    "ModelCheckpoint",
     "MultiStepLR",
     "Multiply",
     "NLLLoss",

@@ -10,7 +10,7 @@ import math
 import os
 from typing import Any
 
-import numpy as np
+from .._checks import choice, finite, integer
 
 __all__ = ["CSVLogger", "Callback", "EarlyStopping", "LambdaCallback", "TensorBoardLogger"]
 
@@ -62,10 +62,10 @@ class Callback:
         return f"{type(self).__name__}({', '.join(values)})"
 
     def _check(self, names: list[str]) -> None:
-        """Raise if logs that have these names will not do."""
+        """Before anything is trained: raise if logs with these names will not do."""
 
     def _close(self) -> None:
-        """The training is over, by an exception or not."""
+        """When the training is over, by an exception or not."""
 
 
 def overridden(callbacks: list[Callback], method: str) -> list:
@@ -132,24 +132,12 @@ class EarlyStopping(Callback):
     """
 
     def __init__(self, monitor="val_loss", patience=10, min_delta=0.0, mode="auto", restore_best_weights=True):
-        if not isinstance(monitor, str):
-            raise TypeError(f"monitor: expected a name such as 'val_loss', got {monitor!r}")
-        if isinstance(patience, bool) or not isinstance(patience, (int, np.integer)):
-            raise TypeError(f"patience: expected an int, got {patience!r}")
-        if patience < 1:
-            raise ValueError(f"patience: expected at least 1, got {patience}")
-        if isinstance(min_delta, bool) or not isinstance(min_delta, (int, float, np.number)):
-            raise TypeError(f"min_delta: expected a number, got {min_delta!r}")
-        if not (math.isfinite(min_delta) and min_delta >= 0):
-            raise ValueError(f"min_delta: expected a finite number of at least 0, got {min_delta}")
-        if mode not in ("auto", "min", "max"):
-            raise ValueError(f"mode: expected 'auto', 'min' or 'max', got {mode!r}")
         self.monitor = monitor
-        self.patience = int(patience)
-        self.min_delta = float(min_delta)
-        self.mode = mode
+        self.patience = integer("patience", patience, 1)
+        self.min_delta = finite("min_delta", min_delta, 0)
+        self.mode = choice("mode", mode, ("auto", "min", "max"))
         self.restore_best_weights = bool(restore_best_weights)
-        self._sign = 1 if (more_is_better(monitor) if mode == "auto" else mode == "max") else -1
+        self._sign = direction(monitor, mode)
         self._forget()
 
     def _forget(self) -> None:
@@ -160,11 +148,7 @@ class EarlyStopping(Callback):
         self._waited = 0
 
     def _check(self, names):
-        if self.monitor not in names:
-            hint = ""
-            if self.monitor.startswith("val_") and not any(name.startswith("val_") for name in names):
-                hint = "; pass validation_data or validation_split, or monitor='loss'"
-            raise ValueError(f"early stopping: no {self.monitor!r} to monitor: there are {', '.join(names)}{hint}")
+        expect_monitor("early stopping", self.monitor, names)
 
     def on_train_begin(self, logs):
         self._forget()
@@ -180,14 +164,30 @@ class EarlyStopping(Callback):
             return
         self.best, self.best_epoch, self._waited = value, epoch, 0
         if self.restore_best_weights:
-            self._saved = self.model._program.snapshot(self.model.optimizer.states)
+            self._saved = self.model._core.snapshot()
 
     def on_train_end(self, logs):
         if self._saved is not None:
-            self.model._program.restore(self._saved)
+            self.model._core.restore(self._saved)
 
     def _close(self):
         self._saved = None
+
+
+def direction(monitor: str, mode: str) -> int:
+    """1 if larger values of a number of the history are better, -1 if smaller ones are."""
+    if not isinstance(monitor, str):
+        raise TypeError(f"monitor: expected a name such as 'val_loss', got {monitor!r}")
+    return 1 if (more_is_better(monitor) if mode == "auto" else mode == "max") else -1
+
+
+def expect_monitor(who: str, monitor: str, names: list[str]) -> None:
+    """ValueError if the history will have no number of this name."""
+    if monitor not in names:
+        hint = ""
+        if monitor.startswith("val_") and not any(name.startswith("val_") for name in names):
+            hint = "; pass validation_data or validation_split, or monitor='loss'"
+        raise ValueError(f"{who}: no {monitor!r} to monitor: there are {', '.join(names)}{hint}")
 
 
 def more_is_better(name: str) -> bool:
