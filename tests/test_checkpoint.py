@@ -1,7 +1,6 @@
 """save and load: bit-identical, safetensors' format byte by byte, damage, atomic replacement."""
 
 import errno
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -10,8 +9,7 @@ import re
 import socket
 import stat
 import struct
-import subprocess
-import sys
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -724,62 +722,37 @@ def test_owner(path, model, monkeypatch, owner):
     assert_same(cnn.load(path), model)
 
 
-def dead_process():
-    """The number of a process that has ended."""
-    return (
-        subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True)
-        .stdout.decode()
-        .strip()
-    )
-
-
-def test_temporary_files_of_dead_writers_are_swept(path, model):
-    """By the numbers of their processes and by their locks; and nothing that only looks similar."""
-    dead, random = dead_process(), "0123456789abcdef"
-    stale = path.parent / f".cnn-{dead}-{random}.tmp"
-    own = path.parent / f".cnn-{os.getpid()}-{random}.tmp"
-    locked = path.parent / f".cnn-{dead}-{random[::-1]}.tmp"  # by a writer in another safetensors_file, say
-    link = path.parent / f".cnn-{dead}-{'a' * 16}.tmp"
-    others = [
-        f".cnn-{dead}-{random}.tmp.txt",
-        f"cnn-{dead}-{random}.tmp",
-        f".cnn--{random}.tmp",
-        f".cnn-{dead}-{'g' * 16}.tmp",
-    ]
-    for file in (stale, own, locked, *(path.parent / name for name in others)):
-        file.write_bytes(b"x")
-    link.symlink_to("nowhere")
-    with locked.open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        model.save(path)
-        assert listing(path) == sorted([own.name, locked.name, link.name, *others, "model.safetensors"])
+def test_stale_temporary_files_are_removed(path, model):
+    """A day after the last write to them, of this version or an earlier one; nothing that only looks similar is."""
+    random = "0123456789abcdef"
+    stale = [f".cnn-{2 * random}.tmp", f".cnn-12345-{random}.tmp"]
+    recent = f".cnn-{2 * random[::-1]}.tmp"
+    others = [f".cnn-{random}.tmp.txt", f"cnn-{random}.tmp", f".cnn-{'g' * 16}.tmp", ".cnn-.tmp"]
+    now = time.time()
+    for name in (*stale, recent, *others):
+        (path.parent / name).write_bytes(b"x")
+        os.utime(path.parent / name, (0, now - atomic_write.STALE + (60 if name == recent else -60)))
+    (path.parent / ".cnn-aa.tmp").symlink_to("nowhere")
+    (path.parent / ".cnn-bb.tmp").mkdir()
+    os.utime(path.parent / ".cnn-bb.tmp", (0, 0))
     model.save(path)
-    assert listing(path) == sorted([own.name, link.name, *others, "model.safetensors"])
+    assert listing(path) == sorted([recent, *others, ".cnn-aa.tmp", ".cnn-bb.tmp", "model.safetensors"])
 
 
-def test_a_writer_holds_its_lock(path, model, monkeypatch):
-    """While it writes, another that takes it for dead does not sweep it."""
+def test_a_writer_is_left_alone(path, model, monkeypatch):
+    """Another save into the same folder, while this one writes, does not remove its file."""
     fsync, seen = os.fsync, []
 
     def meanwhile(handle):
         monkeypatch.undo()
-        monkeypatch.setattr(atomic_write, "_lives", lambda process: False)
-        atomic_write.sweep(str(path.parent))
+        model.save(path.parent / "other")
         seen.extend(listing(path))
         fsync(handle)
 
     monkeypatch.setattr(atomic_write.os, "fsync", meanwhile)
     model.save(path)
-    assert len(seen) == 1
-    assert atomic_write.TEMPORARY.fullmatch(seen[0])[1] == str(os.getpid())
-    assert listing(path) == ["model.safetensors"]
-
-
-def test_living_and_dead_processes():
-    assert atomic_write._lives(os.getpid())
-    assert atomic_write._lives(1)
-    assert not atomic_write._lives(int(dead_process()))
-    assert not atomic_write._lives(9_999_999_999)
+    assert [name for name in seen if atomic_write.TEMPORARY.fullmatch(name)]
+    assert listing(path) == ["model.safetensors", "other"]
 
 
 def test_saves_at_the_same_time(path, dtype):

@@ -1,4 +1,4 @@
-"""Exact resume: 20 epochs straight, or 7, a file, a new process and 13, give the same bits; and `Saver`."""
+"""Exact resume: 20 epochs straight, or 7, a file, a new process and 13, give the same bits; and `ModelCheckpoint`."""
 
 import json
 import os
@@ -152,16 +152,16 @@ def test_resumed_within_an_epoch(tmp_path, batch, accumulation_steps):
     with pytest.raises(KeyboardInterrupt):
         interrupted.fit(x, y, **arguments, callbacks=[SavesWithin(tmp_path / "within", 3, stop)])
     loaded = cnn.load(tmp_path / "within")
-    assert loaded._position[:2] == (3, min(8 * (stop + 1), 100))
+    assert loaded._core.state.position[:2] == (3, min(8 * (stop + 1), 100))
     for model in (loaded, interrupted):
         resumed = model.fit(x, y, **arguments, initial_epoch=2)
         for name, values in history.items():  # losses of accumulated batches are added up call by call
             np.testing.assert_allclose(resumed[name], values, rtol=0 if accumulation_steps == 1 else 1e-14)
         np.testing.assert_array_equal(model.parameters, straight.parameters)
-        assert model._position is None
+        assert model._core.state.position is None
     other = cnn.load(tmp_path / "within")
     other.fit(x, y, epochs=1, batch_size=8)  # without initial_epoch an epoch is an epoch
-    assert other._position is None
+    assert other._core.state.position is None
 
 
 @pytest.mark.parametrize("loads", [False, True])
@@ -177,7 +177,7 @@ def test_a_new_run_after_an_interrupted_first_epoch(tmp_path, loads):
         return cnn.load(tmp_path / "within") if loads else model
 
     model, twin = interrupted(), interrupted()
-    order = model._kernels.permutation(len(x), model._random_seed, 0)
+    order = model._core.kernels.permutation(len(x), model._core.state.random_seed, 0)
     history = model.fit(x, y, batch_size=8, epochs=1)
     losses = [twin.train_step(x[order[at : at + 8]], y[order[at : at + 8]]) for at in range(0, len(x), 8)]
     sizes = [len(order[at : at + 8]) for at in range(0, len(x), 8)]
@@ -273,7 +273,7 @@ def test_odd_numbers_in_the_history(tmp_path, values):
 
 def changed(model, path, edit):
     """A file with the training state after `edit(arrays, numbers)`, sealed with its digest."""
-    tensors, metadata = checkpoint._parts(model, True)
+    tensors, metadata = checkpoint.parts_of(model, True)
     names = {name.removeprefix("cnn.training/"): name for name in tensors}
     arrays = {short: np.array(tensors[name]) for short, name in names.items() if short != name}
     numbers = safetensors_file.parsed(metadata["training"], "")
@@ -338,7 +338,7 @@ def test_a_damaged_state_of_a_schedule(tmp_path):
 
 def test_training_tensors_without_their_numbers(tmp_path):
     model = plain(cnn.SGD())
-    tensors, metadata = checkpoint._parts(model, True)
+    tensors, metadata = checkpoint.parts_of(model, True)
     del metadata["training"]
     atomic_write.replace(tmp_path / "file", safetensors_file.pack(tensors, metadata))
     with pytest.raises(ValueError, match="unknown counters: the file has no other training state"):
@@ -400,22 +400,34 @@ def test_resume_with_nothing_to_resume(tmp_path):
     assert same(model, other)
 
 
-def saved(folder, every=1, keep=3, epochs=range(1, 6), model=None):
-    """A Saver that has seen these epochs, whose number is the first bias."""
-    model = plain(cnn.Adam()) if model is None else model
-    saver = checkpoint.Saver(model, folder, every, keep)
-    for epoch in epochs:
-        model.layers[0].bias[0] = epoch
-        saver.epoch_done(epoch, cnn.History({"loss": [0.5] * epoch}))
-        saver.close()
+def begun(folder, model, **arguments):
+    """A ModelCheckpoint as at the beginning of a fit."""
+    saver = cnn.ModelCheckpoint(folder, **arguments)
+    saver.model = model
+    saver._check([])
     return saver
 
 
+def save(saver, epoch, *, wait=True):
+    """The end of an epoch, whose number is the first bias."""
+    saver.model.layers[0].bias[0] = saver.model._core.state.epoch = epoch
+    saver.on_epoch_end(epoch, {})
+    if wait:
+        saver._close()
+
+
+def saved(folder, epochs=range(1, 6), model=None, **arguments):
+    saver = begun(folder, plain(cnn.Adam()) if model is None else model, **arguments)
+    for epoch in epochs:
+        saver.model.history = cnn.History({"loss": [0.5] * epoch})
+        save(saver, epoch)
+
+
 def test_files_that_are_kept(tmp_path):
-    """The newest `keep`; nothing else in the folder is touched."""
+    """The newest `max_to_keep`; nothing else in the folder is touched."""
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "checkpoint-final.safetensors").write_text("mine")
-    saved(tmp_path, keep=2)
+    saved(tmp_path, max_to_keep=2)
     own = ["checkpoint-000004.safetensors", "checkpoint-000005.safetensors"]
     assert files(tmp_path) == [*own, "checkpoint-final.safetensors", "notes.txt"]
     assert [cnn.load(tmp_path / name).layers[0].bias[0] for name in own] == [4, 5]
@@ -423,20 +435,20 @@ def test_files_that_are_kept(tmp_path):
 
 
 def test_every(tmp_path):
-    saved(tmp_path, every=2, keep=9, epochs=range(1, 8))
+    saved(tmp_path, every=2, max_to_keep=9, epochs=range(1, 8))
     assert [cnn.load(tmp_path / name).layers[0].bias[0] for name in files(tmp_path)] == [2, 4, 6]
 
 
 def test_numbers_go_on_in_a_folder_that_was_used(tmp_path):
     """Also where the new run has fewer epochs: what is newer is not told by the epoch."""
-    saved(tmp_path, keep=3, epochs=range(100, 103))
-    saved(tmp_path, keep=3, epochs=range(1, 3))
+    saved(tmp_path, max_to_keep=3, epochs=range(100, 103))
+    saved(tmp_path, max_to_keep=3, epochs=range(1, 3))
     assert files(tmp_path) == [f"checkpoint-{number:06d}.safetensors" for number in (3, 4, 5)]
-    assert checkpoint.Saver(plain(cnn.Adam()), tmp_path).resume() == 2
+    assert cnn.ModelCheckpoint(tmp_path).resume(plain(cnn.Adam())) == 2
 
 
 def test_damaged_files_are_passed_over(tmp_path):
-    saved(tmp_path, keep=9)
+    saved(tmp_path, max_to_keep=9)
     five, four, three = (tmp_path / f"checkpoint-00000{number}.safetensors" for number in (5, 4, 3))
     five.write_bytes(five.read_bytes()[:-1])
     content = bytearray(four.read_bytes())
@@ -445,7 +457,7 @@ def test_damaged_files_are_passed_over(tmp_path):
     plain(cnn.Adam()).save(three)  # without the training state
     model = plain(cnn.Adam())
     with pytest.warns(RuntimeWarning) as warnings:
-        assert checkpoint.Saver(model, tmp_path).resume() == 2
+        assert cnn.ModelCheckpoint(tmp_path).resume(model) == 2
     assert model.layers[0].bias[0] == 2
     messages = [str(warning.message) for warning in warnings]
     assert len(messages) == 3
@@ -459,7 +471,7 @@ def test_nothing_that_can_be_read(tmp_path):
     model = plain(cnn.Adam())
     before = checkpoint.to_bytes(model)
     with pytest.warns(RuntimeWarning, match="empty"):
-        assert checkpoint.Saver(model, tmp_path).resume() is None
+        assert cnn.ModelCheckpoint(tmp_path).resume(model) is None
     assert checkpoint.to_bytes(model) == before
 
 
@@ -483,7 +495,7 @@ def test_another_architecture_is_refused(tmp_path, model, message):
     before = checkpoint.to_bytes(model)
     path = re.escape(str(tmp_path / "checkpoint-000005.safetensors"))
     with pytest.raises(ValueError, match=f"^{path}: is of another {message}"):
-        checkpoint.Saver(model, tmp_path).resume()
+        cnn.ModelCheckpoint(tmp_path).resume(model)
     assert checkpoint.to_bytes(model) == before
 
 
@@ -501,7 +513,7 @@ def test_the_optimizer_stays_the_same_object(tmp_path):
     saved(tmp_path, model=first, epochs=[3])
     model = made(0.5)
     optimizer, schedule = model.optimizer, model.optimizer.schedule
-    assert checkpoint.Saver(model, tmp_path).resume() == 3
+    assert cnn.ModelCheckpoint(tmp_path).resume(model) == 3
     assert model.optimizer is optimizer
     assert optimizer.schedule is schedule
     assert optimizer.get_config() == first.optimizer.get_config()
@@ -523,35 +535,31 @@ def test_the_snapshot_is_taken_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic_write, "replace", waiting)
     model = plain(cnn.Adam())
     fit(model, 1)
-    history = cnn.History({"loss": [1.0]})
-    saver = checkpoint.Saver(model, tmp_path)
-    before = b"".join(safetensors_file.pack(*checkpoint._parts(model, True, 1, history)))
-    saver.epoch_done(1, history)
+    saver = begun(tmp_path, model)
+    before = checkpoint.to_bytes(model)
+    saver.on_epoch_end(1, {})
     fit(model, 3, initial_epoch=1)
-    history["loss"].append(2.0)
     go.set()
-    saver.close()
+    saver._close()
     assert (tmp_path / "checkpoint-000001.safetensors").read_bytes() == before
 
 
 def test_the_loop_does_not_wait(tmp_path, monkeypatch):
     """At most one snapshot waits for the thread: the newest, which is never lost."""
-    write, go, begun = atomic_write.replace, threading.Event(), threading.Event()
+    write, go, writes = atomic_write.replace, threading.Event(), threading.Event()
 
     def waiting(path, pieces):
-        begun.set()
+        writes.set()
         assert go.wait(60)
         write(path, pieces)
 
     monkeypatch.setattr(atomic_write, "replace", waiting)
-    model = plain(cnn.Adam())
-    saver = checkpoint.Saver(model, tmp_path, keep=9)
+    saver = begun(tmp_path, plain(cnn.Adam()), max_to_keep=9)
     for epoch in range(1, 8):
-        model.layers[0].bias[0] = epoch
-        saver.epoch_done(epoch, cnn.History())
-        assert begun.wait(60)
+        save(saver, epoch, wait=False)
+        assert writes.wait(60)
     go.set()
-    saver.close()
+    saver._close()
     assert [cnn.load(tmp_path / name).layers[0].bias[0] for name in files(tmp_path)] == [1, 7]
 
 
@@ -562,34 +570,101 @@ def test_errors_of_the_thread_are_raised(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device", path)
 
     model = plain(cnn.Adam())
-    saver = checkpoint.Saver(model, tmp_path)
+    saver = begun(tmp_path, model)
     with monkeypatch.context() as patch:
         patch.setattr(atomic_write, "replace", full)
-        saver.epoch_done(1, cnn.History())
+        save(saver, 1, wait=False)
         saver._thread and saver._thread.join()
         with pytest.raises(OSError, match=r"No space left on device: '.*checkpoint-000001.safetensors'"):
-            saver.epoch_done(2, cnn.History())
-        saver.epoch_done(3, cnn.History())
+            save(saver, 2)
+        save(saver, 3, wait=False)
         with pytest.raises(OSError, match="No space left on device"):
-            saver.close()
+            saver._close()
         with pytest.raises(OSError, match="No space left on device"):
             fit(model, 2, checkpoint=tmp_path)
-    saver.close()
-    saver.epoch_done(4, cnn.History())
-    saver.close()
+    saver._close()
+    save(saver, 4)
     assert files(tmp_path) == ["checkpoint-000001.safetensors"]
 
 
-def test_arguments(tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"every": 0}, ValueError, "^every: expected at least 1, got 0"),
+        ({"every": 1.0}, TypeError, "^every: expected an int, got 1.0"),
+        ({"max_to_keep": 0}, ValueError, "^max_to_keep: expected at least 1, got 0"),
+        ({"max_to_keep": True}, TypeError, "^max_to_keep: expected an int, got True"),
+        ({"max_to_keep": None}, TypeError, "^max_to_keep: expected an int, got None"),
+        ({"save_best_only": 1}, TypeError, "^save_best_only: expected True or False, got 1"),
+        ({"mode": "best"}, ValueError, "^mode: expected one of 'auto', 'min', 'max', got 'best'"),
+        ({"save_best_only": True, "monitor": "mine"}, ValueError, "^mode: 'auto' does not know"),
+        ({"save_best_only": True, "monitor": 3}, TypeError, "^monitor: expected a name such as 'val_loss', got 3"),
+    ],
+)
+def test_arguments(tmp_path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        cnn.ModelCheckpoint(tmp_path, **arguments)
+
+
+def test_arguments_of_fit(tmp_path):
     model = plain(cnn.Adam())
-    for name, every, keep in (("checkpoint_every", 0, 1), ("keep", 1, 0), ("keep", 1, -1)):
-        with pytest.raises(ValueError, match=f"^{name}: expected at least 1"):
-            checkpoint.Saver(model, tmp_path, every, keep)
-    for name, every, keep in (("checkpoint_every", 1.0, 1), ("keep", 1, True), ("keep", 1, None)):
-        with pytest.raises(TypeError, match=f"^{name}: expected an int"):
-            checkpoint.Saver(model, tmp_path, every, keep)
+    before = checkpoint.to_bytes(model)
+    for name, value, error in (("checkpoint_every", 0, ValueError), ("keep", 0, ValueError), ("keep", True, TypeError)):
+        with pytest.raises(error, match=f"^{name}: expected"):
+            fit(model, 2, checkpoint=tmp_path / "new", **{name: value})
+    with pytest.raises(ValueError, match="^resume: expected a folder"):
+        fit(model, 2, resume=True)
+    with pytest.raises(ValueError, match="^save_best_only: no 'val_loss' to monitor: .*; pass validation_data"):
+        fit(model, 2, callbacks=[cnn.ModelCheckpoint(tmp_path / "new", save_best_only=True)], validation_data=None)
+    assert not (tmp_path / "new").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError):
-        checkpoint.Saver(model, tmp_path / "file")
-    with pytest.raises(ValueError, match="resume"):
-        fit(model, 2, resume=True)
+        fit(model, 2, checkpoint=tmp_path / "file")
+    assert checkpoint.to_bytes(model) == before
+
+
+@pytest.mark.parametrize("mode", ["min", "max", "auto"])
+def test_the_best_only(tmp_path, mode):
+    """Also after a run is continued: what is best is read from the history."""
+    values = [3.0, np.nan, 2.0, 5.0, 2.5, 1.0]
+    best = {"min": [1, 3, 6], "max": [1, 4], "auto": [1, 3, 6]}[mode]
+    for begin in range(len(values)):
+        folder, model = tmp_path / str(begin), plain(cnn.Adam())
+        settings = {"save_best_only": True, "monitor": "loss", "mode": mode, "max_to_keep": 9}
+        saver = cnn.ModelCheckpoint(folder, **settings)
+        for first, last in ((1, begin), (begin + 1, len(values))):
+            saver = cnn.ModelCheckpoint(folder, **settings)
+            saver.model = model
+            saver._check(["loss"])
+            model.history = cnn.History({"loss": values[: first - 1]})
+            saver.on_train_begin({})
+            for epoch in range(first, last + 1):
+                model.layers[0].bias[0] = epoch
+                saver.on_epoch_end(epoch, {"loss": values[epoch - 1]})
+                saver._close()
+        assert [cnn.load(folder / name).layers[0].bias[0] for name in files(folder)] == best
+
+
+@pytest.mark.parametrize("how", ["callback", "save"])
+def test_saved_by_a_callback(tmp_path, how):
+    """At the end of an epoch the state of the schedule is that after the epoch, so that training goes on to the bit."""
+
+    def made():
+        return plain(cnn.Adam(0.1, schedule=cnn.ReduceLROnPlateau(monitor="loss", patience=1, threshold=0.5)))
+
+    straight = made()
+    fit(straight, 9)
+    assert len(set(straight.history["lr"])) > 2
+    callback = cnn.ModelCheckpoint(tmp_path, max_to_keep=9)
+    if how == "save":
+
+        def save(epoch, logs):
+            stopped.save(tmp_path / f"checkpoint-{epoch:06d}.safetensors", training_state=True)
+
+        callback = cnn.LambdaCallback(on_epoch_end=save)
+    stopped = made()
+    fit(stopped, 8, callbacks=[callback])
+    for name in files(tmp_path):
+        model = cnn.load(tmp_path / name)
+        fit(model, 9, initial_epoch=model.history.epochs[-1])
+        assert same(model, straight)

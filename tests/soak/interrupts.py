@@ -63,10 +63,10 @@ def replay(model, steps, shuffle):
         if step % batches == 0:
             order = np.arange(ROWS)
             if shuffle:
-                order = model._kernels.permutation(ROWS, model._random_seed, model._epochs_seen)
+                order = model._core.kernels.permutation(ROWS, model._core.state.random_seed, model._core.state.epochs_seen)
         at = step % batches * BATCH
         model.train_step(X[order[at : at + BATCH]], Y[order[at : at + BATCH]])
-        model._epochs_seen += step % batches == batches - 1
+        model._core.state.epochs_seen += step % batches == batches - 1
 
 
 def same(a, b):
@@ -87,15 +87,16 @@ def main(count, seed):
         if random.random() < 0.5:
             settings["validation_data"] = (X, Y)
         before = model._program.steps
-        seen = model._epochs_seen
+        seen = model._core.state.epochs_seen
         if not interrupted(model, **settings):
             print(f"interrupt {i}: fit ended by itself")
             failures += 1
         taken = model._program.steps - before
-        twin._epochs_seen = seen
+        twin._core.state.epochs_seen = seen
         replay(twin, taken, shuffle)
         steps += taken
-        model._epochs_seen = twin._epochs_seen = max(model._epochs_seen, twin._epochs_seen)
+        most = max(model._core.state.epochs_seen, twin._core.state.epochs_seen)
+        model._core.state.epochs_seen = twin._core.state.epochs_seen = most
         if not same(model, twin):
             print(f"interrupt {i}: {taken} steps of fit, {settings}: not what the same steps give one by one")
             failures += 1

@@ -91,7 +91,7 @@ def main(limits):
                     twin = network()
                     twin.load_weights(model.state_dict())
                     twin._program.set_state(model._program.state(2), 2)
-                    twin._epochs_seen = model._epochs_seen
+                    twin._core.state.epochs_seen = model._core.state.epochs_seen
             else:
                 call(twin)
             call(model)

@@ -116,12 +116,14 @@ class Sequential(layers.Layer):
     def history(self, history):
         self._core.state.history = history
 
-    # Names by which layers, exporters and tables still reach into the core.
+    # Names by which layers, exporters, tables and tests still reach into the core.
     _program = property(lambda self: self._core.program)
     _compiled = property(lambda self: None if self._core.nested else self._core.program)
     _graph = property(lambda self: self._core.graph)
     _parametric = property(lambda self: self._core.parametric)
     _named_of = property(lambda self: self._core.named_of)
+    _named = property(lambda self: self._core.named)
+    _kernels = property(lambda self: self._core.kernels)
 
     # in another model -------------------------------------------------------------------------------------------------
 
