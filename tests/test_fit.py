@@ -412,8 +412,16 @@ def test_balanced_classes_that_do_not_occur():
         ({"class_weight": {1: "much"}}, TypeError, r"^class_weight: expected a number for class 1, got 'much'"),
         ({"class_weight": "even"}, ValueError, r"^class_weight: expected a dict or 'balanced', got 'even'"),
         ({"class_weight": [1, 2, 3]}, TypeError, r"^class_weight: expected a dict or 'balanced', got \[1, 2, 3\]"),
-        ({"validation_split": 1.0}, ValueError, r"^validation_split: expected a finite number of at least 0 and below 1, got 1.0"),
-        ({"validation_split": -0.1}, ValueError, r"^validation_split: expected a finite number of at least 0 and below 1, got -0.1"),
+        (
+            {"validation_split": 1.0},
+            ValueError,
+            r"^validation_split: expected a finite number of at least 0 and below 1, got 1.0",
+        ),
+        (
+            {"validation_split": -0.1},
+            ValueError,
+            r"^validation_split: expected a finite number of at least 0 and below 1, got -0.1",
+        ),
         ({"validation_split": "half"}, TypeError, r"^validation_split: expected a number, got 'half'"),
         ({"validation_split": 0.9}, ValueError, r"^validation_split: 0\.9 of 6 rows leaves no rows"),
         (

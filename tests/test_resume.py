@@ -280,7 +280,9 @@ def changed(model, path, edit):
     numbers = edit(arrays, numbers) or numbers
     tensors = {name: a for name, a in tensors.items() if not name.startswith("cnn.training/")}
     metadata["training"] = json.dumps(numbers)
-    atomic_write.replace(path, safetensors_file.pack(tensors | {f"cnn.training/{k}": a for k, a in arrays.items()}, metadata))
+    atomic_write.replace(
+        path, safetensors_file.pack(tensors | {f"cnn.training/{k}": a for k, a in arrays.items()}, metadata)
+    )
 
 
 EDITS = {

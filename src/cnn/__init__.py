@@ -1,8 +1,7 @@
 """Cython neural networks: multilayer perceptrons on the CPU at the speed of the hardware."""
 
-__version__ = "0.1.0"
-
 from . import functional, initializers
+from ._about import __version__ as __version__
 from ._about import get_include, show_config
 from ._threads import get_num_threads, set_num_threads
 from .export.c import to_c

@@ -63,7 +63,9 @@ def replay(model, steps, shuffle):
         if step % batches == 0:
             order = np.arange(ROWS)
             if shuffle:
-                order = model._core.kernels.permutation(ROWS, model._core.state.random_seed, model._core.state.epochs_seen)
+                order = model._core.kernels.permutation(
+                    ROWS, model._core.state.random_seed, model._core.state.epochs_seen
+                )
         at = step % batches * BATCH
         model.train_step(X[order[at : at + BATCH]], Y[order[at : at + BATCH]])
         model._core.state.epochs_seen += step % batches == batches - 1

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .._about import __version__
 from ..files.atomic_write import replace
 from .graph import Graph, Node, graph_of
 
@@ -187,8 +188,6 @@ class _Header:
         return self._assembled()
 
     def _assembled(self) -> str:
-        from .. import __version__
-
         name, real = self.name, self.real
         n_in, n_out = self.graph.widths[0], self.graph.widths[self.graph.output]
         sizes = {f"h{i}": size for i, size in enumerate(self.slots)} | ({"t": self.temporary} if self.temporary else {})

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import layers
+from .._about import __version__
 from ..files.atomic_write import replace
 from ..models import Sequential
 from .graph import Node, graph_of
@@ -90,8 +91,6 @@ class _Writer:
 
     def model(self) -> Any:
         from onnx import TensorProto, helper
-
-        from .. import __version__
 
         for node in self.graph.nodes:
             self.names[node.target] = getattr(self, f"_{node.kind}")(node)

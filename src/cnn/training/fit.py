@@ -620,8 +620,10 @@ def _evaluate(model, source: Source, meter: _Meter, threads: int) -> dict[str, f
     meter.reset()
     for part in source.parts(None):
         for at in range(0, len(part.x), step):
-            x, y, w = (None if a is None else a[at : at + step] for a in part[:3])
-            totals += np.array((*program.evaluate(x, y, w, threads), _counted(model, y)))
+            rows = slice(at, at + step)
+            x, y, w = part.x[rows], part.y[rows], None if part.w is None else part.w[rows]
+            loss, weight, right = program.evaluate(x, y, w, threads)
+            totals += np.array((loss, weight, right, _counted(model, y)))
             if meter:
                 meter.update(y, program.predict(x, meter.room(len(x)), threads))
     numbers = meter.all(totals)
