@@ -449,7 +449,7 @@ def test_no_targets(x):
     ("arguments", "error", "message"),
     [
         ({"rows": 0}, ValueError, "^rows: expected at least 1, got 0"),
-        ({"rows": 2.0}, TypeError, "^rows: expected an int or None, got 2.0"),
+        ({"rows": 2.0}, TypeError, "^rows: expected an int, got 2.0"),
         ({"x": [[1.0]]}, TypeError, "^x: expected an array with shape, dtype and slices, got list"),
         ({"y": (1, 2)}, TypeError, "^y: expected an array with shape, dtype and slices, got tuple"),
     ],

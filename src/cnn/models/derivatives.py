@@ -13,7 +13,7 @@ import numpy as np
 from .._threads import get_num_threads
 
 
-def vjp(model: Any, x, v, parameters=False):
+def vjp(self: Any, x, v, parameters=False):
     """v^T J: the vector-Jacobian product with respect to the inputs and, asked for, the parameters.
 
     The model is in evaluation mode, as in all derivative products. A pending `backward` needs another forward pass
@@ -36,11 +36,11 @@ def vjp(model: Any, x, v, parameters=False):
     ValueError, TypeError
         If x or v do not fit.
     """
-    of_inputs, of_parameters = model._core.derivatives.vjp(x, v, get_num_threads(), bool(parameters))
+    of_inputs, of_parameters = self._core.derivatives.vjp(x, v, get_num_threads(), bool(parameters))
     return (of_inputs, of_parameters) if parameters else of_inputs
 
 
-def jvp(model: Any, x, t=None, parameters=None):
+def jvp(self: Any, x, t=None, parameters=None):
     """J t: the Jacobian-vector product, along tangents of the inputs and of the parameters.
 
     Parameters
@@ -62,10 +62,10 @@ def jvp(model: Any, x, t=None, parameters=None):
     """
     if t is None and parameters is None:
         raise ValueError("jvp: expected a tangent of the inputs or of the parameters, got neither")
-    return model._core.derivatives.jvp(x, t, parameters)[1]
+    return self._core.derivatives.jvp(x, t, parameters)[1]
 
 
-def jacobian(model: Any, x) -> np.ndarray:
+def jacobian(self: Any, x) -> np.ndarray:
     """The Jacobian of each row, by min(in_features, out_features) products: for small networks.
 
     Parameters
@@ -81,12 +81,12 @@ def jacobian(model: Any, x) -> np.ndarray:
     ValueError, TypeError
         If x does not fit.
     """
-    core = model._core
+    core = self._core
     x = core.program.inputs(x)
     batch, n_in = x.shape
     n_out = core.out_features
-    result = np.empty((batch, n_out, n_in), model.dtype)
-    direction = np.zeros((batch, min(n_in, n_out)), model.dtype)
+    result = np.empty((batch, n_out, n_in), self.dtype)
+    direction = np.zeros((batch, min(n_in, n_out)), self.dtype)
     for k in range(direction.shape[1]):
         direction[:, k] = 1
         if n_out <= n_in:
@@ -97,7 +97,7 @@ def jacobian(model: Any, x) -> np.ndarray:
     return result
 
 
-def grad_input(model: Any, x, y=None) -> np.ndarray:
+def grad_input(self: Any, x, y=None) -> np.ndarray:
     """The gradient of the loss with respect to x; without y, that of the only output.
 
     The model is in evaluation mode. A pending `backward` needs another forward pass afterwards.
@@ -119,19 +119,19 @@ def grad_input(model: Any, x, y=None) -> np.ndarray:
     RuntimeError
         If there is y and the model has no loss.
     """
-    core = model._core
+    core = self._core
     if y is None:
         if core.out_features != 1:
             raise ValueError(f"grad_input: without y the model must have one output, got {core.out_features}: use vjp")
         x = core.program.inputs(x)
-        return core.derivatives.vjp(x, np.ones((len(x), 1), model.dtype), get_num_threads(), False)[0]
+        return core.derivatives.vjp(x, np.ones((len(x), 1), self.dtype), get_num_threads(), False)[0]
     core.program.forward(x, y, get_num_threads(), False)
     gradient = core.program.backward(None, get_num_threads(), False)
     core.program.forget("grad_input has run since")
     return gradient
 
 
-def hvp(model: Any, x, y, v) -> np.ndarray:
+def hvp(self: Any, x, y, v) -> np.ndarray:
     """Hessian of the loss in the parameters times v, exact (Pearlmutter, 1994); about 2.7 times a gradient's work.
 
     Penalties are part of the loss: l2 adds 2 l2 v. ReLU and its like have the second derivative 0 wherever they
@@ -158,18 +158,21 @@ def hvp(model: Any, x, y, v) -> np.ndarray:
     NotImplementedError
         If the loss is a Python function.
     """
-    return _curvature(model, x, y, v, False)
+    return _curvature(self, x, y, v, False)
 
 
-def gnvp(model: Any, x, y, v) -> np.ndarray:
+def gnvp(self: Any, x, y, v) -> np.ndarray:
     """Gauss-Newton matrix of the loss, J^T (d2 loss / d outputs2) J, times v; as `hvp`.
 
     Positive semi-definite where the loss is convex in the outputs, as all of the library's are. l2 adds 2 l2 v.
 
     Parameters
     ----------
-    x, y, v
-        As for `hvp`.
+    x : array_like of shape (batch, in_features)
+    y : array_like
+        As `targets` of `forward`.
+    v : array_like of shape (n_parameters,)
+        In the order of `parameters`.
 
     Returns
     -------
@@ -180,10 +183,10 @@ def gnvp(model: Any, x, y, v) -> np.ndarray:
     ValueError, TypeError, RuntimeError, NotImplementedError
         As `hvp`.
     """
-    return _curvature(model, x, y, v, True)
+    return _curvature(self, x, y, v, True)
 
 
-def hvp_input(model: Any, x, v, y=None, grad_output=None, parameters=False):
+def hvp_input(self: Any, x, v, y=None, grad_output=None, parameters=False):
     """Hessian with respect to the inputs times v, row by row.
 
     Parameters
@@ -208,19 +211,19 @@ def hvp_input(model: Any, x, v, y=None, grad_output=None, parameters=False):
     NotImplementedError
         If there is y and the loss is a Python function.
     """
-    core = model._core
+    core = self._core
     if y is not None:
-        _second_derivative(model)
+        _second_derivative(self)
         if grad_output is not None:
             raise ValueError("hvp_input: expected y or grad_output, got both")
     elif grad_output is None:
         x = core.program.inputs(x)
-        grad_output = np.ones((len(x), core.out_features), model.dtype)
+        grad_output = np.ones((len(x), core.out_features), self.dtype)
     of_inputs, mixed = core.derivatives.second(x, y, grad_output, v, None, True)
     return (of_inputs, mixed) if parameters else of_inputs
 
 
-def hessian_operator(model: Any, x, y, gauss_newton=False):
+def hessian_operator(self: Any, x, y, gauss_newton=False):
     """`hvp` or `gnvp` as a linear operator of SciPy, for `eigsh`, `cg` and the like.
 
     It keeps copies of x and y, and uses the parameters as they are when it is applied.
@@ -245,16 +248,16 @@ def hessian_operator(model: Any, x, y, gauss_newton=False):
     """
     from scipy.sparse.linalg import LinearOperator
 
-    _second_derivative(model)
-    program = model._core.program
+    _second_derivative(self)
+    program = self._core.program
     n = program.n_parameters
     x = np.array(program.inputs(x))
     y = np.array(program.targets(y, len(x), "y"))
 
     def product(v):
-        return _curvature(model, x, y, np.ravel(v), bool(gauss_newton))
+        return _curvature(self, x, y, np.ravel(v), bool(gauss_newton))
 
-    return LinearOperator((n, n), matvec=product, rmatvec=product, dtype=model.dtype)
+    return LinearOperator((n, n), matvec=product, rmatvec=product, dtype=self.dtype)
 
 
 def has_second_derivative(model: Any) -> bool:

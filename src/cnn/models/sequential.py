@@ -1,7 +1,7 @@
 """`Sequential`: a chain of layers, compiled once into a native program that does all the work.
 
-This file turns layers into the program, and calls on the model into calls on the program. The training loop is in
-training.py, files in checkpoint.py.
+This file turns calls on the model into calls on the program. What is compiled is in core.py, derivative products are in
+derivatives.py, the training loop is in training/fit.py, files are in files/checkpoint.py.
 """
 
 from __future__ import annotations
@@ -82,14 +82,17 @@ class Sequential(layers.Layer):
 
     @property
     def dtype(self) -> np.dtype:
+        """Of parameters and arithmetic: numpy.dtype("float32") or numpy.dtype("float64")."""
         return self._core.dtype
 
     @property
-    def loss(self):
+    def loss(self) -> losses.Loss | None:
+        """The loss that stands last, or None."""
         return self._loss
 
     @property
-    def optimizer(self):
+    def optimizer(self) -> optim.Optimizer | None:
+        """The optimiser, or None. Setting another one begins anew: momentum, schedule, orders of the rows in `fit`."""
         return self._core.optimizer
 
     @optimizer.setter
@@ -209,7 +212,13 @@ class Sequential(layers.Layer):
         return grad_x
 
     def step(self) -> None:
-        """Take the optimiser's step with the gradients as they are. RuntimeError if there is no optimizer."""
+        """Take the optimiser's step with the gradients as they are.
+
+        Raises
+        ------
+        RuntimeError
+            If there is no optimizer.
+        """
         self._core.need_optimizer()
         self._core.program.step(self._rates())
 
@@ -228,7 +237,25 @@ class Sequential(layers.Layer):
     def loss_and_grad(self, x, y) -> tuple[float, np.ndarray]:
         """The loss and its gradient as one vector, in the order of `parameters`: what scipy.optimize wants.
 
-        The model's gradients are this gradient afterwards.
+        The model's gradients are this gradient afterwards. Training or evaluation mode, as it is set.
+
+        Parameters
+        ----------
+        x : array_like of shape (batch, in_features)
+        y : array_like
+            As `targets` of `forward`.
+
+        Returns
+        -------
+        loss : float
+        gradient : ndarray of shape (n_parameters,)
+
+        Raises
+        ------
+        ValueError, TypeError
+            If x or y do not fit, or the batch is empty.
+        RuntimeError
+            If there is no loss.
         """
         core = self._core
         return core.program.loss_and_grad(x, y, get_num_threads(), core.state.training)
@@ -297,7 +324,7 @@ class Sequential(layers.Layer):
         out : ndarray of shape (batch, out_features), optional
             Where the result goes; of the model's dtype, rows contiguous.
         threads : int, optional
-            At most so many; None: as `cnn.set_num_threads` says. The result does not depend on it.
+            At most this many; None: as `cnn.set_num_threads` says. The result does not depend on it.
 
         Returns
         -------
@@ -311,19 +338,36 @@ class Sequential(layers.Layer):
         return self._core.program.predict(x, out, threads_for(threads))
 
     def train(self, mode: bool = True) -> Sequential:
-        """Set training mode, in which regularising layers act; returns the model."""
+        """Set training mode, in which `Dropout` drops and `BatchNorm1d` takes the statistics of the batch.
+
+        Parameters
+        ----------
+        mode : bool
+            False sets evaluation mode.
+
+        Returns
+        -------
+        Sequential
+            The model itself.
+        """
         self.training = bool(mode)
         return self
 
     def eval(self) -> Sequential:
-        """Set evaluation mode; returns the model."""
+        """Set evaluation mode: ``train(False)``.
+
+        Returns
+        -------
+        Sequential
+            The model itself.
+        """
         return self.train(False)
 
     # parameters -------------------------------------------------------------------------------------------------------
 
     @property
     def parameters(self) -> np.ndarray:
-        """All parameters as one vector (a copy), in the order of `state_dict`. Assigning writes them back."""
+        """A copy of all parameters as one vector (n_parameters,), in the order of `state_dict`. Assigning sets them."""
         return self._core.program.parameters
 
     @parameters.setter
@@ -332,14 +376,19 @@ class Sequential(layers.Layer):
 
     @property
     def gradients(self) -> np.ndarray:
-        """All gradients as one vector (a copy), in the order of `parameters`."""
+        """A copy of all gradients as one vector (n_parameters,), in the order of `parameters`."""
         return self._core.program.gradients
 
     @property
     def averaged_parameters(self) -> np.ndarray:
-        """The moving average of the parameters that `ema_decay` of the optimizer asks for, as `parameters` (a copy).
+        """A copy of the parameters' moving average by the optimizer's `ema_decay`, (n_parameters,), in their order.
 
-        Before the first step the parameters. RuntimeError if the optimizer has no ema_decay.
+        Before the first step it is the parameters.
+
+        Raises
+        ------
+        RuntimeError
+            If the optimizer has no ema_decay.
         """
         if self.optimizer is None or self.optimizer.ema_decay is None:
             raise RuntimeError(f"there is no average: expected an optimizer with ema_decay, got {self.optimizer!r}")
@@ -352,6 +401,16 @@ class Sequential(layers.Layer):
 
         For `predict`, `evaluate` and `save`; a step that is taken meanwhile is undone. The running statistics of
         `BatchNorm1d` stay those of training. To keep the average: ``model.parameters = model.averaged_parameters``.
+
+        Yields
+        ------
+        Sequential
+            The model itself.
+
+        Raises
+        ------
+        RuntimeError
+            If the optimizer has no ema_decay.
         """
         before, average = self.parameters, self.averaged_parameters
         self.parameters = average
@@ -364,6 +423,10 @@ class Sequential(layers.Layer):
         """Copies of the parameters by name: "0.weight" of shape (in_features, out_features), "0.bias", "2.weight", ...
 
         The number is the layer's place in the model, activations counted, as in PyTorch.
+
+        Returns
+        -------
+        dict of str to ndarray
         """
         state: dict[str, np.ndarray] = {}
         for op, place in self._core.parametric:
@@ -430,8 +493,18 @@ class Sequential(layers.Layer):
                 self._core.program.set_tracked(op, int(arrays[name]))
 
     def get_config(self) -> dict[str, Any]:
-        """All that `from_config` needs to build this model anew, as JSON can hold it; without the parameters."""
+        """All that `from_config` needs to build this model anew, as JSON can hold it; without the parameters.
 
+        Returns
+        -------
+        dict
+            "layers", "loss", "optimizer", "dtype" and "seed".
+
+        Raises
+        ------
+        TypeError
+            If the loss or an initialiser is a Python function.
+        """
         return {
             "layers": [described(layer) for layer in self.layers],
             "loss": described(self.loss),
@@ -443,6 +516,14 @@ class Sequential(layers.Layer):
     @classmethod
     def from_config(cls, config) -> Sequential:
         """The model that `get_config` described, with new initial parameters.
+
+        Parameters
+        ----------
+        config : dict
+
+        Returns
+        -------
+        Sequential
 
         Raises
         ------

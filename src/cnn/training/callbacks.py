@@ -37,23 +37,57 @@ class Callback:
     stop = False
 
     def on_train_begin(self, logs: dict[str, float]) -> None:
-        """Before the first epoch; logs is empty."""
+        """Before the first epoch.
+
+        Parameters
+        ----------
+        logs : dict
+            Empty.
+        """
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float]) -> None:
-        """Before an epoch, numbered from 1 (after `initial_epoch` epochs); logs is empty."""
+        """Before an epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            Its number, from 1, or after `initial_epoch`.
+        logs : dict
+            Empty.
+        """
 
     def on_batch_end(self, batch: int, logs: dict[str, float]) -> None:
-        """After a batch, numbered from 0 in each epoch; logs has its "loss" and "rows", with a schedule "lr".
+        """After a batch; with `accumulation_steps` after each step of the optimiser, for its last batch.
 
-        With `accumulation_steps` it is called after each step of the optimiser, with the number of the last batch. If
-        it is overridden, each step is a native call of its own.
+        If it is overridden, each step is a native call of its own.
+
+        Parameters
+        ----------
+        batch : int
+            Its number, from 0 in each epoch.
+        logs : dict of str to float
+            "loss" and "rows" of the batch, with a schedule "lr".
         """
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        """After an epoch and its validation; logs has the numbers that are added to the history."""
+        """After an epoch, its validation and the step of a schedule.
+
+        Parameters
+        ----------
+        epoch : int
+            Its number.
+        logs : dict of str to float
+            The numbers that are added to the history.
+        """
 
     def on_train_end(self, logs: dict[str, float]) -> None:
-        """After the last epoch, with its logs. Not called if an exception ends the training."""
+        """After the last epoch. Not called if an exception ends the training.
+
+        Parameters
+        ----------
+        logs : dict of str to float
+            Those of the last epoch.
+        """
 
     def __repr__(self) -> str:
         shown = {name: p.default for name, p in inspect.signature(type(self)).parameters.items() if name in vars(self)}
@@ -79,9 +113,16 @@ class LambdaCallback(Callback):
 
     Parameters
     ----------
-    on_train_begin, on_train_end : callable(logs), optional
-    on_epoch_begin, on_epoch_end : callable(epoch, logs), optional
+    on_train_begin : callable(logs), optional
+    on_epoch_begin : callable(epoch, logs), optional
     on_batch_end : callable(batch, logs), optional
+    on_epoch_end : callable(epoch, logs), optional
+    on_train_end : callable(logs), optional
+
+    Raises
+    ------
+    TypeError
+        If one is not callable.
 
     Examples
     --------
@@ -125,6 +166,11 @@ class EarlyStopping(Callback):
         Its epoch.
     stopped_epoch : int or None
         The epoch after which training was ended; None if it was not.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is wrong. In `fit`: if there is nothing of the name `monitor`.
 
     Notes
     -----
@@ -212,6 +258,13 @@ class CSVLogger(Callback):
     Parameters
     ----------
     path : str or path
+
+    Raises
+    ------
+    OSError
+        In `fit`: if the file cannot be written.
+    ValueError
+        In `fit`: if the file that is there has other columns.
     """
 
     def __init__(self, path: str | os.PathLike):

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._checks import integer
+
 BLOCK_BYTES = 64 << 20  # of a block of a memory map
 PIECE_BYTES = 4 << 20  # of one read: Ctrl-C is served between two
 _MIX = 0xD1342543DE82EF95  # an odd number (L'Ecuyer's multiplier): blocks have seeds of their own
@@ -95,15 +97,10 @@ class Blocks:
         for name, array in (("x", x), ("y", y)):
             if not (hasattr(array, "shape") and hasattr(array, "dtype") and hasattr(array, "__getitem__")):
                 raise TypeError(f"{name}: expected an array with shape, dtype and slices, got {type(array).__name__}")
-        if rows is not None:
-            if isinstance(rows, bool) or not isinstance(rows, (int, np.integer)):
-                raise TypeError(f"rows: expected an int or None, got {rows!r}")
-            if rows < 1:
-                raise ValueError(f"rows: expected at least 1, got {rows}")
         self.x = x
         self.y = y
         self.sample_weight = sample_weight
-        self.rows = rows
+        self.rows = None if rows is None else integer("rows", rows, 1)
 
 
 # arrays in memory -----------------------------------------------------------------------------------------------------
@@ -118,7 +115,7 @@ class _Arrays(Rows):
         self.y = context.targets(y, len(self.x), names.y)
         if len(self.x) == 0:
             raise context.no_rows(names)
-        self.w = None if w is None else context.weights(w, len(self.x), names.w)
+        self.w = None if w is None else context.program.weights(w, len(self.x), names.w)
         self.rows = len(self.x)
         self.order: np.ndarray | None = None
 
@@ -273,13 +270,13 @@ class _Blocks(Rows):
         context.targets(np.empty((0, *self.y.shape[1:]) if self.y.shape else (), self.y.dtype), 0, names.y)
         if self.y.shape[0] != n:
             raise ValueError(f"{names.y}: expected {n} rows, as many as {names.x} has, got {self.y.shape[0]}")
-        self.w = None if w is None else context.weights(np.array(w), n, names.w)
-        self.block = blocks.rows
-        group = context.batch_size * context.accumulate
-        if self.block is None:
+        self.w = None if w is None else context.program.weights(np.array(w), n, names.w)
+        rows = blocks.rows
+        if rows is None:
             wide = int(np.prod(self.x.shape[1:])) * context.dtype.itemsize
-            self.block = max(1, BLOCK_BYTES // max(1, self.x.row_bytes, wide, self.y.row_bytes))
-        self.block = -(-self.block // group) * group
+            rows = max(1, BLOCK_BYTES // max(1, self.x.row_bytes, wide, self.y.row_bytes))
+        group = context.batch_size * context.accumulate
+        self.block = -(-rows // group) * group
 
     def split(self, n: int) -> _Blocks:
         rest = object.__new__(_Blocks)
@@ -406,7 +403,7 @@ class _Iterable(Source):
         y = context.targets(_array(batch[1]), n, f"{name}: y")
         w = None
         if len(batch) == 3 and batch[2] is not None:
-            w = context.weights(_array(batch[2]), n, f"{name}: sample_weight")
+            w = context.program.weights(_array(batch[2]), n, f"{name}: sample_weight")
         if context.class_weights is not None:
             w = context.with_classes(y, w)
         self.metrics.check(y)

@@ -52,10 +52,6 @@ class Context:
         checked = self.program.targets(y, n, name)
         return checked.copy() if checked.ndim == 1 else checked  # labels: nobody shall change them once checked
 
-    def weights(self, w, n: int, name: str) -> np.ndarray:
-        """w as the loss can read it."""
-        return self.program.weights(w, n, name)
-
     def no_rows(self, names: Names) -> ValueError:
         return ValueError(f"{names.all}: {self.purpose} at least one row, got none")
 
@@ -113,7 +109,7 @@ def _class_weights(wanted, blocks: Iterator[np.ndarray] | None, outputs: int, ig
 
 
 def fit(
-    model,
+    self: Any,
     x,
     y=None,
     *,
@@ -143,7 +139,7 @@ def fit(
     x : array_like of shape (n, in_features), memory map, Blocks, or iterable of batches
         A `numpy.memmap` may be larger than memory: it is read and converted in blocks of about 64 MiB, which come
         in random order, with their rows in random order (see `cnn.Blocks`). An iterable gives (x, y) or
-        (x, y, sample_weight) for each batch, and is gone over anew in each epoch; a Sequence of batches is
+        (x, y, sample_weight) for each batch, and is iterated over once in each epoch; a Sequence of batches is
         shuffled by batches.
     y : array_like, optional
         Targets as the loss wants them: class indices of shape (n,), or numbers of shape (n, out_features). None if
@@ -173,21 +169,24 @@ def fit(
     early_stopping : EarlyStopping, int or True, optional
         An int is its patience; True is 10.
     initial_epoch : int, optional
-        How many epochs have been done: a run that is continued has the orders, and the rates of a schedule by
-        epoch, that one run would have had, and its history goes on where `model.history` ends, if that has the same
-        numbers. A model that was interrupted within the following epoch (0: the first), or saved there with its
-        training state (by a callback), goes on at that batch; metrics of training rows are then those of the rest.
-        None: a run of its own from the first row on, with a new history; orders and rates are those after the
-        epochs that this model has done with its optimizer.
+        The number of epochs that are done, to continue a run: orders of rows, and rates of a schedule by epoch, are
+        those of one uninterrupted run, and `model.history` is continued, if it ends there and has the same names. A
+        model that was interrupted within the next epoch, or saved there with its training state (by a callback),
+        continues at that batch; metrics of training rows are then of the remaining rows. None: a new run, with a new
+        history; orders and rates follow those of the epochs that this model has done with its optimizer.
     accumulation_steps : int
         Batches whose mean gradient makes one step of the optimiser.
     threads : int, optional
-        At most so many; None: as `cnn.set_num_threads` says. The result does not depend on it.
+        At most this many; None: as `cnn.set_num_threads` says. The result does not depend on it.
     progress : {"auto", True, False}
         "auto": a bar on a terminal or in a notebook, if tqdm is installed, else silence. True: where there is no
         bar, one line an epoch on stderr. False: silence.
     checkpoint : str or path, optional
-        A folder, into which a checkpoint is written after every `checkpoint_every` epochs; the last `keep` stay.
+        A folder for checkpoints: see `cnn.ModelCheckpoint`, which is added to the callbacks.
+    checkpoint_every : int
+        Epochs from one checkpoint to the next.
+    keep : int
+        How many checkpoints stay: `max_to_keep` of `cnn.ModelCheckpoint`.
     resume : bool
         Whether to go on after the newest checkpoint in that folder, if there is one.
 
@@ -216,7 +215,7 @@ def fit(
     -----
     Ctrl-C stops within about 0.1 s and leaves a valid model; `model.history` has the epochs so far.
     """
-    with _only_fit_of(model):
+    with _only_fit_of(self):
         continued = resume or initial_epoch is not None
         initial_epoch = 0 if initial_epoch is None else initial_epoch
         epochs, batch_size = integer("epochs", epochs, 1), integer("batch_size", batch_size, 1)
@@ -228,28 +227,28 @@ def fit(
             raise ValueError(f"progress: expected 'auto', True or False, got {progress!r}")
         if resume and checkpoint is None:
             raise ValueError("resume: expected a folder as checkpoint with it, got none")
-        core = model._core
+        core = self._core
         core.need_optimizer()
 
-        context = Context(model, "training needs", batch_size, bool(shuffle), accumulation_steps)
+        context = Context(self, "training needs", batch_size, bool(shuffle), accumulation_steps)
         source = source_of(context, x, y, sample_weight, Names(), epochs - initial_epoch)
-        validation = _validation(model, source, validation_data, validation_split, epochs - initial_epoch)
+        validation = _validation(self, source, validation_data, validation_split, epochs - initial_epoch)
         if class_weight is not None:
-            if model.loss is not None and model.loss.spec() is None:
+            if self.loss is not None and self.loss.spec() is None:
                 raise ValueError("class_weight: expected none with a loss of your own, which weighs the rows itself")
             blocks = source.labels() if isinstance(source, Rows) else None
-            ignored = getattr(model.loss, "ignore_index", None)
+            ignored = getattr(self.loss, "ignore_index", None)
             context.class_weights = _class_weights(class_weight, blocks, core.out_features, ignored)
-        meter, val_meter = (_Meter(metrics, model) for _ in range(2))
+        meter, val_meter = (_Meter(metrics, self) for _ in range(2))
         source.check(meter)
         if isinstance(source, Rows):
             core.program.check_batches(source.rows, batch_size)
         if validation is not None:
             validation.check(val_meter)
-        names = [*meter.scores, *meter.names]
+        names = [*meter.summed, *meter.names]
         names += [f"val_{name}" for name in names] * (validation is not None)
         chosen = _callbacks(callbacks, early_stopping)
-        schedule = _Schedule(model.optimizer, names)
+        schedule = _Schedule(self.optimizer, names)
         if schedule:
             names.append("lr")
         saver = None
@@ -259,7 +258,7 @@ def fit(
         for callback in chosen:
             callback._check(names)
         if saver is not None and resume:
-            initial_epoch = max(initial_epoch, saver.resume(model) or 0)
+            initial_epoch = max(initial_epoch, saver.resume(self) or 0)
 
         # A run that is continued begins at the batch where the model was saved, or interrupted, in the next epoch.
         position, core.state.position = core.state.position, None
@@ -268,18 +267,18 @@ def fit(
         # Without initial_epoch a model takes the orders and rates that follow those of its last fit.
         seen = initial_epoch or core.state.epochs_seen
         history = History()
-        if initial_epoch and model.history is not None and model.history.goes_on(initial_epoch, names):
-            history = model.history.copy()
-        model.history = history
-        model.stop_training = False
+        if initial_epoch and self.history is not None and self.history.goes_on(initial_epoch, names):
+            history = self.history.copy()
+        self.history = history
+        self.stop_training = False
         core.program.clear_padding()  # a step that diverged may have left NaN there
         logs: dict[str, float] = {}
         with contextlib.ExitStack() as at_end:
             for callback in chosen:
-                callback.model, callback.stop = model, False
+                callback.model, callback.stop = self, False
                 at_end.callback(callback._close)
             bar = at_end.enter_context(Progress(progress, initial_epoch, epochs, source.rows))
-            trainer = _Trainer(context, model, meter, schedule, chosen, bar, threads)
+            trainer = _Trainer(context, self, meter, schedule, chosen, bar, threads)
             for call in overridden(chosen, "on_train_begin"):
                 call({})
             for epoch in range(initial_epoch + 1, epochs + 1):
@@ -291,7 +290,7 @@ def fit(
                 position = None
                 if validation is not None:
                     with trainer.undone():
-                        scores = _evaluate(model, validation, val_meter, threads)
+                        scores = _evaluate(self, validation, val_meter, threads)
                     logs |= {f"val_{name}": value for name, value in scores.items()}
                 if schedule:
                     logs["lr"] = trainer.lr
@@ -386,8 +385,8 @@ class _Meter(Metrics):
 
     def __init__(self, wanted, model):
         classes = isinstance(model.loss, (CrossEntropyLoss, NLLLoss))
-        self.scores = ["loss", "accuracy"] if classes else ["loss"]
-        super().__init__(wanted, model, free=tuple(self.scores))
+        self.summed = ["loss", "accuracy"] if classes else ["loss"]
+        super().__init__(wanted, model, free=tuple(self.summed))
         self.mean = getattr(model.loss, "reduction", "mean") == "mean"
         self.width = model._core.out_features
         self.dtype = model.dtype
@@ -410,12 +409,12 @@ class _Meter(Metrics):
         loss, weight = totals[:2]
         return float(loss) if not self.mean else float(loss / weight) if weight else 0.0
 
-    def all(self, totals: np.ndarray) -> dict[str, float]:
+    def numbers(self, totals: np.ndarray) -> dict[str, float]:
         """All numbers, from the program's four sums and what the metrics have been updated with."""
         right, rows = totals[2:]
         accuracy = float(right / rows) if rows else float("nan")
         known = {"loss": self.loss(totals), "accuracy": accuracy}
-        return {**{name: known[name] for name in self.scores}, **self.results()}
+        return {**{name: known[name] for name in self.summed}, **self.results()}
 
 
 class _Schedule:
@@ -507,7 +506,7 @@ class _Trainer:
                 break
         self.core.state.position = None
         with self.undone():
-            return self.meter.all(totals)
+            return self.meter.numbers(totals)
 
     def part(self, part: Part, epoch: int, batches: int, totals: np.ndarray, rates, first: int) -> int:
         """Train on a part from row `first` on; the rows that are done, all unless a callback ends the training."""
@@ -584,13 +583,21 @@ class _Trainer:
 # evaluate -------------------------------------------------------------------------------------------------------------
 
 
-def evaluate(model, x, y=None, sample_weight=None, metrics=(), threads=None) -> dict[str, float]:
+def evaluate(self: Any, x, y=None, sample_weight=None, metrics=(), threads=None) -> dict[str, float]:
     """The loss and the metrics of x and y, in evaluation mode.
 
     Parameters
     ----------
-    x, y, sample_weight, metrics, threads
-        As for `fit`; memory maps and iterables as well.
+    x : array_like of shape (n, in_features), memory map, Blocks, or iterable of batches
+        As for `fit`.
+    y : array_like, optional
+        Targets; None if x brings them.
+    sample_weight : array_like of shape (n,), optional
+        Not negative.
+    metrics : sequence of str or callable
+        As for `fit`.
+    threads : int, optional
+        At most this many; None: as `cnn.set_num_threads` says. The result does not depend on it.
 
     Returns
     -------
@@ -606,11 +613,11 @@ def evaluate(model, x, y=None, sample_weight=None, metrics=(), threads=None) -> 
         If there is no loss.
     """
     threads = threads_for(threads)
-    context = Context(model, "expected")
-    meter = _Meter(metrics, model)
+    context = Context(self, "expected")
+    meter = _Meter(metrics, self)
     source = source_of(context, x, y, sample_weight, Names())
     source.check(meter)
-    return _evaluate(model, source, meter, threads)
+    return _evaluate(self, source, meter, threads)
 
 
 def _evaluate(model, source: Source, meter: _Meter, threads: int) -> dict[str, float]:
@@ -626,6 +633,6 @@ def _evaluate(model, source: Source, meter: _Meter, threads: int) -> dict[str, f
             totals += np.array((loss, weight, right, _counted(model, y)))
             if meter:
                 meter.update(y, program.predict(x, meter.room(len(x)), threads))
-    numbers = meter.all(totals)
+    numbers = meter.numbers(totals)
     numbers["loss"] += program.penalty()
     return numbers

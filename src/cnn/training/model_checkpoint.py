@@ -32,7 +32,7 @@ class ModelCheckpoint(Callback):
     max_to_keep : int
         How many files stay in the folder, at least 1; older ones are removed after a newer one is complete.
     save_best_only : bool
-        Whether a checkpoint is only written if `monitor` is better than at all earlier ones of its kind in the history.
+        Whether an epoch is only saved if `monitor` is the best so far: of the history, each `every` epochs.
     monitor : str
         With `save_best_only`, a name of the history: "val_loss", "val_accuracy", "loss", ...
     mode : {"auto", "min", "max"}
@@ -72,7 +72,13 @@ class ModelCheckpoint(Callback):
         self._error: BaseException | None = None
 
     def files(self) -> dict[int, str]:
-        """Paths of the checkpoints in the folder by their numbers, the newest first."""
+        """The checkpoints in the folder, the newest first.
+
+        Returns
+        -------
+        dict of int to str
+            Paths by number.
+        """
         names = os.listdir(self.folder) if os.path.isdir(self.folder) else []
         found = {int(match[1]): match[0] for name in names if (match := FILE.fullmatch(name))}
         return {number: os.path.join(self.folder, found[number]) for number in sorted(found, reverse=True)}
@@ -117,21 +123,14 @@ class ModelCheckpoint(Callback):
         os.makedirs(self.folder, exist_ok=True)
 
     def on_train_begin(self, logs):
-        """Take the best value so far from the history that is continued."""
+        # A run that is continued has its best value in the history.
         history = self.model.history
         values = zip(history.epochs, history.get(self.monitor, ()), strict=False)
         gains = [self._sign * value for epoch, value in values if epoch % self.every == 0]
         self._best = max((gain for gain in gains if not math.isnan(gain)), default=-math.inf)
 
     def on_epoch_end(self, epoch, logs):
-        """Take a copy of the model if it is time for one, and have it written.
-
-        Raises
-        ------
-        OSError
-            If an earlier file could not be written.
-        """
-        self._raise()
+        self._raise()  # if an earlier file could not be written
         if epoch % self.every:
             return
         if self.save_best_only:
