@@ -94,7 +94,7 @@ test-pythons:
 	  env -u PYTHONPATH build/pythons/bin/python -m pytest -q -p no:cacheprovider $(PYTHONS_TESTS) \
 	    -k "not v3 and not v4"; done
 PYTHONS_NEED = pytest hypothesis scikit-learn
-PYTHONS_TESTS = tests/test_train_step.py tests/test_checkpoint.py tests/test_imports.py
+PYTHONS_TESTS = tests/test_train_step.py tests/test_checkpoint_format.py tests/test_imports.py
 test-pythons: export CNN_VARIANTS = baseline_f32,baseline_f64
 test-pythons: export CNN_ISA = baseline
 

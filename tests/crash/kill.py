@@ -4,9 +4,9 @@
     python tests/crash/kill.py steps [folder]
 
 After each kill the file must load and be the last that was reported as saved, or the one after it; all numbers in it
-are one number, which says which it is. Half of the runs save to one path, half are a `ModelCheckpoint` with its thread. At
-most one temporary file may be left, and a save a day later must remove it. "steps": not at random, but before and after each call
-of the operating system that a save makes. Prints the counts, and ends with 1 at any failure.
+are one number, which says which it is. Half of the runs save to one path, half are a `ModelCheckpoint` with its thread.
+At most one temporary file may be left, and a save a day later must remove it. "steps": not at random, but before and
+after each call of the operating system that a save makes. Prints the counts, and ends with 1 at any failure.
 """
 
 import os
