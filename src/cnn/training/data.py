@@ -1,7 +1,7 @@
-"""Where `fit` and `evaluate` take their rows from: arrays in memory, blocks read from files, iterables of batches.
+"""Sources of rows for `fit` and `evaluate`: arrays in memory, blocks read from files, iterables of batches.
 
-A source gives an epoch's rows in parts: arrays as the kernels read them and the order in which to take their rows. All
-rows of an array are one part; of a file each block is one, so that reading stays sequential; of an iterable each batch.
+A source gives an epoch's rows in parts: arrays as the kernels read them, and the order in which to take their rows. An
+array in memory is one part; of a file each block is one, so that reading stays sequential; of an iterable each batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from .._checks import integer
 
 BLOCK_BYTES = 64 << 20  # of a block of a memory map
-PIECE_BYTES = 4 << 20  # of one read: Ctrl-C is served between two
+PIECE_BYTES = 4 << 20  # of one read, so that Ctrl-C need not wait for a whole block
 _MIX = 0xD1342543DE82EF95  # an odd number (L'Ecuyer's multiplier): blocks have seeds of their own
 
 
@@ -61,12 +61,12 @@ class Source:
 
 
 class Rows(Source):
-    """A source of rows that are numbered: they can be split, and their targets gone over."""
+    """A source whose rows have numbers: it can be split, and all its targets can be read at once."""
 
     rows: int
 
     def split(self, n: int) -> Rows:
-        """Give away the rows from number n on, as a source of their own."""
+        """Split off the rows from row n on, as another source."""
         raise NotImplementedError
 
     def labels(self) -> Iterator[np.ndarray]:
@@ -77,8 +77,8 @@ class Rows(Source):
 class Blocks:
     """Rows of arrays that do not fit into memory, read and converted block by block.
 
-    What can be passed to `fit` and `evaluate` in place of x and y. A `numpy.memmap` is taken so by itself; this class
-    is for other arrays on disk (h5py, zarr) and to choose the size of the blocks.
+    For `fit` and `evaluate`, in place of x and y. A `numpy.memmap` is read in blocks anyway; this class is for other
+    arrays on disk (h5py, zarr), and to choose the size of the blocks.
 
     Parameters
     ----------
@@ -86,7 +86,12 @@ class Blocks:
         Arrays with `shape` and `dtype` whose slices `x[start:stop]` give rows. Memory maps are read as files.
     sample_weight : array_like of shape (n,), optional
     rows : int, optional
-        In a block; taken up to whole batches. None: so many as make about 64 MiB.
+        Rows of a block, rounded up to whole batches. None: as many as make about 64 MiB.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If x or y have no shape, dtype and slices, or rows is no integer of at least 1.
 
     Notes
     -----

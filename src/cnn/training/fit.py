@@ -1,13 +1,13 @@
-"""`fit` and `evaluate`: epochs of native training, cut into calls short enough for Ctrl-C and a progress bar.
+"""`fit` and `evaluate`, which are methods of `Sequential`: epochs of native training, in calls of about 0.05 s each.
 
-Where the rows come from is in data.py; what is made of the numbers is in metrics.py, history.py and progress.py.
+Between two calls Ctrl-C is handled, callbacks are called and the progress bar is drawn. Where the rows come from is in
+data.py; what is made of the numbers is in metrics.py, history.py and progress.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +18,7 @@ from ..losses import CrossEntropyLoss, NLLLoss
 from ..optim.optimizers import MOMENTUM, Optimizer
 from ..optim.schedules import ReduceLROnPlateau
 from .callbacks import Callback, EarlyStopping, overridden
+from .class_weights import labels_of, weights_of_classes
 from .data import Blocks, Names, Part, Rows, Source, source_of
 from .history import History
 from .metrics import Metrics
@@ -59,50 +60,9 @@ class Context:
         """The rows' weights times those of their classes."""
         known = self.class_weights
         assert known is not None
-        labels = _labels(y)
+        labels = labels_of(y)
         rows = known[np.clip(labels, 0, len(known) - 1)].astype(self.dtype)  # an ignored row may have any label
         return rows if w is None else rows * w
-
-
-def _labels(y: np.ndarray) -> np.ndarray:
-    """Targets as class indices (n,)."""
-    if y.ndim == 2 and y.shape[1] == 1 and ((y == 0) | (y == 1)).all():
-        return y[:, 0].astype(np.int64)
-    if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise ValueError("class_weight: expected targets that are class indices, or 0 and 1")
-    return y
-
-
-def _class_weights(wanted, blocks: Iterator[np.ndarray] | None, outputs: int, ignored: int | None) -> np.ndarray:
-    """The weight of each class, from fit's argument and all targets."""
-    classes = max(2, outputs)
-    weights = np.ones(classes)
-    if isinstance(wanted, dict):
-        for key, value in wanted.items():
-            if isinstance(key, bool) or not isinstance(key, (int, np.integer)) or not 0 <= key < classes:
-                raise ValueError(f"class_weight: unknown class {key!r}: expected indices from 0 to {classes - 1}")
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-                raise TypeError(f"class_weight: expected a number for class {key}, got {value!r}")
-            if not (np.isfinite(value) and value >= 0):
-                raise ValueError(f"class_weight: expected a finite weight of at least 0 for class {key}, got {value}")
-            weights[key] = value
-        for y in blocks or ():
-            _labels(y)
-        return weights
-    if not (isinstance(wanted, str) and wanted == "balanced"):
-        error = ValueError if isinstance(wanted, str) else TypeError
-        raise error(f"class_weight: expected a dict or 'balanced', got {wanted!r}")
-    if blocks is None:
-        raise ValueError("class_weight: 'balanced' needs all targets in an array, not an iterable: pass a dict")
-    counts = np.zeros(classes, np.int64)
-    for y in blocks:
-        labels = _labels(y)
-        if ignored is not None:
-            labels = labels[labels != ignored]
-        counts += np.bincount(labels, minlength=classes)
-    there = counts > 0
-    weights[there] = counts.sum() / (np.count_nonzero(there) * counts[there])
-    return weights
 
 
 # fit ------------------------------------------------------------------------------------------------------------------
@@ -238,7 +198,7 @@ def fit(
                 raise ValueError("class_weight: expected none with a loss of your own, which weighs the rows itself")
             blocks = source.labels() if isinstance(source, Rows) else None
             ignored = getattr(self.loss, "ignore_index", None)
-            context.class_weights = _class_weights(class_weight, blocks, core.out_features, ignored)
+            context.class_weights = weights_of_classes(class_weight, blocks, core.out_features, ignored)
         meter, val_meter = (_Meter(metrics, self) for _ in range(2))
         source.check(meter)
         if isinstance(source, Rows):
