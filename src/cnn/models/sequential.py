@@ -119,14 +119,35 @@ class Sequential(layers.Layer):
     def history(self, history):
         self._core.state.history = history
 
-    # Names by which layers, exporters, tables and tests still reach into the core.
-    _program = property(lambda self: self._core.program)
-    _compiled = property(lambda self: None if self._core.nested else self._core.program)
-    _graph = property(lambda self: self._core.graph)
-    _parametric = property(lambda self: self._core.parametric)
-    _named_of = property(lambda self: self._core.named_of)
-    _named = property(lambda self: self._core.named)
-    _kernels = property(lambda self: self._core.kernels)
+    # Older names for what is in the core, which layers, exporters, tables and some tests still use.
+
+    @property
+    def _program(self):
+        return self._core.program
+
+    @property
+    def _compiled(self):
+        return None if self._core.nested else self._core.program
+
+    @property
+    def _graph(self):
+        return self._core.graph
+
+    @property
+    def _parametric(self):
+        return self._core.parametric
+
+    @property
+    def _named_of(self):
+        return self._core.named_of
+
+    @property
+    def _named(self):
+        return self._core.named
+
+    @property
+    def _kernels(self):
+        return self._core.kernels
 
     # in another model -------------------------------------------------------------------------------------------------
 

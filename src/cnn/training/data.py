@@ -50,7 +50,7 @@ class Source:
     """
 
     context: Any
-    rows: int | None = None
+    rows: int | None
 
     def parts(self, epoch: int | None) -> Iterator[Part]:
         """The parts of an epoch (numbered from 0), shuffled for it; None: in the order of the rows."""
@@ -338,6 +338,7 @@ class _Iterable(Source):
     def __init__(self, context, batches, names: Names, epochs: int):
         self.context = context
         self.names = names
+        self.rows = None
         self.batches = batches
         self.training = False
         self.sequence = hasattr(batches, "__len__") and hasattr(batches, "__getitem__")
