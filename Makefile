@@ -93,8 +93,9 @@ test-pythons:
 	  env -u PYTHONPATH build/pythons/bin/python tests/soak/growth.py 2000 1000 2000; \
 	  env -u PYTHONPATH build/pythons/bin/python -m pytest -q -p no:cacheprovider $(PYTHONS_TESTS) \
 	    -k "not v3 and not v4"; done
-PYTHONS_NEED = pytest hypothesis scikit-learn
-PYTHONS_TESTS = tests/test_train_step.py tests/test_checkpoint.py tests/test_imports.py
+PYTHONS_NEED = pytest hypothesis scikit-learn safetensors
+PYTHONS_TESTS = tests/test_train_step.py tests/test_checkpoint_format.py \
+    tests/test_checkpoint_hostile.py tests/test_atomic_write.py tests/test_state_dict.py tests/test_imports.py
 test-pythons: export CNN_VARIANTS = baseline_f32,baseline_f64
 test-pythons: export CNN_ISA = baseline
 

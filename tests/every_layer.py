@@ -90,5 +90,5 @@ def random_model(seed, dtype="float32", branches=True):
 
 def inputs_of(model, rows, scale=1.0):
     """x of shape (rows, in_features)."""
-    n_in = model._graph.widths[0]
+    n_in = model._core.graph.widths[0]
     return (scale * np.random.default_rng(rows).standard_normal((rows, n_in))).astype(model.dtype)

@@ -171,14 +171,14 @@ def test_average(isa, dtype, step, decay):
     model, _ = build(SPEC, "mse", dtype=dtype, optimizer=cnn.SGD(lr=0.05, ema_decay=decay))
     plain, _ = build(SPEC, "mse", dtype=dtype, optimizer=cnn.SGD(lr=0.05))
     average = None
-    assert model._program.average is None
+    assert model._core.program.average is None
     for _ in range(20):
         step(model, x, y)
         step(plain, x, y)
         now = plain.parameters.astype(np.float64)
         average = now if average is None else decay * average + (1 - decay) * now
         np.testing.assert_array_equal(model.parameters, plain.parameters)
-        assert_close(model._program.average, average, 4 * np.finfo(dtype).eps)
+        assert_close(model._core.program.average, average, 4 * np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("batch", [1, 6])
