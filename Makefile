@@ -23,7 +23,7 @@ demo: $(VENV)/demo.stamp
 	$(VENV)/bin/python examples/digits.py
 
 test: $(VENV)/test.stamp
-	$(PYTEST) $(VENV)/bin/python -m pytest tests
+	$(PYTEST) $(VENV)/bin/python -m pytest -n auto tests
 
 test-peers: $(VENV_PEERS)/peers.stamp
 	$(PYTEST) $(VENV_PEERS)/bin/python -m pytest tests/peers
@@ -42,6 +42,7 @@ lint: $(VENV)/test,lint.stamp
 	$(VENV)/bin/ruff format --check .
 	PATH="$(abspath $(VENV)/bin):$$PATH" cython-lint src/cnn
 	$(VENV)/bin/mypy
+	env -u PYTHONPATH $(VENV)/bin/python tools/check_docstrings.py
 	$(VENV)/bin/python -m mypy.stubtest cnn --ignore-missing-stub --mypy-config-file pyproject.toml
 
 # The sdist, and the wheel built from that sdist, by pinned tools.
@@ -81,7 +82,7 @@ valgrind: $(VENV)/test,dev.stamp
 
 # The long runs, 20 minutes at most.
 soak: $(VENV)/test.stamp
-	timeout 1200 sh -ec 'for script in growth interrupts memory sizes races; do \
+	timeout 1200 sh -ec 'for script in growth interrupts memory sizes races threads; do \
 	  echo "== $$script"; env -u PYTHONPATH $(VENV)/bin/python tests/soak/$$script.py; done'
 
 # A quick subset of the tests on every Python that is here, with modules of one instruction set. Not: two tests of

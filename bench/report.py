@@ -399,12 +399,13 @@ def write(results: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="print the most telling rows, write nothing")
+    parser.add_argument("--rows", nargs="+", help="with --quick: these alone")
     parser.add_argument("--wheel", type=Path, help="whose size is reported")
     parser.add_argument("--rounds", type=int, help="turns of each contender; fewer for a trial run")
     parser.add_argument("--from", dest="stored", type=Path, metavar="FILE", help="measure nothing, take these results")
     options = parser.parse_args()
     if options.quick:
-        results = measure(["quick"], rounds=options.rounds, cost=False)
+        results = measure(["quick"], options.rows, options.rounds, cost=False)
         print("\n".join(main_table(results, ("quick",))))
         return
     if options.stored:

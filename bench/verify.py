@@ -1,6 +1,6 @@
 """Is the answer right? Each contender is compared with a float64 reference before it is timed.
 
-The reference is the naive NumPy network of tests/reference.py, which shares no code with any contender.
+The reference is the naive NumPy network of tests/grid, which shares no code with any contender.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from workloads import Workload
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
-import reference
+import grid
 
 TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
 
@@ -66,6 +66,7 @@ class Truth:
                 root = np.sqrt(1 - ADAM["beta2"] ** t)
                 scale = np.sqrt(v[name]) / root + ADAM["eps"] / (root if epsilon_hat else 1)
                 parameters[name] = parameters[name] - ADAM["lr"] / (1 - ADAM["beta1"] ** t) * m[name] / scale
+            network.parameters = parameters
         return total / self.problem.steps, np.concatenate([p.ravel() for p in parameters.values()])
 
     def error(self, contender: Contender, form: str = "") -> float:
@@ -143,14 +144,14 @@ def _derivative(workload: Workload, problem: Problem, x: np.ndarray, y: np.ndarr
     return vector if hvp else (loss, vector)
 
 
-def _network(workload: Workload, problem: Problem) -> reference.Network:
-    layers: list = []
+def _network(workload: Workload, problem: Problem) -> grid.Network:
+    nodes: list = []
     parameters = {}
     for weight, bias in problem.weights:
-        parameters[f"{len(layers)}.weight"] = weight
+        parameters[f"{len(nodes)}.weight"] = weight
         if bias is not None:
-            parameters[f"{len(layers)}.bias"] = bias
-        layers += [("linear", None), (workload.activation, None)]
-    network = reference.Network(layers[:-1], "mse", parameters)
+            parameters[f"{len(nodes)}.bias"] = bias
+        nodes += [grid.Linear(), grid.Function(name=workload.activation)]
+    network = grid.Network(nodes[:-1], "mse", parameters)
     assert np.array_equal(flatten([network.parameters.values()]), problem.flat)
     return network

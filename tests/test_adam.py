@@ -5,7 +5,8 @@ Also, for every optimiser: that the step fused into `train_step` is the step of 
 
 import numpy as np
 import pytest
-from networks import assert_close, assert_parameters, batch_for, build, chain, explicit, fused, native_loop, rule_of
+from grid import build, chain, rule_of
+from networks import assert_close, assert_parameters, batch_for, explicit, fused, native_loop
 
 import cnn
 

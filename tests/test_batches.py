@@ -7,7 +7,8 @@ import textwrap
 
 import numpy as np
 import pytest
-from networks import batch_for, build, chain
+from grid import build, chain
+from networks import batch_for
 
 import cnn
 from cnn.training import data as batches_module

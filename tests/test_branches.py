@@ -1,16 +1,16 @@
 """Branches and nested models: what is refused at construction, names, parameters, values and gradients.
 
-Values are held against the NumPy forward pass of graphs.py, gradients against central differences of order 4 of it.
+Values are held against the NumPy forward pass of tests/grid, gradients against central differences of order 4 of it.
 """
 
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from graphs import GATES, arrays_of, build, forward, graphs, penalty
+from grid import GATES, SMOOTH, build, graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import ACTIVATIONS, assert_close, explicit, fused
+from networks import assert_close, explicit, fused
 
 import cnn
 
@@ -187,18 +187,17 @@ def test_an_activation_behind_a_nested_chain():
 # values and gradients -----------------------------------------------------------------------------------------------
 
 
-@given(parts=graphs(n_out=3), batch=st.sampled_from(BATCHES), seed=st.integers(0, 99))
+@given(parts=graphs(n_out=3, names=SMOOTH), batch=st.sampled_from(BATCHES), seed=st.integers(0, 99))
 @settings(max_examples=60)
 def test_gradients_of_random_graphs(isa, parts, batch, seed):
     """Loss, loss_and_grad and backward, along random directions."""
-    model = build(parts, cnn.MSELoss(), seed=seed)
+    model, truth = build(parts, cnn.MSELoss(), seed=seed)
     model.eval()
-    x, y = numbers(seed, batch, parts[0][1]), numbers(seed + 1, batch, 3)
+    x, y = numbers(seed, batch, parts[0][0]), numbers(seed + 1, batch, 3)
     start = model.parameters
 
     def loss(x, vector):
-        state = arrays_of(model, vector)
-        return np.mean((forward(parts, x, state) - y) ** 2) + penalty(parts, state)
+        return np.mean((truth.outputs(x, vector) - y) ** 2) + truth.penalty()
 
     value, gradient = model.loss_and_grad(x, y)
     np.testing.assert_allclose(value, loss(x, start), rtol=1e-11)
@@ -219,7 +218,7 @@ def test_gradients_of_random_graphs(isa, parts, batch, seed):
 
 
 @given(
-    parts=graphs(n_out=3, names=tuple(ACTIVATIONS)),
+    parts=graphs(n_out=3),
     batch=st.sampled_from(BATCHES),
     seed=st.integers(0, 99),
     optimizer=st.sampled_from([cnn.SGD(0.01, momentum=0.9), cnn.Adam(0.01)]),
@@ -228,10 +227,12 @@ def test_gradients_of_random_graphs(isa, parts, batch, seed):
 def test_the_fused_step_is_the_explicit_one(isa, dtype, parts, batch, seed, optimizer):
     """Bit for bit, in training mode, with one thread and with two."""
     batch = max(batch, 2)  # batch normalisation
-    x, y = numbers(seed, batch, parts[0][1]).astype(dtype), numbers(seed + 1, batch, 3).astype(dtype)
+    x, y = numbers(seed, batch, parts[0][0]).astype(dtype), numbers(seed + 1, batch, 3).astype(dtype)
     results = []
     for threads, step in ((1, fused), (1, explicit), (2, fused), (2, explicit)):
-        model = build(parts, cnn.MSELoss(), dtype=dtype, seed=seed, optimizer=type(optimizer)(**optimizer.get_config()))
+        model, _ = build(
+            parts, cnn.MSELoss(), dtype=dtype, seed=seed, optimizer=type(optimizer)(**optimizer.get_config())
+        )
         before = cnn.get_num_threads()
         cnn.set_num_threads(threads)
         try:
@@ -244,11 +245,11 @@ def test_the_fused_step_is_the_explicit_one(isa, dtype, parts, batch, seed, opti
         np.testing.assert_array_equal(parameters, results[0][1])
 
 
-@given(parts=graphs(names=tuple(ACTIVATIONS)), seed=st.integers(0, 99))
+@given(parts=graphs(), seed=st.integers(0, 99))
 @settings(max_examples=40)
 def test_a_row_alone_and_in_a_batch(isa, dtype, parts, seed):
-    model = build(parts, dtype=dtype, seed=seed)
-    x = numbers(seed, 203, parts[0][1]).astype(dtype)
+    model, _ = build(parts, dtype=dtype, seed=seed)
+    x = numbers(seed, 203, parts[0][0]).astype(dtype)
     whole = model.predict(x)
     for rows in (slice(0, 1), slice(7, 8), slice(100, 203), slice(202, 203)):
         np.testing.assert_array_equal(model.predict(x[rows]), whole[rows])

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import SPEC, assert_same, network
-from networks import ACTIVATIONS, PARAMS, assert_close, batch_for, build
+from grid import WITH_PARAMETERS
+from networks import assert_close, batch_for, build
 from safetensors.numpy import load_file
 
 import cnn
@@ -44,7 +45,7 @@ def test_round_trip(isa, path, model, dtype):
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy", None])
 @pytest.mark.parametrize("optimizer", [None, cnn.SGD(lr=0.3, momentum=0.5, dampening=0.25)], ids=str)
 def test_round_trip_of_every_layer(path, dtype, loss, optimizer):
-    spec = [(name, p) for name in ACTIVATIONS for p in PARAMS.get(name, (None,))]
+    spec = list(WITH_PARAMETERS)
     spec = [*spec[:2], (3, 4, True), *spec, (4, 2, False), *spec[2:]]
     model, _ = build(spec, loss, dtype=dtype, optimizer=optimizer, seed=None)
     model.save(path)

@@ -5,34 +5,22 @@ tolerances are 1e-8 of each array's largest number. Kinked activations are held 
 JAX in peers/test_derivatives.py.
 """
 
+import grid
 import numpy as np
 import pytest
 import scipy.optimize
 import scipy.sparse.linalg
-from graphs import arrays_of, build, forward, graphs, penalty
+from grid import ACTIVATIONS, SMOOTH, build, graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import ACTIVATIONS, SMOOTH, assert_close
+from networks import assert_close
 
 import cnn
 
 RTOL = 1e-8
 H = 1e-3
 BATCHES = (1, 2, 3, 7, 130)
-LOSSES = {
-    "mse": lambda n: cnn.MSELoss(),
-    "mse_sum": lambda n: cnn.MSELoss(reduction="sum"),
-    "l1": lambda n: cnn.L1Loss(),
-    "huber": lambda n: cnn.HuberLoss(delta=0.7),
-    "smooth_l1": lambda n: cnn.SmoothL1Loss(beta=0.3),
-    "bce": lambda n: cnn.BCEWithLogitsLoss(pos_weight=np.linspace(0.5, 2, n)),
-    "cross_entropy": lambda n: cnn.CrossEntropyLoss(np.linspace(0.5, 2, n), ignore_index=0, label_smoothing=0.1),
-    "probabilities": lambda n: cnn.CrossEntropyLoss(),
-    "nll": lambda n: cnn.NLLLoss(),
-    "poisson": lambda n: cnn.PoissonNLLLoss(full=True),
-    "poisson_rate": lambda n: cnn.PoissonNLLLoss(log_input=False, eps=5.0),
-    "quantile": lambda n: cnn.QuantileLoss(np.linspace(0.1, 0.9, n)),
-}
+LOSSES = {name: case for name, case in grid.LOSSES.items() if not case.own}
 
 
 def along(f, h=H):
@@ -45,34 +33,28 @@ def numbers(seed, *shape):
 
 
 def targets_for(name, batch, n, seed=0):
-    random = np.random.default_rng(seed)
-    if name in ("cross_entropy", "nll"):
-        return random.integers(0, n, batch) if n > 1 else np.zeros(batch, int)
-    if name in ("bce", "probabilities"):
-        return random.dirichlet(np.ones(n), batch) if name == "probabilities" else random.random((batch, n))
-    if name.startswith("poisson"):
-        return random.poisson(2.0, (batch, n)).astype(float)
-    return random.standard_normal((batch, n))
+    y = grid.targets(LOSSES[name].targets, batch, n, np.random.default_rng(seed))
+    if y.ndim == 1:  # class 1 may be ignored
+        y[0] = 0
+    return y
 
 
-def test_every_loss_is_here():
-    used = {type(make(2)) for make in LOSSES.values()}
-    assert used == {getattr(cnn, name) for name in cnn.losses.__all__} - {cnn.CallableLoss}
+def rates(parts, name):
+    """Outputs above 0, where the loss needs them."""
+    return [*parts, ("softplus", None)] if LOSSES[name].positive else parts
 
 
 # first derivatives --------------------------------------------------------------------------------------------------
 
 
-@given(parts=graphs(), batch=st.sampled_from(BATCHES), seed=st.integers(0, 99))
+@given(parts=graphs(names=SMOOTH), batch=st.sampled_from(BATCHES), seed=st.integers(0, 99))
 @settings(max_examples=60)
 def test_jvp_and_vjp_are_derivatives_of_the_reference(isa, parts, batch, seed):
-    model = build(parts, seed=seed)
-    x = numbers(seed, batch, parts[0][1])
+    model, truth = build(parts, seed=seed)
+    outputs = truth.outputs
+    x = numbers(seed, batch, parts[0][0])
     t, p = numbers(seed + 1, *x.shape), numbers(seed + 2, model.parameters.size) / 5
     start = model.parameters
-
-    def outputs(x, vector):
-        return forward(parts, x, arrays_of(model, vector))
 
     assert_close(model.predict(x), outputs(x, start), 1e-11)
     of_inputs, of_parameters = model.jvp(x, t), model.jvp(x, parameters=p)
@@ -88,12 +70,12 @@ def test_jvp_and_vjp_are_derivatives_of_the_reference(isa, parts, batch, seed):
     np.testing.assert_array_equal(model.vjp(x, v), gradient)
 
 
-@given(parts=graphs(names=tuple(ACTIVATIONS)), batch=st.sampled_from(BATCHES), seed=st.integers(0, 99))
+@given(parts=graphs(), batch=st.sampled_from(BATCHES), seed=st.integers(0, 99))
 @settings(max_examples=40)
 def test_products_from_left_and_right_agree(isa, dtype, parts, batch, seed):
     """v^T (J t) = (v^T J) t, kinks or not, in both dtypes."""
-    model = build(parts, seed=seed, dtype=dtype)
-    x = numbers(seed, batch, parts[0][1])
+    model, _ = build(parts, seed=seed, dtype=dtype)
+    x = numbers(seed, batch, parts[0][0])
     t, p = numbers(seed + 1, *x.shape), numbers(seed + 2, model.parameters.size)
     pushed = model.jvp(x, t, p)
     assert pushed.dtype == dtype
@@ -108,8 +90,8 @@ def test_products_from_left_and_right_agree(isa, dtype, parts, batch, seed):
 def test_jacobian(isa, dtype, widths):
     """By either mode: row by row the derivatives, and what jvp and vjp say."""
     n_in, n_out = widths
-    parts = [("linear", n_in, 8, True, 0.0), ("tanh", None), ("linear", 8, n_out, True, 0.0)]
-    model = build(parts, dtype=dtype)
+    parts = [(n_in, 8, True), ("tanh", None), (8, n_out, True)]
+    model, _ = build(parts, dtype=dtype)
     x = numbers(1, 3, n_in).astype(dtype)
     jacobian = model.jacobian(x)
     assert jacobian.shape == (3, n_out, n_in)
@@ -128,8 +110,8 @@ def test_jacobian(isa, dtype, widths):
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("batch", [1, 5])
 def test_grad_input_of_a_loss(isa, name, batch):
-    parts = [("linear", 4, 9, True, 0.1), ("tanh", None), ("linear", 9, 3, True, 0.0)]
-    model = build(parts, LOSSES[name](3))
+    parts = [(4, 9, True, 0.1), ("tanh", None), (9, 3, True)]
+    model, _ = build(rates(parts, name), LOSSES[name].make(3))
     x, y = numbers(1, batch, 4), targets_for(name, batch, 3, seed=1)
     model.training = True
     gradients, gradient = model.gradients, model.grad_input(x, y)
@@ -141,8 +123,8 @@ def test_grad_input_of_a_loss(isa, name, batch):
 
 
 def test_products_are_of_evaluation_mode(isa):
-    parts = [("linear", 4, 9, True, 0.0), ("batch_norm", 9, True), ("dropout", 0.5), ("linear", 9, 1, True, 0.0)]
-    model = build(parts, cnn.MSELoss())
+    parts = [(4, 9, True), ("batch", 9), ("dropout", 9), (9, 1, True)]
+    model, _ = build(parts, cnn.MSELoss())
     x, y = numbers(1, 5, 4), numbers(2, 5, 1)
     state, before = model.state_dict(), model.predict(x)
     t = numbers(3, 5, 4)
@@ -183,29 +165,25 @@ def assert_hessian(model, x, y, seed, rtol=RTOL):
 
 
 @given(
-    parts=graphs(n_out=3), name=st.sampled_from(list(LOSSES)), batch=st.sampled_from(BATCHES), seed=st.integers(0, 9)
+    parts=graphs(n_out=3, names=SMOOTH),
+    name=st.sampled_from(list(LOSSES)),
+    batch=st.sampled_from(BATCHES),
+    seed=st.integers(0, 9),
 )
 @settings(max_examples=80)
 def test_hessian_of_random_networks(isa, parts, name, batch, seed):
-    model = build(parts, LOSSES[name](3), seed=seed)
-    x, y = numbers(seed, batch, parts[0][1]), targets_for(name, batch, 3, seed)
-    if name == "cross_entropy" and (y == 0).all():
-        y[0] = 1
-    outputs = model.predict(x)
-    if name in ("l1", "quantile", "huber", "smooth_l1"):
-        y = outputs + np.where(numbers(seed + 7, *y.shape) > 0, 2.0, 0.15)  # on one side of every kink
-    if name == "poisson_rate":
-        y, outputs = y, np.minimum(outputs, 0)
-        if outputs.min() < -4:
-            return
+    model, _ = build(rates(parts, name), LOSSES[name].make(3), seed=seed)
+    x, y = numbers(seed, batch, parts[0][0]), targets_for(name, batch, 3, seed)
+    if LOSSES[name].loss.kinked:
+        y = model.predict(x) + np.where(numbers(seed + 7, *y.shape) > 0, 2.0, 0.15)  # on one side of every kink
     assert_hessian(model, x, y, seed, rtol=1e-7)
 
 
-@given(parts=graphs(n_out=2, names=tuple(ACTIVATIONS)), batch=st.sampled_from(BATCHES), seed=st.integers(0, 9))
+@given(parts=graphs(n_out=2), batch=st.sampled_from(BATCHES), seed=st.integers(0, 9))
 @settings(max_examples=40)
 def test_hessian_is_symmetric_with_kinks(isa, dtype, parts, batch, seed):
-    model = build(parts, cnn.MSELoss(), seed=seed, dtype=dtype)
-    x, y = numbers(seed, batch, parts[0][1]), numbers(seed + 1, batch, 2)
+    model, _ = build(parts, cnn.MSELoss(), seed=seed, dtype=dtype)
+    x, y = numbers(seed, batch, parts[0][0]), numbers(seed + 1, batch, 2)
     u, v = numbers(seed + 2, model.parameters.size), numbers(seed + 3, model.parameters.size)
     for product in (model.hvp, model.gnvp):
         hu, hv = product(x, y, u), product(x, y, v)
@@ -215,12 +193,12 @@ def test_hessian_is_symmetric_with_kinks(isa, dtype, parts, batch, seed):
         np.testing.assert_array_equal(hv, product(x, y, v))
 
 
-@given(parts=graphs(), batch=st.sampled_from(BATCHES), seed=st.integers(0, 9))
+@given(parts=graphs(names=SMOOTH), batch=st.sampled_from(BATCHES), seed=st.integers(0, 9))
 @settings(max_examples=40)
 def test_input_hessian(isa, parts, batch, seed):
     """hvp_input is the derivative of vjp along x, and so is the mixed product with respect to the parameters."""
-    model = build(parts, seed=seed)
-    x, t = numbers(seed, batch, parts[0][1]), numbers(seed + 1, batch, parts[0][1])
+    model, _ = build(parts, seed=seed)
+    x, t = numbers(seed, batch, parts[0][0]), numbers(seed + 1, batch, parts[0][0])
     g = numbers(seed + 2, *model.predict(x).shape)
     of_inputs, mixed = model.hvp_input(x, t, grad_output=g, parameters=True)
     expected = along(lambda h: model.vjp(x + h * t, g))
@@ -233,24 +211,26 @@ def test_input_hessian(isa, parts, batch, seed):
 
 
 def test_input_hessian_of_a_loss_and_by_default(isa):
-    parts = [("linear", 4, 9, True, 0.1), ("tanh", None), ("linear", 9, 3, True, 0.0)]
-    model = build(parts, cnn.MSELoss())
+    parts = [(4, 9, True, 0.1), ("tanh", None), (9, 3, True)]
+    model, _ = build(parts, cnn.MSELoss())
     x, t, y = numbers(1, 6, 4), numbers(2, 6, 4), numbers(3, 6, 3)
     assert_close(model.hvp_input(x, t, y), along(lambda h: model.grad_input(x + h * t, y)), RTOL)
     np.testing.assert_array_equal(model.hvp_input(x, t), model.hvp_input(x, t, grad_output=np.ones((6, 3))))
 
 
-@pytest.mark.parametrize("activation", [*SMOOTH, "elu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_second_derivative_of_activations(isa, activation):
-    """Wide and near zero, fused and on its own: d2/dx2 of f(x), by differences of f'."""
-    layer = ACTIVATIONS[activation](1.0)
+    """Wide and near zero, fused and on its own: d2/dx2 of f(x), by its formula and by differences of f'."""
+    layer = ACTIVATIONS[activation].make()
     z = np.concatenate([np.linspace(-30, 30, 401), np.linspace(-0.01, 0.01, 41), [-700.0, 700.0, 1e-9]])
-    z = z[abs(z) > 1e-6] if activation == "elu" else z  # the kink
+    z = z[abs(z) > 1e-3] if ACTIVATIONS[activation].kinked else z
     expected = along(lambda h: layer.derivative(z + h), 2e-4)
     for layers in ([cnn.Linear(1, 1)], [cnn.Linear(1, 1), cnn.Identity(), cnn.Identity()]):
-        model = cnn.Sequential([*layers, ACTIVATIONS[activation](1.0)], dtype="float64")
+        model = cnn.Sequential([*layers, ACTIVATIONS[activation].make()], dtype="float64")
         model.parameters = [1.0, 0.0]
         np.testing.assert_allclose(model.hvp_input(z[:, None], np.ones((len(z), 1)))[:, 0], expected, atol=2e-11)
+        formula = ACTIVATIONS[activation].curvature(z)
+        np.testing.assert_allclose(model.hvp_input(z[:, None], np.ones((len(z), 1)))[:, 0], formula, atol=1e-13)
 
 
 @pytest.mark.parametrize("penalty", [{"l1": 0.3}, {"l2": 0.3}, {"l1": 0.1, "l2": 0.2}], ids=str)
@@ -264,19 +244,18 @@ def test_penalties(isa, widths, penalty):
 
 
 def test_l2_of_nested_layers_counts_once(isa):
-    parts = [("linear", 4, 4, True, 0.1), ("tanh", None)]
-    model = build(parts, cnn.MSELoss())
+    parts = [(4, 4, True, 0.1), ("tanh", None)]
+    model, truth = build(parts, cnn.MSELoss())
     x, y = numbers(1, 6, 4), numbers(2, 6, 4)
-    loss = np.mean((forward(parts, x, model.state_dict()) - y) ** 2) + penalty(parts, model.state_dict())
-    np.testing.assert_allclose(model.loss_and_grad(x, y)[0], loss, rtol=1e-13)
+    np.testing.assert_allclose(model.loss_and_grad(x, y)[0], truth.gradients(x, y)[0], rtol=1e-13)
 
 
 @pytest.mark.parametrize("batch", [127, 128, 129, 300])
 @pytest.mark.parametrize("widths", [(5, 70, 3), (300, 2, 300), (2, 1100, 1)], ids=str)
 def test_batches_longer_than_a_chunk(isa, batch, widths):
     """Products of a long batch are made of those of its rows."""
-    parts = [("linear", widths[0], widths[1], True, 0.0), ("gelu", None), ("linear", widths[1], widths[2], True, 0.0)]
-    model = build(parts, cnn.MSELoss(reduction="sum"))
+    parts = [(widths[0], widths[1], True), ("gelu", None), (widths[1], widths[2], True)]
+    model, _ = build(parts, cnn.MSELoss(reduction="sum"))
     x, y, t = numbers(1, batch, widths[0]), numbers(2, batch, widths[2]), numbers(4, batch, widths[0])
     v = numbers(3, model.parameters.size)
     whole = model.hvp(x, y, v)
@@ -290,8 +269,8 @@ def test_batches_longer_than_a_chunk(isa, batch, widths):
 
 @pytest.fixture
 def small():
-    parts = [("linear", 3, 5, True, 0.0), ("tanh", None), ("linear", 5, 2, True, 0.0)]
-    return build(parts, cnn.MSELoss()), numbers(1, 4, 3), numbers(2, 4, 2)
+    parts = [(3, 5, True), ("tanh", None), (5, 2, True)]
+    return build(parts, cnn.MSELoss())[0], numbers(1, 4, 3), numbers(2, 4, 2)
 
 
 def test_gradients_and_parameters_are_left_alone(small):
@@ -443,8 +422,8 @@ def test_linear_operator(small):
 @pytest.mark.parametrize("method", ["Newton-CG", "trust-ncg", "trust-krylov", "L-BFGS-B"])
 def test_scipy_minimisers(method):
     """They come to a point without slope."""
-    parts = [("linear", 2, 5, True, 0.0), ("tanh", None), ("linear", 5, 1, True, 0.01)]
-    model = build(parts, cnn.MSELoss(), seed=3)
+    parts = [(2, 5, True), ("tanh", None), (5, 1, True, 0.01)]
+    model, _ = build(parts, cnn.MSELoss(), seed=3)
     x = numbers(1, 50, 2)
     y = np.sin(x[:, :1]) * x[:, 1:]
 

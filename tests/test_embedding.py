@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from every_layer import inputs_of, random_model
-from networks import build, chain, run_together
+from grid import build, chain, inputs_of, random_model
+from networks import run_together
 
 import cnn
 

@@ -8,7 +8,8 @@ import gc
 
 import numpy as np
 import pytest
-from networks import batch_for, build
+from grid import build
+from networks import batch_for
 
 import cnn
 

@@ -7,8 +7,8 @@ import subprocess
 
 import numpy as np
 import pytest
-from every_layer import inputs_of, random_model
-from networks import ACTIVATIONS, PARAMS, build, run_together
+from grid import ACTIVATIONS, WITH_PARAMETERS, build, inputs_of, random_model
+from networks import run_together
 
 import cnn
 
@@ -55,7 +55,7 @@ def call(library, name, x, n_out):
 @pytest.fixture(scope="module")
 def models():
     """name -> model: every activation with every parameter, and random networks, in both dtypes."""
-    specs = [[(5, 7, True), (name, param)] for name in ACTIVATIONS for param in PARAMS.get(name, (None,))]
+    specs = [[(5, 7, True), (name, param)] for name, param in WITH_PARAMETERS]
     known = {f"net{i}_{dtype}": build(spec, dtype=dtype)[0] for i, spec in enumerate(specs) for dtype in TOLERANCE}
     return known | {f"random{i}_{dtype}": random_model(i, dtype) for i in range(10) for dtype in TOLERANCE}
 
@@ -108,9 +108,7 @@ def test_activations_far_out(dtype, tmp_path):
     """Each activation alone, where its parts overflow or cancel; NaN stays NaN."""
     models = {}
     for name in ACTIVATIONS:
-        models[name + "_"] = model = cnn.Sequential(
-            [ACTIVATIONS[name](PARAMS.get(name, (None,))[0]), cnn.Linear(1, 1)], dtype=dtype
-        )
+        models[name + "_"] = model = cnn.Sequential([ACTIVATIONS[name].make(), cnn.Linear(1, 1)], dtype=dtype)
         model.parameters = [1, 0]
     library = compiled(tmp_path, models, COMPILERS[0], "-O2")
     x = np.array([[*SPECIAL, np.nan]], dtype).T
@@ -148,7 +146,7 @@ def test_header_says_what_it_takes(policy, tmp_path):
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_needs_nothing_but_libm(compiler, dtype, tmp_path):
-    activations = [ACTIVATIONS[name](PARAMS.get(name, (None,))[0]) for name in ACTIVATIONS]
+    activations = [entry.make() for entry in ACTIVATIONS.values()]
     layers = [part for activation in activations for part in (cnn.Linear(9, 9), activation)]
     cnn.to_c(cnn.Sequential(layers, dtype=dtype, seed=0), tmp_path / "net.h")
     real = FLOATS[dtype][0]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from every_layer import inputs_of, random_model
+from grid import inputs_of, random_model
 
 import cnn
 from cnn.export.graph import graph_of

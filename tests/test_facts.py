@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from every_layer import inputs_of, random_model
+from grid import inputs_of, random_model
 
 import cnn
 from cnn._configurable import Configurable

@@ -8,7 +8,8 @@ import json
 
 import numpy as np
 import pytest
-from networks import RULES, assert_close, assert_parameters, batch_for, build, explicit, fused, native_loop
+from grid import RULES, build
+from networks import assert_close, assert_parameters, batch_for, explicit, fused, native_loop
 
 import cnn
 from cnn.optim import optimizers as optim
@@ -43,10 +44,7 @@ def hyper_by_name(names, kind, hyper, groups=(), decay_bias=True):
 def reference_step(network, x, y, kind, arguments, change=lambda grads: grads):
     """One step of the reference with each array's own arguments; `change` clips the gradients."""
     loss, _, grads = network.gradients(x, y)
-    for name, grad in change(grads).items():
-        network.parameters[name], network.buffers[name] = RULES[kind](
-            network.parameters[name], grad, network.buffers.get(name), **arguments[name]
-        )
+    network.step(change(grads), RULES[kind], arguments.get)
     return loss
 
 

@@ -7,11 +7,10 @@ import weakref
 import numpy as np
 import pytest
 import reference
-from networks import ACTIVATIONS, PARAMS, assert_close, batch_for, build, chain
+from grid import ACTIVATIONS, WITH_PARAMETERS, build, chain
+from networks import assert_close, batch_for
 
 import cnn
-
-ALONE = [(name, param) for name in ACTIVATIONS for param in PARAMS.get(name, (None,))]
 
 
 def data(dtype, *shape, seed=0):
@@ -221,15 +220,15 @@ def test_parameters_are_drawn_when_needed():
 # activations alone -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "param"), ALONE)
+@pytest.mark.parametrize(("name", "param"), WITH_PARAMETERS)
 def test_activation_alone(isa, dtype, name, param):
-    layer = ACTIVATIONS[name](param)
+    layer = ACTIVATIONS[name].make(param)
     rtol = 1e-6 if dtype == np.float32 else 1e-14
     for shape in ((), (3,), (4, 5), (2, 3, 4), (0, 3)):
         z, grad_output = data(dtype, *shape), data(dtype, *shape, seed=1)
         z64 = z.astype(np.float64)
-        value = reference.activation(name, z64, param)
-        slope = reference.activation_derivative(name, z64, param)
+        value = ACTIVATIONS[name].value(z64, param)
+        slope = ACTIVATIONS[name].slope(z64, param)
         y, derivative = layer(z), layer.derivative(z)
         assert y.dtype == derivative.dtype == dtype
         assert_close(y, value, rtol)
@@ -243,7 +242,7 @@ def test_activation_alone(isa, dtype, name, param):
 
 @pytest.mark.parametrize("name", list(ACTIVATIONS))
 def test_activation_refuses(isa, name):
-    layer = ACTIVATIONS[name](*PARAMS.get(name, (None,))[:1])
+    layer = ACTIVATIONS[name].make()
     with pytest.raises(RuntimeError, match=r"^backward needs a forward pass"):
         layer.backward(np.ones(3))
     with pytest.raises(TypeError, match=r"^z: expected real numbers, got dtype complex128"):

@@ -8,29 +8,17 @@ same error, so the bound doubles. The bound is far below the effect of one produ
 
 import numpy as np
 import pytest
-import reference
 from arrays import LAYOUTS, Guarded, covering, laid_out, row_id, unit_roundoff
+from grid import ACTIVATIONS, WITH_PARAMETERS
 
 from cnn import functional
 
-ACTIVATIONS = {
-    "identity": None,
-    "relu": None,
-    "leaky_relu": 0.2,
-    "elu": 0.7,
-    "sigmoid": None,
-    "tanh": None,
-    "gelu": None,
-    "gelu_tanh": None,
-    "silu": None,
-    "softplus": None,
-}
 WIDTHS = (1, 2, 3, 5, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 257)
 BATCHES = (0, 1, 2, 3, 17, 64, 257)
 FORWARD = covering(
     n_in=WIDTHS,
     n_out=WIDTHS,
-    activation=tuple(ACTIVATIONS),
+    activation=[(name, param) for name, param in WITH_PARAMETERS if param in (None, 0.2, 0.3)],
     layout=LAYOUTS,
     batch=BATCHES,
     bias=(True, False),
@@ -80,35 +68,35 @@ def assert_product(actual, a, b, start=0.0):
     assert (error <= bound).all(), f"error {error.max():g}, {(error > bound).sum()} beyond the bound"
 
 
-def assert_activated(actual, pre, name):
+def assert_activated(actual, pre, name, param):
     """actual == f(pre) within 8 units of roundoff of |f(pre)| + |pre|: what evaluation may cost."""
-    expected = reference.activation(name, pre.astype(np.float64), ACTIVATIONS[name])
+    expected = ACTIVATIONS[name].value(pre.astype(np.float64), param)
     u = unit_roundoff(actual.dtype)
     assert (np.abs(actual - expected) <= 8 * u * (np.abs(expected) + np.abs(pre))).all()
 
 
 @pytest.mark.parametrize("case", FORWARD, ids=row_id)
 def test_forward(isa, dtype, case):
-    batch, n_in, n_out, name = (case[k] for k in ("batch", "n_in", "n_out", "activation"))
+    batch, n_in, n_out, (name, param) = (case[k] for k in ("batch", "n_in", "n_out", "activation"))
     x, weight, bias, _ = data(dtype, batch, n_in, n_out)
     bias = bias if case["bias"] else None
     arguments = [a if a is None else laid_out(a, case["layout"]) for a in (x, weight, bias)]
     if case["layout"] == "byte-swapped":
         arguments[0] = x  # the dtype of the result is that of x
     pre, out = Guarded((batch, n_out), dtype), Guarded((batch, n_out), dtype)
-    result = functional.linear_forward(*arguments, name, ACTIVATIONS[name], out=out.array, pre=pre.array)
+    result = functional.linear_forward(*arguments, name, param, out=out.array, pre=pre.array)
     assert result is out.array
     assert out.untouched()
     assert pre.untouched()
     x64, weight64, bias64 = wide(x, weight, bias)
     assert_product(pre.array, x64, weight64, 0 if bias is None else bias64)
-    assert_activated(result, pre.array, name)
+    assert_activated(result, pre.array, name, param)
     # neither `pre`, nor `out`, nor the layout of the arguments changes a bit of the result
-    plain = functional.linear_forward(x, weight, bias, name, ACTIVATIONS[name])
+    plain = functional.linear_forward(x, weight, bias, name, param)
     assert plain.dtype == dtype
     assert plain.flags.c_contiguous
     np.testing.assert_array_equal(plain, result)
-    np.testing.assert_array_equal(functional.activation_forward(name, pre.array, ACTIVATIONS[name]), result)
+    np.testing.assert_array_equal(functional.activation_forward(name, pre.array, param), result)
 
 
 @pytest.mark.parametrize("case", BACKWARD, ids=row_id)
@@ -154,7 +142,7 @@ def test_large(isa, dtype, shape):
     for name in ("relu", "tanh"):
         y = functional.linear_forward(x, weight, bias, name, pre=pre)
         assert_product(pre, x64, weight64, bias64)
-        assert_activated(y, pre, name)
+        assert_activated(y, pre, name, None)
         np.testing.assert_array_equal(functional.linear_forward(x, weight, bias, name), y)
     grad_input, grad_weight, grad_bias = functional.linear_backward(grad_output, x, weight)
     ones = np.ones((1, shape[0]))

@@ -6,8 +6,9 @@ import re
 
 import numpy as np
 import pytest
-import reference
 from arrays import LAYOUTS, covering, laid_out, zeros_of_padding
+from grid import CASES
+from grid.losses import ramp
 
 import cnn
 
@@ -15,83 +16,34 @@ SHAPES = covering(batch=(1, 2, 3, 17, 300), n=(1, 2, 3, 5, 7, 8, 15, 16, 17, 31,
 SMALL = [(1, 1), (1, 5), (4, 3), (7, 16), (5, 17), (3, 40)]
 
 
-def columns(n):
-    """A number for each column, exact in float32, one of them 0."""
-    return 0.25 * (np.arange(n) % 7)
-
-
-def quantiles(n):
-    return (1 + np.arange(n) % 15) / 16
-
-
-# A loss, its name in the reference, its arguments for n outputs, and what its targets are.
-LOSSES = {
-    "mse": (cnn.MSELoss, "mse", lambda n: {}, "numbers"),
-    "l1": (cnn.L1Loss, "l1", lambda n: {}, "numbers"),
-    "huber": (cnn.HuberLoss, "huber", lambda n: {"delta": 1.0}, "numbers"),
-    "huber 2.5": (cnn.HuberLoss, "huber", lambda n: {"delta": 2.5}, "numbers"),
-    "smooth l1": (cnn.SmoothL1Loss, "smooth_l1", lambda n: {"beta": 1.0}, "numbers"),
-    "smooth l1 0.25": (cnn.SmoothL1Loss, "smooth_l1", lambda n: {"beta": 0.25}, "numbers"),
-    "smooth l1 0": (cnn.SmoothL1Loss, "smooth_l1", lambda n: {"beta": 0}, "numbers"),
-    "bce": (cnn.BCEWithLogitsLoss, "bce", lambda n: {"pos_weight": None}, "probabilities"),
-    "bce, weight": (cnn.BCEWithLogitsLoss, "bce", lambda n: {"pos_weight": 3.5}, "probabilities"),
-    "bce, weights": (cnn.BCEWithLogitsLoss, "bce", lambda n: {"pos_weight": columns(n)}, "probabilities"),
-    "poisson": (cnn.PoissonNLLLoss, "poisson", lambda n: poisson(True, False), "counts"),
-    "poisson, full": (cnn.PoissonNLLLoss, "poisson", lambda n: poisson(True, True), "counts"),
-    "poisson of rates": (cnn.PoissonNLLLoss, "poisson", lambda n: poisson(False, False), "counts"),
-    "poisson of rates, full": (cnn.PoissonNLLLoss, "poisson", lambda n: poisson(False, True), "counts"),
-    "quantile": (cnn.QuantileLoss, "quantile", lambda n: {"quantiles": quantiles(n)}, "numbers"),
-    "cross_entropy": (cnn.CrossEntropyLoss, "cross_entropy", lambda n: {}, "labels"),
-    "cross_entropy, weights": (cnn.CrossEntropyLoss, "cross_entropy", lambda n: {"weight": columns(n) + 1}, "labels"),
-    "cross_entropy, smooth": (cnn.CrossEntropyLoss, "cross_entropy", lambda n: {"label_smoothing": 0.1}, "labels"),
-    "cross_entropy, uniform": (cnn.CrossEntropyLoss, "cross_entropy", lambda n: {"label_smoothing": 1.0}, "labels"),
-    "cross_entropy, all": (cnn.CrossEntropyLoss, "cross_entropy", lambda n: smooth_and_weighted(n), "labels"),
-    "cross_entropy of rows": (cnn.CrossEntropyLoss, "cross_entropy", lambda n: {}, "probabilities"),
-    "cross_entropy of rows, all": (
-        cnn.CrossEntropyLoss,
-        "cross_entropy",
-        lambda n: smooth_and_weighted(n),
-        "probabilities",
-    ),
-    "nll": (cnn.NLLLoss, "nll", lambda n: {}, "labels"),
-    "nll, weights": (cnn.NLLLoss, "nll", lambda n: {"weight": columns(n) + 1}, "labels"),
-}
-LABELLED = [name for name, parts in LOSSES.items() if parts[3] == "labels"]
-EXACT = ("mse", "l1", "huber", "smooth_l1", "quantile")  # each element's gradient is right to a few roundoffs
-
-
-def poisson(log_input, full):
-    return {"log_input": log_input, "full": full, "eps": 2.0**-20}
-
-
-def smooth_and_weighted(n):
-    return {"weight": columns(n) + 0.5, "label_smoothing": 0.25}
+LOSSES = {name: case for name, case in CASES.items() if not case.own}
+LABELLED = [name for name, case in LOSSES.items() if case.targets == "classes"]
 
 
 def loss_of(name, n, **more):
-    make, _, arguments, _ = LOSSES[name]
-    return make(**arguments(n), **more)
+    return LOSSES[name].make(n, **{"reduction": "mean", **more})
 
 
-def expected_loss(name, outputs, targets, **more):
+def expected_loss(name, outputs, targets, sample_weight, reduction):
     """Value and gradient in float64, whatever the outputs are."""
-    _, formula, arguments, _ = LOSSES[name]
     targets = targets if targets.ndim == 1 else targets.astype(np.float64)
-    return reference.loss(formula, outputs.astype(np.float64), targets, **arguments(outputs.shape[1]), **more)
+    truth = LOSSES[name].truth(outputs.shape[1], reduction=reduction)
+    return truth(outputs.astype(np.float64), targets, sample_weight)
 
 
 def data(name, dtype, batch, n, seed=0):
     """Outputs, targets and sample weights, all exact in float32."""
     rng = np.random.default_rng([batch, n, seed])
     outputs = (3 * rng.standard_normal((batch, n))).astype(np.float32).astype(dtype)
-    if name.startswith("poisson of rates"):
+    if LOSSES[name].positive:
         outputs = np.abs(outputs) + dtype.type(0.125)
-    kind = LOSSES[name][3]
-    if kind == "labels":
+    kind = LOSSES[name].targets
+    if kind == "classes":
         targets = rng.integers(0, n, batch)
+        targets[targets == loss_of(name, n).ignore_index] = 0
     elif kind == "counts":
         targets = rng.poisson(3, (batch, n)).astype(dtype)
-    elif kind == "probabilities":
+    elif kind in ("probabilities", "distributions"):
         targets = np.clip(rng.uniform(-0.2, 1.2, (batch, n)), 0, 1).astype(np.float32).astype(dtype)
         targets[:, 0] = 0.5  # no row of zeros
     else:
@@ -124,7 +76,7 @@ def test_against_the_reference(isa, dtype, name, reduction):
         actual = loss.backward()
         assert actual.shape == outputs.shape
         assert actual.dtype == dtype
-        if LOSSES[name][1] in EXACT:
+        if LOSSES[name].loss.exact:
             scale = np.abs(gradient)
         else:
             scale = np.abs(gradient) + np.abs(gradient).max(axis=1, keepdims=True) + 8.0 * rows / batch
@@ -139,7 +91,7 @@ def test_derivatives_by_finite_differences(isa, name, reduction):
     for batch, n in SMALL:
         outputs, targets, weights = data(name, np.dtype(np.float64), batch, n)
         rng = np.random.default_rng(batch)
-        if LOSSES[name][3] == "numbers":  # away from the kinks: at 0, delta and beta
+        if LOSSES[name].targets == "numbers":  # away from the kinks: at 0, delta and beta
             outputs = targets + rng.choice([-3.1, -1.6, -0.6, -0.1, 0.15, 0.5, 1.7, 2.9], targets.shape)
         direction = rng.uniform(-1, 1, outputs.shape)
         loss = loss_of(name, n, reduction=reduction)
@@ -159,7 +111,7 @@ def test_derivatives_by_finite_differences(isa, name, reduction):
         )
         product = loss.hvp(outputs, targets, direction, weights)
         np.testing.assert_allclose(product, slope(gradient), rtol=5e-6, atol=1e-9)
-        if LOSSES[name][1] in ("l1", "quantile", "nll") or name == "smooth l1 0":
+        if LOSSES[name].loss.linear or name == "smooth_l1 0":
             assert not product.any()
 
 
@@ -189,8 +141,8 @@ def test_in_a_model(isa, dtype, name, reduction):
     eps = float(np.finfo(dtype).eps)
     for batch in (1, 9, 70):
         outputs, targets, weights = data(name, dtype, batch, 6)
-        if LOSSES[name][3] == "labels":
-            targets[1::4] = -100
+        if LOSSES[name].targets == "classes":
+            targets[1::4] = loss_of(name, 6).ignore_index
         alone = loss_of(name, 6, reduction=reduction)
         model = cnn.Sequential(
             [cnn.Linear(6, 6, bias=False), loss_of(name, 6, reduction=reduction)], cnn.SGD(lr=0.5), dtype=dtype
@@ -257,7 +209,7 @@ def test_the_same_loss_said_differently(isa, dtype):
     """Pairs of losses that are one: labels and one-hot rows, log-softmax and NLL, two classes and one logit, ..."""
     rng = np.random.default_rng(3)
     z, labels = rng.standard_normal((9, 5)).astype(dtype), rng.integers(0, 5, 9)
-    weight, w = columns(5) + 0.5, rng.uniform(0, 2, 9)
+    weight, w = ramp(5), rng.uniform(0, 2, 9)
     onehot = np.eye(5, dtype=dtype)[labels]
     log_p = (z - np.log(np.exp(z.astype(np.float64)).sum(axis=1, keepdims=True))).astype(dtype)
     d = rng.standard_normal((9, 5)).astype(dtype)
@@ -406,18 +358,19 @@ def test_no_row_counts(isa, dtype, name):
     """The mean over nothing is not defined (PyTorch: NaN), the sum is 0; the last gradient stays what it was."""
     outputs, targets, _ = data(name, dtype, 4, 3)
     loss = loss_of(name, 3)
+    ignored = loss.ignore_index
     loss(outputs, targets)
     before = loss.backward()
     message = "^the mean loss is not defined: all rows are ignored or have the weight 0"
     with pytest.raises(ValueError, match=message):
-        loss(outputs, [-100] * 4)
+        loss(outputs, [ignored] * 4)
     with pytest.raises(ValueError, match=message):
         loss(outputs, targets, np.zeros(4))
     with pytest.raises(ValueError, match=message):
-        loss(outputs, [-100, 1, -100, -100], [1, 0, 1, 1])
+        loss(outputs, [ignored, 2, ignored, ignored], [1, 0, 1, 1])
     np.testing.assert_array_equal(loss.backward(), before)
     total = loss_of(name, 3, reduction="sum")
-    assert total(outputs, [-100] * 4) == 0
+    assert total(outputs, [ignored] * 4) == 0
     assert total(outputs, targets, np.zeros(4)) == 0
     assert not total.backward().any()
 
@@ -474,7 +427,7 @@ def test_quantiles_are_found(isa):
             assert loss(np.tile(best + sign * step, (2001, 1)), targets) > least
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name not in LABELLED and "rows" not in name])
+@pytest.mark.parametrize("name", [name for name, case in LOSSES.items() if not case.loss.by_row])
 def test_one_output_takes_a_vector(isa, dtype, name):
     outputs, targets, weights = data(name, dtype, 5, 1)
     loss = loss_of(name, 1)
@@ -518,7 +471,7 @@ def test_backward(isa, name):
     ids=lambda value: getattr(value, "__name__", None) or (str(value) if isinstance(value, str) else None),
 )
 @pytest.mark.parametrize(
-    "name", [name for name in LOSSES if LOSSES[name][1] not in ("cross_entropy", "nll", "quantile")]
+    "name", [name for name, case in LOSSES.items() if not case.loss.by_row and case.loss.cls is not cnn.QuantileLoss]
 )
 def test_elementwise_losses_refuse(isa, name, outputs, targets, error, message):
     with pytest.raises(error, match=message):

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from networks import batch_for, build, chain
+from grid import build, chain
+from networks import batch_for
 from sklearn import metrics as sklearn_metrics
 
 import cnn
@@ -260,6 +261,7 @@ def test_outputs_of_unknown_meaning():
         (7, TypeError, "^metrics: expected names and functions, got 7"),
         ([lambda t, o: "much"], TypeError, "^metric <lambda>: expected a number from it, got 'much'"),
     ],
+    ids=lambda value: value if isinstance(value, str) else None,  # str of a function would be its address
 )
 def test_metrics_that_are_refused(metrics, error, message):
     spec = chain(5, 9, 3)

@@ -5,9 +5,10 @@ import threading
 import numpy as np
 import pytest
 from arrays import LAYOUTS, laid_out
+from grid import ACTIVATIONS, build, chain, specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import ACTIVATIONS, assert_close, batch_for, build, chain, run_together, specs
+from networks import assert_close, batch_for, run_together
 
 import cnn
 

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import workloads
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -27,6 +29,15 @@ def test_first_example_has_15_lines():
     example = README.read_text().partition("```python\n")[2].partition("```")[0]
     assert len(example.splitlines()) <= 18
     assert len([line for line in example.splitlines() if line]) <= 15
+
+
+def test_figures_are_those_of_the_results():
+    """Row by row, without the columns of goals."""
+    results = README.with_name("bench").joinpath("RESULTS.md").read_text()
+    shown = README.read_text().partition("<!-- From bench/RESULTS.md. -->")[2].partition("<!-- /RESULTS.md -->")[0]
+    rows = shown.strip().splitlines()
+    assert len(rows) == 2 + len(workloads.QUICK)
+    assert all(f"\n{row}" in results for row in rows)
 
 
 def test_links_and_pictures():

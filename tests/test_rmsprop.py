@@ -8,7 +8,8 @@ import json
 
 import numpy as np
 import pytest
-from networks import assert_close, assert_parameters, batch_for, build, chain, explicit, fused, native_loop, rule_of
+from grid import build, chain, rule_of
+from networks import assert_close, assert_parameters, batch_for, explicit, fused, native_loop
 
 import cnn
 

@@ -10,21 +10,10 @@ import logging
 
 import numpy as np
 import pytest
-import reference
+from grid import SMOOTH, build, chain, is_linear, specs
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from networks import (
-    SMOOTH,
-    assert_close,
-    assert_gradients,
-    assert_parameters,
-    batch_for,
-    build,
-    chain,
-    is_linear,
-    model_gradients,
-    specs,
-)
+from networks import assert_close, assert_gradients, assert_parameters, batch_for, model_gradients
 
 import cnn
 
@@ -71,7 +60,7 @@ def assert_walks(model, network, x, targets, loss, rtol):
         model.step()
         network.train_step(x, targets, **optimizer)
     assert_parameters(model, network, rtol)
-    score = reference.LOSSES[loss](network.forward(x), targets)[0]
+    score = network.loss(network.forward(x), targets)[0]
     assert_close(model.evaluate(x, targets)["loss"], score, rtol, "evaluate")
 
 

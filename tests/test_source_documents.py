@@ -9,10 +9,11 @@ import inspect
 import json
 import math
 
+import grid
 import numpy as np
 import pytest
-import reference
-from networks import assert_close, build
+from grid import build
+from networks import assert_close
 
 import cnn
 from cnn import functional
@@ -248,9 +249,8 @@ def test_custom_network(isa):
     """Its job in small, 10 passes over f(x) = 3 sin(20 x): sample by sample as in NumPy."""
     x, y = samples(300)
     model = custom_network("float64")
-    network = reference.Network(
-        [("linear", None), ("relu", None), ("linear", None), ("identity", None)], "mse", model.state_dict()
-    )
+    nodes = [grid.Linear(), grid.Function(name="relu"), grid.Linear(), grid.Function(name="identity")]
+    network = grid.Network(nodes, "mse", model.state_dict())
     history = model.fit(x, y, epochs=10, batch_size=1, shuffle=False)
     for epoch in range(10):
         losses = [network.train_step(x[i : i + 1], y[i : i + 1], lr=0.01) for i in range(300)]

@@ -174,7 +174,7 @@ class Life(RuleBasedStateMachine):
     def set_parameters(self):
         vector = self.rng.standard_normal(self.gradients.size) / 2
         self.model.parameters = vector
-        self.truth.parameters = vector
+        self.truth.vector = vector
         self.pending = None
 
     @rule()
@@ -219,7 +219,7 @@ class Life(RuleBasedStateMachine):
         named = [a.ravel() for name, a in state.items() if name.endswith(("weight", "bias"))]
         np.testing.assert_array_equal(self.model.parameters, np.concatenate(named))
         # rounding must not pile up: the truth goes on from the library's numbers
-        self.truth.parameters = self.model.parameters
+        self.truth.vector = self.model.parameters
 
 
 TestLife = Life.TestCase

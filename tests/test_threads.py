@@ -9,16 +9,15 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import grid
 import numpy as np
 import pytest
-from every_layer import inputs_of, random_model
+from grid import build, chain, inputs_of, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import assert_close, batch_for, build, chain, run_together
+from networks import assert_close, batch_for, run_together
 
 import cnn
 from cnn import _threads
@@ -144,30 +143,6 @@ call(2500)
 print(threads() - alone)
 """
     assert output("-c", code, CNN_NUM_THREADS="5").split() == ["0", "4", "4"]
-
-
-def test_threads_without_a_processor_are_done_without():
-    """Where the workers share one processor with the caller, it does not wait for them: a task that is finished is."""
-    if not hasattr(os, "sched_setaffinity"):
-        pytest.skip("this platform does not pin a process to a processor")
-    code = """
-import os, time, numpy as np, cnn
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-model = cnn.Sequential([cnn.Linear(100, 300), cnn.ReLU(), cnn.Linear(300, 10), cnn.MSELoss()], optimizer=cnn.SGD())
-x, y = np.ones((2500, 100), "f4"), np.ones((2500, 10), "f4")
-def seconds(threads):
-    start = time.perf_counter()
-    model.fit(x, y, batch_size=500, threads=threads, epochs=5)
-    return time.perf_counter() - start
-for threads in (1, 4):
-    seconds(threads)
-times, stop = [], time.monotonic() + 20
-while len(times) < 15 or (ratio >= 2 and time.monotonic() < stop):
-    times.append((seconds(1), seconds(4)))
-    ratio = min(t[1] for t in times) / min(t[0] for t in times)
-print(ratio)
-"""
-    assert float(output("-c", code)) < 2
 
 
 @pytest.mark.parametrize("call", ["model.predict(x, threads={})", "model.fit(x, y, batch_size=2500, threads={})"])
@@ -324,7 +299,7 @@ def test_whatever_reads_the_input(isa, name):
 def test_random_networks_do_not_depend_on_threads_or_batches(dtype, seed, batch, threads, data):
     """Dropout, norms, branches and nested models: predictions of any part of the rows, and a step, bit for bit."""
     x = inputs_of(random_model(seed, dtype), batch)
-    y = np.random.default_rng(seed).standard_normal((batch, random_model(seed, dtype)._graph.widths[-1])).astype(dtype)
+    y = np.random.default_rng(seed).standard_normal((batch, random_model(seed, dtype)._core.graph.widths[-1])).astype(dtype)
 
     def results(n):
         model = random_model(seed, dtype)
@@ -477,31 +452,6 @@ def test_each_thread_trains_a_model(isa, dtype):
     expected = {name: trained(name) for name in names}
     cnn.set_num_threads(3)
     run_together(*(lambda name=name: assert_same(trained(name), expected[name], name) for name in names))
-
-
-@pytest.mark.parametrize(("widths", "batch_size"), [((8, 32, 1), 1), ((8, 64, 64, 4), 32), ((200, 100, 10), 256)])
-def test_training_in_parallel_scales(widths, batch_size):
-    """A model in each of two threads: 1.2 times the work at least. The best of some turns: others use the machine."""
-    if _threads.available() < 2:
-        pytest.skip("one processor")
-    rng = np.random.default_rng(0)
-    x, y = (rng.standard_normal((20_000, n)).astype("f4") for n in (widths[0], widths[-1]))
-    models = [build(chain(*widths, activation=("relu", None)), "mse", optimizer=cnn.SGD(lr=1e-4))[0] for _ in range(2)]
-
-    def fit(model):
-        model.fit(x, y, batch_size=batch_size, epochs=3, threads=1, progress=False)
-
-    def seconds(*calls):
-        start = time.perf_counter()
-        run_together(*calls)
-        return time.perf_counter() - start
-
-    alone, together, turns, stop = np.inf, np.inf, 0, time.monotonic() + 60
-    while turns < 10 or (together > 2 / 1.2 * alone and time.monotonic() < stop):
-        alone = min(alone, seconds(lambda: fit(models[0])))
-        together = min(together, seconds(*(lambda model=model: fit(model) for model in models)))
-        turns += 1
-    assert together <= 2 / 1.2 * alone
 
 
 def test_eight_threads_predict_with_one_model(isa, dtype):

@@ -6,21 +6,11 @@ import sys
 import numpy as np
 import pytest
 from arrays import zeros_of_padding
+from grid import WITH_PARAMETERS, build, chain, specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import (
-    ACTIVATIONS,
-    PARAMS,
-    assert_close,
-    assert_parameters,
-    batch_for,
-    build,
-    chain,
-    specs,
-)
-from networks import (
-    explicit as explicit_step,
-)
+from networks import assert_close, assert_parameters, batch_for
+from networks import explicit as explicit_step
 
 import cnn
 
@@ -135,10 +125,9 @@ def assert_padding_is_zero(model):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 6, 33])
-@pytest.mark.parametrize("name", list(ACTIVATIONS))
-def test_padding_stays_zero(isa, dtype, name, batch):
+@pytest.mark.parametrize(("name", "param"), WITH_PARAMETERS)
+def test_padding_stays_zero(isa, dtype, name, param, batch):
     """Functions with f(0) != 0 must not leave anything behind a row: later layers would read it."""
-    param = PARAMS.get(name, (None,))[-1]
     spec = [(name, param), *chain(3, 5, 17, 33, 1, 2, activation=(name, param)), (name, param)]
     hyper = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1}
     model, network = build(spec, "cross_entropy", dtype=dtype, optimizer=cnn.SGD(**hyper))

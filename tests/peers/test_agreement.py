@@ -7,64 +7,30 @@ and of each parameter array at the end. test_training.py has more settings; Drop
 is compared where it does nothing.
 """
 
+from functools import partial
+
+import grid
 import numpy as np
 import pytest
 import torch
+from peers.twins import torch_loss
 
 import cnn
 
 STEPS, BATCH, N_IN, N_OUT = 200, 32, 6, 3
 
-OPTIMIZERS = {
-    "SGD": ({"lr": 0.05}, {}),
-    "SGD, momentum": ({"lr": 0.02, "momentum": 0.9, "dampening": 0.1, "weight_decay": 0.01}, {}),
-    "SGD, Nesterov": ({"lr": 0.02, "momentum": 0.9, "nesterov": True}, {}),
-    "Adam": ({"lr": 0.003}, {}),
-    "Adam, AMSGrad": ({"lr": 0.003, "amsgrad": True, "weight_decay": 0.01}, {}),
-    "AdamW": ({"lr": 0.003}, {}),
-    "RMSprop": ({"lr": 0.002}, {}),
-    "RMSprop, centered, momentum": ({"lr": 0.001, "centered": True, "momentum": 0.8}, {}),
-    "Adagrad": ({"lr": 0.02, "lr_decay": 0.01}, {}),
-    "SGD, clip_norm 0.5": ({"lr": 0.05}, {"clip_norm": 0.5}),
-    "Adam, clip_value 0.01": ({"lr": 0.003}, {"clip_value": 0.01}),
+OPTIMIZERS = {  # PyTorch's groups and averages: test_groups.py
+    name: case
+    for name, case in grid.OPTIMIZERS.items()
+    if not {"groups", "decay_bias", "ema_decay"} & case.common.keys()
 }
-LAYERS = {
-    "Identity": lambda: cnn.Identity(),
-    "ReLU": lambda: cnn.ReLU(),
-    "LeakyReLU": lambda: cnn.LeakyReLU(0.2),
-    "ELU": lambda: cnn.ELU(1.5),
-    "Sigmoid": lambda: cnn.Sigmoid(),
-    "Tanh": lambda: cnn.Tanh(),
-    "GELU": lambda: cnn.GELU(),
-    "GELU, tanh": lambda: cnn.GELU(approximate="tanh"),
-    "SiLU": lambda: cnn.SiLU(),
-    "Softplus": lambda: cnn.Softplus(),
-    "Softmax": lambda: cnn.Softmax(),
-    "LogSoftmax": lambda: cnn.LogSoftmax(),
-    "BatchNorm1d": lambda: cnn.BatchNorm1d(20),
-    "LayerNorm": lambda: cnn.LayerNorm(20),
-    "Dropout, p 0": lambda: cnn.Dropout(0.0),
+LAYERS = {name: entry.make for name, entry in grid.ACTIVATIONS.items()} | {
+    name: partial(entry.make, 20, "float64")
+    for name, entry in grid.LAYERS.items()
+    if not entry.branches and entry.width(20) == 20 and name not in ("dropout", "linear penalised")
 }
-CLASS_WEIGHTS = [0.5, 1.0, 2.0]
-# The library's loss, PyTorch's, and the targets.
-LOSSES = {
-    "MSELoss": (cnn.MSELoss(), torch.nn.MSELoss(), "numbers"),
-    "L1Loss": (cnn.L1Loss(), torch.nn.L1Loss(), "numbers"),
-    "HuberLoss": (cnn.HuberLoss(delta=0.7), torch.nn.HuberLoss(delta=0.7), "numbers"),
-    "SmoothL1Loss": (cnn.SmoothL1Loss(beta=0.7), torch.nn.SmoothL1Loss(beta=0.7), "numbers"),
-    "BCEWithLogitsLoss": (
-        cnn.BCEWithLogitsLoss(pos_weight=CLASS_WEIGHTS),
-        torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(CLASS_WEIGHTS, dtype=torch.float64)),
-        "yes or no",
-    ),
-    "CrossEntropyLoss": (
-        cnn.CrossEntropyLoss(CLASS_WEIGHTS, label_smoothing=0.1),
-        torch.nn.CrossEntropyLoss(torch.tensor(CLASS_WEIGHTS, dtype=torch.float64), label_smoothing=0.1),
-        "classes",
-    ),
-    "NLLLoss": (cnn.NLLLoss(), torch.nn.NLLLoss(), "classes"),
-    "PoissonNLLLoss": (cnn.PoissonNLLLoss(full=True), torch.nn.PoissonNLLLoss(full=True), "counts"),
-}
+LAYERS["dropout of nothing"] = partial(cnn.Dropout, 0.0)
+LOSSES = {name: case for name, case in grid.LOSSES.items() if case.loss.torch}
 EPOCHS = 20  # of the schedules: steps of 10
 SCHEDULES = {
     "StepLR": ({"step_size": 5}, "epoch"),
@@ -82,38 +48,34 @@ SCHEDULES = {
 def batches(kind="numbers"):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((STEPS, BATCH, N_IN))
-    y = {
-        "numbers": lambda: rng.standard_normal((STEPS, BATCH, N_OUT)),
-        "classes": lambda: rng.integers(0, N_OUT, (STEPS, BATCH)),
-        "yes or no": lambda: rng.integers(0, 2, (STEPS, BATCH, N_OUT)).astype(float),
-        "counts": lambda: rng.poisson(2.0, (STEPS, BATCH, N_OUT)).astype(float),
-    }[kind]()
-    return x, y
+    return x, np.array([grid.targets(kind, BATCH, N_OUT, rng) for _ in x])
 
 
-def difference(optimizer="SGD", hyper=None, layer=None, loss="MSELoss", common=None, schedule=None):
+def difference(optimizer=cnn.SGD, hyper=None, layer=None, loss="mse", common=None, schedule=None):
     """The largest relative difference of losses and parameters after 200 steps."""
-    ours, theirs, kind = LOSSES[loss]
-    hyper = hyper or {"lr": 0.02}  # a training that is not chaotic: rounding errors are not magnified
+    case = LOSSES[loss]
+    theirs = torch_loss(case, N_OUT)
+    outputs = BATCH * N_OUT if theirs.reduction == "sum" else 1
+    hyper = hyper or {"lr": 0.02 / outputs}  # a training that is not chaotic: rounding errors are not magnified
     common = dict(common or {})
     if schedule:
         arguments, interval = SCHEDULES[schedule]
         own = {} if interval == "step" else {"interval": "epoch"}
         common["schedule"] = getattr(cnn, schedule)(**arguments, **own)
     middle = layer or cnn.Tanh()
-    last = [cnn.LogSoftmax()] if loss == "NLLLoss" else []
+    last = [cnn.LogSoftmax()] if case.loss.cls is cnn.NLLLoss else [cnn.Softplus()] if case.positive else []
     model = cnn.Sequential(
-        [cnn.Linear(N_IN, 20), middle, cnn.Linear(20, 17), cnn.Tanh(), cnn.Linear(17, N_OUT), *last, ours],
-        optimizer=getattr(cnn, optimizer)(**hyper, **common),
+        [cnn.Linear(N_IN, 20), middle, cnn.Linear(20, 17), cnn.Tanh(), cnn.Linear(17, N_OUT), *last, case.make(N_OUT)],
+        optimizer=optimizer(**hyper, **common),
         dtype="float64",
         seed=0,
     )
     twin = cnn.to_torch(model).train()
     if isinstance(middle, cnn.Softplus):
         twin[1].threshold = 80  # the formula everywhere: PyTorch's is the identity from 20 on
-    step = getattr(torch.optim, optimizer)(twin.parameters(), **hyper)
+    step = getattr(torch.optim, optimizer.__name__)(twin.parameters(), **hyper)
     rates = schedule and getattr(torch.optim.lr_scheduler, schedule)(step, **SCHEDULES[schedule][0])
-    x, y = batches(kind)
+    x, y = batches(case.targets)
     if schedule:
         per_epoch = STEPS // EPOCHS * BATCH
         flat_x, flat_y = x.reshape(-1, N_IN), y.reshape(STEPS * BATCH, -1)
@@ -132,10 +94,10 @@ def difference(optimizer="SGD", hyper=None, layer=None, loss="MSELoss", common=N
         step.zero_grad()
         value = theirs(twin(torch.from_numpy(x[i])), torch.from_numpy(y[i]))
         value.backward()
-        if "clip_norm" in common:
-            torch.nn.utils.clip_grad_norm_(twin.parameters(), common["clip_norm"])
         if "clip_value" in common:
             torch.nn.utils.clip_grad_value_(twin.parameters(), common["clip_value"])
+        if "clip_norm" in common:
+            torch.nn.utils.clip_grad_norm_(twin.parameters(), common["clip_norm"])
         step.step()
         if schedule and (SCHEDULES[schedule][1] == "step" or (i + 1) % (STEPS // EPOCHS) == 0):
             rates.step()
@@ -150,7 +112,7 @@ def difference(optimizer="SGD", hyper=None, layer=None, loss="MSELoss", common=N
 
 CASES = {
     "optimiser": {
-        name: {"optimizer": name.partition(",")[0], "hyper": h, "common": c} for name, (h, c) in OPTIMIZERS.items()
+        name: {"optimizer": case.cls, "hyper": case.options, "common": case.common} for name, case in OPTIMIZERS.items()
     },
     "layer": {name: {"layer": make} for name, make in LAYERS.items()},
     "loss": {name: {"loss": name} for name in LOSSES},

@@ -1,82 +1,33 @@
 """Derivative products beside jax.vjp, jax.jvp and jax.hessian in float64, on random networks with branches; and once
 beside torch.func."""
 
+import grid
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from graphs import build, forward, graphs, penalty
+from grid import build, graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import ACTIVATIONS
+from peers.twins import jax_loss
 
 import cnn
 
-JAX = {
-    "identity": lambda z, p: z,
-    "relu": lambda z, p: jax.nn.relu(z),
-    "leaky_relu": lambda z, p: jnp.where(z > 0, z, p * z),
-    "elu": lambda z, p: jnp.where(z > 0, z, p * jnp.expm1(jnp.where(z > 0, 0.0, z))),
-    "sigmoid": lambda z, p: jax.nn.sigmoid(z),
-    "tanh": lambda z, p: jnp.tanh(z),
-    "gelu": lambda z, p: jax.nn.gelu(z, approximate=False),
-    "gelu_tanh": lambda z, p: jax.nn.gelu(z, approximate=True),
-    "silu": lambda z, p: jax.nn.silu(z),
-    "softplus": lambda z, p: jax.nn.softplus(z),
-}
-
-
-def activation(name, z, param):
-    return JAX[name](z, param)
-
-
-def huber(d, delta):
-    return jnp.where(abs(d) <= delta, d * d / 2, delta * (abs(d) - delta / 2))
-
-
-def quantile(d, q):
-    return jnp.maximum(q * d, (q - 1) * d)
-
-
-Q = np.array([0.1, 0.5, 0.9])
-W = np.array([0.5, 1.0, 2.0])
-
-
-def cross_entropy(z, t):
-    """Class weights W and label smoothing 0.1."""
-    log_p = jax.nn.log_softmax(z)
-    shares = W * (0.9 * jax.nn.one_hot(t, 3) + 0.1 / 3)
-    return -(shares * log_p).sum() / W[t].sum()
-
-
-# The loss, and its function of outputs (batch, 3) and targets.
-LOSSES = {
-    "mse": (cnn.MSELoss(), lambda y, t: jnp.mean((y - t) ** 2)),
-    "l1": (cnn.L1Loss(reduction="sum"), lambda y, t: abs(y - t).sum()),
-    "huber": (cnn.HuberLoss(delta=0.7), lambda y, t: huber(y - t, 0.7).mean()),
-    "smooth_l1": (cnn.SmoothL1Loss(beta=0.3), lambda y, t: huber(y - t, 0.3).mean() / 0.3),
-    "bce": (
-        cnn.BCEWithLogitsLoss(pos_weight=W),
-        lambda y, t: (-(W * t * jax.nn.log_sigmoid(y) + (1 - t) * jax.nn.log_sigmoid(-y))).mean(),
-    ),
-    "cross_entropy": (cnn.CrossEntropyLoss(W, label_smoothing=0.1), cross_entropy),
-    "probabilities": (cnn.CrossEntropyLoss(), lambda z, t: -(t * jax.nn.log_softmax(z)).sum(axis=1).mean()),
-    "nll": (cnn.NLLLoss(), lambda y, t: -y[jnp.arange(len(t)), t].mean()),
-    "poisson": (cnn.PoissonNLLLoss(), lambda y, t: (jnp.exp(y) - t * y).mean()),
-    "quantile": (cnn.QuantileLoss(Q), lambda y, t: quantile(t - y, Q).mean()),
-}
+LOSSES = {name: case for name, case in grid.LOSSES.items() if not case.own}
 
 
 def targets_for(name, batch, seed):
-    random = np.random.default_rng(seed)
-    if name in ("cross_entropy", "nll"):
-        return random.integers(0, 3, batch)
-    if name == "probabilities":
-        return random.dirichlet(np.ones(3), batch)
-    if name == "bce":
-        return random.random((batch, 3))
-    return random.poisson(2.0, (batch, 3)) + random.random((batch, 3))
+    y = grid.targets(LOSSES[name].targets, batch, 3, np.random.default_rng(seed))
+    if y.ndim == 1:  # class 1 may be ignored
+        y[0] = 0
+    return y
+
+
+def with_loss(parts, name, seed):
+    """Model and truth; outputs are above 0, where the loss needs them."""
+    case = LOSSES[name]
+    return build([*parts, ("softplus", None)] if case.positive else parts, case.make(3), seed=seed)
 
 
 def assert_close(actual, expected, what):
@@ -85,38 +36,29 @@ def assert_close(actual, expected, what):
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9 * scale + 1e-14, err_msg=what)
 
 
-def functions_of(parts, model):
+def functions_of(truth):
     """The outputs, of the vector of parameters and of x, and the penalty, of the vector, in JAX."""
-    state = model.state_dict()
-    named = [(name, a.shape) for name, a in model._named("weight", "bias").items()]
 
-    def arrays_of(vector):
-        arrays, at = dict(state), 0
-        for name, shape in named:
-            size = int(np.prod(shape))
-            arrays[name] = vector[at : at + size].reshape(shape)
-            at += size
-        return arrays
+    def penalty(vector):
+        truth.vector = vector
+        return truth.penalty() + 0.0 * vector.sum()
 
-    def outputs(vector, x):
-        return forward(parts, x, arrays_of(vector), jnp, activation)
-
-    return outputs, lambda vector: penalty(parts, arrays_of(vector)) + 0.0 * vector.sum()
+    return lambda vector, x: truth.outputs(x, vector), penalty
 
 
 @given(
-    parts=graphs(n_out=3, names=tuple(ACTIVATIONS)),
+    parts=graphs(n_out=3),
     name=st.sampled_from(list(LOSSES)),
     batch=st.sampled_from((1, 2, 5, 9)),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=10)
 def test_random_networks(parts, name, batch, seed):
-    loss, function = LOSSES[name]
-    model = build(parts, loss, seed=seed)
-    outputs, extra = functions_of(parts, model)
+    function = jax_loss(LOSSES[name], 3)
+    model, truth = with_loss(parts, name, seed)
+    outputs, extra = functions_of(truth)
     random = np.random.default_rng(seed)
-    p, x, y = model.parameters, random.standard_normal((batch, parts[0][1])), targets_for(name, batch, seed)
+    p, x, y = model.parameters, random.standard_normal((batch, parts[0][0])), targets_for(name, batch, seed)
     t, v, dp, u = (random.standard_normal(shape) for shape in (x.shape, (batch, 3), p.shape, p.shape))
 
     def of_loss(p, x):
@@ -146,22 +88,22 @@ def test_random_networks(parts, name, batch, seed):
 @pytest.mark.parametrize("name", LOSSES)
 def test_whole_hessian_and_jacobian(each_isa, name):
     """Every loss, column by column: jax.hessian and jax.jacobian."""
-    loss, function = LOSSES[name]
+    function = jax_loss(LOSSES[name], 3)
     parts = [
-        ("linear", 4, 5, True, 0.1),
+        (4, 5, True, 0.1),
         ("tanh", None),
-        ("add", [[("identity", None)], [("linear", 5, 5, True, 0.0), ("gelu", None)]]),
-        ("layer_norm", 5, True),
-        ("linear", 5, 3, True, 0.0),
+        ("add", [[("identity", None)], [(5, 5, True), ("gelu", None)]]),
+        ("layer", 5),
+        (5, 3, True),
     ]
     random = np.random.default_rng(1)
     x, y = random.standard_normal((7, 4)), targets_for(name, 7, 1)
-    model = build(parts, loss, seed=3)
-    outputs, extra = functions_of(parts, model)
+    model, truth = with_loss(parts, name, 3)
+    outputs, extra = functions_of(truth)
     hessian = jax.jit(jax.hessian(lambda p: function(outputs(p, x), y) + extra(p)))(model.parameters)
     jacobian = jax.jit(jax.vmap(jax.jacobian(lambda row: outputs(model.parameters, row[None])[0])))(x)
     for _ in each_isa:
-        model = build(parts, loss, seed=3)
+        model, _ = with_loss(parts, name, 3)
         columns = [model.hvp(x, y, v) for v in np.eye(model.parameters.size)]
         assert_close(np.array(columns), hessian, "hessian")
         assert_close(model.jacobian(x), jacobian, "jacobian")

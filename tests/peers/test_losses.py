@@ -1,10 +1,10 @@
-"""Every loss with every option: value, gradient and Hessian product beside PyTorch's."""
+"""Every loss with the options of the table: value, gradient and Hessian product beside PyTorch's."""
 
-import itertools
-
+import grid
 import numpy as np
 import pytest
 import torch
+from peers.twins import torch_loss
 
 import cnn
 
@@ -15,86 +15,37 @@ SHAPES = [(1, 1), (1, 10), (7, 3), (33, 37)]
 CLOSE = {"float64": {"rtol": 1e-10, "atol": 1e-13}, "float32": {"rtol": 2e-5, "atol": 2e-6}}
 
 
-def options(**values):
-    """All combinations, as dicts."""
-    return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
-
-
-# Loss, arguments, what the targets are; "per column" becomes an array of positive numbers.
-CASES = [
-    *(("MSELoss", more, "numbers") for more in options(reduction=["mean", "sum"])),
-    *(("L1Loss", more, "numbers") for more in options(reduction=["mean", "sum"])),
-    *(("HuberLoss", more, "numbers") for more in options(delta=[1.0, 0.3], reduction=["mean", "sum"])),
-    *(("SmoothL1Loss", more, "numbers") for more in options(beta=[1.0, 0.3, 0.0], reduction=["mean", "sum"])),
-    *(
-        ("BCEWithLogitsLoss", more, "probabilities")
-        for more in options(pos_weight=[None, "per column"], reduction=["mean", "sum"])
-    ),
-    *(
-        ("PoissonNLLLoss", more, "counts")
-        for more in options(log_input=[True, False], full=[True, False], eps=[1e-8, 0.5], reduction=["mean", "sum"])
-    ),
-    *(
-        ("CrossEntropyLoss", more, "labels")
-        for more in options(
-            weight=[None, "per column"],
-            label_smoothing=[0.0, 0.1, 1.0],
-            ignore_index=[-100, 0],
-            reduction=["mean", "sum"],
-        )
-    ),
-    *(
-        ("CrossEntropyLoss", more, "probabilities")
-        for more in options(weight=[None, "per column"], label_smoothing=[0.0, 0.1, 1.0], reduction=["mean", "sum"])
-    ),
-    *(
-        ("NLLLoss", more, "labels")
-        for more in options(weight=[None, "per column"], ignore_index=[-100, 0], reduction=["mean", "sum"])
-    ),
-]
-
-
-def case_id(case):
-    name, more, targets = case
-    return "-".join([name, targets, *(f"{value}" for value in more.values())])
+CASES = {name: case for name, case in grid.CASES.items() if case.loss.torch}
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
-@pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_against_pytorch(isa, case, dtype):
-    name, more, kind = case
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", CASES)
+def test_against_pytorch(isa, name, reduction, dtype):
+    case = CASES[name]
     for batch, n in SHAPES:
         random = np.random.default_rng([batch, n])
         outputs = (4 * random.standard_normal((batch, n))).astype(dtype)
-        if kind == "labels":
-            targets = random.integers(n, size=batch)
-            targets[1::3] = more["ignore_index"]
-            targets[0] = n - 1
-        elif kind == "counts":
-            targets = random.poisson(2.0, (batch, n)).astype(dtype)
-        elif kind == "probabilities":
-            targets = random.uniform(size=(batch, n)).astype(dtype)
+        targets = grid.targets(case.targets, batch, n, random)
+        if case.targets == "classes":
+            targets[1::3] = case.make(n).ignore_index
+            targets[0] = 0  # one row must count: PyTorch gives NaN, the library an error
         else:
-            targets = random.standard_normal((batch, n)).astype(dtype)
-        if not more.get("log_input", True):
+            targets = targets.astype(dtype)
+        if case.positive:
             outputs = np.abs(outputs) + outputs.dtype.type(0.1)
-        if kind == "labels" and more["ignore_index"] == targets[0]:
-            continue  # no row counts: PyTorch gives NaN, the library an error
-        column = random.uniform(0.1, 3, n).astype("float32").astype("float64")
-        arguments = {key: column if value == "per column" else value for key, value in more.items()}
-        torch_arguments = {key: torch.from_numpy(a) if a is column else a for key, a in arguments.items()}
-        ours, theirs = getattr(cnn, name)(**arguments), getattr(torch.nn, name)(**torch_arguments)
+        ours, theirs = case.make(n, reduction=reduction), torch_loss(case, n, reduction=reduction)
 
         at = torch.from_numpy(outputs.astype("float64")).requires_grad_()
-        aim = torch.from_numpy(targets if kind == "labels" else targets.astype("float64"))
+        aim = torch.from_numpy(targets if case.targets == "classes" else targets.astype("float64"))
         value = theirs(at, aim)
         value.backward()
         direction = random.standard_normal((batch, n)).astype(dtype)
         product = torch.autograd.functional.hvp(
             lambda y, theirs=theirs, aim=aim: theirs(y, aim), at.detach(), torch.from_numpy(direction.astype("float64"))
         )[1]
-        size = max(1, np.abs(outputs).max(), np.abs(targets).max() if kind == "counts" else 0)
-        if more["reduction"] == "sum":
+        size = max(1, np.abs(outputs).max(), np.abs(targets).max() if case.targets == "counts" else 0)
+        if reduction == "sum":
             size *= batch * n
         close = {"rtol": CLOSE[dtype]["rtol"], "atol": CLOSE[dtype]["atol"] * size}
         np.testing.assert_allclose(ours(outputs, targets), value.item(), **close)

@@ -1,38 +1,42 @@
-"""The same network in cnn, in PyTorch and in JAX."""
+"""The same network in cnn, in PyTorch and in JAX, and the table's activations and losses there."""
 
+from functools import partial
 from itertools import pairwise
 
-import jax
+import grid
 import jax.numpy as jnp
 import numpy as np
 import torch
 
 import cnn
 
-# A function of the library with its twins. PyTorch's Softplus is the identity from `threshold` on,
-# 20 by default, where log(1 + exp(z)) differs from z by 1e-10 of it: its twin has a larger one.
+
+def in_jax(entry, param):
+    return lambda z: entry.value(jnp.asarray(z), param)
+
+
+# The library's function, with its first three parameters, and its twins.
 ACTIVATIONS = {
-    "identity": (cnn.Identity, torch.nn.Identity, lambda z: z),
-    "relu": (cnn.ReLU, torch.nn.ReLU, jax.nn.relu),
-    "leaky_relu": (cnn.LeakyReLU, torch.nn.LeakyReLU, jax.nn.leaky_relu),
-    "leaky_relu_0.2": (
-        lambda: cnn.LeakyReLU(0.2),
-        lambda: torch.nn.LeakyReLU(0.2),
-        lambda z: jax.nn.leaky_relu(z, 0.2),
-    ),
-    "elu": (cnn.ELU, torch.nn.ELU, jax.nn.elu),
-    "elu_1.5": (lambda: cnn.ELU(1.5), lambda: torch.nn.ELU(1.5), lambda z: jax.nn.elu(z, 1.5)),
-    "sigmoid": (cnn.Sigmoid, torch.nn.Sigmoid, jax.nn.sigmoid),
-    "tanh": (cnn.Tanh, torch.nn.Tanh, jnp.tanh),
-    "gelu": (cnn.GELU, torch.nn.GELU, lambda z: jax.nn.gelu(z, approximate=False)),
-    "gelu_tanh": (
-        lambda: cnn.GELU(approximate="tanh"),
-        lambda: torch.nn.GELU(approximate="tanh"),
-        lambda z: jax.nn.gelu(z, approximate=True),
-    ),
-    "silu": (cnn.SiLU, torch.nn.SiLU, jax.nn.silu),
-    "softplus": (cnn.Softplus, lambda: torch.nn.Softplus(threshold=80), jax.nn.softplus),
+    name if i == 0 else f"{name} {param}": (
+        partial(entry.make, param),
+        partial(entry.make_torch, torch.nn, param),
+        in_jax(entry, param),
+    )
+    for name, entry in grid.ACTIVATIONS.items()
+    for i, param in enumerate(entry.params[:3] or (None,))
 }
+
+
+def torch_loss(case, m, **more):
+    """PyTorch's loss of m outputs."""
+    options = {**case.options(m), **more}
+    arrays = {k: torch.tensor(a, dtype=torch.float64) for k, a in options.items() if k in ("weight", "pos_weight")}
+    return getattr(torch.nn, case.loss.cls.__name__)(**{**options, **arrays})
+
+
+def jax_loss(case, m):
+    """A function of outputs and targets: of the table's formula, whose gradient JAX finds itself."""
+    return lambda y, t: case.truth(m)(y, t)[0]
 
 
 class Network:
@@ -94,10 +98,7 @@ def data(loss, n, n_in, n_out, seed=0):
 
 
 LOSSES = {
-    "mse": (cnn.MSELoss, torch.nn.MSELoss, lambda y, t: jnp.mean((y - t) ** 2)),
-    "cross_entropy": (
-        cnn.CrossEntropyLoss,
-        torch.nn.CrossEntropyLoss,
-        lambda z, t: jnp.mean(jax.nn.logsumexp(z, axis=1) - z[jnp.arange(len(t)), t]),
-    ),
+    name: (partial(case.make, 2), partial(torch_loss, case, 2), jax_loss(case, 2))
+    for name, case in grid.CASES.items()
+    if name in ("mse", "cross_entropy")
 }
