@@ -82,7 +82,7 @@ def test_every_byte_matters(path):
 
 
 def test_the_digest(path, model):
-    """As container.py says: the header in one spelling without the digest, then the numbers."""
+    """As safetensors_file.py says: the header in one spelling without the digest, then the numbers."""
     model.save(path)
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
