@@ -60,8 +60,9 @@ INSTRUMENTED = mkdir -p build/$@ && cp -r setup.py pyproject.toml README.md LICE
     && cd build/$@ && rm -f src/cnn/*.so
 CHECKED = env CNN_ISA=$(ISA) PYTHONPATH=src:tests OPENBLAS_NUM_THREADS=1
 PY = $(abspath $(VENV))/bin/python
-SANITIZE_TESTS = activations adam batches checkpoint dropout errors fit groups layers linear losses normalization \
-    predict resume rmsprop sequential softmax threads train_step
+SANITIZE_TESTS = activations adam batches branches checkpoint_format checkpoint_hostile derivatives dropout errors fit \
+    fit_weights fit_continued groups layers linear losses normalization predict resume rmsprop sequential softmax \
+    state_dict threads train_step
 # Not: other instruction sets, which are not built, and limits to the memory that the sanitizer itself needs
 SANITIZE_NOT = v3 or baseline or every_instruction_set or ten_times_the_memory
 
@@ -98,8 +99,9 @@ test-pythons:
 	  env -u PYTHONPATH build/pythons/bin/python tests/soak/growth.py 2000 1000 2000; \
 	  env -u PYTHONPATH build/pythons/bin/python -m pytest -q -p no:cacheprovider $(PYTHONS_TESTS) \
 	    -k "not v3 and not v4"; done
-PYTHONS_NEED = pytest hypothesis scikit-learn
-PYTHONS_TESTS = tests/test_train_step.py tests/test_checkpoint.py tests/test_imports.py
+PYTHONS_NEED = pytest hypothesis scikit-learn safetensors
+PYTHONS_TESTS = tests/test_train_step.py tests/test_checkpoint_format.py \
+    tests/test_checkpoint_hostile.py tests/test_atomic_write.py tests/test_state_dict.py tests/test_imports.py
 test-pythons: export CNN_VARIANTS = baseline_f32,baseline_f64
 test-pythons: export CNN_ISA = baseline
 

@@ -43,7 +43,7 @@ def test_fifty_steps(isa, dtype, batch, step, setting):
     assert losses[-1][1] < 0.99 * losses[0][1]  # it trains
     assert_close(*np.transpose(losses), RTOL[dtype], "losses")
     assert_parameters(model, network, RTOL[dtype])
-    assert model._program.steps == 50
+    assert model._core.program.steps == 50
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -64,7 +64,7 @@ def test_epochs_of_fit(isa, dtype, batch_size, setting):
     history = model.fit(x, y, epochs=5, batch_size=batch_size, shuffle=False)
     assert_close(history["loss"], expected, RTOL[dtype], "losses")
     assert_parameters(model, network, RTOL[dtype])
-    assert model._program.steps == 5 * len(starts)
+    assert model._core.program.steps == 5 * len(starts)
 
 
 @pytest.mark.parametrize("step", [fused, explicit, native_loop])
@@ -329,7 +329,7 @@ def test_another_optimiser_starts_with_no_state(isa, dtype, step, before, after)
     fresh, _ = build(SPEC, "mse", dtype=dtype, optimizer=ALL[after][0](**ALL[after][1]))
     fresh.parameters = model.parameters
     model.optimizer = ALL[after][0](**ALL[after][1])
-    assert model._program.steps == 0
+    assert model._core.program.steps == 0
     for _ in range(3):
         assert step(model, x, y) == step(fresh, x, y)
     np.testing.assert_array_equal(model.parameters, fresh.parameters)

@@ -199,7 +199,7 @@ def test_a_map_that_is_cut_short(tmp_path, when, mode, left):
     with pytest.raises(OSError, match=rf"^x: .*x has been cut short under its memory map: rows \d+ to \d+ .* {left} b"):
         model.fit(blocks, epochs=5, batch_size=8, callbacks=[cnn.LambdaCallback(on_epoch_begin=cut[when])])
     assert_same(model, expected)
-    assert model._program.steps == expected._program.steps
+    assert model._core.program.steps == expected._core.program.steps
     assert np.isfinite(model.fit(x, y)["loss"]).all()
 
 
@@ -224,7 +224,7 @@ def test_a_wrong_label_in_the_last_block_is_found_first(tmp_path):
     model = model_of("cross_entropy")
     with pytest.raises(ValueError, match=r"^y\[80:\]\[10\] is 3, expected a class index from 0 to 2"):
         model.fit(cnn.Blocks(mapped(tmp_path / "x", x), mapped(tmp_path / "y", y), rows=16), batch_size=8)
-    assert model._program.steps == 0
+    assert model._core.program.steps == 0
 
 
 def test_a_map_ten_times_the_memory(tmp_path):
@@ -299,7 +299,7 @@ def test_a_sequence_is_shuffled_by_batch():
     model, looped, ordered = (model_of() for _ in range(3))
     model.fit(found, epochs=2)
     for epoch in range(2):
-        for i in looped._kernels.permutation(10, 0, epoch):
+        for i in looped._core.kernels.permutation(10, 0, epoch):
             looped.train_step(*found[i])
     assert_same(model, looped)
     ordered.fit(Again(found), epochs=2)  # no Sequence: as it comes
@@ -379,7 +379,7 @@ def test_a_bad_batch(batch, error, message):
     with pytest.raises(error, match=message):
         model.fit([*cut(x, y, 20, 20), batch], epochs=2, shuffle=False)
     assert_same(model, expected)
-    assert model._program.steps == 2
+    assert model._core.program.steps == 2
 
 
 def test_an_exception_of_the_iterable():
@@ -429,7 +429,7 @@ def test_batch_norm_needs_two_rows(batches):
         model.fit(*data, batch_size=8, shuffle=False)
     for name, array in model.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
-    assert model._program.steps == 0
+    assert model._core.program.steps == 0
     assert np.isfinite(model.fit(x, y, batch_size=6)["loss"]).all()
 
 
@@ -450,7 +450,7 @@ def test_no_targets(x):
     ("arguments", "error", "message"),
     [
         ({"rows": 0}, ValueError, "^rows: expected at least 1, got 0"),
-        ({"rows": 2.0}, TypeError, "^rows: expected an int or None, got 2.0"),
+        ({"rows": 2.0}, TypeError, "^rows: expected an int, got 2.0"),
         ({"x": [[1.0]]}, TypeError, "^x: expected an array with shape, dtype and slices, got list"),
         ({"y": (1, 2)}, TypeError, "^y: expected an array with shape, dtype and slices, got tuple"),
     ],

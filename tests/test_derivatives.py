@@ -391,7 +391,7 @@ def test_memory_is_linear():
         model = cnn.Sequential([*layers, cnn.MSELoss()], dtype="float64", seed=0)
         x = numbers(1, batch, width)
         model.hvp(x, x, model.parameters)
-        return model._derivatives[1].nbytes, model.parameters.nbytes + depth * x.nbytes
+        return model._core.derivatives.nbytes, model.parameters.nbytes + depth * x.nbytes
 
     for batch, width, depth in [(1, 64, 2), (256, 64, 2), (256, 64, 8), (1024, 64, 8), (64, 256, 4)]:
         used, linear = size(batch, width, depth)

@@ -361,7 +361,7 @@ def test_batches_that_train_the_model_meanwhile():
             yield X[:4], Y[:4]
 
     m.fit(batches(), progress=False)
-    assert m._program.steps == 6
+    assert m._core.program.steps == 6
     assert_whole(m)
 
 

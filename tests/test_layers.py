@@ -345,7 +345,7 @@ def test_arrays_are_views_of_the_model(isa, dtype):
             assert array.dtype == dtype
             assert array.flags.writeable
             assert array.flags.aligned
-            assert block(array) is model._program
+            assert block(array) is model._core.program
         assert layer.weight is layer.weight
         assert np.shares_memory(layer.weight, layer.weight)
         assert not np.shares_memory(layer.weight, layer.grad_weight)

@@ -167,7 +167,7 @@ def test_metrics_of_training_are_of_the_training_pass():
     keys = ["loss", "mae", "rmse", "r2", "mean_output"]
     assert list(history) == [*keys, *(f"val_{key}" for key in keys)]
     for epoch in range(3):
-        order = looped._kernels.permutation(31, 3, epoch)
+        order = looped._core.kernels.permutation(31, 3, epoch)
         outputs = []
         for i in range(0, 31, 8):
             rows = order[i : i + 8]
@@ -273,7 +273,7 @@ def test_metrics_that_are_refused(metrics, error, message):
     if "much" not in message:  # which is only known after an epoch
         with pytest.raises(error, match=message):
             model.fit(x, y, metrics=metrics)
-        assert model._program.steps == 0
+        assert model._core.program.steps == 0
     np.testing.assert_array_equal(model.parameters, before)
 
 
@@ -295,7 +295,7 @@ def test_targets_that_are_not_0_and_1(metric):
     model = cnn.Sequential([cnn.Linear(1, 1), cnn.MSELoss()], optimizer=cnn.SGD(lr=0.1))
     with pytest.raises(ValueError, match=rf"^{metric}: expected targets 0 and 1, got 0\.25"):
         model.fit([[1], [2]], [1, 0.25], metrics=[metric])
-    assert model._program.steps == 0
+    assert model._core.program.steps == 0
 
 
 def test_rows_that_are_ignored():

@@ -206,7 +206,7 @@ def test_batches_of_one(isa, dtype):
     m = model(cnn.Adam(), dtype=dtype)
     x, y = data(5, dtype)
     m.fit(x, y, batch_size=1, progress=False)
-    assert m._program.steps == 5
+    assert m._core.program.steps == 5
     normed = cnn.Sequential([cnn.Linear(3, 2), cnn.BatchNorm1d(2), cnn.MSELoss()], cnn.SGD(), dtype=dtype)
     for call in (
         lambda: normed.train_step(x[:1], y[:1]),

@@ -28,7 +28,7 @@ def test_fifty_steps(isa, dtype, batch, step, hyper):
     losses = [(step(model, x, y), network.train_step(x, y, **hyper)) for _ in range(50)]
     assert_close(*np.transpose(losses), RTOL[dtype], "losses")
     assert_parameters(model, network, RTOL[dtype])
-    assert model._program.steps == 50
+    assert model._core.program.steps == 50
 
 
 @pytest.mark.parametrize("step", [fused, explicit, native_loop])

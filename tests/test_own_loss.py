@@ -122,3 +122,24 @@ def test_errors():
         cnn.Sequential([squared, cnn.Linear(5, 3)])
     with pytest.raises(TypeError, match="pass an object, not the class"):
         cnn.Sequential([cnn.Linear(5, 3), cnn.MSELoss])
+
+
+def test_grad_input_and_evaluation(pair):
+    """A pending backward is refused afterwards, as with the library's losses."""
+    assert_close(*[model.grad_input(X, Y) for model in pair])
+    for model in pair:
+        model(X, Y)
+        model.grad_input(X, Y)
+        with pytest.raises(RuntimeError, match="grad_input has run since"):
+            model.backward()
+    assert_close(*[model.evaluate(X, Y, metrics=["mae"])["mae"] for model in pair])
+
+
+def test_a_model_in_another_one():
+    """Neither kind of loss computes any more once another model has taken the layers over."""
+    inner = cnn.Sequential([cnn.Linear(5, 3)])
+    outer = cnn.Sequential([inner, squared])
+    assert outer(X, Y) > 0
+    for call in (lambda: inner(X), lambda: inner.predict(X), lambda: inner.vjp(X, Y), lambda: inner.parameters):
+        with pytest.raises(RuntimeError, match="is part of another model"):
+            call()

@@ -1,11 +1,10 @@
-"""Exact resume: 20 epochs straight, or 7, a file, a new process and 13, give the same bits; and `Saver`."""
+"""Exact resume: 20 epochs straight, or 7, a file, a new process and 13, give the same bits."""
 
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -152,16 +151,16 @@ def test_resumed_within_an_epoch(tmp_path, batch, accumulation_steps):
     with pytest.raises(KeyboardInterrupt):
         interrupted.fit(x, y, **arguments, callbacks=[SavesWithin(tmp_path / "within", 3, stop)])
     loaded = cnn.load(tmp_path / "within")
-    assert loaded._position[:2] == (3, min(8 * (stop + 1), 100))
+    assert loaded._core.state.position[:2] == (3, min(8 * (stop + 1), 100))
     for model in (loaded, interrupted):
         resumed = model.fit(x, y, **arguments, initial_epoch=2)
         for name, values in history.items():  # losses of accumulated batches are added up call by call
             np.testing.assert_allclose(resumed[name], values, rtol=0 if accumulation_steps == 1 else 1e-14)
         np.testing.assert_array_equal(model.parameters, straight.parameters)
-        assert model._position is None
+        assert model._core.state.position is None
     other = cnn.load(tmp_path / "within")
     other.fit(x, y, epochs=1, batch_size=8)  # without initial_epoch an epoch is an epoch
-    assert other._position is None
+    assert other._core.state.position is None
 
 
 @pytest.mark.parametrize("loads", [False, True])
@@ -177,7 +176,7 @@ def test_a_new_run_after_an_interrupted_first_epoch(tmp_path, loads):
         return cnn.load(tmp_path / "within") if loads else model
 
     model, twin = interrupted(), interrupted()
-    order = model._kernels.permutation(len(x), model._random_seed, 0)
+    order = model._core.kernels.permutation(len(x), model._core.state.random_seed, 0)
     history = model.fit(x, y, batch_size=8, epochs=1)
     losses = [twin.train_step(x[order[at : at + 8]], y[order[at : at + 8]]) for at in range(0, len(x), 8)]
     sizes = [len(order[at : at + 8]) for at in range(0, len(x), 8)]
@@ -245,7 +244,7 @@ def test_without_the_training_state(tmp_path):
     loaded = cnn.load(tmp_path / "file")
     assert loaded.parameters.tobytes() == model.parameters.tobytes()
     assert loaded.history is None
-    assert loaded._program.steps == 0
+    assert loaded._core.program.steps == 0
     assert not same(loaded, model)
 
 
@@ -273,7 +272,7 @@ def test_odd_numbers_in_the_history(tmp_path, values):
 
 def changed(model, path, edit):
     """A file with the training state after `edit(arrays, numbers)`, sealed with its digest."""
-    tensors, metadata = checkpoint._parts(model, True)
+    tensors, metadata = checkpoint.parts_of(model, True)
     names = {name.removeprefix("cnn.training/"): name for name in tensors}
     arrays = {short: np.array(tensors[name]) for short, name in names.items() if short != name}
     numbers = safetensors_file.parsed(metadata["training"], "")
@@ -340,258 +339,12 @@ def test_a_damaged_state_of_a_schedule(tmp_path):
 
 def test_training_tensors_without_their_numbers(tmp_path):
     model = plain(cnn.SGD())
-    tensors, metadata = checkpoint._parts(model, True)
+    tensors, metadata = checkpoint.parts_of(model, True)
     del metadata["training"]
     atomic_write.replace(tmp_path / "file", safetensors_file.pack(tensors, metadata))
     with pytest.raises(ValueError, match="unknown counters: the file has no other training state"):
         cnn.load(tmp_path / "file")
 
 
-# fit(checkpoint=...) ------------------------------------------------------------------------------------------------
-
-
 def files(folder):
     return sorted(os.listdir(folder))
-
-
-class Crash(Exception):
-    """Of a callback, in the middle of an epoch."""
-
-
-class Crashing(cnn.Callback):
-    def __init__(self, epoch):
-        self.epoch = epoch
-        self.now = 0
-
-    def on_epoch_begin(self, epoch, logs):
-        self.now = epoch
-
-    def on_batch_end(self, batch, logs):
-        if self.now == self.epoch and batch == 2:
-            raise Crash
-
-
-@pytest.mark.parametrize("every", [1, 3])
-@pytest.mark.parametrize("make", [every_layer, plain])
-def test_fit_resumes_after_a_crash(tmp_path, make, every):
-    """In a new model, as a script makes it that is started again."""
-
-    def optimizer():
-        schedule = cnn.ReduceLROnPlateau(patience=1, threshold=0.02, monitor="loss")
-        return cnn.SGD(lr=0.2, momentum=0.9, schedule=schedule)
-
-    straight = make(optimizer())
-    expected = fit(straight, 12)
-    folder = tmp_path / "runs" / "1"
-    with pytest.raises(Crash):
-        fit(make(optimizer()), 12, checkpoint=folder, checkpoint_every=every, keep=2, callbacks=[Crashing(8)])
-    again = make(optimizer())
-    seen = []
-    begun = cnn.LambdaCallback(on_epoch_begin=lambda epoch, logs: seen.append(epoch))
-    settings = {"checkpoint": folder, "checkpoint_every": every, "keep": 2, "resume": True}
-    history = fit(again, 12, callbacks=[begun], **settings)
-    assert seen == list(range((8, 7)[every == 3], 13))
-    assert history == expected
-    assert same(again, straight)
-
-
-def test_resume_with_nothing_to_resume(tmp_path):
-    model, other = plain(cnn.Adam()), plain(cnn.Adam())
-    fit(model, 3, checkpoint=tmp_path / "new", resume=True)
-    fit(other, 3)
-    assert same(model, other)
-
-
-def saved(folder, every=1, keep=3, epochs=range(1, 6), model=None):
-    """A Saver that has seen these epochs, whose number is the first bias."""
-    model = plain(cnn.Adam()) if model is None else model
-    saver = checkpoint.Saver(model, folder, every, keep)
-    for epoch in epochs:
-        model.layers[0].bias[0] = epoch
-        saver.epoch_done(epoch, cnn.History({"loss": [0.5] * epoch}))
-        saver.close()
-    return saver
-
-
-def test_files_that_are_kept(tmp_path):
-    """The newest `keep`; nothing else in the folder is touched."""
-    (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "checkpoint-final.safetensors").write_text("mine")
-    saved(tmp_path, keep=2)
-    own = ["checkpoint-000004.safetensors", "checkpoint-000005.safetensors"]
-    assert files(tmp_path) == [*own, "checkpoint-final.safetensors", "notes.txt"]
-    assert [cnn.load(tmp_path / name).layers[0].bias[0] for name in own] == [4, 5]
-    assert [len(cnn.load(tmp_path / name).history["loss"]) for name in own] == [4, 5]
-
-
-def test_every(tmp_path):
-    saved(tmp_path, every=2, keep=9, epochs=range(1, 8))
-    assert [cnn.load(tmp_path / name).layers[0].bias[0] for name in files(tmp_path)] == [2, 4, 6]
-
-
-def test_numbers_go_on_in_a_folder_that_was_used(tmp_path):
-    """Also where the new run has fewer epochs: what is newer is not told by the epoch."""
-    saved(tmp_path, keep=3, epochs=range(100, 103))
-    saved(tmp_path, keep=3, epochs=range(1, 3))
-    assert files(tmp_path) == [f"checkpoint-{number:06d}.safetensors" for number in (3, 4, 5)]
-    assert checkpoint.Saver(plain(cnn.Adam()), tmp_path).resume() == 2
-
-
-def test_damaged_files_are_passed_over(tmp_path):
-    saved(tmp_path, keep=9)
-    five, four, three = (tmp_path / f"checkpoint-00000{number}.safetensors" for number in (5, 4, 3))
-    five.write_bytes(five.read_bytes()[:-1])
-    content = bytearray(four.read_bytes())
-    content[-1] ^= 1
-    four.write_bytes(content)
-    plain(cnn.Adam()).save(three)  # without the training state
-    model = plain(cnn.Adam())
-    with pytest.warns(RuntimeWarning) as warnings:
-        assert checkpoint.Saver(model, tmp_path).resume() == 2
-    assert model.layers[0].bias[0] == 2
-    messages = [str(warning.message) for warning in warnings]
-    assert len(messages) == 3
-    for path, message, reason in zip((five, four, three), messages, ("expected", "digest", "no training"), strict=True):
-        assert message.startswith(f"checkpoint passed over: {path}: ")
-        assert reason in message
-
-
-def test_nothing_that_can_be_read(tmp_path):
-    (tmp_path / "checkpoint-000001.safetensors").write_bytes(b"")
-    model = plain(cnn.Adam())
-    before = checkpoint.to_bytes(model)
-    with pytest.warns(RuntimeWarning, match="empty"):
-        assert checkpoint.Saver(model, tmp_path).resume() is None
-    assert checkpoint.to_bytes(model) == before
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (
-            lambda: cnn.Sequential([cnn.Linear(5, 3), cnn.CrossEntropyLoss()], cnn.Adam()),
-            "architecture: expected layers",
-        ),
-        (lambda: plain(cnn.Adam(), cnn.MSELoss()), "architecture: expected loss .*MSE"),
-        (lambda: plain(cnn.Adam(), dtype="float64"), "architecture: expected dtype float64, got float32"),
-        (lambda: plain(cnn.AdamW()), r"optimizer: expected AdamW\(.*, got Adam\("),
-        (lambda: plain(None), r"optimizer: expected None, got Adam\("),
-        (lambda: plain(cnn.Adam(schedule=cnn.StepLR(3))), "optimizer: expected Adam.*StepLR"),
-    ],
-)
-def test_another_architecture_is_refused(tmp_path, model, message):
-    saved(tmp_path)
-    model = model()
-    before = checkpoint.to_bytes(model)
-    path = re.escape(str(tmp_path / "checkpoint-000005.safetensors"))
-    with pytest.raises(ValueError, match=f"^{path}: is of another {message}"):
-        checkpoint.Saver(model, tmp_path).resume()
-    assert checkpoint.to_bytes(model) == before
-
-
-def test_the_optimizer_stays_the_same_object(tmp_path):
-    """Callbacks may hold it, or its schedule; its hyper-parameters are those of the file."""
-
-    def made(lr):
-        schedule = cnn.ReduceLROnPlateau(monitor="loss")
-        groups = [{"layers": [0], "lr": lr / 10}]
-        return plain(cnn.SGD(lr, momentum=0.9, groups=groups, ema_decay=0.5, schedule=schedule))
-
-    first = made(0.5)
-    fit(first, 3)
-    first.optimizer.lr = 0.25
-    saved(tmp_path, model=first, epochs=[3])
-    model = made(0.5)
-    optimizer, schedule = model.optimizer, model.optimizer.schedule
-    assert checkpoint.Saver(model, tmp_path).resume() == 3
-    assert model.optimizer is optimizer
-    assert optimizer.schedule is schedule
-    assert optimizer.get_config() == first.optimizer.get_config()
-    first.history = model.history
-    assert same(model, first)
-    for other in (model, first):
-        other.train_step(np.ones((2, 5)), [0, 1])
-    assert same(model, first)
-
-
-def test_the_snapshot_is_taken_at_once(tmp_path, monkeypatch):
-    """What happens to the model while the file is written is not in it."""
-    write, go = atomic_write.replace, threading.Event()
-
-    def waiting(path, pieces):
-        assert go.wait(60)
-        write(path, pieces)
-
-    monkeypatch.setattr(atomic_write, "replace", waiting)
-    model = plain(cnn.Adam())
-    fit(model, 1)
-    history = cnn.History({"loss": [1.0]})
-    saver = checkpoint.Saver(model, tmp_path)
-    before = b"".join(safetensors_file.pack(*checkpoint._parts(model, True, 1, history)))
-    saver.epoch_done(1, history)
-    fit(model, 3, initial_epoch=1)
-    history["loss"].append(2.0)
-    go.set()
-    saver.close()
-    assert (tmp_path / "checkpoint-000001.safetensors").read_bytes() == before
-
-
-def test_the_loop_does_not_wait(tmp_path, monkeypatch):
-    """At most one snapshot waits for the thread: the newest, which is never lost."""
-    write, go, begun = atomic_write.replace, threading.Event(), threading.Event()
-
-    def waiting(path, pieces):
-        begun.set()
-        assert go.wait(60)
-        write(path, pieces)
-
-    monkeypatch.setattr(atomic_write, "replace", waiting)
-    model = plain(cnn.Adam())
-    saver = checkpoint.Saver(model, tmp_path, keep=9)
-    for epoch in range(1, 8):
-        model.layers[0].bias[0] = epoch
-        saver.epoch_done(epoch, cnn.History())
-        assert begun.wait(60)
-    go.set()
-    saver.close()
-    assert [cnn.load(tmp_path / name).layers[0].bias[0] for name in files(tmp_path)] == [1, 7]
-
-
-def test_errors_of_the_thread_are_raised(tmp_path, monkeypatch):
-    """At the next epoch, or at the end; once."""
-
-    def full(path, pieces):
-        raise OSError(28, "No space left on device", path)
-
-    model = plain(cnn.Adam())
-    saver = checkpoint.Saver(model, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(atomic_write, "replace", full)
-        saver.epoch_done(1, cnn.History())
-        saver._thread and saver._thread.join()
-        with pytest.raises(OSError, match=r"No space left on device: '.*checkpoint-000001.safetensors'"):
-            saver.epoch_done(2, cnn.History())
-        saver.epoch_done(3, cnn.History())
-        with pytest.raises(OSError, match="No space left on device"):
-            saver.close()
-        with pytest.raises(OSError, match="No space left on device"):
-            fit(model, 2, checkpoint=tmp_path)
-    saver.close()
-    saver.epoch_done(4, cnn.History())
-    saver.close()
-    assert files(tmp_path) == ["checkpoint-000001.safetensors"]
-
-
-def test_arguments(tmp_path):
-    model = plain(cnn.Adam())
-    for name, every, keep in (("checkpoint_every", 0, 1), ("keep", 1, 0), ("keep", 1, -1)):
-        with pytest.raises(ValueError, match=f"^{name}: expected at least 1"):
-            checkpoint.Saver(model, tmp_path, every, keep)
-    for name, every, keep in (("checkpoint_every", 1.0, 1), ("keep", 1, True), ("keep", 1, None)):
-        with pytest.raises(TypeError, match=f"^{name}: expected an int"):
-            checkpoint.Saver(model, tmp_path, every, keep)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError):
-        checkpoint.Saver(model, tmp_path / "file")
-    with pytest.raises(ValueError, match="resume"):
-        fit(model, 2, resume=True)

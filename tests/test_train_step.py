@@ -227,11 +227,11 @@ def test_repeated_calls_allocate_nothing(isa, dtype, batch):
             model.fit(x, y, batch_size=batch)
 
     calls(20)
-    allocations, nbytes = model._program.allocations, model._program.nbytes
+    allocations, nbytes = model._core.program.allocations, model._core.program.nbytes
     blocks, native = sys.getallocatedblocks(), native_bytes()
     calls(200)
-    assert model._program.allocations == allocations
-    assert model._program.nbytes == nbytes
+    assert model._core.program.allocations == allocations
+    assert model._core.program.nbytes == nbytes
     assert sys.getallocatedblocks() - blocks < 100  # one a call would be 200 and more
     assert native_bytes() - native < 200 * 64
 
@@ -239,18 +239,18 @@ def test_repeated_calls_allocate_nothing(isa, dtype, batch):
 def test_workspaces_grow_with_the_largest_batch_only(isa, dtype):
     spec = chain(8, 64, 4)
     model, _ = build(spec, "mse", dtype=dtype, optimizer=cnn.SGD(lr=0.1))
-    assert model._program.allocations == 1  # the parameters
+    assert model._core.program.allocations == 1  # the parameters
     for batch, allocations in ((5, 2), (1, 2), (5, 2), (4, 2), (6, 3), (5, 3), (1, 3), (6, 3)):
         x, y = batch_for(spec, "mse", batch, dtype)
         model.train_step(x, y)
         model(x, y)
-        assert model._program.allocations == allocations
+        assert model._core.program.allocations == allocations
     x, y = batch_for(spec, "mse", 6, dtype)
     model.fit(x, y, epochs=20, batch_size=4)
-    assert model._program.allocations == 3
+    assert model._core.program.allocations == 3
     x, y = batch_for(spec, "mse", 60, dtype)
     model.fit(x, y, epochs=20, batch_size=7)
-    assert model._program.allocations == 4
+    assert model._core.program.allocations == 4
 
 
 def test_models_give_their_memory_back(isa, dtype):

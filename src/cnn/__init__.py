@@ -1,8 +1,7 @@
 """Cython neural networks: multilayer perceptrons on the CPU at the speed of the hardware."""
 
-__version__ = "0.1.0"
-
 from . import functional, initializers, layers, losses
+from ._about import __version__ as __version__
 from ._about import get_include, show_config
 from ._threads import get_num_threads, set_num_threads
 from .export.c import to_c
@@ -39,6 +38,7 @@ from .training import (
     EarlyStopping,
     History,
     LambdaCallback,
+    ModelCheckpoint,
     TensorBoardLogger,
 )
 
@@ -59,6 +59,7 @@ __all__ = [
     "History",
     "LambdaCallback",
     "LinearLR",
+    "ModelCheckpoint",
     "MultiStepLR",
     "OneCycleLR",
     "PolynomialLR",

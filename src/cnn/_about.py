@@ -1,4 +1,4 @@
-"""What this build is and what it runs on, for bug reports, and where its header lies."""
+"""The version, what this build runs on (for bug reports), and where its header lies."""
 
 import os
 import platform
@@ -9,12 +9,14 @@ from ._cpu import COMPILER
 from ._dispatch import AVAILABLE, ISA
 from ._threads import available, get_num_threads
 
+__version__ = "0.1.0"
+
 
 def show_config() -> None:
     """Print the version, the instruction set in use, and what the library was built with.
 
-    The instruction set is the best that the processor's feature flags allow, or the one that the
-    environment variable CNN_ISA names; "available" are those that can run here, best first.
+    The instruction set is the best that the processor's feature flags allow, or the one that the environment variable
+    CNN_ISA names; "available" are those that can run here, best first.
 
     Examples
     --------
@@ -29,8 +31,6 @@ def show_config() -> None:
       Python           3.11.7
       platform         Linux x86_64
     """
-    from . import __version__
-
     facts = {
         "instruction set": f"{ISA} (available: {', '.join(AVAILABLE)})",
         "dtypes": "float32, float64",
@@ -47,6 +47,10 @@ def show_config() -> None:
 
 def get_include() -> str:
     """The folder of cnn.h, for programs in C and Cython that predict with a model (`Sequential.handle`).
+
+    Returns
+    -------
+    str
 
     Examples
     --------

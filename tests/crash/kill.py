@@ -4,9 +4,9 @@
     python tests/crash/kill.py steps [folder]
 
 After each kill the file must load and be the last that was reported as saved, or the one after it; all numbers in it
-are one number, which says which it is. Half of the runs save to one path, half are a `Saver` with its thread. At most
-one temporary file may be left, and the next save must sweep it. "steps": not at random, but before and after each call
-of the operating system that a save makes. Prints the counts, and ends with 1 at any failure.
+are one number, which says which it is. Half of the runs save to one path, half are a `ModelCheckpoint` with its thread.
+At most one temporary file may be left, and a save a day later must remove it. "steps": not at random, but before and
+after each call of the operating system that a save makes. Prints the counts, and ends with 1 at any failure.
 """
 
 import os
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import cnn
-from cnn.files import atomic_write, checkpoint
+from cnn.files import atomic_write
 
 WIDTHS = (8, 64, 700)  # files of 1 kB, 17 kB and 2 MB
 LONGEST = 0.03  # seconds from the first save to the kill
@@ -54,20 +54,22 @@ class ByPath:
 
 
 class InBackground:
-    """A Saver as `fit` uses it; waits for its thread, so that it is known what has been saved."""
+    """A ModelCheckpoint as `fit` uses it; waits for its thread, so that it is known what has been saved."""
 
     def __init__(self, folder, width):
         self.folder = folder
         self.model = network(width)
-        self.saver = checkpoint.Saver(self.model, folder, every=1, keep=2)
+        self.saver = cnn.ModelCheckpoint(folder, max_to_keep=2)
+        self.saver.model = self.model
 
     def save(self, i):
-        self.saver.epoch_done(i, cnn.History())
-        self.saver.close()
+        self.model._core.state.epoch = i
+        self.saver.on_epoch_end(i, {})
+        self.saver._close()
 
     def load(self):
         model = network(self.model.layers[0].in_features)
-        assert checkpoint.Saver(model, self.folder).resume() == number_in(model)
+        assert cnn.ModelCheckpoint(self.folder).resume(model) == number_in(model)
         return model
 
 
@@ -123,7 +125,7 @@ def steps(parent=None):
                 os._exit(0)
             _, status = os.waitpid(child, 0)
             found[number_in(way.load())] += 1
-            check_swept(Path(folder), way)
+            check_left(Path(folder), way)
             if status == 0:
                 break
             assert os.WTERMSIG(status) == signal.SIGKILL, status
@@ -131,12 +133,16 @@ def steps(parent=None):
     return 0
 
 
-def check_swept(folder, way):
-    """After a kill: how many temporary files there are; a save sweeps them."""
+def check_left(folder, way):
+    """After a kill: how many temporary files there are; a save removes those that are old, and no others."""
     left = [name for name in os.listdir(folder) if atomic_write.TEMPORARY.fullmatch(name)]
     assert len(left) <= 1, left
     way.save(0)
-    assert not [name for name in os.listdir(folder) if atomic_write.TEMPORARY.fullmatch(name)], "not swept"
+    assert set(left) <= set(os.listdir(folder)), "it might have been another writer's"
+    for name in left:
+        os.utime(folder / name, (0, time.time() - atomic_write.STALE - 1))
+    way.save(0)
+    assert not [name for name in os.listdir(folder) if atomic_write.TEMPORARY.fullmatch(name)], "not removed"
     return len(left)
 
 
@@ -162,7 +168,7 @@ def run(folder, kind, width, delay):
     saved = int.from_bytes(all_reports[len(all_reports) // 8 * 8 - 8 :][:8], "little")
     found = number_in(way.load())
     assert found in (saved, saved + 1), f"saved up to {saved}, found {found}"
-    return ("the last saved", "the next one")[found - saved], check_swept(folder, way), saved
+    return ("the last saved", "the next one")[found - saved], check_left(folder, way), saved
 
 
 def main(times=500, seed=0, parent=None):
@@ -184,7 +190,7 @@ def main(times=500, seed=0, parent=None):
         saves += saved
     print(
         f"{times} kills in {saves} saves: found {found['the last saved']} times the last that was reported, "
-        f"{found['the next one']} times the one after it; {left} times a temporary file was left, and swept; "
+        f"{found['the next one']} times the one after it; {left} times a temporary file was left, and removed; "
         f"{failures} failures"
     )
     return failures

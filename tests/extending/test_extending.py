@@ -8,6 +8,7 @@ an anchor, which has to stand in its file once. All four are put into one copy, 
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def test_the_grid(tree):
     assert "passed" in output
     found = run(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", *tests)
     for name in ("softsign", "log_cosh sum", "sign", "square"):
-        assert f"'{name}'" in found or f"-{name}-" in found, name
+        assert re.search(rf"[\['-]{name}[\]'-]", found), name
 
 
 def test_everything_knows_them(tree):

@@ -71,7 +71,7 @@ def models():
 def corpus():
     """The content of good files, with and without a training state."""
     for model in models():
-        yield b"".join(safetensors_file.pack(*checkpoint._parts(model, False)))
+        yield b"".join(safetensors_file.pack(*checkpoint.parts_of(model, False)))
         width = next(layer for layer in model.layers if isinstance(layer, cnn.Linear)).in_features
         model.fit(np.ones((4, width)), [0, 1, 1, 0], epochs=2)
         yield checkpoint.to_bytes(model)
@@ -246,7 +246,7 @@ def sealed(content):
 
 
 def packed(model, training):
-    return b"".join(safetensors_file.pack(*checkpoint._parts(model, training)))
+    return b"".join(safetensors_file.pack(*checkpoint.parts_of(model, training)))
 
 
 def numbers_of(content):
@@ -263,12 +263,12 @@ def numbers_of(content):
 def judged(path, content, again, good):
     """What came of an input: "refused", "the same model", "another model"; AssertionError if that must not be."""
     try:
-        model, epoch = checkpoint._load(path)
+        model, has_state = checkpoint.read(path)
     except (ValueError, OSError) as error:
         if path not in str(error):
             raise AssertionError("does not name the file") from error
         return "refused"
-    content_now = packed(model, epoch is not None)
+    content_now = packed(model, has_state)
     if content_now in good:
         return "the same model"
     assert again, "another model"
@@ -276,8 +276,8 @@ def judged(path, content, again, good):
         assert numbers_of(content)[name] == np.asarray(array.T, order="C").tobytes(), name
     with open(path, "wb") as file:
         file.write(content_now)
-    twice, _ = checkpoint._load(path)
-    assert packed(twice, epoch is not None) == content_now, "not the same after it was saved and loaded"
+    twice = cnn.load(path)
+    assert packed(twice, has_state) == content_now, "not the same after it was saved and loaded"
     return "another model"
 
 

@@ -21,10 +21,10 @@ def address(array):
 def test_torch_tensors_are_not_copied(model):
     dtype = getattr(torch, model.dtype.name)
     x = torch.randn(6, 3, dtype=dtype)
-    assert address(model._program.inputs(x)) == x.data_ptr()
+    assert address(model._core.program.inputs(x)) == x.data_ptr()
     apart = torch.randn(6, 8, dtype=dtype)[::2, 1:4]
-    assert address(model._program.inputs(apart)) == apart.data_ptr()
-    assert address(model._program.targets(torch.zeros(6, 2, dtype=dtype), 6)) != 0
+    assert address(model._core.program.inputs(apart)) == apart.data_ptr()
+    assert address(model._core.program.targets(torch.zeros(6, 2, dtype=dtype), 6)) != 0
     np.testing.assert_array_equal(model.predict(x), model.predict(x.numpy()))
     np.testing.assert_array_equal(model.predict(apart), model.predict(apart.numpy().copy()))
     assert isinstance(model.predict(x), np.ndarray)
@@ -32,7 +32,7 @@ def test_torch_tensors_are_not_copied(model):
 
 def test_jax_arrays_are_not_copied(model):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((6, 3)), model.dtype)
-    assert address(model._program.inputs(x)) == x.unsafe_buffer_pointer()
+    assert address(model._core.program.inputs(x)) == x.unsafe_buffer_pointer()
     np.testing.assert_array_equal(model.predict(x), model.predict(np.array(x)))
 
 
@@ -51,13 +51,13 @@ class DLPackOnly:
 
 def test_dlpack_alone_will_do(model):
     x = torch.randn(6, 3, dtype=getattr(torch, model.dtype.name))
-    assert address(model._program.inputs(DLPackOnly(x))) == x.data_ptr()
+    assert address(model._core.program.inputs(DLPackOnly(x))) == x.data_ptr()
 
 
 def test_targets_of_other_libraries():
     model = cnn.Sequential([cnn.Linear(3, 4), cnn.CrossEntropyLoss()], optimizer=cnn.SGD(0.1), seed=0)
     x, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 3, 0, 1])
-    assert address(model._program.targets(labels, 6)) == labels.data_ptr()
+    assert address(model._core.program.targets(labels, 6)) == labels.data_ptr()
     expected = model.evaluate(x.numpy(), labels.numpy())
     for y in labels, labels.int(), jnp.asarray(labels.numpy()), DLPackOnly(labels):
         assert model.evaluate(x, y) == expected

@@ -96,7 +96,7 @@ def assert_same(each_isa, name, batch, *, torch_schedule=None, **more):
                 np.testing.assert_allclose(array, final[key], **CLOSE, err_msg=f"{key}, {where}")
             if average is not None:
                 packed = np.concatenate([average[key].ravel() for key in model.state_dict()])
-                np.testing.assert_allclose(model._program.average, packed, **CLOSE, err_msg=f"average, {where}")
+                np.testing.assert_allclose(model._core.program.average, packed, **CLOSE, err_msg=f"average, {where}")
 
 
 @pytest.mark.parametrize("batch", [1, 7])

@@ -63,15 +63,17 @@ def replay(model, steps, shuffle):
         if step % batches == 0:
             order = np.arange(ROWS)
             if shuffle:
-                order = model._kernels.permutation(ROWS, model._random_seed, model._epochs_seen)
+                order = model._core.kernels.permutation(
+                    ROWS, model._core.state.random_seed, model._core.state.epochs_seen
+                )
         at = step % batches * BATCH
         model.train_step(X[order[at : at + BATCH]], Y[order[at : at + BATCH]])
-        model._epochs_seen += step % batches == batches - 1
+        model._core.state.epochs_seen += step % batches == batches - 1
 
 
 def same(a, b):
     """Whether two models are equal, their optimisers' and norms' states included."""
-    one, two = (m.state_dict() | m._program.state(m.optimizer.states) for m in (a, b))
+    one, two = (m.state_dict() | m._core.program.state(m.optimizer.states) for m in (a, b))
     return one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
 
 
@@ -86,20 +88,21 @@ def main(count, seed):
             settings["callbacks"] = [Slow()]
         if random.random() < 0.5:
             settings["validation_data"] = (X, Y)
-        before = model._program.steps
-        seen = model._epochs_seen
+        before = model._core.program.steps
+        seen = model._core.state.epochs_seen
         if not interrupted(model, **settings):
             print(f"interrupt {i}: fit ended by itself")
             failures += 1
-        taken = model._program.steps - before
-        twin._epochs_seen = seen
+        taken = model._core.program.steps - before
+        twin._core.state.epochs_seen = seen
         replay(twin, taken, shuffle)
         steps += taken
-        model._epochs_seen = twin._epochs_seen = max(model._epochs_seen, twin._epochs_seen)
+        most = max(model._core.state.epochs_seen, twin._core.state.epochs_seen)
+        model._core.state.epochs_seen = twin._core.state.epochs_seen = most
         if not same(model, twin):
             print(f"interrupt {i}: {taken} steps of fit, {settings}: not what the same steps give one by one")
             failures += 1
-            twin._program.restore(model._program.snapshot(model.optimizer.states))
+            twin._core.program.restore(model._core.program.snapshot(model.optimizer.states))
         if not np.isfinite(model.train_step(X, Y)) or not np.array_equal(model.predict(X), model.predict(X)):
             failures += 1
         twin.train_step(X, Y)

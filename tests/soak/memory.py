@@ -64,7 +64,7 @@ def under(limit, call):
 
 
 def state(model):
-    return model.state_dict() | model._program.state(model.optimizer.states)
+    return model.state_dict() | model._core.program.state(model.optimizer.states)
 
 
 def same(a, b):
@@ -90,8 +90,8 @@ def main(limits):
                 if name == "fit":  # epochs that it has done stay
                     twin = network()
                     twin.load_weights(model.state_dict())
-                    twin._program.set_state(model._program.state(2), 2)
-                    twin._epochs_seen = model._epochs_seen
+                    twin._core.program.set_state(model._core.program.state(2), 2)
+                    twin._core.state.epochs_seen = model._core.state.epochs_seen
             else:
                 call(twin)
             call(model)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from .._about import __version__
 from ..files.atomic_write import replace
 from .graph import Computation, graph_of
 
@@ -179,8 +180,6 @@ class Code:
         return self._assembled()
 
     def _assembled(self) -> str:
-        from .. import __version__
-
         name, real = self.name, self.real
         n_in, n_out = self.computation.widths[0], self.computation.widths[self.computation.output]
         sizes = {f"h{i}": size for i, size in enumerate(self.slots)} | ({"t": self.temporary} if self.temporary else {})

@@ -37,7 +37,7 @@ def graph_of(model: Any) -> Computation:
 
     if not isinstance(model, Sequential):
         raise TypeError(f"model: expected a cnn.Sequential, got {type(model).__name__}")
-    compiled = model._graph
+    compiled = model._core.graph
     widths = list(compiled.widths)
     stands_for = list(range(len(widths)))  # of each buffer, the value that is in it
     nodes: list[Node] = []

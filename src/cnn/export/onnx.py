@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import layers
+from .._about import __version__
 from .._checks import integer
 from ..files.atomic_write import replace
 from ..models import Sequential
@@ -81,8 +82,6 @@ class _Writer:
     def model(self) -> Any:
         """The finished file."""
         from onnx import TensorProto, helper
-
-        from .. import __version__
 
         nodes, widths, output = self.computation
         values = {0: Value(self, "x")}

@@ -3,6 +3,9 @@
 The content goes to a temporary file in the same folder, is flushed to disk and takes the file's name by a rename; then
 the folder is flushed. Without the first flush a file system may keep the rename and lose the content, without the
 second it may lose the rename (Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014).
+
+A process that is killed while it writes leaves its temporary file. Later writes into the folder remove such files once
+nothing has been written to them for a day.
 """
 
 from __future__ import annotations
@@ -13,17 +16,24 @@ import fcntl
 import os
 import re
 import stat
+import time
 from collections.abc import Iterable
 
-TEMPORARY = re.compile(r"\.cnn-(\d{1,10})-[0-9a-f]{16}\.tmp")  # the number is the writer's process
+TEMPORARY = re.compile(r"\.cnn-[0-9a-f-]+\.tmp")
+STALE = 24 * 3600  # seconds without a write: no writer takes that long from one piece to the next
 
 
 def replace(path: str | os.PathLike, pieces: Iterable[bytes | memoryview]) -> None:
     """Write the pieces, one after the other, to the file at `path`: all of them, or none.
 
     A file that is there keeps its mode and, where the process may give files away, its owner; the other names of a
-    hard-linked file keep the old content. A symbolic link stays, and what it points to is replaced. Temporary files
-    that dead writers have left in the folder are removed.
+    hard-linked file keep the old content. A symbolic link stays, and what it points to is replaced.
+
+    Parameters
+    ----------
+    path : str or path
+    pieces : iterable of bytes or memoryview
+        The content.
 
     Raises
     ------
@@ -43,15 +53,13 @@ def _replace(target: str, pieces: Iterable[bytes | memoryview]) -> None:
     folder = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         old = _writable(target)
-        sweep(parent)
-        temporary = os.path.join(parent, f".cnn-{os.getpid()}-{os.urandom(8).hex()}.tmp")
+        _remove_stale(parent)
+        temporary = os.path.join(parent, f".cnn-{os.urandom(16).hex()}.tmp")
         # The system applies the umask to a new file's mode; an old file's is set below, before there is any content.
         mode = 0o666 if old is None else 0o600
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             with os.fdopen(handle, "wb") as file:
-                with contextlib.suppress(OSError):  # no locks on this file system: then `sweep` gets none either
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if old is not None:
                     with contextlib.suppress(PermissionError):
                         os.fchown(handle, old.st_uid, old.st_gid)
@@ -71,14 +79,14 @@ def _replace(target: str, pieces: Iterable[bytes | memoryview]) -> None:
 
 
 def _writable(target: str) -> os.stat_result | None:
-    """The state of the file that is to be replaced, None if there is none; OSError if it must not be."""
+    """The status of the file that is to be replaced, None if there is none; OSError if it must not be."""
     try:
         old = os.lstat(target)
     except FileNotFoundError:
         return None
     if stat.S_ISDIR(old.st_mode):
         raise IsADirectoryError(errno.EISDIR, "is a directory")
-    if stat.S_ISLNK(old.st_mode):  # realpath has followed all that lead somewhere
+    if stat.S_ISLNK(old.st_mode):  # realpath has followed all links that lead somewhere
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     if not stat.S_ISREG(old.st_mode):
         raise OSError(errno.EINVAL, "is no regular file")
@@ -100,30 +108,11 @@ def _flush(handle: int) -> None:
             raise  # some network file systems cannot flush folders
 
 
-def sweep(folder: str) -> None:
-    """Remove the temporary files of writers that are dead.
-
-    A writer lives as long as it holds its lock; the number of its process says so too where file systems have no
-    locks, but means nothing on another machine or in another container.
-    """
+def _remove_stale(folder: str) -> None:
+    """Remove temporary files that nobody has written to for a day."""
     with os.scandir(folder) as entries:
-        found = [(entry.path, match) for entry in entries if (match := TEMPORARY.fullmatch(entry.name))]
-    for path, match in found:
-        if not _lives(int(match[1])):
-            with contextlib.suppress(OSError):  # locked, or removed by another sweeper
-                handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(path)
-                finally:
-                    os.close(handle)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
+        for entry in entries:
+            if TEMPORARY.fullmatch(entry.name):
+                with contextlib.suppress(OSError):  # another process may have removed it
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE:
+                        os.unlink(entry.path)

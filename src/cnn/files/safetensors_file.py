@@ -3,8 +3,8 @@
 A file is the length of its header (8 bytes, little-endian), the header (JSON: name, dtype, shape and place of each
 tensor, and a table of strings), and the tensors' bytes without gaps (https://github.com/huggingface/safetensors).
 
-The library packs. Reading is done here, field by field, and from one open file: the library opens the path anew (by
-then another file may be there), takes duplicate names, and maps or allocates before anything like a digest is checked.
+The library of that name is not used: it opens a path anew to read it (by then another file may be there), takes
+duplicate names, and maps or allocates before anything like a digest is checked.
 """
 
 from __future__ import annotations
@@ -179,21 +179,25 @@ def pack(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> list[bytes
     ValueError
         If there are so many arrays, or so much metadata, that the file could not be read again.
     """
-    from safetensors.numpy import save
-
-    content = save({name: np.asarray(a, order="C") for name, a in tensors.items()}, metadata)
-    (length,) = struct.unpack_from("<Q", content)
-    header = json.loads(content[8 : 8 + length])
-    data = memoryview(content)[8 + length :]
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    little = {name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in tensors.items()}
+    header: dict[str, Any] = {"__metadata__": metadata}
+    content: list[memoryview] = []
+    end = 0
+    # In the order of the library: by dtype, wide ones first so that all are aligned, and by name.
+    for name, a in sorted(little.items(), key=lambda item: (-list(codes).index(item[1].dtype), item[0])):
+        header[name] = {"dtype": codes[a.dtype], "shape": list(a.shape), "data_offsets": [end, end + a.nbytes]}
+        content.append(a.reshape(-1).view(np.uint8).data)
+        end += a.nbytes
     sha = _digest_of_header(header)
-    sha.update(data)
-    # The library writes the metadata in an order of chance.
+    for piece in content:
+        sha.update(piece)
     header["__metadata__"] = dict(sorted({**metadata, "digest": sha.hexdigest()}.items()))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MOST_HEADER:
         raise ValueError(f"a header of {len(text)} bytes is longer than the {MOST_HEADER} that can be read again")
-    return [struct.pack("<Q", len(text)), text, data]
+    return [struct.pack("<Q", len(text)), text, *content]
 
 
 @contextlib.contextmanager

@@ -189,8 +189,9 @@ cdef inline vf bce_element "bce_element"(const LossSpec* spec, vf y, vf t, vf c,
     cdef vf d = number(1) - t
     t = c * t
     derivative[0] = vf_select_gt(y, number(0), d * q - t * (e * q), d * (e * q) - t * q)
-    e = vf_select_gt(d, number(0), vf_max(number(0), y) + l, number(0))
-    l = vf_select_gt(t, number(0), vf_max(number(0), -y) + l, number(0))
+    q = vf_min(number(0), vf_max(number(0), y))             # 0, or NaN
+    e = vf_select_gt(d, number(0), vf_max(number(0), y) + l, q)
+    l = vf_select_gt(t, number(0), vf_max(number(0), -y) + l, q)
     return vf_fma(d, e, t * l)
 
 

@@ -297,6 +297,7 @@ class Parametric(Layer, abstract=True):
         self.dtype = kernels(dtype).DTYPE
         self._arrays: dict[str, np.ndarray | None] = {}
         self._model: Any = None  # weak reference to the Sequential that holds it
+        self._op: Any = None  # in a model, its program and the number of the op there
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the parameters that the layer has.
@@ -351,12 +352,17 @@ class Parametric(Layer, abstract=True):
         """The model that holds the layer, or None."""
         return self._model() if self._model is not None else None
 
-    def _array(self, name: str) -> np.ndarray | None:
+    def _made(self) -> dict[str, np.ndarray | None]:
+        """The arrays by name, for the library's own use: they are not changed behind the program's back."""
         if not self._arrays:
             self._own()
-        model = self._owner()
-        if model is not None and model._compiled is not None:
-            model._compiled.clear_padding()  # the caller may write into the array: NaN in its padding would spread
+        return self._arrays
+
+    def _array(self, name: str) -> np.ndarray | None:
+        self._made()
+        if self._op is not None:
+            program, op = self._op
+            program.hand_out(op)  # the caller may write into the array
         return self._arrays[name]
 
     def _assign(self, name: str, value) -> None:
@@ -372,10 +378,10 @@ class Parametric(Layer, abstract=True):
         self._changed()
 
     def _changed(self) -> None:
-        model = self._owner()
-        if model is not None:
-            model._program.clear_padding()
-            model._program.forget("the parameters have been changed since")
+        if self._op is not None:
+            program, op = self._op
+            program.hand_out(op)
+            program.forget("the parameters have been changed since")
 
     def _join(self, model, program, op: int, dtype, bits: np.random.PCG64) -> None:
         """Move into a program: the arrays, or new ones from `bits`, become views of its memory."""
@@ -384,6 +390,7 @@ class Parametric(Layer, abstract=True):
         names = [*self.parameter_names, *(f"grad_{name}" for name in self.parameter_names), *self.statistic_names]
         self._arrays = {name: program.view(op, name) for name in names}
         self._model = None if model is None else weakref.ref(model)
+        self._op = program, op
         for name in (*self.parameter_names, *self.statistic_names):
             view = self._arrays[name]
             if view is not None:

@@ -89,7 +89,6 @@ class BatchNorm1d(Norm):
     torch_name = "BatchNorm1d"
     statistic_names = ("running_mean", "running_var")
     _tracked = 0  # batches, as long as the layer is used alone
-    _op: Any = None  # in a model, the program and the number of the op that count them
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, *, dtype="float32"):
         self.num_features = integer("num_features", num_features, 1)
@@ -107,7 +106,6 @@ class BatchNorm1d(Norm):
     def _join(self, model, program, op, dtype, bits):
         tracked = self.num_batches_tracked
         super()._join(model, program, op, dtype, bits)
-        self._op = program, op
         program.set_tracked(op, tracked)
 
     def forward(self, x):

@@ -1,7 +1,7 @@
-"""Derivative products of a model: what `Sequential.vjp`, `jvp`, `hvp` and their relatives do.
+"""Derivative products of a model: `vjp`, `jvp`, `hvp` and their relatives, which are methods of `Sequential`.
 
-Never a Jacobian matrix on the way; `jacobian` puts one together, column by column or row by row, for small networks.
-All are of the model in evaluation mode. The native walks are in kernels/tangent.pxi.
+None needs a Jacobian; `jacobian` puts one together, column by column or row by row, for small networks. All are of the
+model in evaluation mode. The native walks are in kernels/walk.pxi.
 """
 
 from __future__ import annotations
@@ -13,72 +13,251 @@ import numpy as np
 from .._threads import get_num_threads
 
 
-def native(model: Any):
-    """The model's native derivative products; made when first needed."""
-    if model._derivatives is None or model._derivatives[0] is not model._program:
-        model._derivatives = model._program, model._kernels.Derivatives(model._program)
-    return model._derivatives[1]
+def vjp(self: Any, x, v, parameters=False):
+    """v^T J: the vector-Jacobian product with respect to the inputs and, asked for, the parameters.
+
+    The model is in evaluation mode, as in all derivative products. A pending `backward` needs another forward pass
+    afterwards; `gradients` stay as they are.
+
+    Parameters
+    ----------
+    x : array_like of shape (batch, in_features)
+    v : array_like of shape (batch, out_features)
+    parameters : bool
+        Whether the product with respect to the parameters is wanted too. Penalties are no part of it.
+
+    Returns
+    -------
+    ndarray of shape (batch, in_features), or a pair of it and an ndarray of shape (n_parameters,)
+        The second is the sum over the rows, in the order of `parameters`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If x or v do not fit.
+    """
+    of_inputs, of_parameters = self._core.derivatives.vjp(x, v, get_num_threads(), bool(parameters))
+    return (of_inputs, of_parameters) if parameters else of_inputs
 
 
-def jacobian(model: Any, x) -> np.ndarray:
-    """d outputs / d inputs of each row, (batch, out_features, in_features), by the cheaper mode."""
-    products = native(model)
-    x = model._program.inputs(x)
+def jvp(self: Any, x, t=None, parameters=None):
+    """J t: the Jacobian-vector product, along tangents of the inputs and of the parameters.
+
+    Parameters
+    ----------
+    x : array_like of shape (batch, in_features)
+    t : array_like of shape (batch, in_features), optional
+        Tangent of x; None: zero.
+    parameters : array_like of shape (n_parameters,), optional
+        Tangent of the parameters, in the order of `parameters`; None: zero.
+
+    Returns
+    -------
+    ndarray of shape (batch, out_features)
+
+    Raises
+    ------
+    ValueError, TypeError
+        If both tangents are None, or something does not fit.
+    """
+    if t is None and parameters is None:
+        raise ValueError("jvp: expected a tangent of the inputs or of the parameters, got neither")
+    return self._core.derivatives.jvp(x, t, parameters)[1]
+
+
+def jacobian(self: Any, x) -> np.ndarray:
+    """The Jacobian of each row, by min(in_features, out_features) products: for small networks.
+
+    Parameters
+    ----------
+    x : array_like of shape (batch, in_features)
+
+    Returns
+    -------
+    ndarray of shape (batch, out_features, in_features)
+
+    Raises
+    ------
+    ValueError, TypeError
+        If x does not fit.
+    """
+    core = self._core
+    x = core.program.inputs(x)
     batch, n_in = x.shape
-    n_out = model._graph.widths[-1]
-    result = np.empty((batch, n_out, n_in), model.dtype)
-    direction = np.zeros((batch, min(n_in, n_out)), model.dtype)
+    n_out = core.out_features
+    result = np.empty((batch, n_out, n_in), self.dtype)
+    direction = np.zeros((batch, min(n_in, n_out)), self.dtype)
     for k in range(direction.shape[1]):
         direction[:, k] = 1
         if n_out <= n_in:
-            result[:, k] = products.vjp(x, direction, get_num_threads(), False)[0]
+            result[:, k] = core.derivatives.vjp(x, direction, get_num_threads(), False)[0]
         else:
-            result[:, :, k] = products.jvp(x, direction, None)[1]
+            result[:, :, k] = core.derivatives.jvp(x, direction, None)[1]
         direction[:, k] = 0
     return result
 
 
-def grad_input(model: Any, x, y) -> np.ndarray:
-    """The gradient in x of the loss or, without y, of the only output."""
-    program = model._program
-    x = program.inputs(x)
+def grad_input(self: Any, x, y=None) -> np.ndarray:
+    """The gradient of the loss with respect to x; without y, that of the only output.
+
+    The model is in evaluation mode. A pending `backward` needs another forward pass afterwards.
+
+    Parameters
+    ----------
+    x : array_like of shape (batch, in_features)
+    y : array_like, optional
+        As `targets` of `forward`.
+
+    Returns
+    -------
+    ndarray of shape (batch, in_features)
+
+    Raises
+    ------
+    ValueError, TypeError
+        If something does not fit, or there is no y and the model has several outputs: `vjp` is for them.
+    RuntimeError
+        If there is y and the model has no loss.
+    """
+    core = self._core
     if y is None:
-        if model._graph.widths[-1] != 1:
-            raise ValueError(
-                f"grad_input: without y the model must have one output, got {model._graph.widths[-1]}: use vjp"
-            )
-        gradient = np.ones((len(x), 1), model.dtype)
-    elif is_callable(model):
-        gradient = model.loss.value_and_gradient(program.predict(x, None, get_num_threads()), y)[1]
-    else:
-        program.forward(x, y, get_num_threads(), False)
-        gradient = program.backward(None, get_num_threads(), False)
-        program.forget("grad_input has run since")
-        return gradient
-    return native(model).vjp(x, gradient, get_num_threads(), False)[0]
+        if core.out_features != 1:
+            raise ValueError(f"grad_input: without y the model must have one output, got {core.out_features}: use vjp")
+        x = core.program.inputs(x)
+        return core.derivatives.vjp(x, np.ones((len(x), 1), self.dtype), get_num_threads(), False)[0]
+    core.program.forward(x, y, get_num_threads(), False)
+    gradient = core.program.backward(None, get_num_threads(), False)
+    core.program.forget("grad_input has run since")
+    return gradient
 
 
-def is_callable(model: Any) -> bool:
-    """Whether the loss is a Python function of the user's own."""
-    return model.loss is not None and model.loss.spec() is None
+def hvp(self: Any, x, y, v) -> np.ndarray:
+    """Hessian of the loss in the parameters times v, exact (Pearlmutter, 1994); about 2.7 times a gradient's work.
+
+    Penalties are part of the loss: l2 adds 2 l2 v. ReLU and its like have the second derivative 0 wherever they
+    have one. The model is in evaluation mode: `loss_and_grad` has this Hessian after `eval()`.
+
+    Parameters
+    ----------
+    x : array_like of shape (batch, in_features)
+    y : array_like
+        As `targets` of `forward`.
+    v : array_like of shape (n_parameters,)
+        In the order of `parameters`.
+
+    Returns
+    -------
+    ndarray of shape (n_parameters,)
+
+    Raises
+    ------
+    ValueError, TypeError
+        If something does not fit.
+    RuntimeError
+        If the model has no loss.
+    NotImplementedError
+        If the loss is a Python function.
+    """
+    return _curvature(self, x, y, v, False)
 
 
-def curvature(model: Any, x, y, v, gauss_newton: bool) -> np.ndarray:
-    """The Hessian of the loss in the parameters, or its Gauss-Newton part, times v."""
-    _second_derivative(model)
-    return native(model).second(x, y, None, None, v, False, gauss_newton)[1]
+def gnvp(self: Any, x, y, v) -> np.ndarray:
+    """Gauss-Newton matrix of the loss, J^T (d2 loss / d outputs2) J, times v; as `hvp`.
+
+    Positive semi-definite where the loss is convex in the outputs, as all of the library's are. l2 adds 2 l2 v.
+
+    Parameters
+    ----------
+    x : array_like of shape (batch, in_features)
+    y : array_like
+        As `targets` of `forward`.
+    v : array_like of shape (n_parameters,)
+        In the order of `parameters`.
+
+    Returns
+    -------
+    ndarray of shape (n_parameters,)
+
+    Raises
+    ------
+    ValueError, TypeError, RuntimeError, NotImplementedError
+        As `hvp`.
+    """
+    return _curvature(self, x, y, v, True)
 
 
-def input_curvature(model: Any, x, v, y, grad_output) -> tuple[np.ndarray, np.ndarray]:
-    """The Hessian in the inputs times v, and the mixed derivative: in the parameters, of the gradient in x along v."""
+def hvp_input(self: Any, x, v, y=None, grad_output=None, parameters=False):
+    """Hessian with respect to the inputs times v, row by row.
+
+    Parameters
+    ----------
+    x, v : array_like of shape (batch, in_features)
+    y : array_like, optional
+        Targets: the Hessian is that of the loss. Without them it is that of sum(grad_output * outputs).
+    grad_output : array_like of shape (batch, out_features), optional
+        Instead of y; None: ones, for a model with one output its second derivatives.
+    parameters : bool
+        Whether the mixed product is wanted too, the derivative along v of the gradient in the parameters: without y
+        the gradient of sum(grad_output * J v), for losses on derivatives of the network.
+
+    Returns
+    -------
+    ndarray of shape (batch, in_features), or a pair of it and an ndarray of shape (n_parameters,)
+
+    Raises
+    ------
+    ValueError, TypeError
+        If something does not fit, or both y and grad_output are given.
+    NotImplementedError
+        If there is y and the loss is a Python function.
+    """
+    core = self._core
     if y is not None:
-        _second_derivative(model)
+        _second_derivative(self)
         if grad_output is not None:
             raise ValueError("hvp_input: expected y or grad_output, got both")
     elif grad_output is None:
-        x = model._program.inputs(x)
-        grad_output = np.ones((len(x), model._graph.widths[-1]), model.dtype)
-    return native(model).second(x, y, grad_output, v, None, True)
+        x = core.program.inputs(x)
+        grad_output = np.ones((len(x), core.out_features), self.dtype)
+    of_inputs, mixed = core.derivatives.second(x, y, grad_output, v, None, True)
+    return (of_inputs, mixed) if parameters else of_inputs
+
+
+def hessian_operator(self: Any, x, y, gauss_newton=False):
+    """`hvp` or `gnvp` as a linear operator of SciPy, for `eigsh`, `cg` and the like.
+
+    It keeps copies of x and y, and uses the parameters as they are when it is applied.
+
+    Parameters
+    ----------
+    x, y : array_like
+        As for `hvp`.
+    gauss_newton : bool
+        Whether the products are those of `gnvp`.
+
+    Returns
+    -------
+    scipy.sparse.linalg.LinearOperator of shape (n_parameters, n_parameters)
+
+    Raises
+    ------
+    ImportError
+        Without SciPy.
+    ValueError, TypeError, RuntimeError, NotImplementedError
+        As `hvp`.
+    """
+    from scipy.sparse.linalg import LinearOperator
+
+    _second_derivative(self)
+    program = self._core.program
+    n = program.n_parameters
+    x = np.array(program.inputs(x))
+    y = np.array(program.targets(y, len(x), "y"))
+
+    def product(v):
+        return _curvature(self, x, y, np.ravel(v), bool(gauss_newton))
+
+    return LinearOperator((n, n), matvec=product, rmatvec=product, dtype=self.dtype)
 
 
 def _second_derivative(model: Any) -> None:
@@ -87,16 +266,7 @@ def _second_derivative(model: Any) -> None:
         raise NotImplementedError(f"{model.loss!r} has no second derivative: use a loss of the library")
 
 
-def hessian_operator(model: Any, x, y, gauss_newton: bool):
-    """A scipy.sparse.linalg.LinearOperator whose product is hvp, or gnvp."""
-    from scipy.sparse.linalg import LinearOperator
-
+def _curvature(model: Any, x, y, v, gauss_newton: bool) -> np.ndarray:
+    """The Hessian of the loss in the parameters, or its Gauss-Newton part, times v."""
     _second_derivative(model)
-    n = model._program.n_parameters
-    x = np.array(model._program.inputs(x))
-    y = np.array(model._program.targets(y, len(x), "y"))
-
-    def product(v):
-        return curvature(model, x, y, np.ravel(v), gauss_newton)
-
-    return LinearOperator((n, n), matvec=product, rmatvec=product, dtype=model.dtype)
+    return model._core.derivatives.second(x, y, None, None, v, False, gauss_newton)[1]

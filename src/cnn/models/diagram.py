@@ -30,8 +30,8 @@ GREY = "#616161"
 def report(model: Any) -> None:
     """Log the ops going back, with shapes and norms of outputs and gradients; FloatingPointError at the first NaN."""
     log = logging.getLogger("cnn")
-    graph, program = model._graph, model._program
-    held = dict(model._parametric)
+    graph, program = model._core.graph, model._core.program
+    held = dict(model._core.parametric)
     for number in reversed(range(len(graph.ops))):
         op = graph.ops[number]
         names = " + ".join(str(place) for place in graph.places[number])
@@ -83,7 +83,7 @@ class Fork:
 
 def contents(model: Any) -> list[Box | Fork]:
     """Boxes and forks from the input to the loss."""
-    graph = model._graph
+    graph = model._core.graph
     ops = {id(place.layer): op for op, places in zip(graph.ops, graph.places, strict=True) for place in places}
 
     def chain(parts, width: int) -> tuple[list[Box | Fork], int]:
@@ -119,7 +119,7 @@ def contents(model: Any) -> list[Box | Fork]:
 def plot(model: Any, path) -> Any:
     """See `Sequential.plot`."""
     parts = contents(model)
-    total = f"{model._program.n_parameters:,} parameters, {model.dtype}"
+    total = f"{model._core.program.n_parameters:,} parameters, {model.dtype}"
     if path is None:
         return figure(parts, total)
     suffix = Path(path).suffix.lower()

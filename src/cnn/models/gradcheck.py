@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from .._checks import integer, positive
-from . import derivatives
 from .sequential import Sequential
 
 __all__ = ["Check", "GradcheckReport", "gradcheck"]
@@ -125,17 +124,18 @@ def gradcheck(model, x, y=None, *, rtol=1e-6, samples=1000, seed=0, raises=False
         raise ValueError(f"model: expected dtype float64, got {model.dtype}: build it with dtype='float64'")
     rtol, samples = positive("rtol", rtol), integer("samples", samples, 1)
     random = np.random.default_rng(integer("seed", seed, 0))
-    x = np.array(model._program.inputs(x))
+    core = model._core
+    x = np.array(core.program.inputs(x))
     if not len(x):
         raise ValueError("x: expected at least one row, got none")
     problem = _Problem(model, x, y, random)
-    program, start, gradients = model._program, model.parameters, model.gradients
+    start, gradients = model.parameters, model.gradients
     try:
         report = GradcheckReport(tuple(problem.checks(start, x, rtol, samples, random)))
     finally:
         model.parameters = start
-        model._unpack(gradients, "grad_weight", "grad_bias")
-        program.forget("gradcheck has run since")
+        core.unpack(gradients, "grad_weight", "grad_bias")
+        core.program.forget("gradcheck has run since")
     if raises and not report:
         raise ArithmeticError(str(report))
     return report
@@ -146,29 +146,23 @@ class _Problem:
 
     def __init__(self, model: Any, x: np.ndarray, y, random: np.random.Generator):
         self.model, self.y = model, y
-        self.function = derivatives.is_callable(model)
-        self.v = random.standard_normal((len(x), model._graph.widths[-1])) if y is None else None
+        self.v = random.standard_normal((len(x), model._core.out_features)) if y is None else None
 
     def loss(self, x: np.ndarray) -> float:
         if self.v is not None:
             return float(np.sum(self.v * self.model.predict(x)))
-        if self.function:
-            return self.model.loss.value_and_gradient(self.model.predict(x), self.y)[0]
-        return self.model._program.forward(x, self.y, 1, False)
+        return self.model._core.program.forward(x, self.y, 1, False)
 
     def gradients(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """In the parameters and in x."""
-        v = self.v
-        if self.function and v is None:
-            v = self.model.loss.value_and_gradient(self.model.predict(x), self.y)[1]
-        if v is not None:
-            of_inputs, of_parameters = self.model.vjp(x, v, parameters=True)
+        if self.v is not None:
+            of_inputs, of_parameters = self.model.vjp(x, self.v, parameters=True)
             return of_parameters, of_inputs
-        of_parameters = self.model._program.loss_and_grad(x, self.y, 1, False)[1]
+        of_parameters = self.model._core.program.loss_and_grad(x, self.y, 1, False)[1]
         return of_parameters, self.model.grad_input(x, self.y)
 
     def names(self) -> list[tuple[str, tuple[int, ...]]]:
-        return [(name, a.shape) for name, a in self.model._named("weight", "bias").items()]
+        return [(name, a.shape) for name, a in self.model._core.named("weight", "bias").items()]
 
     def checks(self, start: np.ndarray, x: np.ndarray, rtol: float, samples: int, random: np.random.Generator):
         scale = ROUNDING * (1 + abs(self.loss(x)))

@@ -1,7 +1,7 @@
 """`Sequential`: a chain of layers, compiled once into a native program that does all the work.
 
-This file turns layers into the program, and calls on the model into calls on the program. The training loop is in
-training.py, files in checkpoint.py.
+This file turns calls on the model into calls on the program. What is compiled is in core.py, derivative products are in
+derivatives.py, the training loop is in training/fit.py, files are in files/checkpoint.py.
 """
 
 from __future__ import annotations
@@ -9,10 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import math
-import os
-import weakref
-import zlib
 from typing import Any
 
 import numpy as np
@@ -21,17 +17,14 @@ from .. import layers, losses, optim
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
 from ..files import checkpoint
-from ..layers import graph as compilation
-from ..layers.graph import Graph, Place, chain
+from ..layers.graph import computes_natively
 from ..optim.optimizers import MOMENTUM
-from ..training import fit as training
+from ..training import fit as fitting
 from ..training.history import History
 from . import derivatives
+from .core import PARAMETERS, STATISTICS, Core
 
 __all__ = ["Sequential"]
-
-PARAMETERS = ("weight", "bias")
-STATISTICS = ("running_mean", "running_var")
 
 
 class Sequential(layers.Chain):
@@ -79,115 +72,64 @@ class Sequential(layers.Chain):
     """
 
     def __init__(self, layers, optimizer=None, dtype="float32", seed=None):
-        self._kernels = kernels(dtype)
-        self.dtype = self._kernels.DTYPE
+        kernels(dtype)  # the first argument to be wrong is the first to be named
         self.layers, self._loss = _split(layers)
-        self._own_loss = self._loss if isinstance(self._loss, losses.CallableLoss) else None
         self.seed = _seed(seed)
-        self.training = True
-        self._epochs_seen = 0  # by fit: each epoch has its own order
-        self._random_seed: int = int.from_bytes(os.urandom(8), "little") >> 1 if self.seed is None else self.seed
-        self._compiled: Any = None
-        self._derivatives: Any = None
-        self._nested_in: Any = None  # weak reference to the model that this one is part of
-        self._graph = self._checked()
-        self._parametric = self._graph.parameters()
-        self._optimizer: Any = None
-        self._make_program()
+        self._core = Core(self.layers, dtype, self.seed)
+        self._core.compile(self, self._loss)
         self.optimizer = optimizer
 
-    # from layers to the program ---------------------------------------------------------------------------------------
-
-    def _checked(self) -> Graph:
-        """The graph of the layers; what is wrong with them is said here."""
-        width = compilation.in_features(self.layers)
-        if width is None:
-            raise ValueError("layers: expected at least one Linear, got none: nothing says how wide the input is")
-        graph = Graph([(width,)])
-        chain(graph, self.layers, 0)
-        for place in graph.seen.values():
-            owner = place.layer._owner() if isinstance(place.layer, layers.Parametric) else None
-            if owner is not None and id(owner) not in graph.seen:
-                raise ValueError(f"{place}: belongs to another Sequential already")
-        if not graph.ops:
-            raise ValueError("layers: expected at least one layer that computes something")
-        return graph
-
-    def _make_program(self) -> None:
-        """Make the native program, and move the layers' arrays into it."""
-        spec = None if self.loss is None else self.loss.spec()
-        program = compilation.program(self._kernels, self._graph, spec, self._random_seed)
-        inner = [place.layer for place in self._graph.seen.values() if isinstance(place.layer, Sequential)]
-        for model in inner:
-            model._move_into(self)
-        bits = np.random.PCG64(self._random_seed)
-        self._drawn = [place.layer for _, place in self._parametric if not place.layer._arrays]
-        for op, place in self._parametric:
-            place.layer._join(self, program, op, self.dtype, bits)
-        self._compiled = program
-        self._initial = zlib.crc32(program.parameters)
-
-    def _move_into(self, model: Sequential) -> None:
-        """Become part of another model, which computes for this one from now on.
-
-        Parameters that this model has drawn without a seed of its own, and that nobody has changed, are drawn anew.
-        """
-        if self._compiled is not None:
-            if self.seed is None and zlib.crc32(self._compiled.parameters) == self._initial:
-                for layer in self._drawn:
-                    layer._arrays = {}
-            self._compiled = None
-        self._nested_in = weakref.ref(model)
+    @property
+    def dtype(self) -> np.dtype:
+        """Of parameters and arithmetic: numpy.dtype("float32") or numpy.dtype("float64")."""
+        return self._core.dtype
 
     @property
-    def _program(self):
-        """The native program."""
-        if self._compiled is None:
-            raise RuntimeError("this Sequential is part of another model, which computes for it: use that one")
-        return self._compiled
-
-    def _set_optimizer(self) -> None:
-        optimizer = self._optimizer
-        if optimizer is None:
-            return
-        program = self._compiled
-        named = self._named(*PARAMETERS)
-        rows = dict(zip(named, optimizer.assign(list(named), [a.ndim for a in named.values()]), strict=True))
-        groups = [(0, 0)] * len(self._graph.ops)
-        for op, place in self._parametric:
-            groups[op] = (rows.get(f"{place.key}.weight", 0), rows.get(f"{place.key}.bias", 0))
-        program.set_optimizer(optimizer.table, groups, optimizer.clip_norm, optimizer.clip_value, optimizer.ema_decay)
-
-    @property
-    def loss(self):
+    def loss(self) -> losses.Loss | None:
+        """The loss that stands last, or None."""
         return self._loss
 
     @property
-    def optimizer(self):
-        return self._optimizer
+    def optimizer(self) -> optim.Optimizer | None:
+        """The optimiser, or None. Setting another one begins anew: momentum, schedule, orders of the rows in `fit`."""
+        return self._core.optimizer
 
     @optimizer.setter
     def optimizer(self, optimizer):
         if optimizer is not None and not isinstance(optimizer, optim.Optimizer):
             raise TypeError(f"optimizer: expected an optimiser such as cnn.SGD(), got {optimizer!r}")
-        before = self._optimizer
-        self._optimizer = optimizer
-        if self._compiled is not None:
-            try:
-                self._set_optimizer()
-            except ValueError:
-                self._optimizer = before
-                raise
-            self._epochs_seen = 0
+        self._core.set_optimizer(optimizer)
 
-    def _need_optimizer(self) -> None:
-        if self._optimizer is None:
-            raise RuntimeError("the model has no optimizer: pass one to Sequential, or set model.optimizer")
+    @property
+    def training(self) -> bool:
+        """Whether the model is in training mode, in which regularising layers act; set by `train` and `eval`."""
+        return self._core.state.training
+
+    @training.setter
+    def training(self, mode):
+        self._core.state.training = bool(mode)
+
+    @property
+    def history(self) -> History | None:
+        """Of the last `fit`, also of one that an exception has ended; None before the first."""
+        return self._core.state.history
+
+    @history.setter
+    def history(self, history):
+        self._core.state.history = history
+
+    @property
+    def _named(self):
+        return self._core.named
+
+    @property
+    def _kernels(self):
+        return self._core.kernels
 
     # in another model -------------------------------------------------------------------------------------------------
 
     def _in_features(self):
-        return self._graph.widths[0]
+        return self._core.in_features
 
     def _changes_width(self):
         return True
@@ -221,19 +163,10 @@ class Sequential(layers.Chain):
         RuntimeError
             If there are targets but no loss.
         """
-        self._own_gradient = None
-        loss = self._own_loss
-        if targets is None or loss is None:
-            return self._program.forward(x, targets, get_num_threads(), self.training)
-        outputs = self._program.forward(x, None, get_num_threads(), self.training)
-        if not len(outputs):
-            raise ValueError("the loss of an empty batch is not defined")
-        value, self._own_gradient = loss.value_and_gradient(outputs, targets)
-        return value + self._program.penalty()
+        core = self._core
+        return core.program.forward(x, targets, get_num_threads(), core.state.training)
 
     __call__ = forward
-
-    _own_gradient: np.ndarray | None = None  # of the outputs, by the last `forward` with a loss of the user's own
 
     def backward(self, grad_output=None, debug=False):
         """Go back over the last `forward`; the gradients of the parameters are added to.
@@ -259,189 +192,79 @@ class Sequential(layers.Chain):
         ValueError, TypeError
             If grad_output does not fit.
         """
+        core = self._core
         if not debug:
-            return self._backward(grad_output)
+            return core.program.backward(grad_output, get_num_threads())
         before = self.gradients
-        grad_x = self._backward(grad_output)
+        grad_x = core.program.backward(grad_output, get_num_threads())
         try:
             from . import diagram  # loads logging, subprocess and more, which `import cnn` does without
 
             diagram.report(self)
         except FloatingPointError:
-            self._unpack(before, "grad_weight", "grad_bias")
+            core.unpack(before, "grad_weight", "grad_bias")
             raise
         return grad_x
 
-    def _backward(self, grad_output=None) -> np.ndarray:
-        own = self._own_gradient if grad_output is None else None
-        grad_x = self._program.backward(grad_output if own is None else own, get_num_threads())
-        if own is not None:
-            self._program.penalty(True)
-        self._own_gradient = None
-        return grad_x
-
     def step(self) -> None:
-        """Take the optimiser's step with the gradients as they are. RuntimeError if there is no optimizer."""
-        self._need_optimizer()
-        self._program.step(self._rates())
+        """Take the optimiser's step with the gradients as they are.
+
+        Raises
+        ------
+        RuntimeError
+            If there is no optimizer.
+        """
+        self._core.need_optimizer()
+        self._core.program.step(self._rates())
 
     def _rates(self) -> np.ndarray | None:
         """lr and momentum of the next step, where a schedule sets them step by step."""
-        schedule = self._optimizer.schedule
+        optimizer = self._core.optimizer
+        schedule = optimizer.schedule
         if schedule is None or schedule.interval != "step":
             return None
-        return schedule.rates(self._program.steps, 1, self._optimizer.lr, self._optimizer.table[0, MOMENTUM])
+        return schedule.rates(self._core.program.steps, 1, optimizer.lr, optimizer.table[0, MOMENTUM])
 
     def zero_grads(self) -> None:
         """Set all gradients to zero."""
-        self._program.zero_grads()
+        self._core.program.zero_grads()
 
     def loss_and_grad(self, x, y) -> tuple[float, np.ndarray]:
         """The loss and its gradient as one vector, in the order of `parameters`: what scipy.optimize wants.
 
-        The model's gradients are this gradient afterwards.
-        """
-        if self._own_loss is None:
-            return self._program.loss_and_grad(x, y, get_num_threads(), self.training)
-        loss = self.forward(x, y)
-        self.zero_grads()
-        self._backward()
-        self._program.forget("loss_and_grad has run since")
-        return loss, self.gradients
-
-    # derivative products ----------------------------------------------------------------------------------------------
-
-    def vjp(self, x, v, parameters=False):
-        """v^T J: the vector-Jacobian product with respect to the inputs and, asked for, the parameters.
-
-        The model is in evaluation mode, as in all derivative products. A pending `backward` needs another forward pass
-        afterwards; `gradients` stay as they are.
-
-        Parameters
-        ----------
-        x : array_like of shape (batch, in_features)
-        v : array_like of shape (batch, out_features)
-        parameters : bool
-            Whether the product with respect to the parameters is wanted too. Penalties are no part of it.
-
-        Returns
-        -------
-        ndarray of shape (batch, in_features), or a pair of it and an ndarray of shape (n_parameters,)
-            The second is the sum over the rows, in the order of `parameters`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If x or v do not fit.
-        """
-        of_inputs, of_parameters = derivatives.native(self).vjp(x, v, get_num_threads(), bool(parameters))
-        return (of_inputs, of_parameters) if parameters else of_inputs
-
-    def jvp(self, x, t=None, parameters=None):
-        """J t: the Jacobian-vector product, along tangents of the inputs and of the parameters.
-
-        Parameters
-        ----------
-        x : array_like of shape (batch, in_features)
-        t : array_like of shape (batch, in_features), optional
-            Tangent of x; None: zero.
-        parameters : array_like of shape (n_parameters,), optional
-            Tangent of the parameters, in the order of `parameters`; None: zero.
-
-        Returns
-        -------
-        ndarray of shape (batch, out_features)
-
-        Raises
-        ------
-        ValueError, TypeError
-            If both tangents are None, or something does not fit.
-        """
-        if t is None and parameters is None:
-            raise ValueError("jvp: expected a tangent of the inputs or of the parameters, got neither")
-        return derivatives.native(self).jvp(x, t, parameters)[1]
-
-    def jacobian(self, x) -> np.ndarray:
-        """The Jacobian of each row, (batch, out_features, in_features): min(in, out) products. For small networks."""
-        return derivatives.jacobian(self, x)
-
-    def grad_input(self, x, y=None) -> np.ndarray:
-        """The gradient of the loss with respect to x, (batch, in_features); without y, that of the only output.
-
-        ValueError if there is no y and the model has several outputs: `vjp` is for them.
-        """
-        return derivatives.grad_input(self, x, y)
-
-    def hvp(self, x, y, v) -> np.ndarray:
-        """Hessian of the loss in the parameters times v, exact (Pearlmutter, 1994); about 2.7 times a gradient's work.
-
-        Penalties are part of the loss: l2 adds 2 l2 v. ReLU and its like have the second derivative 0 wherever they
-        have one. The model is in evaluation mode: `loss_and_grad` has this Hessian after `eval()`.
+        The model's gradients are this gradient afterwards. Training or evaluation mode, as it is set.
 
         Parameters
         ----------
         x : array_like of shape (batch, in_features)
         y : array_like
             As `targets` of `forward`.
-        v : array_like of shape (n_parameters,)
-            In the order of `parameters`.
 
         Returns
         -------
-        ndarray of shape (n_parameters,)
+        loss : float
+        gradient : ndarray of shape (n_parameters,)
 
         Raises
         ------
         ValueError, TypeError
-            If something does not fit.
+            If x or y do not fit, or the batch is empty.
         RuntimeError
-            If the model has no loss.
-        NotImplementedError
-            If the loss is a Python function.
+            If there is no loss.
         """
-        return derivatives.curvature(self, x, y, v, False)
+        core = self._core
+        return core.program.loss_and_grad(x, y, get_num_threads(), core.state.training)
 
-    def gnvp(self, x, y, v) -> np.ndarray:
-        """Gauss-Newton matrix of the loss, J^T (d2 loss / d outputs2) J, times v; as `hvp`.
+    # derivative products (derivatives.py) -----------------------------------------------------------------------------
 
-        Positive semi-definite where the loss is convex in the outputs, as all of the library's are. l2 adds 2 l2 v.
-        """
-        return derivatives.curvature(self, x, y, v, True)
-
-    def hvp_input(self, x, v, y=None, grad_output=None, parameters=False):
-        """Hessian with respect to the inputs times v, row by row.
-
-        Parameters
-        ----------
-        x, v : array_like of shape (batch, in_features)
-        y : array_like, optional
-            Targets: the Hessian is that of the loss. Without them it is that of sum(grad_output * outputs).
-        grad_output : array_like of shape (batch, out_features), optional
-            Instead of y; None: ones, for a model with one output its second derivatives.
-        parameters : bool
-            Whether the mixed product is wanted too, the derivative along v of the gradient in the parameters: without y
-            the gradient of sum(grad_output * J v), for losses on derivatives of the network.
-
-        Returns
-        -------
-        ndarray of shape (batch, in_features), or a pair of it and an ndarray of shape (n_parameters,)
-
-        Raises
-        ------
-        ValueError, TypeError
-            If something does not fit, or both y and grad_output are given.
-        NotImplementedError
-            If there is y and the loss is a Python function.
-        """
-        of_inputs, mixed = derivatives.input_curvature(self, x, v, y, grad_output)
-        return (of_inputs, mixed) if parameters else of_inputs
-
-    def hessian_operator(self, x, y, gauss_newton=False):
-        """`hvp` (or `gnvp`) on x, y as a scipy.sparse.linalg.LinearOperator, for `eigsh`, `cg` and the like.
-
-        Needs SciPy. It keeps copies of x and y, and uses the parameters as they are when it is applied.
-        """
-        return derivatives.hessian_operator(self, x, y, bool(gauss_newton))
+    vjp = derivatives.vjp
+    jvp = derivatives.jvp
+    jacobian = derivatives.jacobian
+    grad_input = derivatives.grad_input
+    hvp = derivatives.hvp
+    gnvp = derivatives.gnvp
+    hvp_input = derivatives.hvp_input
+    hessian_operator = derivatives.hessian_operator
 
     # native training and prediction -----------------------------------------------------------------------------------
 
@@ -473,162 +296,16 @@ class Sequential(layers.Chain):
         RuntimeError
             If there is no loss or no optimizer.
         """
-        if self._optimizer is None:
-            self._need_optimizer()
-        if self._own_loss is not None:
-            return self._own_train_step(self._own_loss, x, y, sample_weight)
-        rates = None if self._optimizer._schedule is None else self._rates()
-        return (self._compiled or self._program).train_step(x, y, get_num_threads(), sample_weight, rates)
+        core = self._core
+        if core.optimizer is None:
+            core.need_optimizer()
+        rates = None if core.optimizer._schedule is None else self._rates()
+        return core.program.train_step(x, y, get_num_threads(), sample_weight, rates)
 
-    def _own_train_step(self, own: losses.CallableLoss, x, y, sample_weight) -> float:
-        """`train_step` with a loss of the user's own."""
-        if sample_weight is not None:
-            raise ValueError("sample_weight: expected none with a loss of your own, which weighs the rows itself")
-        x = self._program.inputs(x)
-        if not len(x):
-            raise ValueError("x: training needs at least one row, got an empty batch")
-        outputs = self._program.forward(x, None, get_num_threads(), True)
-        loss, gradient = own.value_and_gradient(outputs, y)
-        self.zero_grads()
-        self._program.backward(gradient, get_num_threads())
-        loss += self._program.penalty(True)
-        self.step()
-        if not math.isfinite(loss):
-            self._program.clear_padding()
-        return loss
-
-    _position: tuple | None = None  # within an epoch of fit: its number, the rows done, the sums so far
-    history: History | None = None  # of the last fit, also of one that an exception has ended
     stop_training = False  # set to True in a callback, ends fit after this batch or epoch
-    _fitting = False
 
-    def fit(
-        self,
-        x,
-        y=None,
-        *,
-        epochs=1,
-        batch_size=32,
-        shuffle=True,
-        validation_data=None,
-        validation_split=0.0,
-        sample_weight=None,
-        class_weight=None,
-        metrics=(),
-        callbacks=(),
-        early_stopping=None,
-        initial_epoch=None,
-        accumulation_steps=1,
-        threads=None,
-        progress="auto",
-        checkpoint=None,
-        checkpoint_every=1,
-        keep=3,
-        resume=False,
-    ):
-        """Train for a number of epochs, in native code.
-
-        Parameters
-        ----------
-        x : array_like of shape (n, in_features), memory map, Blocks, or iterable of batches
-            A `numpy.memmap` may be larger than memory: it is read and converted in blocks of about 64 MiB, which come
-            in random order, with their rows in random order (see `cnn.Blocks`). An iterable gives (x, y) or
-            (x, y, sample_weight) for each batch, and is gone over anew in each epoch; a Sequence of batches is
-            shuffled by batches.
-        y : array_like, optional
-            Targets as the loss wants them: class indices of shape (n,), or numbers of shape (n, out_features). None if
-            x brings them.
-        epochs : int
-            The number of the last epoch, counted from 1.
-        batch_size : int
-            The last batch of an epoch, or of a block, may be smaller. 1 trains one sample at a time.
-        shuffle : bool
-            Whether each epoch takes the rows in a random order of its own, which depends on the model's seed and the
-            epoch's number alone.
-        validation_data : (x, y), (x, y, sample_weight), or batches as for x, optional
-            Evaluated after each epoch.
-        validation_split : float
-            The part of the rows, the last ones, that is held out for validation instead; from 0 to below 1.
-        sample_weight : array_like of shape (n,), optional
-            Not negative. The loss is the weighted mean.
-        class_weight : dict or "balanced", optional
-            Weights of class indices, 1 for those that are not named. "balanced": n / (classes * count of the class), as
-            in scikit-learn. They multiply the sample weights, in training only.
-        metrics : sequence of str or callable
-            Of training rows, by the outputs that they had in the training step, and of validation rows: "accuracy",
-            "top_k" ("top_3", ...), "mae", "rmse", "r2", "auc", "f1", or functions of (targets, outputs) that return a
-            number. Weights do not enter.
-        callbacks : sequence of Callback
-            See `cnn.Callback`.
-        early_stopping : EarlyStopping, int or True, optional
-            An int is its patience; True is 10.
-        initial_epoch : int, optional
-            How many epochs have been done: a run that is continued has the orders, and the rates of a schedule by
-            epoch, that one run would have had, and its history goes on where `model.history` ends, if that has the same
-            numbers. A model that was interrupted within the following epoch (0: the first), or saved there with its
-            training state (by a callback), goes on at that batch; metrics of training rows are then those of the rest.
-            None: a run of its own from the first row on, with a new history; orders and rates are those after the
-            epochs that this model has done with its optimizer.
-        accumulation_steps : int
-            Batches whose mean gradient makes one step of the optimiser.
-        threads : int, optional
-            At most so many; None: as `cnn.set_num_threads` says. The result does not depend on it.
-        progress : {"auto", True, False}
-            "auto": a bar on a terminal or in a notebook, if tqdm is installed, else silence. True: where there is no
-            bar, one line an epoch on stderr. False: silence.
-        checkpoint : str or path, optional
-            A folder, into which a checkpoint is written after every `checkpoint_every` epochs; the last `keep` stay.
-        resume : bool
-            Whether to go on after the newest checkpoint in that folder, if there is one.
-
-        Returns
-        -------
-        History
-            A dict of lists, one number an epoch: "loss" (over the epoch, as the parameters changed), with
-            CrossEntropyLoss "accuracy", the metrics, the same of the validation data with "val_" before, and with a
-            schedule "lr".
-
-        Raises
-        ------
-        ValueError, TypeError
-            If something does not fit; nothing has changed then. If it is a batch of an iterable or a block of a file
-            that does not fit, the parameters are those from before the epoch; so they are if the iterable, a metric or
-            a loss of your own raises something.
-        OSError
-            If the file of a memory map cannot be read, or has been cut short; likewise.
-        RuntimeError
-            If there is no loss or no optimizer, or a callback calls fit.
-        DivergenceError
-            If the loss is no finite number: names epoch, batch and learning rate. The parameters are those from before
-            that epoch.
-
-        Notes
-        -----
-        Ctrl-C stops within about 0.1 s and leaves a valid model; `model.history` has the epochs so far.
-        """
-        return training.fit(
-            self,
-            x,
-            y,
-            epochs=epochs,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            validation_data=validation_data,
-            validation_split=validation_split,
-            sample_weight=sample_weight,
-            class_weight=class_weight,
-            metrics=metrics,
-            callbacks=callbacks,
-            early_stopping=early_stopping,
-            initial_epoch=initial_epoch,
-            accumulation_steps=accumulation_steps,
-            threads=threads_for(threads),
-            progress=progress,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            keep=keep,
-            resume=resume,
-        )
+    fit = fitting.fit
+    evaluate = fitting.evaluate
 
     def predict(self, x, out=None, threads=None):
         """The outputs of the last layer (logits, where the loss is CrossEntropyLoss) in evaluation mode.
@@ -642,7 +319,7 @@ class Sequential(layers.Chain):
         out : ndarray of shape (batch, out_features), optional
             Where the result goes; of the model's dtype, rows contiguous.
         threads : int, optional
-            At most so many; None: as `cnn.set_num_threads` says. The result does not depend on it.
+            At most this many; None: as `cnn.set_num_threads` says. The result does not depend on it.
 
         Returns
         -------
@@ -653,94 +330,64 @@ class Sequential(layers.Chain):
         ValueError, TypeError
             If x or out do not fit.
         """
-        return (self._compiled or self._program).predict(x, out, threads_for(threads))
+        return self._core.program.predict(x, out, threads_for(threads))
 
-    def evaluate(self, x, y=None, sample_weight=None, metrics=(), threads=None) -> dict[str, float]:
-        """The loss and the metrics of x and y, in evaluation mode.
+    def train(self, mode: bool = True) -> Sequential:
+        """Set training mode, in which `Dropout` drops and `BatchNorm1d` takes the statistics of the batch.
 
         Parameters
         ----------
-        x, y, sample_weight, metrics, threads
-            As for `fit`; memory maps and iterables as well.
+        mode : bool
+            False sets evaluation mode.
 
         Returns
         -------
-        dict
-            {"loss": ..., and with CrossEntropyLoss or NLLLoss "accuracy": the part of rows classified right, and the
-            metrics}.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If something does not fit, or there are no rows.
-        RuntimeError
-            If there is no loss.
+        Sequential
+            The model itself.
         """
-        return training.evaluate(self, x, y, sample_weight, metrics, threads_for(threads))
-
-    @property
-    def _scored(self) -> list[str]:
-        """The names of what the native loop reports."""
-        return ["loss", "accuracy"] if self.loss is not None and self.loss.targets == "labels" else ["loss"]
-
-    def _scores(self, loss: float, weight: float, right: float, rows: float) -> dict[str, float]:
-        """The loss, and the accuracy if it is known, from the sums over the rows."""
-        scores = {"loss": float(loss)}
-        if getattr(self.loss, "reduction", "mean") == "mean":
-            scores["loss"] = float(loss / weight) if weight else 0.0
-        if "accuracy" in self._scored:
-            scores["accuracy"] = float(right / rows) if rows else float("nan")
-        return scores
-
-    def train(self, mode: bool = True) -> Sequential:
-        """Set training mode, in which regularising layers act; returns the model."""
         self.training = bool(mode)
         return self
 
     def eval(self) -> Sequential:
-        """Set evaluation mode; returns the model."""
+        """Set evaluation mode: ``train(False)``.
+
+        Returns
+        -------
+        Sequential
+            The model itself.
+        """
         return self.train(False)
 
     # parameters -------------------------------------------------------------------------------------------------------
 
-    def _named(self, *kinds: str) -> dict[str, np.ndarray]:
-        """Views of the arrays, by their names in `state_dict`."""
-        return {name: a for _, place in self._parametric for name, a in self._named_of(place, *kinds).items()}
-
-    def _named_of(self, place: Place, *kinds: str) -> dict[str, np.ndarray]:
-        place.layer._array("weight")  # makes the arrays, if they have not been made
-        arrays = {f"{place.key}.{kind}": place.layer._arrays.get(kind) for kind in kinds}
-        return {name: a for name, a in arrays.items() if a is not None}
-
-    def _unpack(self, vector: np.ndarray, *kinds: str) -> None:
-        at = 0
-        for array in self._named(*kinds).values():
-            array[...] = vector[at : at + array.size].reshape(array.shape)
-            at += array.size
-
     @property
     def parameters(self) -> np.ndarray:
-        """All parameters as one vector (a copy), in the order of `state_dict`. Assigning writes them back."""
-        return self._program.parameters
+        """A copy of all parameters as one vector (n_parameters,), in the order of `state_dict`. Assigning sets them."""
+        return self._core.program.parameters
 
     @parameters.setter
     def parameters(self, vector):
-        self._program.set_parameters(vector)
+        self._core.program.set_parameters(vector)
 
     @property
     def gradients(self) -> np.ndarray:
-        """All gradients as one vector (a copy), in the order of `parameters`."""
-        return self._program.gradients
+        """A copy of all gradients as one vector (n_parameters,), in the order of `parameters`."""
+        return self._core.program.gradients
 
     @property
     def averaged_parameters(self) -> np.ndarray:
-        """The moving average of the parameters that `ema_decay` of the optimizer asks for, as `parameters` (a copy).
+        """A copy of the parameters' moving average by the optimizer's `ema_decay`, (n_parameters,), in their order.
 
-        Before the first step the parameters. RuntimeError if the optimizer has no ema_decay.
+        Before the first step it is the parameters.
+
+        Raises
+        ------
+        RuntimeError
+            If the optimizer has no ema_decay.
         """
-        if self._optimizer is None or self._optimizer.ema_decay is None:
-            raise RuntimeError(f"there is no average: expected an optimizer with ema_decay, got {self._optimizer!r}")
-        average = self._program.average
+        if self.optimizer is None or self.optimizer.ema_decay is None:
+            raise RuntimeError(f"there is no average: expected an optimizer with ema_decay, got {self.optimizer!r}")
+        average = self._core.program.average
         return self.parameters if average is None else average
 
     @contextlib.contextmanager
@@ -749,6 +396,16 @@ class Sequential(layers.Chain):
 
         For `predict`, `evaluate` and `save`; a step that is taken meanwhile is undone. The running statistics of
         `BatchNorm1d` stay those of training. To keep the average: ``model.parameters = model.averaged_parameters``.
+
+        Yields
+        ------
+        Sequential
+            The model itself.
+
+        Raises
+        ------
+        RuntimeError
+            If the optimizer has no ema_decay.
         """
         before, average = self.parameters, self.averaged_parameters
         self.parameters = average
@@ -761,13 +418,17 @@ class Sequential(layers.Chain):
         """Copies of the parameters by name: "0.weight" of shape (in_features, out_features), "0.bias", "2.weight", ...
 
         The number is the layer's place in the model, activations counted, as in PyTorch.
+
+        Returns
+        -------
+        dict of str to ndarray
         """
         state: dict[str, np.ndarray] = {}
-        for op, place in self._parametric:
-            names = {**self._named_of(place, *PARAMETERS), **self._named_of(place, *STATISTICS)}
+        for op, place in self._core.parametric:
+            names = {**self._core.named_of(place, *PARAMETERS), **self._core.named_of(place, *STATISTICS)}
             state |= {name: np.array(a, order="C") for name, a in names.items()}
             if place.layer.statistic_names:
-                state[f"{place.key}.num_batches_tracked"] = np.array(self._program.tracked(op))
+                state[f"{place.key}.num_batches_tracked"] = np.array(self._core.program.tracked(op))
         return state
 
     def load_weights(self, state_dict, config=None, verbose=False) -> None:
@@ -794,8 +455,8 @@ class Sequential(layers.Chain):
             got = config.get("layers") if isinstance(config, dict) else config
             if got != expected:
                 raise ValueError(f"config: expected the layers of this model, {expected}, got {got}")
-        own = self._named(*PARAMETERS, *STATISTICS)
-        counts = {f"{p.key}.num_batches_tracked": op for op, p in self._parametric if p.layer.statistic_names}
+        own = self._core.named(*PARAMETERS, *STATISTICS)
+        counts = {f"{p.key}.num_batches_tracked": op for op, p in self._core.parametric if p.layer.statistic_names}
         expected_names = [*own, *counts]
         if missing := [name for name in own if name not in state_dict]:
             raise ValueError(f"state_dict: missing {', '.join(missing)}; it has {', '.join(state_dict)}")
@@ -817,18 +478,28 @@ class Sequential(layers.Chain):
                 raise ValueError(f"{name}: expected shape {shape}, got {arrays[name].shape}")
             if verbose:
                 print(f"{name} {shape}")
-        parameters = self._named(*PARAMETERS)
-        self._program.set_parameters(np.concatenate([arrays[name].ravel() for name in parameters]))
+        parameters = self._core.named(*PARAMETERS)
+        self._core.program.set_parameters(np.concatenate([arrays[name].ravel() for name in parameters]))
         for name in own:
             if name not in parameters:
                 own[name][...] = arrays[name]
         for name, op in counts.items():
             if name in arrays:
-                self._program.set_tracked(op, int(arrays[name]))
+                self._core.program.set_tracked(op, int(arrays[name]))
 
     def get_config(self) -> dict[str, Any]:
-        """All that `from_config` needs to build this model anew, as JSON can hold it; without the parameters."""
+        """All that `from_config` needs to build this model anew, as JSON can hold it; without the parameters.
 
+        Returns
+        -------
+        dict
+            "layers", "loss", "optimizer", "dtype" and "seed".
+
+        Raises
+        ------
+        TypeError
+            If the loss or an initialiser is a Python function.
+        """
         return {
             "layers": [layer.to_config() for layer in self.layers],
             "loss": self.loss and self.loss.to_config(),
@@ -840,6 +511,14 @@ class Sequential(layers.Chain):
     @classmethod
     def from_config(cls, config) -> Sequential:
         """The model that `get_config` described, with new initial parameters.
+
+        Parameters
+        ----------
+        config : dict
+
+        Returns
+        -------
+        Sequential
 
         Raises
         ------
@@ -907,7 +586,7 @@ class Sequential(layers.Chain):
         parts = [layers.Layer.from_config(layer.to_config()) for layer in self.layers]
         snapshot = Sequential(parts, dtype=self.dtype)
         snapshot.load_weights(self.state_dict())
-        return self._kernels.handle(snapshot._program)
+        return self._core.kernels.handle(snapshot._core.program)
 
     # for people -------------------------------------------------------------------------------------------------------
 
@@ -967,7 +646,7 @@ def _split(parts) -> tuple[list, losses.Loss | None]:
         parts[-1] = losses.CallableLoss(parts[-1])
     loss = parts.pop() if parts and isinstance(parts[-1], losses.Loss) else None
     if loss is not None:
-        compilation.computes_natively(loss, f"loss {loss!r}")
+        computes_natively(loss, f"loss {loss!r}")
     for i, part in enumerate(parts):
         if isinstance(part, losses.Loss):
             raise ValueError(f"layer {i}, {part!r}: a loss can only stand last")

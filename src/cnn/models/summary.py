@@ -12,7 +12,7 @@ def table(model) -> tuple[list[tuple[str, ...]], int]:
 
     Layers inside of others stand below them, under the names that begin theirs in `state_dict`.
     """
-    graph = model._graph
+    graph = model._core.graph
     op_of = {id(place.layer): op for op, places in zip(graph.ops, graph.places, strict=True) for place in places}
     rows: list[tuple[str, ...]] = []
     total = 0
@@ -31,7 +31,7 @@ def table(model) -> tuple[list[tuple[str, ...]], int]:
 
 def notes(model, flops: int) -> list[str]:
     """What stands below the table."""
-    program = model._program
+    program = model._core.program
     optimizer = f", {model.optimizer!r}" if model.optimizer else ""
     return [
         f"{program.n_parameters:,} parameters, {model.dtype}{optimizer}",

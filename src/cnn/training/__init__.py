@@ -4,6 +4,7 @@ from .callbacks import Callback, CSVLogger, EarlyStopping, LambdaCallback, Tenso
 from .data import Blocks
 from .fit import DivergenceError
 from .history import History
+from .model_checkpoint import ModelCheckpoint
 
 __all__ = [
     "Blocks",
@@ -13,5 +14,6 @@ __all__ = [
     "EarlyStopping",
     "History",
     "LambdaCallback",
+    "ModelCheckpoint",
     "TensorBoardLogger",
 ]

@@ -10,7 +10,7 @@ import math
 import os
 from typing import Any
 
-import numpy as np
+from .._checks import choice, integer, number
 
 __all__ = ["CSVLogger", "Callback", "EarlyStopping", "LambdaCallback", "TensorBoardLogger"]
 
@@ -37,23 +37,57 @@ class Callback:
     stop = False
 
     def on_train_begin(self, logs: dict[str, float]) -> None:
-        """Before the first epoch; logs is empty."""
+        """Before the first epoch.
+
+        Parameters
+        ----------
+        logs : dict
+            Empty.
+        """
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float]) -> None:
-        """Before an epoch, numbered from 1 (after `initial_epoch` epochs); logs is empty."""
+        """Before an epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            Its number, from 1, or after `initial_epoch`.
+        logs : dict
+            Empty.
+        """
 
     def on_batch_end(self, batch: int, logs: dict[str, float]) -> None:
-        """After a batch, numbered from 0 in each epoch; logs has its "loss" and "rows", with a schedule "lr".
+        """After a batch; with `accumulation_steps` after each step of the optimiser, for its last batch.
 
-        With `accumulation_steps` it is called after each step of the optimiser, with the number of the last batch. If
-        it is overridden, each step is a native call of its own.
+        If it is overridden, each step is a native call of its own.
+
+        Parameters
+        ----------
+        batch : int
+            Its number, from 0 in each epoch.
+        logs : dict of str to float
+            "loss" and "rows" of the batch, with a schedule "lr".
         """
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        """After an epoch and its validation; logs has the numbers that are added to the history."""
+        """After an epoch, its validation and the step of a schedule.
+
+        Parameters
+        ----------
+        epoch : int
+            Its number.
+        logs : dict of str to float
+            The numbers that are added to the history.
+        """
 
     def on_train_end(self, logs: dict[str, float]) -> None:
-        """After the last epoch, with its logs. Not called if an exception ends the training."""
+        """After the last epoch. Not called if an exception ends the training.
+
+        Parameters
+        ----------
+        logs : dict of str to float
+            Those of the last epoch.
+        """
 
     def __repr__(self) -> str:
         shown = {name: p.default for name, p in inspect.signature(type(self)).parameters.items() if name in vars(self)}
@@ -62,10 +96,10 @@ class Callback:
         return f"{type(self).__name__}({', '.join(values)})"
 
     def _check(self, names: list[str]) -> None:
-        """Raise if logs that have these names will not do."""
+        """Before anything is trained: raise if logs with these names will not do."""
 
     def _close(self) -> None:
-        """The training is over, by an exception or not."""
+        """When the training is over, by an exception or not."""
 
 
 def overridden(callbacks: list[Callback], method: str) -> list:
@@ -79,9 +113,16 @@ class LambdaCallback(Callback):
 
     Parameters
     ----------
-    on_train_begin, on_train_end : callable(logs), optional
-    on_epoch_begin, on_epoch_end : callable(epoch, logs), optional
+    on_train_begin : callable(logs), optional
+    on_epoch_begin : callable(epoch, logs), optional
     on_batch_end : callable(batch, logs), optional
+    on_epoch_end : callable(epoch, logs), optional
+    on_train_end : callable(logs), optional
+
+    Raises
+    ------
+    TypeError
+        If one is not callable.
 
     Examples
     --------
@@ -126,30 +167,23 @@ class EarlyStopping(Callback):
     stopped_epoch : int or None
         The epoch after which training was ended; None if it was not.
 
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is wrong. In `fit`: if there is nothing of the name `monitor`.
+
     Notes
     -----
     NaN is no improvement. Each `fit` starts anew.
     """
 
     def __init__(self, monitor="val_loss", patience=10, min_delta=0.0, mode="auto", restore_best_weights=True):
-        if not isinstance(monitor, str):
-            raise TypeError(f"monitor: expected a name such as 'val_loss', got {monitor!r}")
-        if isinstance(patience, bool) or not isinstance(patience, (int, np.integer)):
-            raise TypeError(f"patience: expected an int, got {patience!r}")
-        if patience < 1:
-            raise ValueError(f"patience: expected at least 1, got {patience}")
-        if isinstance(min_delta, bool) or not isinstance(min_delta, (int, float, np.number)):
-            raise TypeError(f"min_delta: expected a number, got {min_delta!r}")
-        if not (math.isfinite(min_delta) and min_delta >= 0):
-            raise ValueError(f"min_delta: expected a finite number of at least 0, got {min_delta}")
-        if mode not in ("auto", "min", "max"):
-            raise ValueError(f"mode: expected 'auto', 'min' or 'max', got {mode!r}")
         self.monitor = monitor
-        self.patience = int(patience)
-        self.min_delta = float(min_delta)
-        self.mode = mode
+        self.patience = integer("patience", patience, 1)
+        self.min_delta = number("min_delta", min_delta, 0)
+        self.mode = choice("mode", mode, ("auto", "min", "max"))
         self.restore_best_weights = bool(restore_best_weights)
-        self._sign = 1 if (more_is_better(monitor) if mode == "auto" else mode == "max") else -1
+        self._sign = direction(monitor, mode)
         self._forget()
 
     def _forget(self) -> None:
@@ -160,11 +194,7 @@ class EarlyStopping(Callback):
         self._waited = 0
 
     def _check(self, names):
-        if self.monitor not in names:
-            hint = ""
-            if self.monitor.startswith("val_") and not any(name.startswith("val_") for name in names):
-                hint = "; pass validation_data or validation_split, or monitor='loss'"
-            raise ValueError(f"early stopping: no {self.monitor!r} to monitor: there are {', '.join(names)}{hint}")
+        expect_monitor("early stopping", self.monitor, names)
 
     def on_train_begin(self, logs):
         self._forget()
@@ -180,14 +210,30 @@ class EarlyStopping(Callback):
             return
         self.best, self.best_epoch, self._waited = value, epoch, 0
         if self.restore_best_weights:
-            self._saved = self.model._program.snapshot(self.model.optimizer.states)
+            self._saved = self.model._core.snapshot()
 
     def on_train_end(self, logs):
         if self._saved is not None:
-            self.model._program.restore(self._saved)
+            self.model._core.restore(self._saved)
 
     def _close(self):
         self._saved = None
+
+
+def direction(monitor: str, mode: str) -> int:
+    """1 if larger values of a number of the history are better, -1 if smaller ones are."""
+    if not isinstance(monitor, str):
+        raise TypeError(f"monitor: expected a name such as 'val_loss', got {monitor!r}")
+    return 1 if (more_is_better(monitor) if mode == "auto" else mode == "max") else -1
+
+
+def expect_monitor(who: str, monitor: str, names: list[str]) -> None:
+    """ValueError if the history will have no number of this name."""
+    if monitor not in names:
+        hint = ""
+        if monitor.startswith("val_") and not any(name.startswith("val_") for name in names):
+            hint = "; pass validation_data or validation_split, or monitor='loss'"
+        raise ValueError(f"{who}: no {monitor!r} to monitor: there are {', '.join(names)}{hint}")
 
 
 def more_is_better(name: str) -> bool:
@@ -212,6 +258,13 @@ class CSVLogger(Callback):
     Parameters
     ----------
     path : str or path
+
+    Raises
+    ------
+    OSError
+        In `fit`: if the file cannot be written.
+    ValueError
+        In `fit`: if the file that is there has other columns.
     """
 
     def __init__(self, path: str | os.PathLike):

@@ -1,7 +1,7 @@
-"""Where `fit` and `evaluate` take their rows from: arrays in memory, blocks read from files, iterables of batches.
+"""Sources of rows for `fit` and `evaluate`: arrays in memory, blocks read from files, iterables of batches.
 
-A source gives an epoch's rows in parts: arrays as the kernels read them and the order in which to take their rows. All
-rows of an array are one part; of a file each block is one, so that reading stays sequential; of an iterable each batch.
+A source gives an epoch's rows in parts: arrays as the kernels read them, and the order in which to take their rows. An
+array in memory is one part; of a file each block is one, so that reading stays sequential; of an iterable each batch.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._checks import integer
+
 BLOCK_BYTES = 64 << 20  # of a block of a memory map
-PIECE_BYTES = 4 << 20  # of one read: Ctrl-C is served between two
+PIECE_BYTES = 4 << 20  # of one read, so that Ctrl-C need not wait for a whole block
 _MIX = 0xD1342543DE82EF95  # an odd number (L'Ecuyer's multiplier): blocks have seeds of their own
 
 
@@ -48,7 +50,7 @@ class Source:
     """
 
     context: Any
-    rows: int | None = None
+    rows: int | None
 
     def parts(self, epoch: int | None) -> Iterator[Part]:
         """The parts of an epoch (numbered from 0), shuffled for it; None: in the order of the rows."""
@@ -59,12 +61,12 @@ class Source:
 
 
 class Rows(Source):
-    """A source of rows that are numbered: they can be split, and their targets gone over."""
+    """A source whose rows have numbers: it can be split, and all its targets can be read at once."""
 
     rows: int
 
     def split(self, n: int) -> Rows:
-        """Give away the rows from number n on, as a source of their own."""
+        """Split off the rows from row n on, as another source."""
         raise NotImplementedError
 
     def labels(self) -> Iterator[np.ndarray]:
@@ -75,8 +77,8 @@ class Rows(Source):
 class Blocks:
     """Rows of arrays that do not fit into memory, read and converted block by block.
 
-    What can be passed to `fit` and `evaluate` in place of x and y. A `numpy.memmap` is taken so by itself; this class
-    is for other arrays on disk (h5py, zarr) and to choose the size of the blocks.
+    For `fit` and `evaluate`, in place of x and y. A `numpy.memmap` is read in blocks anyway; this class is for other
+    arrays on disk (h5py, zarr), and to choose the size of the blocks.
 
     Parameters
     ----------
@@ -84,7 +86,12 @@ class Blocks:
         Arrays with `shape` and `dtype` whose slices `x[start:stop]` give rows. Memory maps are read as files.
     sample_weight : array_like of shape (n,), optional
     rows : int, optional
-        In a block; taken up to whole batches. None: so many as make about 64 MiB.
+        Rows of a block, rounded up to whole batches. None: as many as make about 64 MiB.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If x or y have no shape, dtype and slices, or rows is no integer of at least 1.
 
     Notes
     -----
@@ -95,15 +102,10 @@ class Blocks:
         for name, array in (("x", x), ("y", y)):
             if not (hasattr(array, "shape") and hasattr(array, "dtype") and hasattr(array, "__getitem__")):
                 raise TypeError(f"{name}: expected an array with shape, dtype and slices, got {type(array).__name__}")
-        if rows is not None:
-            if isinstance(rows, bool) or not isinstance(rows, (int, np.integer)):
-                raise TypeError(f"rows: expected an int or None, got {rows!r}")
-            if rows < 1:
-                raise ValueError(f"rows: expected at least 1, got {rows}")
         self.x = x
         self.y = y
         self.sample_weight = sample_weight
-        self.rows = rows
+        self.rows = None if rows is None else integer("rows", rows, 1)
 
 
 # arrays in memory -----------------------------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ class _Arrays(Rows):
         self.y = context.targets(y, len(self.x), names.y)
         if len(self.x) == 0:
             raise context.no_rows(names)
-        self.w = None if w is None else context.weights(w, len(self.x), names.w)
+        self.w = None if w is None else context.program.weights(w, len(self.x), names.w)
         self.rows = len(self.x)
         self.order: np.ndarray | None = None
 
@@ -273,13 +275,13 @@ class _Blocks(Rows):
         context.targets(np.empty((0, *self.y.shape[1:]) if self.y.shape else (), self.y.dtype), 0, names.y)
         if self.y.shape[0] != n:
             raise ValueError(f"{names.y}: expected {n} rows, as many as {names.x} has, got {self.y.shape[0]}")
-        self.w = None if w is None else context.weights(np.array(w), n, names.w)
-        self.block = blocks.rows
-        group = context.batch_size * context.accumulate
-        if self.block is None:
+        self.w = None if w is None else context.program.weights(np.array(w), n, names.w)
+        rows = blocks.rows
+        if rows is None:
             wide = int(np.prod(self.x.shape[1:])) * context.dtype.itemsize
-            self.block = max(1, BLOCK_BYTES // max(1, self.x.row_bytes, wide, self.y.row_bytes))
-        self.block = -(-self.block // group) * group
+            rows = max(1, BLOCK_BYTES // max(1, self.x.row_bytes, wide, self.y.row_bytes))
+        group = context.batch_size * context.accumulate
+        self.block = -(-rows // group) * group
 
     def split(self, n: int) -> _Blocks:
         rest = object.__new__(_Blocks)
@@ -336,6 +338,7 @@ class _Iterable(Source):
     def __init__(self, context, batches, names: Names, epochs: int):
         self.context = context
         self.names = names
+        self.rows = None
         self.batches = batches
         self.training = False
         self.sequence = hasattr(batches, "__len__") and hasattr(batches, "__getitem__")
@@ -406,7 +409,7 @@ class _Iterable(Source):
         y = context.targets(_array(batch[1]), n, f"{name}: y")
         w = None
         if len(batch) == 3 and batch[2] is not None:
-            w = context.weights(_array(batch[2]), n, f"{name}: sample_weight")
+            w = context.program.weights(_array(batch[2]), n, f"{name}: sample_weight")
         if context.class_weights is not None:
             w = context.with_classes(y, w)
         self.metrics.check(y)

@@ -1,25 +1,27 @@
-"""`fit` and `evaluate`: epochs of native training, cut into calls short enough for Ctrl-C and a progress bar.
+"""`fit` and `evaluate`, which are methods of `Sequential`: epochs of native training, in calls of about 0.05 s each.
 
-Where the rows come from is in data.py; what is made of the numbers is in metrics.py, history.py and progress.py.
+Between two calls Ctrl-C is handled, callbacks are called and the progress bar is drawn. Where the rows come from is in
+data.py; what is made of the numbers is in metrics.py, history.py and progress.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
 
-from .. import losses
+from .._checks import integer, number
+from .._threads import threads_for
 from ..optim.optimizers import MOMENTUM, Optimizer
 from ..optim.schedules import ReduceLROnPlateau
-from .data import Blocks, Names, Part, Rows, Source, source_of
 from .callbacks import Callback, EarlyStopping, overridden
+from .class_weights import labels_of, weights_of_classes
+from .data import Blocks, Names, Part, Rows, Source, source_of
 from .history import History
 from .metrics import Metrics
+from .model_checkpoint import ModelCheckpoint
 from .progress import Progress
 
 SLICE = 0.05  # seconds that one native call may take
@@ -31,41 +33,24 @@ class DivergenceError(ArithmeticError):
     """The loss became infinite or NaN. The parameters are those from before the epoch in which it did."""
 
 
-def outputs_of(model) -> int:
-    """How many outputs a model has."""
-    return model._graph.widths[-1]
-
-
 class Context:
     """What sources of batches need to know of the model and of the call."""
 
     def __init__(self, model, purpose: str, batch_size: int = 1, shuffle: bool = False, accumulate: int = 1):
-        self.program = model._program
-        self.own_loss = isinstance(model.loss, losses.CallableLoss)
+        self.program = model._core.program
         self.dtype = model.dtype
         self.purpose = purpose
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.accumulate = accumulate
-        self.seed = model._random_seed
-        self.permutation = model._kernels.permutation
+        self.seed = model._core.state.random_seed
+        self.permutation = model._core.kernels.permutation
         self.class_weights: np.ndarray | None = None
 
     def targets(self, y, n: int, name: str) -> np.ndarray:
         """y as the loss can read it, n rows."""
-        if not self.own_loss:
-            checked = self.program.targets(y, n, name)
-            return checked.copy() if checked.ndim == 1 else checked  # labels: nobody shall change them once checked
-        y = np.asarray(y)
-        if y.ndim == 0 or len(y) != n:
-            raise ValueError(f"{name}: expected {n} rows, as many as x has, got {'none' if y.ndim == 0 else len(y)}")
-        return y
-
-    def weights(self, w, n: int, name: str) -> np.ndarray:
-        """w as the loss can read it."""
-        if self.own_loss:
-            raise ValueError(f"{name}: expected none with a loss of your own, which weighs the rows itself")
-        return self.program.weights(w, n, name)
+        checked = self.program.targets(y, n, name)
+        return checked.copy() if checked.ndim == 1 else checked  # labels: nobody shall change them once checked
 
     def no_rows(self, names: Names) -> ValueError:
         return ValueError(f"{names.all}: {self.purpose} at least one row, got none")
@@ -74,161 +59,185 @@ class Context:
         """The rows' weights times those of their classes."""
         known = self.class_weights
         assert known is not None
-        labels = _labels(y)
+        labels = labels_of(y)
         rows = known[np.clip(labels, 0, len(known) - 1)].astype(self.dtype)  # an ignored row may have any label
         return rows if w is None else rows * w
-
-
-def _labels(y: np.ndarray) -> np.ndarray:
-    """Targets as class indices (n,)."""
-    if y.ndim == 2 and y.shape[1] == 1 and ((y == 0) | (y == 1)).all():
-        return y[:, 0].astype(np.int64)
-    if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise ValueError("class_weight: expected targets that are class indices, or 0 and 1")
-    return y
-
-
-def _class_weights(wanted, blocks: Iterator[np.ndarray] | None, outputs: int, ignored: int | None) -> np.ndarray:
-    """The weight of each class, from fit's argument and all targets."""
-    classes = max(2, outputs)
-    weights = np.ones(classes)
-    if isinstance(wanted, dict):
-        for key, value in wanted.items():
-            if isinstance(key, bool) or not isinstance(key, (int, np.integer)) or not 0 <= key < classes:
-                raise ValueError(f"class_weight: unknown class {key!r}: expected indices from 0 to {classes - 1}")
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-                raise TypeError(f"class_weight: expected a number for class {key}, got {value!r}")
-            if not (np.isfinite(value) and value >= 0):
-                raise ValueError(f"class_weight: expected a finite weight of at least 0 for class {key}, got {value}")
-            weights[key] = value
-        for y in blocks or ():
-            _labels(y)
-        return weights
-    if not (isinstance(wanted, str) and wanted == "balanced"):
-        error = ValueError if isinstance(wanted, str) else TypeError
-        raise error(f"class_weight: expected a dict or 'balanced', got {wanted!r}")
-    if blocks is None:
-        raise ValueError("class_weight: 'balanced' needs all targets in an array, not an iterable: pass a dict")
-    counts = np.zeros(classes, np.int64)
-    for y in blocks:
-        labels = _labels(y)
-        if ignored is not None:
-            labels = labels[labels != ignored]
-        counts += np.bincount(labels, minlength=classes)
-    there = counts > 0
-    weights[there] = counts.sum() / (np.count_nonzero(there) * counts[there])
-    return weights
 
 
 # fit ------------------------------------------------------------------------------------------------------------------
 
 
-def fit(model, x, y, **settings) -> History:
-    """See Sequential.fit."""
-    if model._fitting:
-        raise RuntimeError("another thread is training this model, or a callback of its fit has called fit again")
-    model._fitting = True
-    try:
-        return _fit(model, x, y, **settings)
-    finally:
-        model._fitting = False
-
-
-def _fit(
-    model,
+def fit(
+    self: Any,
     x,
-    y,
+    y=None,
     *,
-    epochs,
-    batch_size,
-    shuffle,
-    validation_data,
-    validation_split,
-    sample_weight,
-    class_weight,
-    metrics,
-    callbacks,
-    early_stopping,
-    initial_epoch,
-    accumulation_steps,
-    threads,
-    progress,
-    checkpoint,
-    checkpoint_every,
-    keep,
-    resume,
+    epochs=1,
+    batch_size=32,
+    shuffle=True,
+    validation_data=None,
+    validation_split=0.0,
+    sample_weight=None,
+    class_weight=None,
+    metrics=(),
+    callbacks=(),
+    early_stopping=None,
+    initial_epoch=None,
+    accumulation_steps=1,
+    threads=None,
+    progress="auto",
+    checkpoint=None,
+    checkpoint_every=1,
+    keep=3,
+    resume=False,
 ) -> History:
-    goes_on = resume or initial_epoch is not None
-    initial_epoch = 0 if initial_epoch is None else initial_epoch
-    for name, value, least in (
-        ("epochs", epochs, 1),
-        ("batch_size", batch_size, 1),
-        ("initial_epoch", initial_epoch, 0),
-        ("accumulation_steps", accumulation_steps, 1),
-        ("checkpoint_every", checkpoint_every, 1),
-        ("keep", keep, 1),
-    ):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{name}: expected an int, got {value!r}")
-        if value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}")
-    if progress not in ("auto", True, False):
-        raise ValueError(f"progress: expected 'auto', True or False, got {progress!r}")
-    if resume and checkpoint is None:
-        raise ValueError("resume: expected a folder as checkpoint with it, got none")
-    model._need_optimizer()
+    """Train for a number of epochs, in native code.
 
-    context = Context(model, "training needs", int(batch_size), bool(shuffle), int(accumulation_steps))
-    program = context.program
-    source = source_of(context, x, y, sample_weight, Names(), epochs - initial_epoch)
-    validation = _validation(model, source, validation_data, validation_split, epochs - initial_epoch)
-    ignored = getattr(model.loss, "ignore_index", None)
-    if class_weight is not None:
-        if context.own_loss:
-            raise ValueError("class_weight: expected none with a loss of your own, which weighs the rows itself")
-        blocks = source.labels() if isinstance(source, Rows) else None
-        context.class_weights = _class_weights(class_weight, blocks, outputs_of(model), ignored)
-    meter, val_meter = (_Meter(metrics, model) for _ in range(2))
-    source.check(meter)
-    if isinstance(source, Rows):
-        program.check_batches(source.rows, context.batch_size)
-    if validation is not None:
-        validation.check(val_meter)
-    names = [*model._scored, *meter.names]
-    names += [f"val_{name}" for name in names] * (validation is not None)
-    chosen = _callbacks(callbacks, early_stopping)
-    schedule = _Schedule(model.optimizer, names)
-    if schedule:
-        names.append("lr")
-    for callback in chosen:
-        callback._check(names)
+    Parameters
+    ----------
+    x : array_like of shape (n, in_features), memory map, Blocks, or iterable of batches
+        A `numpy.memmap` may be larger than memory: it is read and converted in blocks of about 64 MiB, which come
+        in random order, with their rows in random order (see `cnn.Blocks`). An iterable gives (x, y) or
+        (x, y, sample_weight) for each batch, and is iterated over once in each epoch; a Sequence of batches is
+        shuffled by batches.
+    y : array_like, optional
+        Targets as the loss wants them: class indices of shape (n,), or numbers of shape (n, out_features). None if
+        x brings them.
+    epochs : int
+        The number of the last epoch, counted from 1.
+    batch_size : int
+        The last batch of an epoch, or of a block, may be smaller. 1 trains one sample at a time.
+    shuffle : bool
+        Whether each epoch takes the rows in a random order of its own, which depends on the model's seed and the
+        epoch's number alone.
+    validation_data : (x, y), (x, y, sample_weight), or batches as for x, optional
+        Evaluated after each epoch.
+    validation_split : float
+        The part of the rows, the last ones, that is held out for validation instead; from 0 to below 1.
+    sample_weight : array_like of shape (n,), optional
+        Not negative. The loss is the weighted mean.
+    class_weight : dict or "balanced", optional
+        Weights of class indices, 1 for those that are not named. "balanced": n / (classes * count of the class), as
+        in scikit-learn. They multiply the sample weights, in training only.
+    metrics : sequence of str or callable
+        Of training rows, by the outputs that they had in the training step, and of validation rows: "accuracy",
+        "top_k" ("top_3", ...), "mae", "rmse", "r2", "auc", "f1", or functions of (targets, outputs) that return a
+        number. Weights do not enter.
+    callbacks : sequence of Callback
+        See `cnn.Callback`.
+    early_stopping : EarlyStopping, int or True, optional
+        An int is its patience; True is 10.
+    initial_epoch : int, optional
+        The number of epochs that are done, to continue a run: orders of rows, and rates of a schedule by epoch, are
+        those of one uninterrupted run, and `model.history` is continued, if it ends there and has the same names. A
+        model that was interrupted within the next epoch, or saved there with its training state (by a callback),
+        continues at that batch; metrics of training rows are then of the remaining rows. None: a new run, with a new
+        history; orders and rates follow those of the epochs that this model has done with its optimizer.
+    accumulation_steps : int
+        Batches whose mean gradient makes one step of the optimiser.
+    threads : int, optional
+        At most this many; None: as `cnn.set_num_threads` says. The result does not depend on it.
+    progress : {"auto", True, False}
+        "auto": a bar on a terminal or in a notebook, if tqdm is installed, else silence. True: where there is no
+        bar, one line an epoch on stderr. False: silence.
+    checkpoint : str or path, optional
+        A folder for checkpoints: see `cnn.ModelCheckpoint`, which is added to the callbacks.
+    checkpoint_every : int
+        Epochs from one checkpoint to the next.
+    keep : int
+        How many checkpoints stay: `max_to_keep` of `cnn.ModelCheckpoint`.
+    resume : bool
+        Whether to go on after the newest checkpoint in that folder, if there is one.
 
-    saver = None
-    if checkpoint is not None:  # the only place that knows of checkpoints, with epoch_done and close below
-        from ..files.checkpoint import Saver
+    Returns
+    -------
+    History
+        A dict of lists, one number an epoch: "loss" (over the epoch, as the parameters changed), with
+        CrossEntropyLoss "accuracy", the metrics, the same of the validation data with "val_" before, and with a
+        schedule "lr".
 
-        saver = Saver(model, checkpoint, checkpoint_every, keep)
-        if resume:
-            initial_epoch = max(initial_epoch, saver.resume() or 0)
+    Raises
+    ------
+    ValueError, TypeError
+        If something does not fit; nothing has changed then. If it is a batch of an iterable or a block of a file
+        that does not fit, the parameters are those from before the epoch; so they are if the iterable, a metric or
+        a loss of your own raises something.
+    OSError
+        If the file of a memory map cannot be read, or has been cut short; likewise.
+    RuntimeError
+        If there is no loss or no optimizer, or a callback calls fit.
+    DivergenceError
+        If the loss is no finite number: names epoch, batch and learning rate. The parameters are those from before
+        that epoch.
 
-    # A run that goes on does so at the batch where the model was saved, or interrupted, within the next epoch.
-    position, model._position = model._position, None
-    if not goes_on or position is None or position[0] != initial_epoch + 1 or not initial_epoch + 1 <= epochs:
-        position = None
-    # Without initial_epoch a model goes on where its last fit ended: each epoch has its own order and rates.
-    seen = initial_epoch or model._epochs_seen
-    history = History()
-    if initial_epoch and model.history is not None and model.history.goes_on(initial_epoch, names):
-        history = model.history.copy()
-    model.history = history
-    model.stop_training = False
-    for callback in chosen:
-        callback.model, callback.stop = model, False
-    program.clear_padding()  # a step that diverged may have left NaN there
-    logs: dict[str, float] = {}
-    try:
-        with Progress(progress, initial_epoch, epochs, source.rows) as bar:
-            trainer = _Trainer(context, model, meter, schedule, chosen, bar, threads)
+    Notes
+    -----
+    Ctrl-C stops within about 0.1 s and leaves a valid model; `model.history` has the epochs so far.
+    """
+    with _only_fit_of(self):
+        continued = resume or initial_epoch is not None
+        initial_epoch = 0 if initial_epoch is None else initial_epoch
+        epochs, batch_size = integer("epochs", epochs, 1), integer("batch_size", batch_size, 1)
+        initial_epoch = integer("initial_epoch", initial_epoch, 0)
+        accumulation_steps = integer("accumulation_steps", accumulation_steps, 1)
+        checkpoint_every, keep = integer("checkpoint_every", checkpoint_every, 1), integer("keep", keep, 1)
+        threads = threads_for(threads)
+        if progress not in ("auto", True, False):
+            raise ValueError(f"progress: expected 'auto', True or False, got {progress!r}")
+        if resume and checkpoint is None:
+            raise ValueError("resume: expected a folder as checkpoint with it, got none")
+        core = self._core
+        core.need_optimizer()
+
+        context = Context(self, "training needs", batch_size, bool(shuffle), accumulation_steps)
+        source = source_of(context, x, y, sample_weight, Names(), epochs - initial_epoch)
+        validation = _validation(self, source, validation_data, validation_split, epochs - initial_epoch)
+        if class_weight is not None:
+            if self.loss is not None and self.loss.spec() is None:
+                raise ValueError("class_weight: expected none with a loss of your own, which weighs the rows itself")
+            blocks = source.labels() if isinstance(source, Rows) else None
+            ignored = getattr(self.loss, "ignore_index", None)
+            context.class_weights = weights_of_classes(class_weight, blocks, core.out_features, ignored)
+        meter, val_meter = (_Meter(metrics, self) for _ in range(2))
+        source.check(meter)
+        if isinstance(source, Rows):
+            core.program.check_batches(source.rows, batch_size)
+        if validation is not None:
+            validation.check(val_meter)
+        names = [*meter.summed, *meter.names]
+        names += [f"val_{name}" for name in names] * (validation is not None)
+        chosen = _callbacks(callbacks, early_stopping)
+        schedule = _Schedule(self.optimizer, names)
+        if schedule:
+            names.append("lr")
+        saver = None
+        if checkpoint is not None:
+            saver = ModelCheckpoint(checkpoint, checkpoint_every, keep)
+            chosen.append(saver)
+        for callback in chosen:
+            callback._check(names)
+        if saver is not None and resume:
+            initial_epoch = max(initial_epoch, saver.resume(self) or 0)
+
+        # A run that is continued begins at the batch where the model was saved, or interrupted, in the next epoch.
+        position, core.state.position = core.state.position, None
+        if not continued or position is None or position[0] != initial_epoch + 1 or initial_epoch >= epochs:
+            position = None
+        # Without initial_epoch a model takes the orders and rates that follow those of its last fit.
+        seen = initial_epoch or core.state.epochs_seen
+        history = History()
+        if initial_epoch and self.history is not None and self.history.goes_on(initial_epoch, names):
+            history = self.history.copy()
+        self.history = history
+        self.stop_training = False
+        core.program.clear_padding()  # a step that diverged may have left NaN there
+        logs: dict[str, float] = {}
+        with contextlib.ExitStack() as at_end:
+            for callback in chosen:
+                callback.model, callback.stop = self, False
+                at_end.callback(callback._close)
+            bar = at_end.enter_context(Progress(progress, initial_epoch, epochs, source.rows))
+            trainer = _Trainer(context, self, meter, schedule, chosen, bar, threads)
             for call in overridden(chosen, "on_train_begin"):
                 call({})
             for epoch in range(initial_epoch + 1, epochs + 1):
@@ -240,35 +249,37 @@ def _fit(
                 position = None
                 if validation is not None:
                     with trainer.undone():
-                        scores = _evaluate(model, program, validation, val_meter, threads)
+                        scores = _evaluate(self, validation, val_meter, threads)
                     logs |= {f"val_{name}": value for name, value in scores.items()}
                 if schedule:
                     logs["lr"] = trainer.lr
                 seen += 1
-                model._epochs_seen = seen
+                core.state.epoch, core.state.epochs_seen = epoch, seen
                 history.record(epoch, logs)
                 bar.epoch(epoch, trainer.rows, logs)
+                schedule.epoch_done(logs)
                 for call in overridden(chosen, "on_epoch_end"):
                     call(epoch, dict(logs))
-                schedule.epoch_done(logs)
-                if saver is not None:
-                    saver.epoch_done(epoch, history)
             for call in overridden(chosen, "on_train_end"):
                 call(dict(logs))
+        return history
+
+
+@contextlib.contextmanager
+def _only_fit_of(model):
+    """RuntimeError if another `fit` of the model is running."""
+    if model._core.fitting:
+        raise RuntimeError("another thread is training this model, or a callback of its fit has called fit again")
+    model._core.fitting = True
+    try:
+        yield
     finally:
-        for callback in chosen:
-            callback._close()
-        if saver is not None:
-            saver.close()
-    return history
+        model._core.fitting = False
 
 
 def _validation(model, source: Source, data, split, epochs: int) -> Source | None:
     """The source of validation data; what is split off is taken from `source`."""
-    if isinstance(split, bool) or not isinstance(split, (int, float, np.number)):
-        raise TypeError(f"validation_split: expected a number, got {split!r}")
-    if not 0 <= split < 1:
-        raise ValueError(f"validation_split: expected at least 0 and below 1, got {split}")
+    split = number("validation_split", split, 0, 1)
     if split:
         if data is not None:
             raise ValueError("validation_split: expected no validation_data with it")
@@ -329,11 +340,14 @@ def _counted(model, y: np.ndarray) -> int:
 
 
 class _Meter(Metrics):
-    """The metrics of one call, with room for the outputs of a part."""
+    """The numbers of one call: those that the program sums up, the loss and the accuracy, and the metrics."""
 
     def __init__(self, wanted, model):
-        super().__init__(wanted, model, free=tuple(model._scored))
-        self.width = outputs_of(model)
+        labels = model.loss is not None and model.loss.targets == "labels"
+        self.summed = ["loss", "accuracy"] if labels else ["loss"]
+        super().__init__(wanted, model, free=tuple(self.summed))
+        self.mean = getattr(model.loss, "reduction", "mean") == "mean"
+        self.width = model._core.out_features
         self.dtype = model.dtype
         self.outputs = np.empty((0, self.width), self.dtype)
 
@@ -342,12 +356,24 @@ class _Meter(Metrics):
             super().check(targets, self.width)
 
     def room(self, rows: int) -> np.ndarray | None:
-        """Where the outputs of that many rows go; None if nobody wants them."""
+        """Where the outputs of that many rows go; None if no metric wants them."""
         if not self:
             return None
         if len(self.outputs) < rows:
             self.outputs = np.empty((rows, self.width), self.dtype)
         return self.outputs[:rows]
+
+    def loss(self, totals: np.ndarray) -> float:
+        """The loss, from the weighted sum over the rows and the sum of their weights."""
+        loss, weight = totals[:2]
+        return float(loss) if not self.mean else float(loss / weight) if weight else 0.0
+
+    def numbers(self, totals: np.ndarray) -> dict[str, float]:
+        """All numbers, from the program's four sums and what the metrics have been updated with."""
+        right, rows = totals[2:]
+        accuracy = float(right / rows) if rows else float("nan")
+        known = {"loss": self.loss(totals), "accuracy": accuracy}
+        return {**{name: known[name] for name in self.summed}, **self.results()}
 
 
 class _Schedule:
@@ -393,6 +419,7 @@ class _Trainer:
         self.program = context.program
         self.accumulate = context.accumulate
         self.model = model
+        self.core = model._core
         self.meter = meter
         self.schedule = schedule
         self.callbacks = callbacks
@@ -405,15 +432,14 @@ class _Trainer:
         self.before: Any = None  # snapshots of the epoch's beginning, and of that of the epoch before
         self.earlier: Any = None
         self.ignores = getattr(model.loss, "ignore_index", None) is not None
-        self.train = self.own_batches if context.own_loss else self.program.train_batches
 
     def stopped(self) -> bool:
         return self.model.stop_training or any(callback.stop for callback in self.callbacks)
 
     def epoch(self, source: Source, epoch: int, seen: int, position: tuple | None) -> dict[str, float]:
         """Train one epoch, or what is left of it after a position (epoch, rows, *totals); its scores."""
-        self.model._need_optimizer()  # a callback may have taken it away
-        self.earlier, self.before = self.before, self.program.snapshot(self.model.optimizer.states)
+        self.core.need_optimizer()  # a callback may have taken it away
+        self.earlier, self.before = self.before, self.core.snapshot()
         totals = np.zeros(4)  # weighted sum of the loss, sum of weights, rows classified right, rows
         skip = 0
         if position is not None:
@@ -437,9 +463,9 @@ class _Trainer:
             batches += -(-done // part.batch_size)
             if done < len(part.x) or (self.on_batch_end and self.stopped()):
                 break
-        self.model._position = None
+        self.core.state.position = None
         with self.undone():
-            return {**self.model._scores(*totals), **self.meter.results()}
+            return self.meter.numbers(totals)
 
     def part(self, part: Part, epoch: int, batches: int, totals: np.ndarray, rates, first: int) -> int:
         """Train on a part from row `first` on; the rows that are done, all unless a callback ends the training."""
@@ -458,9 +484,10 @@ class _Trainer:
                 now = None
             sums = np.zeros(4) if self.on_batch_end else totals
             began = time.perf_counter()
-            bad = self.train(
-                part.x, part.y, part.w, part.order, at, stop, batch_size, now, out, self.threads, self.accumulate, sums
-            )
+            with self.undone():  # a loss in Python may raise anything
+                bad = program.train_batches(
+                    *part[:4], at, stop, batch_size, now, out, self.threads, self.accumulate, sums
+                )
             took = time.perf_counter() - began
             if bad >= 0:
                 lr = self.model.optimizer.lr if now is None else now[(bad - at) // group, 0]
@@ -470,9 +497,9 @@ class _Trainer:
             at = stop
             if self.on_batch_end:
                 totals += sums
-            self.model._position = (epoch, self.rows + at, *totals.tolist())
+            self.core.state.position = (epoch, self.rows + at, *totals.tolist())
             if self.on_batch_end:
-                logs = {"loss": self.model._scores(*sums)["loss"], "rows": int(sums[3])}
+                logs = {"loss": self.meter.loss(sums), "rows": int(sums[3])}
                 if schedule:
                     logs["lr"] = self.lr
                 for call in self.on_batch_end:
@@ -480,7 +507,7 @@ class _Trainer:
                 if self.stopped():
                     break
             if self.bar.bar is not None:
-                self.bar.batch(epoch, self.rows + at, self.model._scores(*totals)["loss"])
+                self.bar.batch(epoch, self.rows + at, self.meter.loss(totals))
             longer = min(4.0, SLICE / max(took, 1e-9))
             self.groups = max(1, int(min(self.groups, n) * longer))
         if out is not None or self.ignores:
@@ -496,76 +523,75 @@ class _Trainer:
         try:
             yield
         except Exception:
-            self.program.restore(self.before)
-            self.model._position = None
+            self.core.restore(self.before)
+            self.core.state.position = None
             raise
 
     def diverged(self, epoch: int, batch: int, lr: float, why: str) -> None:
         """Put back the last epoch whose parameters are finite, and say so."""
-        self.model._position = None
-        self.program.restore(self.before)
+        self.core.state.position = None
+        self.core.restore(self.before)
         if self.earlier is not None and not np.isfinite(self.program.parameters).all():
-            self.program.restore(self.earlier)  # the step of the last batch made numbers that no loss has seen
+            self.core.restore(self.earlier)  # the step of the last batch made numbers that no loss has seen
         raise DivergenceError(
             f"the loss is not finite in epoch {epoch}, batch {batch}, at a learning "
             f"rate of {lr:g}; the parameters are those from before this epoch{why}"
         )
 
-    def own_batches(self, x, y, w, order, start, stop, batch_size, rates, out, threads, accumulate, totals) -> int:
-        """`train_batches` with a loss of the user's own, which is called for each batch."""
-        program, loss = self.program, self.model.loss
-        group = accumulate * batch_size
-        for step, first in enumerate(range(start, stop, group)):
-            last = min(stop, first + group)
-            count = -(-(last - first) // batch_size)
-            program.zero_grads()
-            for at in range(first, last, batch_size):
-                end = min(last, at + batch_size)
-                rows = slice(at, end) if order is None else order[at:end]
-                outputs = program.forward(x[rows], None, threads)
-                with self.undone():
-                    value, gradient = loss.value_and_gradient(outputs, y[rows])
-                if not math.isfinite(value):
-                    return at
-                program.backward(gradient / count, threads)  # without the penalties
-                if out is not None:
-                    out[at:end] = outputs
-                totals += np.array((value * (end - at), end - at, 0, end - at))
-            totals[0] += program.penalty(True) * (last - first)
-            program.step(None if rates is None else rates[step])
-        program.zero_grads()
-        return -1
-
 
 # evaluate -------------------------------------------------------------------------------------------------------------
 
 
-def evaluate(model, x, y, sample_weight, metrics, threads) -> dict[str, float]:
-    """See Sequential.evaluate."""
-    context = Context(model, "expected")
-    meter = _Meter(metrics, model)
+def evaluate(self: Any, x, y=None, sample_weight=None, metrics=(), threads=None) -> dict[str, float]:
+    """The loss and the metrics of x and y, in evaluation mode.
+
+    Parameters
+    ----------
+    x : array_like of shape (n, in_features), memory map, Blocks, or iterable of batches
+        As for `fit`.
+    y : array_like, optional
+        Targets; None if x brings them.
+    sample_weight : array_like of shape (n,), optional
+        Not negative.
+    metrics : sequence of str or callable
+        As for `fit`.
+    threads : int, optional
+        At most this many; None: as `cnn.set_num_threads` says. The result does not depend on it.
+
+    Returns
+    -------
+    dict
+        {"loss": ..., and with CrossEntropyLoss or NLLLoss "accuracy": the part of rows classified right, and the
+        metrics}.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If something does not fit, or there are no rows.
+    RuntimeError
+        If there is no loss.
+    """
+    threads = threads_for(threads)
+    context = Context(self, "expected")
+    meter = _Meter(metrics, self)
     source = source_of(context, x, y, sample_weight, Names())
     source.check(meter)
-    return _evaluate(model, context.program, source, meter, threads)
+    return _evaluate(self, source, meter, threads)
 
 
-def _evaluate(model, program, source: Source, meter: _Meter, threads) -> dict[str, float]:
+def _evaluate(model, source: Source, meter: _Meter, threads: int) -> dict[str, float]:
+    program = source.context.program
     step = max(256, min(1 << 17, EVALUATION_WORK // max(1, program.n_parameters)))
     totals = np.zeros(4)
     meter.reset()
     for part in source.parts(None):
-        n = len(part.x)
-        for at in range(0, n, step):
+        for at in range(0, len(part.x), step):
             rows = slice(at, at + step)
-            x, y = part.x[rows], part.y[rows]
-            if source.context.own_loss:
-                value, _ = model.loss.value_and_gradient(program.predict(x, None, threads), y)
-                sums = (value * len(x), len(x), 0)
-            else:
-                sums = program.evaluate(x, y, None if part.w is None else part.w[rows], threads)
-            totals += np.array((*sums, _counted(model, y)))
+            x, y, w = part.x[rows], part.y[rows], None if part.w is None else part.w[rows]
+            loss, weight, right = program.evaluate(x, y, w, threads)
+            totals += np.array((loss, weight, right, _counted(model, y)))
             if meter:
                 meter.update(y, program.predict(x, meter.room(len(x)), threads))
-    scores = model._scores(*totals)
-    scores["loss"] += program.penalty()
-    return {**scores, **meter.results()}
+    numbers = meter.numbers(totals)
+    numbers["loss"] += program.penalty()
+    return numbers

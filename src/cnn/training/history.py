@@ -11,6 +11,11 @@ from typing import Any
 class History(dict):
     """{"loss": [...], "val_loss": [...], ...}: one number an epoch.
 
+    Parameters
+    ----------
+    *args, **kwargs
+        As for dict.
+
     Attributes
     ----------
     epochs : list of int
@@ -22,17 +27,38 @@ class History(dict):
         self.epochs: list[int] = list(range(1, 1 + len(next(iter(self.values()), []))))
 
     def record(self, epoch: int, logs: dict[str, float]) -> None:
-        """Add an epoch's numbers."""
+        """Add an epoch's numbers.
+
+        Parameters
+        ----------
+        epoch : int
+        logs : dict of str to float
+        """
         self.epochs.append(epoch)
         for name, value in logs.items():
             self.setdefault(name, []).append(value)
 
     def goes_on(self, epochs: int, names: list[str]) -> bool:
-        """Whether this is the history of that many epochs with these numbers, which a further run can be added to."""
+        """Whether a further run can be added: this one ends with that epoch and has numbers of the same names.
+
+        Parameters
+        ----------
+        epochs : int
+        names : list of str
+
+        Returns
+        -------
+        bool
+        """
         return self.epochs[-1:] == [epochs] and set(self) == set(names)
 
     def copy(self) -> History:
-        """A copy of it and of its lists."""
+        """A copy of it and of its lists.
+
+        Returns
+        -------
+        History
+        """
         copy = History({name: list(values) for name, values in self.items()})
         copy.epochs = list(self.epochs)
         return copy
@@ -45,11 +71,31 @@ class History(dict):
         return min(finite)[1] if finite else None
 
     def to_dict(self) -> dict[str, list]:
-        """A plain dict of copies of the lists, "epoch" first."""
+        """A plain dict of copies of the lists, "epoch" first.
+
+        Returns
+        -------
+        dict of str to list
+        """
         return {"epoch": list(self.epochs), **{name: list(values) for name, values in self.items()}}
 
     def to_json(self, path: str | os.PathLike | None = None) -> str:
-        """`to_dict` as JSON, numbers that are not finite as null; written to a file too, if there is a path."""
+        """`to_dict` as JSON; numbers that are not finite are null.
+
+        Parameters
+        ----------
+        path : str or path, optional
+            Where to write it as well.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
         text = json.dumps({name: [_number(value) for value in values] for name, values in self.to_dict().items()})
         if path is not None:
             with open(path, "w", encoding="utf-8") as file:
@@ -57,7 +103,17 @@ class History(dict):
         return text
 
     def to_pandas(self):
-        """A pandas.DataFrame with a row for each epoch, indexed by its number. ImportError without pandas."""
+        """The numbers as a table with a row for each epoch, indexed by its number.
+
+        Returns
+        -------
+        pandas.DataFrame
+
+        Raises
+        ------
+        ImportError
+            Without pandas.
+        """
         try:
             import pandas
         except ImportError as error:

@@ -1,4 +1,4 @@
-"""How far `fit` is, for people: a tqdm bar on a terminal or in a notebook, or one line an epoch on stderr."""
+"""Progress of `fit` on the screen: a tqdm bar on a terminal or in a notebook, or one line an epoch on stderr."""
 
 from __future__ import annotations
 

@@ -1,0 +1,195 @@
+"""`Core`: what a model is made of inside, and the one face that the library's other modules see of it.
+
+A `Sequential` is the public object; its `_core` holds the graph of its layers, the native program compiled from it, and
+the state of its training. Fitting, derivative products, checkpoints, exporters and tables take what they need from
+here, and from nothing else that is private to a model:
+
+    graph, parametric       ops over buffers, and those that have parameters (layers/graph.py)
+    program                 the native program; with a loss in Python behind `PythonLoss`, which has the same calls
+    derivatives             the native derivative products
+    optimizer, state        what trains the program, and how far training is (training/state.py)
+    named, unpack           the parameters' arrays by their names in `state_dict`
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from typing import Any
+
+import numpy as np
+
+from .._dispatch import kernels
+from ..layers import Parametric
+from ..layers.graph import Graph, Place, chain, in_features, program
+from ..training.state import TrainingState
+from .python_loss import PythonLoss
+
+PARAMETERS = ("weight", "bias")
+STATISTICS = ("running_mean", "running_var")
+
+
+class Core:
+    """The compiled model.
+
+    Parameters
+    ----------
+    layers : list of Layer
+    dtype : {"float32", "float64"}
+    seed : int or None
+        None: the initial parameters and the orders of the rows are different at every run.
+
+    Attributes
+    ----------
+    kernels : module
+        The compiled kernels of `dtype`.
+    dtype : numpy.dtype
+    graph : Graph
+    parametric : list of (int, Place)
+        The ops with parameters and the layers that hold them, in the order of `state_dict`.
+    program
+        The native `Program`, or a `PythonLoss` around it. RuntimeError at any use, once another model has taken the
+        layers over.
+    optimizer : Optimizer or None
+    state : TrainingState
+    fitting : bool
+        Whether `fit` is running.
+
+    Raises
+    ------
+    ValueError
+        If widths do not follow from one another, or a layer is used twice or belongs to another model.
+    """
+
+    def __init__(self, layers: list, dtype, seed: int | None):
+        self.kernels = kernels(dtype)
+        self.dtype: np.dtype = self.kernels.DTYPE
+        self.seed = seed
+        self.state = TrainingState(int.from_bytes(os.urandom(8), "little") >> 1 if seed is None else seed)
+        self.graph = _graph_of(layers)
+        self.parametric: list[tuple[int, Place]] = self.graph.parameters()
+        self.program: Any = None
+        self.optimizer: Any = None
+        self.fitting = False
+        self._derivatives: Any = None
+
+    def compile(self, model: Any, loss: Any) -> None:
+        """Make the program, and move the arrays of the model's layers into it."""
+        spec = None if loss is None else loss.spec()
+        native = program(self.kernels, self.graph, spec, self.state.random_seed)
+        for place in self.graph.seen.values():
+            if hasattr(place.layer, "_core"):
+                place.layer._core.give_up()
+        bits = np.random.PCG64(self.state.random_seed)
+        self._drawn = [place.layer for _, place in self.parametric if not place.layer._arrays]
+        for op, place in self.parametric:
+            place.layer._join(model, native, op, self.dtype, bits)
+        self._initial = zlib.crc32(native.parameters)
+        self.program = native if loss is None or spec is not None else PythonLoss(native, loss)
+
+    def give_up(self) -> None:
+        """Become part of another model, which computes for this one from now on.
+
+        Parameters that this model has drawn without a seed of its own, and that nobody has changed, are drawn anew.
+        """
+        if not self.nested:
+            if self.seed is None and zlib.crc32(self.program.parameters) == self._initial:
+                for layer in self._drawn:
+                    layer._arrays = {}
+            self.program, self._derivatives = _Nested(), None
+
+    @property
+    def nested(self) -> bool:
+        """Whether the model is part of another one."""
+        return isinstance(self.program, _Nested)
+
+    @property
+    def derivatives(self):
+        """The native derivative products; made when first needed."""
+        if self._derivatives is None:
+            self._derivatives = self.kernels.Derivatives(getattr(self.program, "native", self.program))
+        return self._derivatives
+
+    @property
+    def in_features(self) -> int:
+        return self.graph.widths[0]
+
+    @property
+    def out_features(self) -> int:
+        return self.graph.widths[-1]
+
+    # parameters -------------------------------------------------------------------------------------------------------
+
+    def named(self, *kinds: str) -> dict[str, np.ndarray]:
+        """Views of the layers' arrays of these kinds ("weight", "grad_bias", ...), by their names in `state_dict`."""
+        return {name: a for _, place in self.parametric for name, a in self.named_of(place, *kinds).items()}
+
+    def named_of(self, place: Place, *kinds: str) -> dict[str, np.ndarray]:
+        """The same of one layer."""
+        arrays = {f"{place.key}.{kind}": place.layer._made().get(kind) for kind in kinds}
+        return {name: a for name, a in arrays.items() if a is not None}
+
+    def unpack(self, vector: np.ndarray, *kinds: str) -> None:
+        """Write one vector into the arrays of these kinds, in the order of `named`."""
+        at = 0
+        for array in self.named(*kinds).values():
+            array[...] = vector[at : at + array.size].reshape(array.shape)
+            at += array.size
+
+    # training ---------------------------------------------------------------------------------------------------------
+
+    def set_optimizer(self, optimizer: Any) -> None:
+        """Hand the optimiser's hyper-parameters to the program; ValueError, and no change, if its groups do not fit."""
+        if optimizer is not None and not self.nested:
+            named = self.named(*PARAMETERS)
+            rows = dict(zip(named, optimizer.assign(list(named), [a.ndim for a in named.values()]), strict=True))
+            groups = [(0, 0)] * len(self.graph.ops)
+            for op, place in self.parametric:
+                groups[op] = (rows.get(f"{place.key}.weight", 0), rows.get(f"{place.key}.bias", 0))
+            clipping = optimizer.clip_norm, optimizer.clip_value
+            self.program.set_optimizer(optimizer.table, groups, *clipping, optimizer.ema_decay)
+        self.optimizer = optimizer
+        self.state.epochs_seen = self.state.epoch = 0
+
+    def need_optimizer(self) -> None:
+        """RuntimeError if there is none."""
+        if self.optimizer is None:
+            raise RuntimeError("the model has no optimizer: pass one to Sequential, or set model.optimizer")
+
+    def training_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What a checkpoint saves for further training: arrays, and numbers as JSON can hold them."""
+        return self.state.to_parts(self.program, self.optimizer)
+
+    def set_training_state(self, arrays: dict[str, np.ndarray], numbers: Any) -> None:
+        """Go on where `training_state` was taken; ValueError if it is another model's, or damaged."""
+        self.state = TrainingState.from_parts(arrays, numbers, self.program, self.optimizer, self.dtype)
+
+    def snapshot(self) -> Any:
+        """A copy of the parameters, the running statistics and the optimiser's state, for `restore`."""
+        return self.program.snapshot(self.optimizer.states)
+
+    def restore(self, snapshot: Any) -> None:
+        """Put back what `snapshot` returned; a pending `backward` needs another forward pass."""
+        self.program.restore(snapshot)
+
+
+class _Nested:
+    """Stands in for the program of a model that is part of another one."""
+
+    def __getattr__(self, name):
+        raise RuntimeError("this Sequential is part of another model, which computes for it: use that one")
+
+
+def _graph_of(layers: list) -> Graph:
+    width = in_features(layers)
+    if width is None:
+        raise ValueError("layers: expected at least one Linear, got none: nothing says how wide the input is")
+    graph = Graph([(width,)])
+    chain(graph, layers, 0)
+    for place in graph.seen.values():
+        owner = place.layer._owner() if isinstance(place.layer, Parametric) else None
+        if owner is not None and id(owner) not in graph.seen:
+            raise ValueError(f"{place}: belongs to another Sequential already")
+    if not graph.ops:
+        raise ValueError("layers: expected at least one layer that computes something")
+    return graph

@@ -1,0 +1,104 @@
+"""`PythonLoss`: the native program with a loss that is a Python function (`CallableLoss`).
+
+It has the calls of the native `Program` that involve a loss, with the same arguments and results; all others go to the
+program itself. Code that trains or evaluates a model does not need to know which kind of loss it has.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+
+class PythonLoss:
+    """A program whose loss is called between the native forward and the native backward pass; no update is fused.
+
+    Parameters
+    ----------
+    native : Program
+        Compiled without a loss.
+    loss : CallableLoss
+    """
+
+    def __init__(self, native: Any, loss: Any):
+        self.native = native
+        self.loss = loss
+        self._gradient: np.ndarray | None = None  # of the outputs, by the last `forward` with targets
+
+    def __getattr__(self, name):
+        return getattr(self.native, name)
+
+    def targets(self, y, batch: int, name: str = "targets") -> np.ndarray:
+        y = np.asarray(y)
+        if y.ndim == 0 or len(y) != batch:
+            got = "none" if y.ndim == 0 else len(y)
+            raise ValueError(f"{name}: expected {batch} rows, as many as x has, got {got}")
+        return y
+
+    def weights(self, w, batch: int, name: str = "sample_weight"):
+        raise ValueError(f"{name}: expected none with a loss of your own, which weighs the rows itself")
+
+    def forward(self, x, y, threads: int, training: bool = True):
+        self._gradient = None
+        x = self.native.inputs(x)
+        if y is not None and not len(x):
+            raise ValueError("the loss of an empty batch is not defined")
+        outputs = self.native.forward(x, None, threads, training)
+        if y is None:
+            return outputs
+        value, self._gradient = self.loss.value_and_gradient(outputs, y)
+        return value + self.native.penalty()
+
+    def backward(self, grad_output, threads: int, weights: bool = True) -> np.ndarray:
+        own, self._gradient = self._gradient if grad_output is None else None, None
+        grad_x = self.native.backward(grad_output if own is None else own, threads, weights)
+        if own is not None and weights:
+            self.native.penalty(True)
+        return grad_x
+
+    def loss_and_grad(self, x, y, threads: int, training: bool = True) -> tuple[float, np.ndarray]:
+        loss = self.forward(x, y, threads, training)
+        self.native.zero_grads()
+        self.backward(None, threads)
+        self.native.forget("loss_and_grad has run since")
+        return loss, self.native.gradients
+
+    def train_step(self, x, y, threads: int, w=None, rates=None) -> float:
+        if w is not None:
+            self.weights(w, len(x))
+        loss = self.forward(x, y, threads)
+        self.native.zero_grads()
+        self.backward(None, threads)
+        self.native.step(rates)
+        if not math.isfinite(loss):
+            self.native.clear_padding()
+        return loss
+
+    def train_batches(self, x, y, w, order, start, stop, batch_size, rates, out, threads, accumulate, totals) -> int:
+        native = self.native
+        group = accumulate * batch_size
+        for step, first in enumerate(range(start, stop, group)):
+            last = min(stop, first + group)
+            count = -(-(last - first) // batch_size)
+            native.zero_grads()
+            for at in range(first, last, batch_size):
+                end = min(last, at + batch_size)
+                rows = slice(at, end) if order is None else order[at:end]
+                outputs = native.forward(x[rows], None, threads)
+                value, gradient = self.loss.value_and_gradient(outputs, y[rows])
+                if not math.isfinite(value):
+                    return at
+                native.backward(gradient / count, threads)  # without the penalties
+                if out is not None:
+                    out[at:end] = outputs
+                totals += np.array((value * (end - at), end - at, 0, end - at))
+            totals[0] += native.penalty(True) * (last - first)
+            native.step(None if rates is None else rates[step])
+        native.zero_grads()
+        return -1
+
+    def evaluate(self, x, y, w, threads: int) -> tuple[float, float, int]:
+        value, _ = self.loss.value_and_gradient(self.native.predict(x, None, threads), y)
+        return value * len(x), len(x), 0
