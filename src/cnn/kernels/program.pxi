@@ -34,6 +34,10 @@ cdef class Program:
         What takes the inputs and what gives the outputs, for error messages.
     seed : int
         Of dropout.
+    of : Program, optional
+        Whose parameters and statistics these are as well: no memory of its own then, and no optimiser.
+    places : list of int
+        With it: for each op the other's number, or -1 for an op without parameters.
     """
     cdef Network net
     cdef Criterion loss
@@ -44,6 +48,7 @@ cdef class Program:
     cdef Workspace infer
     cdef Stepper stepper
     cdef object table           # the optimiser's, kept alive
+    cdef Program of             # whose memory it is, if it is not its own
     cdef Py_ssize_t batch       # rows of the last forward pass
     cdef Saved saved
     cdef str lost               # why nothing is saved
@@ -56,7 +61,7 @@ cdef class Program:
     cdef int64_t rows_seen      # rows that training has run forward: dropout's masks follow from it
     cdef readonly Py_ssize_t allocations    # of parameter blocks and workspaces, so far
 
-    def __cinit__(self, list shapes, list ops, loss, where, uint64_t seed=0):
+    def __cinit__(self, list shapes, list ops, loss, where, uint64_t seed=0, Program of=None, list places=None):
         cdef Network* net = &self.net
         compile_network(net, shapes, ops, seed)
         self.takes, self.gives = where
@@ -64,6 +69,11 @@ cdef class Program:
         if loss is not None:
             self.loss = Criterion(loss, net.outputs)
             net.loss = self.loss.spec
+        if of is not None:
+            share_memory(net, &of.net, places)
+            self.of = of
+            self.handed_out = True      # the other may change the parameters: see fingerprint
+            return
         net.params = allocate(&self.block, times(2 + STATES, net.n_block))
         net.grads = net.params + net.n_block
         net.state = net.grads + net.n_block
@@ -119,7 +129,7 @@ cdef class Program:
         """Before a forward pass in the training workspace."""
         self.train.training = training
         self.train.row0 = self.rows_seen
-        if training:
+        if training and not self.net.all_off:
             self.rows_seen += batch
 
     # arguments --------------------------------------------------------------------------------------------------------
@@ -157,6 +167,8 @@ cdef class Program:
         of it, for weight and bias. Its state is empty then. None for no clipping and no average."""
         cdef Stepper* s = &self.stepper
         cdef int i
+        if self.of is not None:
+            raise RuntimeError("a part of a model has no optimizer of its own: train the model that it is a part of")
         self.enter()
         try:
             self.table = table
@@ -189,7 +201,7 @@ cdef class Program:
 
     cdef bint single(self, cnp.ndarray w):
         """Whether the batch-1 fast path is allowed (see online.pxi)."""
-        return (self.net.single and self.stepper.groups == 1 and not self.stepper.unfused and w is None
+        return (self.net.single and not self.net.frozen and self.stepper.groups == 1 and not self.stepper.unfused and w is None
                 and not (self.net.loss.labels and self.net.loss.column != NULL))
 
     def forward(self, x, y, int threads, bint training=True):
@@ -328,7 +340,7 @@ cdef class Program:
     def zero_grads(self):
         """Set the gradients to zero."""
         self.enter()
-        memset(self.net.grads, 0, self.net.n_block * sizeof(real))
+        clear_blocks(&self.net, self.net.grads)
         self.training_busy = False
 
     def forget(self, str why):
@@ -568,6 +580,8 @@ cdef class Program:
         finally:
             self.training_busy = False
         self.forget("the parameters have been changed since")
+        if self.of is not None:
+            self.of.forget("the parameters of a part have been changed since")
 
     def clear_padding(self):
         """Set the padding of the parameters to zero."""
@@ -607,10 +621,20 @@ cdef class Program:
 
     def tracked(self, int op):
         """Batches in the running statistics of an op."""
-        return self.net.ops[op].tracked
+        return self.net.ops[op].tracked[0]
 
     def set_tracked(self, int op, int64_t batches):
-        self.net.ops[op].tracked = batches
+        self.net.ops[op].tracked[0] = batches
+
+    def set_mode(self, int op, bint training):
+        """Whether an op is in training mode where the program trains, or always in evaluation mode."""
+        self.net.ops[op].training = training
+        note_modes(&self.net)
+
+    def set_trainable(self, int op, bint weight, bint bias):
+        """Whether the optimiser changes an op's weight and bias."""
+        self.net.ops[op].trains_weight, self.net.ops[op].trains_bias = weight, bias
+        note_modes(&self.net)
 
     def snapshot(self, int states):
         """A copy of all that training changes, `states` blocks of optimiser state in use, for restore."""
@@ -661,15 +685,17 @@ cdef class Program:
     cdef object counters(self):
         """Steps, steps with momentum, rows seen, and batches in the running statistics of each batch norm."""
         counts = [self.stepper.steps, self.stepper.momentum_steps, self.rows_seen]
-        counts += [self.net.ops[self.net.segments[i]].tracked for i in range(1, self.net.n_segments)]
+        counts += [self.net.ops[i].tracked[0] for i in range(self.net.n_ops) if self.net.ops[i].has_running]
         return np.array(counts, np.int64)
 
     cdef void set_counters(self, cnp.ndarray counts):
         cdef const int64_t* n = <const int64_t*>cnp.PyArray_DATA(counts)
-        cdef int i
+        cdef int i, at = 3
         self.stepper.steps, self.stepper.momentum_steps, self.rows_seen = n[0], n[1], n[2]
-        for i in range(1, self.net.n_segments):
-            self.net.ops[self.net.segments[i]].tracked = n[2 + i]
+        for i in range(self.net.n_ops):
+            if self.net.ops[i].has_running:
+                self.net.ops[i].tracked[0] = n[at]
+                at += 1
 
     def state(self, int states):
         """What training depends on beside the parameters and the running statistics, as a dict of arrays: "state.0",
@@ -681,7 +707,7 @@ cdef class Program:
         if self.average is not None:
             arrays["ema"] = self.average
         arrays["counters"] = self.counters()
-        if self.net.n_running:
+        if statistics_size(&self.net):
             arrays["statistics"] = self.exact_statistics()
         return arrays
 
@@ -690,7 +716,7 @@ cdef class Program:
         cdef int i
         names = [f"state.{block}" for block in range(states)] + ["counters"]
         ema = [] if self.stepper.average.at == NULL or "ema" not in arrays else ["ema"]
-        exact = arrays.get("statistics") if self.net.n_running else None        # files of version 0.1 have none
+        exact = arrays.get("statistics") if statistics_size(&self.net) else None        # files of version 0.1 have none
         if missing := [name for name in names if name not in arrays]:
             raise ValueError(f"training state: missing {', '.join(missing)}")
         if unknown := [name for name in arrays if name not in names + ema + ["statistics"] * (exact is not None)]:
@@ -699,7 +725,7 @@ cdef class Program:
             raise ValueError(f"statistics: expected shape ({statistics_size(&self.net)},), got {np.shape(exact)}")
         vectors = [as_vector(arrays[name], self.net.n_parameters, name) for name in names[:states] + ema]
         counts = np.ascontiguousarray(arrays["counters"], np.int64)
-        expected = 2 + self.net.n_segments
+        expected = len(self.counters())
         if counts.shape != (expected,) or counts.min() < 0:
             raise ValueError(f"counters: expected {expected} counts, got {counts}")
         self.enter()

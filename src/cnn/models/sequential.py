@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import layers, losses, optim
+from .._checks import integer
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
 from ..files import checkpoint
@@ -102,12 +103,14 @@ class Sequential(layers.Chain):
 
     @property
     def training(self) -> bool:
-        """Whether the model is in training mode, in which regularising layers act; set by `train` and `eval`."""
+        """Whether the model is in training mode; its layers may have other modes, see `Layer.training`."""
         return self._core.state.training
 
     @training.setter
     def training(self, mode):
         self._core.state.training = bool(mode)
+        for layer in self.layers:
+            layer.training = mode
 
     @property
     def history(self) -> History | None:
@@ -164,7 +167,9 @@ class Sequential(layers.Chain):
             If there are targets but no loss.
         """
         core = self._core
-        return core.program.forward(x, targets, get_num_threads(), core.state.training)
+        if core.nested:
+            core.tell_modes()
+        return core.program.forward(x, targets, get_num_threads())
 
     __call__ = forward
 
@@ -304,6 +309,41 @@ class Sequential(layers.Chain):
 
     stop_training = False  # set to True in a callback, ends fit after this batch or epoch
 
+    def hidden(self, x, k: int, threads=None) -> np.ndarray:
+        """The outputs of an inner layer in evaluation mode, fused and threaded as `predict` is.
+
+        Parameters
+        ----------
+        x : array_like of shape (batch, in_features)
+        k : int
+            How many layers to go through: the outputs are those of ``model[:k]``, of ``model.layers[k - 1]``. Negative
+            numbers count from the end: -1 leaves the last layer out.
+        threads : int, optional
+            As for `predict`.
+
+        Returns
+        -------
+        ndarray of shape (batch, features)
+
+        Raises
+        ------
+        ValueError, TypeError
+            If x does not fit, or there are not so many layers.
+
+        Examples
+        --------
+        >>> model = Sequential([Linear(2, 8), Tanh(), Linear(8, 1)], seed=0)
+        >>> model.hidden([[0.0, 1.0]], 2).shape
+        (1, 8)
+        """
+        n, k = len(self.layers), integer("k", k)
+        if not (0 < k <= n or -n < k < 0):
+            raise ValueError(f"k: expected 1 to {n} layers, or -1 to {1 - n}, got {k}")
+        k %= n
+        if k == 0:
+            return self.predict(x, None, threads)
+        return self._core.first(self.layers[:k]).predict(x, None, threads_for(threads))
+
     fit = fitting.fit
     evaluate = fitting.evaluate
 
@@ -331,32 +371,6 @@ class Sequential(layers.Chain):
             If x or out do not fit.
         """
         return self._core.program.predict(x, out, threads_for(threads))
-
-    def train(self, mode: bool = True) -> Sequential:
-        """Set training mode, in which `Dropout` drops and `BatchNorm1d` takes the statistics of the batch.
-
-        Parameters
-        ----------
-        mode : bool
-            False sets evaluation mode.
-
-        Returns
-        -------
-        Sequential
-            The model itself.
-        """
-        self.training = bool(mode)
-        return self
-
-    def eval(self) -> Sequential:
-        """Set evaluation mode: ``train(False)``.
-
-        Returns
-        -------
-        Sequential
-            The model itself.
-        """
-        return self.train(False)
 
     # parameters -------------------------------------------------------------------------------------------------------
 
@@ -634,7 +648,25 @@ class Sequential(layers.Chain):
         return len(self.layers)
 
     def __getitem__(self, i):
-        return self.layers[i]
+        """A layer, or with a slice a part of the model: a model of some of the layers on the same memory.
+
+        ``model[:4]`` predicts, saves and is exported as any model; what is written into its parameters is written into
+        those of this model, and the other way round. It has no loss and no optimizer: train this model.
+        """
+        if not isinstance(i, slice):
+            return self.layers[i]
+        chosen = self.layers[i]
+        if not chosen:
+            raise ValueError(f"model[{_shown(i)}]: expected at least one of the {len(self.layers)} layers, got none")
+        part = object.__new__(type(self))
+        part.layers, part._loss, part.seed = chosen, None, None
+        part._of = self  # which has the parameters
+        part._core = Core.part(self, chosen)
+        return part
+
+
+def _shown(i: slice) -> str:
+    return ":".join("" if n is None else str(n) for n in (i.start, i.stop, *([] if i.step is None else [i.step])))
 
 
 def _split(parts) -> tuple[list, losses.Loss | None]:
