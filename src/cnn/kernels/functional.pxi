@@ -188,6 +188,31 @@ def activation_backward(int act, double param, grad_output, z, out):
     return d
 
 
+def probabilities(z, str outputs):
+    """Outputs (batch, n) made probabilities where they lie: softmax of each row for "classes", the sigmoid of each for
+    "logits", the exponential for "log_probabilities"."""
+    cdef cnp.ndarray y = as_out(z, np.shape(z), "outputs")
+    cdef Py_ssize_t i, rows = cnp.PyArray_DIM(y, 0), n = cnp.PyArray_DIM(y, 1), row = round_up(n, VL)
+    cdef real* at = data(y)
+    cdef Arena arena
+    cdef real* one
+    cdef int sigmoid = ACTIVATIONS["sigmoid"]
+    if outputs == "logits":
+        with nogil:
+            activate_rows(<Activation>sigmoid, 0, 1, rows * n, at, 0, at, 0)
+    elif outputs == "log_probabilities":
+        np.exp(y, out=y)
+    else:
+        one = allocate(&arena, row)
+        with nogil:
+            for i in range(rows):           # a row at a time in whole vectors; the next one stands behind it
+                softmax_rows(False, 1, n, at, n, one, row)
+                memcpy(at, one, n * sizeof(real))
+                at += n
+        release(&arena)
+    return y
+
+
 def sgd_step(param, grad, momentum_buffer, double lr, double momentum, double dampening, double weight_decay,
              bint nesterov, bint first):
     """One step of SGD on param, in place; so is its momentum_buffer."""

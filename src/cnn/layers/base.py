@@ -200,6 +200,7 @@ class Layer(Configurable, kind="layer"):
         Parameters
         ----------
         x : array_like of shape (batch, in_features)
+            Of an array with other leading axes each (in_features,) is a row; the result has its leading axes.
 
         Returns
         -------
@@ -212,9 +213,9 @@ class Layer(Configurable, kind="layer"):
             If x has another shape, or is not made of real numbers.
         """
         x = np.asarray(x)
-        if x.ndim != 2:
-            raise ValueError(f"x: expected shape (batch, in_features), got {x.shape}")
-        self._last = self._program_for(x.shape[1], functional.real_dtype(x))
+        if not x.ndim:
+            raise ValueError("x: expected shape (batch, in_features), got ()")
+        self._last = self._program_for(x.shape[-1], functional.real_dtype(x))
         return self._last.forward(x, None, get_num_threads(), self.training)
 
     def backward(self, grad_output):
@@ -430,6 +431,7 @@ class Parametric(Layer, abstract=True):
         Parameters
         ----------
         x : array_like of shape (batch, in_features)
+            Of an array with other leading axes each (in_features,) is a row; the result has its leading axes.
 
         Returns
         -------
