@@ -5,6 +5,7 @@ import json
 import re
 
 import numpy as np
+import pandas
 import pytest
 from arrays import LAYOUTS, covering, laid_out, zeros_of_padding
 from grid import CASES
@@ -21,7 +22,7 @@ LABELLED = [name for name, case in LOSSES.items() if case.targets == "classes"]
 
 
 def loss_of(name, n, **more):
-    return LOSSES[name].make(n, **{"reduction": "mean", **more})
+    return LOSSES[name].make(LOSSES[name].width(n), **{"reduction": "mean", **more})
 
 
 def expected_loss(name, outputs, targets, sample_weight, reduction):
@@ -34,10 +35,11 @@ def expected_loss(name, outputs, targets, sample_weight, reduction):
 def data(name, dtype, batch, n, seed=0):
     """Outputs, targets and sample weights, all exact in float32."""
     rng = np.random.default_rng([batch, n, seed])
+    n = LOSSES[name].width(n)
     outputs = (3 * rng.standard_normal((batch, n))).astype(np.float32).astype(dtype)
     if LOSSES[name].positive:
         outputs = np.abs(outputs) + dtype.type(0.125)
-    kind = LOSSES[name].targets
+    kind = LOSSES[name].targets.removeprefix("some ")
     if kind == "classes":
         targets = rng.integers(0, n, batch)
         targets[targets == loss_of(name, n).ignore_index] = 0
@@ -47,7 +49,9 @@ def data(name, dtype, batch, n, seed=0):
         targets = np.clip(rng.uniform(-0.2, 1.2, (batch, n)), 0, 1).astype(np.float32).astype(dtype)
         targets[:, 0] = 0.5  # no row of zeros
     else:
-        targets = rng.standard_normal((batch, n)).astype(np.float32).astype(dtype)
+        targets = rng.standard_normal((batch, n // 2 if kind == "halves" else n)).astype(np.float32).astype(dtype)
+    if LOSSES[name].targets.startswith("some "):
+        targets[(rng.random(targets.shape) < 0.25) & (np.arange(targets.size).reshape(targets.shape) > 0)] = np.nan
     weights = 0.25 * rng.integers(0, 5, batch)
     weights[batch // 2] = 1.25
     return outputs, targets, weights
@@ -71,7 +75,7 @@ def test_against_the_reference(isa, dtype, name, reduction):
         expected, gradient = expected_loss(name, outputs, targets, reduction=reduction, sample_weight=weights)
         assert isinstance(value, float)
         rows = batch if reduction == "sum" else 1
-        terms = rows * (1 + np.abs(outputs).max() * (1 + (targets.max() if targets.ndim == 2 else 1)))
+        terms = rows * (1 + np.abs(outputs).max() * (1 + (np.nanmax(targets) if targets.ndim == 2 else 1)))
         assert abs(value - expected) <= max(32, n / 8) * eps * (abs(expected) + terms), case
         actual = loss.backward()
         assert actual.shape == outputs.shape
@@ -120,7 +124,7 @@ def test_hessian_product_in_both_dtypes(isa, dtype, name):
     """Symmetric, linear, and in float32 that of float64; layouts do not matter."""
     for batch, n in SMALL:
         outputs, targets, weights = data(name, dtype, batch, n)
-        u, v = np.random.default_rng(1).integers(-8, 9, (2, batch, n)).astype(dtype)
+        u, v = np.random.default_rng(1).integers(-8, 9, (2, *outputs.shape)).astype(dtype)
         loss = loss_of(name, n)
         hu, hv = (loss.hvp(outputs, targets, a, weights) for a in (u, v))
         assert hv.dtype == dtype
@@ -167,6 +171,7 @@ def test_padding_stays_zero(isa, dtype, name):
     """A loss whose formula gives no 0 at (0, 0) must not write that behind the rows of its gradient."""
     for n in (3, 5, 9, 17):
         x, targets, _ = data(name, dtype, 6, n)
+        n = x.shape[1]
         model = cnn.Sequential([cnn.Linear(n, n), loss_of(name, n)], dtype=dtype)
         model.layers[0].weight = np.eye(n)
         model(x, targets)
@@ -447,7 +452,7 @@ def test_backward(isa, name):
     gradient[...] = 0
     with pytest.raises(ValueError, match="targets"):
         loss(outputs, targets[:2])
-    loss.hvp(outputs, targets, np.ones((4, 3)))
+    loss.hvp(outputs, targets, np.ones(outputs.shape))
     np.testing.assert_array_equal(loss.backward(), expected)
 
 
@@ -460,7 +465,7 @@ def test_backward(isa, name):
         (np.ones((3, 2)), np.ones((3, 3)), ValueError, r"^targets: expected shape \(batch, 2\), got \(3, 3\)"),
         (np.ones((3, 2)), np.ones(3), ValueError, r"^targets: expected shape \(batch, 2\), got \(3,\)"),
         (np.ones((3, 2)), np.ones((2, 2)), ValueError, "^targets: expected 3 rows, as many as outputs has, got 2"),
-        (np.ones(3), np.ones(3), ValueError, r"^outputs: expected shape 2 dimensions, got \(3,\)"),
+        (np.ones(3), np.ones(3), ValueError, r"^outputs: expected shape \(rows, columns\), got \(3,\): a row is"),
         (np.ones((0, 2)), np.ones((0, 2)), ValueError, r"^outputs: expected at least one row .*\(0, 2\)"),
         (np.ones((2, 0)), np.ones((2, 0)), ValueError, r"^outputs: expected at least one row .*\(2, 0\)"),
         (np.ones((3, 2), complex), np.ones((3, 2)), TypeError, "^outputs: expected real numbers"),
@@ -487,13 +492,17 @@ def test_elementwise_losses_refuse(isa, name, outputs, targets, error, message):
         (np.array([0, 2**64 - 100, 0], np.uint64), ValueError, r"^targets\[1\] is 18446744073709551516, expected"),
         (np.array([0, 0, 255], np.uint8), ValueError, r"^targets\[2\] is 255, expected a class index from"),
         ([0, 1], ValueError, "^targets: expected 3 rows, as many as outputs has, got 2"),
-        ([[0], [1], [2]], ValueError, r"^targets: .*class indices of shape \(batch,\), got \(3, 1\)"),
-        (np.eye(3, dtype=int), ValueError, r"^targets: .*class indices of shape \(batch,\), got \(3, 3\)"),
+        ([[0], [1], [3]], ValueError, r"^targets\[2\] is 3, expected a class index from 0 to 2"),
+        (np.eye(3, dtype=int)[:, ::-1] * 2, ValueError, r"^targets: .*class indices .*\(3, 3\).* must have one 1 and z"),
+        (np.ones((3, 3), int), ValueError, r"^targets: .*class indices .*\(3, 3\).* must have one 1 and zeros"),
+        (np.eye(3, 4, dtype=int), ValueError, r"^targets: .*class indices .*\(3, 4\)"),
         (1, ValueError, r"^targets: .*class indices of shape \(batch,\), got \(\)"),
-        ([0.0, 1.0, 2.0], TypeError, "^targets: .*integer class indices, got dtype float64"),
-        ([True, False, True], TypeError, "^targets: .*integer class indices, got dtype bool"),
-        (["0", "1", "2"], TypeError, "^targets: .*integer class indices, got dtype <U1"),
-        (np.zeros(3, object), TypeError, "^targets: .*integer class indices, got dtype object"),
+        ([0.0, 1.0, 2.5], TypeError, "^targets: .*integer class indices, got dtype float64 and numbers that are not whole"),
+        ([0.0, 1.0, np.nan], TypeError, "^targets: .*integer class indices, got dtype float64 and .* not finite"),
+        (["0", "1", "2"], TypeError, r"^targets: .*integer class indices, got dtype <U1: .* np.unique\(y, return_inverse"),
+        (np.array(["a", "b", "c"], object), TypeError, r"^targets: .*got dtype object: .* np.unique\(y, return_inverse"),
+        (pandas.Series(["a", "b", "c"], dtype="category"), TypeError, r"^targets: .*got dtype object: .* np.unique\("),
+        (np.array([0, 1, None]), TypeError, "^targets: .*integer class indices, got dtype object"),
         (None, TypeError, "^targets: .*integer class indices, got dtype object"),
     ],
     ids=str,
@@ -568,8 +577,8 @@ def test_sample_weights_refused(isa, dtype, name):
     with pytest.raises(TypeError, match=r"^sample_weight: expected real numbers"):
         loss(outputs, targets, ["a"] * 4)
     with pytest.raises(ValueError, match=r"^vector: expected 4 rows, as many as outputs has, got 3"):
-        loss.hvp(outputs, targets, np.ones((3, 3)))
-    with pytest.raises(ValueError, match=r"^vector: expected shape \(batch, 3\), got \(4, 2\)"):
+        loss.hvp(outputs, targets, np.ones((3, outputs.shape[1])))
+    with pytest.raises(ValueError, match=r"^vector: expected shape \(batch, [34]\), got \(4, 2\)"):
         loss.hvp(outputs, targets, np.ones((4, 2)))
 
 
@@ -579,6 +588,22 @@ def test_labels_of_every_integer_type(isa, kind):
     expected = cnn.CrossEntropyLoss()(outputs, labels)
     assert cnn.CrossEntropyLoss()(outputs, labels.astype(kind)) == expected
     assert cnn.CrossEntropyLoss()(outputs, labels.tolist()) == expected
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_what_else_may_stand_for_labels(isa, dtype, name):
+    """Bools, whole floats, columns, rows of one 1 (scikit-learn's LabelBinarizer), pandas' integers."""
+    outputs, labels, weights = data(name, dtype, 9, 3)
+    loss = loss_of(name, 3)
+    expected = loss(outputs, labels, weights)
+    one_hot = np.eye(3, dtype=int)[labels]
+    others = [labels.astype(float), labels.astype("f4"), labels[:, None], labels[:, None].astype(float), one_hot]
+    others += [one_hot.astype(bool), labels.astype(object), pandas.Series(labels, dtype="Int64")]
+    for other in others:
+        assert loss(outputs, other, weights) == expected
+    loss, two = loss_of(name, 2), labels % 2
+    if loss.ignore_index not in (0, 1):
+        assert loss(outputs[:, :2], two.astype(bool)) == loss(outputs[:, :2], two)
 
 
 def test_ignored_in_unsigned_labels(isa):
@@ -594,7 +619,8 @@ def test_ignored_in_unsigned_labels(isa):
         (cnn.CrossEntropyLoss([1, 2]), "^CrossEntropyLoss: weight has 2 entries, but there are 3 outputs"),
         (cnn.NLLLoss([1, 2, 3, 4]), "^NLLLoss: weight has 4 entries, but there are 3 outputs"),
         (cnn.BCEWithLogitsLoss(pos_weight=[1, 2]), "^BCEWithLogitsLoss: pos_weight has 2 entries, but there are 3 out"),
-        (cnn.QuantileLoss([0.5]), "^QuantileLoss: quantiles has 1 entries, but there are 3 outputs"),
+        (cnn.QuantileLoss([0.1, 0.5]), "^QuantileLoss: expected 2 outputs for each target, got 3 outputs"),
+        (cnn.GaussianNLLLoss(), "^GaussianNLLLoss: expected 2 outputs for each target, got 3 outputs"),
     ],
 )
 def test_a_loss_that_does_not_fit_the_outputs(isa, dtype, loss, message):
@@ -695,13 +721,15 @@ def test_defaults_are_pytorchs():
         "CrossEntropyLoss()",
         "PoissonNLLLoss()",
     ]
-    assert cnn.HuberLoss().get_config() == {"delta": 1.0, "reduction": "mean"}
-    assert cnn.SmoothL1Loss().get_config() == {"beta": 1.0, "reduction": "mean"}
-    assert cnn.BCEWithLogitsLoss().get_config() == {"pos_weight": None, "reduction": "mean"}
+    numbers = {"reduction": "mean", "ignore_nan": False}
+    assert cnn.HuberLoss().get_config() == {"delta": 1.0, **numbers, "chosen": False}
+    assert cnn.SmoothL1Loss().get_config() == {"beta": 1.0, **numbers, "chosen": False}
+    assert cnn.BCEWithLogitsLoss().get_config() == {"pos_weight": None, "label_smoothing": 0.0, "reduction": "mean"}
+    assert cnn.GaussianNLLLoss().get_config() == {"log_var": True, "full": False, "eps": 1e-6, **numbers}
     assert cnn.NLLLoss().get_config() == {"weight": None, "ignore_index": -100, "reduction": "mean"}
     expected = {"weight": None, "ignore_index": -100, "label_smoothing": 0.0, "reduction": "mean"}
     assert cnn.CrossEntropyLoss().get_config() == expected
-    expected = {"log_input": True, "full": False, "eps": 1e-8, "reduction": "mean"}
+    expected = {"log_input": True, "full": False, "eps": 1e-8, **numbers}
     assert cnn.PoissonNLLLoss().get_config() == expected
     assert repr(cnn.CrossEntropyLoss([1, 2], label_smoothing=0.1)) == (
         "CrossEntropyLoss(weight=[1.0, 2.0], label_smoothing=0.1)"
@@ -790,5 +818,5 @@ def test_a_callable_may_diverge():
     assert np.isnan(loss(np.ones((3, 2)), None))
     with pytest.raises(TypeError, match=r"^outputs: expected real numbers"):
         loss(np.ones((3, 2), complex), None)
-    with pytest.raises(ValueError, match=r"^outputs: expected shape 2 dimensions"):
+    with pytest.raises(ValueError, match=r"^outputs: expected shape \(batch, out_features\), got \(3,\)"):
         loss(np.ones(3), None)

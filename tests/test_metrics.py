@@ -249,11 +249,11 @@ def test_outputs_of_unknown_meaning():
 @pytest.mark.parametrize(
     ("metrics", "error", "message"),
     [
-        (["nonsense"], ValueError, "^metrics: unknown name 'nonsense': expected one of accuracy, auc, f1, mae, r2, "),
+        (["nonsense"], ValueError, "^metrics: unknown name 'nonsense': expected one of accuracy, auc, auc_ovo, auc_ovr, f1, mae, "),
         (["top_0"], ValueError, "^metrics: unknown name 'top_0'"),
         (["top_4"], ValueError, "^top_4: expected k of at most 3, the number of outputs, got 4"),
         (["mae"], ValueError, "^mae: expected targets that are numbers, got class indices"),
-        (["auc"], ValueError, "^auc: expected one output, or two and class indices, got 3 outputs"),
+        (["acuracy"], ValueError, "^metrics: unknown name 'acuracy', did you mean 'accuracy'\\?: expected one of acc"),
         (["f1", "f1"], ValueError, "^metrics: the name 'f1' is taken"),
         ([lambda t, o: 0, lambda t, o: 1], ValueError, "^metrics: the name '<lambda>' is taken"),
         ([3], TypeError, r"^metrics: expected a name or a function of \(targets, outputs\), got 3"),

@@ -55,7 +55,7 @@ YES_ABOVE = {
 }
 
 
-def probabilities_of(model) -> str:
+def probabilities_of(model, who: str = "predict_proba") -> str:
     """What makes probabilities of a model's outputs: "classes" for the softmax of logits, "logits" for their sigmoid,
     "log_probabilities" for the exponential, "probabilities" for nothing.
 
@@ -73,7 +73,7 @@ def probabilities_of(model) -> str:
         why = f"{loss!r} does not say what the outputs are: let a cnn.Softmax() or cnn.Sigmoid() stand last"
     else:
         why = f"the outputs are {kind.replace('_', ' of ')} with {loss!r}, not logits: predict gives them"
-    raise ValueError(f"predict_proba: {why}")
+    raise ValueError(f"{who}: {why}")
 
 
 def _int64(name: str, value) -> int:

@@ -46,11 +46,17 @@ def mend_of(a, array):
     return ""
 
 
-cdef cnp.ndarray converted(object a, str name):
-    """a as an array of this module's dtype: over a's own memory if that can be, else a C-contiguous copy."""
+cdef object real_array(object a, str name):
+    """as_array of what has to be real numbers."""
     array = as_array(a, name)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}{mend_of(a, array)}")
+    return array
+
+
+cdef cnp.ndarray converted(object a, str name):
+    """a as an array of this module's dtype: over a's own memory if that can be, else a C-contiguous copy."""
+    array = real_array(a, name)
     return array if array.dtype == DTYPE else np.ascontiguousarray(array, DTYPE).reshape(array.shape)
 
 
@@ -94,7 +100,7 @@ def mend_of_shape(array, columns):
 cdef cnp.ndarray as_rows(object a, Py_ssize_t columns, str name, str where):
     """as_matrix, also of arrays with more leading axes, or none: each (columns,) of them is a row."""
     if not cnp.PyArray_CheckExact(a):
-        a = as_array(a, name)
+        a = real_array(a, name)
     cdef int axes = cnp.PyArray_NDIM(a)
     if axes != 2 and axes > 0 and cnp.PyArray_DIM(a, axes - 1) == columns:
         a = a.reshape(-1, columns)

@@ -51,7 +51,9 @@ def linear_forward(x, weight, bias, int act, double param, out, pre):
     """out = act(pre), pre = x weight + bias."""
     cdef cnp.ndarray w = as_matrix(weight, -1, "weight", "")
     cdef Py_ssize_t n_in = cnp.PyArray_DIM(w, 0), n_out = cnp.PyArray_DIM(w, 1)
-    cdef cnp.ndarray a = as_matrix(x, n_in, "x", " for this weight")
+    if not cnp.PyArray_CheckExact(x):
+        x = real_array(x, "x")
+    cdef cnp.ndarray a = as_rows(x, n_in, "x", " for this weight")
     cdef Py_ssize_t batch = cnp.PyArray_DIM(a, 0)
     cdef cnp.ndarray b = None if bias is None else as_vector(bias, n_out, "bias")
     refuse_overlap(out, "out", x, weight, bias, pre)
@@ -85,7 +87,7 @@ def linear_forward(x, weight, bias, int act, double param, out, pre):
             activate_rows(<Activation>act, <real>param, 1, batch * n_out, data(z), 0, data(y), 0)
     elif pre is not None:
         memcpy(data(y), data(z), batch * n_out * sizeof(real))
-    return y
+    return led(y, x) if out is None else y
 
 
 def linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, bint accumulate, bint inputs=True,
@@ -96,8 +98,12 @@ def linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, 
     """
     cdef cnp.ndarray w = as_matrix(weight, -1, "weight", "")
     cdef Py_ssize_t n_in = cnp.PyArray_DIM(w, 0), n_out = cnp.PyArray_DIM(w, 1)
-    cdef cnp.ndarray a = as_matrix(x, n_in, "x", " for this weight")
+    if not cnp.PyArray_CheckExact(x):
+        x = real_array(x, "x")
+    cdef cnp.ndarray a = as_rows(x, n_in, "x", " for this weight")
     cdef Py_ssize_t batch = cnp.PyArray_DIM(a, 0)
+    if cnp.PyArray_NDIM(x) != 2:
+        grad_output = as_rows(grad_output, n_out, "grad_output", " for this weight")
     cdef cnp.ndarray g = as_matrix(grad_output, n_out, "grad_output", " for this weight")
     if cnp.PyArray_DIM(g, 0) != batch:
         raise ValueError(f"grad_output: expected {batch} rows, as many as x has, got {cnp.PyArray_DIM(g, 0)}")
@@ -149,7 +155,7 @@ def linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, 
     if inputs:
         unpad(pdx, dx)
     release(&arena)
-    return dx, dw, db
+    return led(dx, x) if grad_input is None else dx, dw, db
 
 
 cdef cnp.ndarray as_block(object a, str name):

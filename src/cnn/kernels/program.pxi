@@ -133,7 +133,7 @@ cdef class Program:
     def flattened(self, x, y, w=None, name_x="x", name_y="targets", name_w="sample_weight"):
         """x with the axes (batch, in_features), and y and w with as many: their leading axes are those of x."""
         if not cnp.PyArray_CheckExact(x):
-            x = as_array(x, name_x)
+            x = real_array(x, name_x)
         if cnp.PyArray_NDIM(x) == 2:
             return x, y, w
         leading = leading_of(x)
@@ -213,7 +213,7 @@ cdef class Program:
         cdef double loss, weight = 0
         cdef Pass p
         if not cnp.PyArray_CheckExact(x):
-            x = as_array(x, "x")
+            x = real_array(x, "x")
         rows = self.inputs(x)
         batch = cnp.PyArray_DIM(rows, 0)
         if y is not None and cnp.PyArray_NDIM(x) != 2:
@@ -505,7 +505,7 @@ cdef class Program:
         cdef Py_ssize_t batch
         cdef Pass p
         if not cnp.PyArray_CheckExact(x):
-            x = as_array(x, "x")
+            x = real_array(x, "x")
         rows = self.inputs(x)
         batch = cnp.PyArray_DIM(rows, 0)
         if out is None:

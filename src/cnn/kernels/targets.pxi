@@ -113,8 +113,8 @@ cdef class Criterion:
         if given.dtype.kind not in "iu":
             whole = given.astype(np.int64) if given.dtype.kind == "b" or np.isfinite(given).all() else None
             if whole is None or not (whole == given).all():
-                raise TypeError(f"{expects}, got dtype {given.dtype} with numbers that are not whole: with targets that "
-                                "are numbers the loss is MSELoss or another of its kind")
+                raise TypeError(f"{expects}, got dtype {given.dtype} and numbers that are not whole, or not finite: where "
+                                "targets are numbers, the loss is MSELoss or another of its kind")
             given = whole
         if given.ndim == 2 and given.shape[1] == 1:
             return given[:, 0]

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import functional
-from .._checks import integer
+from .._checks import in_range, integer
 from .._configurable import Configurable, arguments_of
 from .._dispatch import kernels
 from .._threads import get_num_threads
@@ -375,6 +375,7 @@ class Parametric(Layer, abstract=True):
             raise TypeError(f"{name}: expected real numbers, got dtype {value.dtype}")
         if value.shape != array.shape:
             raise ValueError(f"{name}: expected shape {array.shape}, got {value.shape}")
+        in_range(name, value, array.dtype)
         array[...] = value
         self._changed()
 

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from .. import layers, losses, optim
+from .._checks import in_range
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
 from ..files import checkpoint
+from ..layers import Layer
 from ..layers.graph import computes_natively
 from ..optim.optimizers import MOMENTUM
 from ..training import fit as fitting
@@ -74,7 +76,7 @@ class Sequential(layers.Chain):
     """
 
     def __init__(self, layers, optimizer=None, dtype="float32", seed=None, *rest):
-        if rest or isinstance(optimizer, (LAYER, losses.Loss)):
+        if rest or (isinstance(layers, Layer) and isinstance(optimizer, (Layer, losses.Loss))):
             raise TypeError(f"layers: expected one list, Sequential([{layers!r}, ...]), got one layer after another")
         kernels(dtype)  # the first argument to be wrong is the first to be named
         self.layers, self._loss = _split(layers)
@@ -408,6 +410,7 @@ class Sequential(layers.Chain):
 
     @parameters.setter
     def parameters(self, vector):
+        in_range("parameters", np.asarray(vector), self.dtype)
         self._core.program.set_parameters(vector)
 
     @property
@@ -525,7 +528,7 @@ class Sequential(layers.Chain):
                 raise TypeError(f"{name}: expected real numbers, got dtype {arrays[name].dtype}")
             if arrays[name].shape != shape:
                 raise ValueError(f"{name}: expected shape {shape}, got {arrays[name].shape}")
-            _in_range(name, arrays[name], self.dtype)
+            in_range(name, arrays[name], self.dtype)
             if verbose:
                 print(f"{name} {shape}")
         parameters = self._core.named(*PARAMETERS)
@@ -685,28 +688,6 @@ class Sequential(layers.Chain):
 
     def __getitem__(self, i):
         return self.layers[i]
-
-
-LAYER = layers.Layer
-
-
-def _in_range(name: str, array: np.ndarray, dtype: np.dtype) -> None:
-    """ValueError if a number of a parameter, a statistic or a count is infinite in the dtype, or must not be negative."""
-    if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            lost = np.isinf(array.astype(dtype)) & np.isfinite(array)
-        if lost.any():
-            where, value = _first(name, array, lost)
-            raise ValueError(f"{where} is {value}, too large for {dtype}: a model of dtype='float64' takes it")
-    if name.endswith(("running_var", "num_batches_tracked")) and (array < 0).any():
-        where, value = _first(name, array, array < 0)
-        raise ValueError(f"{where} is {value}, expected at least 0")
-
-
-def _first(name: str, array: np.ndarray, which: np.ndarray) -> tuple[str, Any]:
-    """The place of the first element of some, and the element."""
-    place = np.unravel_index(which.argmax(), array.shape)
-    return f"{name}[{', '.join(map(str, place))}]" if place else name, array[place]
 
 
 def _split(parts) -> tuple[list, losses.Loss | None]:
