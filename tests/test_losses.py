@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pandas
@@ -304,10 +305,12 @@ def test_extreme_counts(isa, dtype):
 def test_nan_comes_through(isa, dtype, name, n):
     """One NaN anywhere makes the loss NaN, and only its row's gradient."""
     outputs, targets, _ = data(name, dtype, 4, n)
+    if np.isnan(targets).any():
+        targets[2] = 0.5
     loss = loss_of(name, n)
     loss(outputs, targets)
     clean = loss.backward()
-    for column in range(n):
+    for column in range(outputs.shape[1]):
         bad = outputs.copy()
         bad[2, column] = np.nan
         assert np.isnan(loss(bad, targets))
@@ -333,7 +336,7 @@ def test_rows_of_weight_zero_do_not_count(isa, dtype, name, reduction):
         assert loss(outputs, targets, weights) == expected
         np.testing.assert_array_equal(loss.backward()[kept], gradient)
         assert not loss.backward()[out].any()
-        product = loss.hvp(outputs, targets, np.ones((9, n)), weights)
+        product = loss.hvp(outputs, targets, np.ones(outputs.shape), weights)
         assert np.isfinite(product).all()
         assert not product[out].any()
 
@@ -420,6 +423,121 @@ def test_targets_of_quantiles(isa, dtype):
         loss(outputs, targets[:, :2])
 
 
+def test_quantiles_of_several_targets(isa, dtype):
+    """The outputs are (batch, targets, quantiles): the loss is the mean over those of each target alone."""
+    rng = np.random.default_rng(0)
+    outputs, targets = rng.standard_normal((7, 2, 3)).astype(dtype), rng.standard_normal((7, 2)).astype(dtype)
+    loss = cnn.QuantileLoss([0.1, 0.5, 0.9])
+    alone, gradients = [], []
+    for j in range(2):
+        alone.append(loss(outputs[:, j], targets[:, j]))
+        gradients.append(loss.backward())
+    flat = outputs.reshape(7, 6)
+    assert loss(flat, targets) == pytest.approx(np.mean(alone), rel=4e-7)
+    np.testing.assert_allclose(loss.backward(), np.hstack(gradients) / 2, rtol=4e-7)
+    assert loss(flat, np.repeat(targets, 3, axis=1)) == loss(flat, targets)
+    model = cnn.Sequential([cnn.Linear(4, 6), loss], cnn.SGD(lr=0.1), dtype=dtype, seed=0)
+    x = rng.standard_normal((7, 4))
+    assert model.fit(x, targets, batch_size=7)["loss"] == [pytest.approx(loss(model.predict(x), targets), rel=1)]
+
+
+OF_CHOSEN = [name for name, case in LOSSES.items() if "chosen" in case.make(3).get_config() and "gaps" not in name]
+
+
+@pytest.mark.parametrize("name", OF_CHOSEN)
+@pytest.mark.parametrize("n", [1, 2, 5, 17])
+def test_the_loss_of_a_chosen_output(isa, dtype, name, n):
+    """That of the chosen outputs, as a column; the others have no gradient."""
+    outputs, values, weights = data(name, dtype, 9, n)
+    columns = np.random.default_rng(1).integers(0, n, 9)
+    loss, plain = loss_of(name, n, chosen=True), loss_of(name, 1)
+    rows = np.arange(9)
+    expected = plain(outputs[rows, columns][:, None], values[:, :1], weights)
+    assert loss(outputs, (columns, values[:, 0]), weights) == pytest.approx(expected, rel=1e-6)
+    gradient = np.zeros((9, n), dtype)
+    gradient[rows, columns] = plain.backward()[:, 0]
+    np.testing.assert_allclose(loss.backward(), gradient, rtol=1e-6)
+    assert loss(outputs, (columns[:, None], values[:, :1].tolist()), weights) == pytest.approx(expected, rel=1e-6)
+    model = cnn.Sequential([cnn.Linear(n, n, bias=False), loss_of(name, n, chosen=True)], cnn.SGD(lr=0.5), dtype=dtype)
+    for batch in (1, 9):
+        model.layers[0].weight = np.eye(n)
+        x, y = outputs[:batch], (columns[:batch], values[:batch, 0])
+        expected = loss(x, y)
+        assert model(x, y) == pytest.approx(expected, rel=1e-6)
+        assert model.evaluate(x, y, metrics="mae")["mae"] == pytest.approx(
+            np.abs(x[rows[:batch], y[0]] - y[1]).mean(), rel=1e-5, abs=1e-6
+        )
+        ways = [lambda x=x, y=y: model.train_step(x, y), lambda x=x, y=y: model.fit(x, y, batch_size=9, shuffle=False)["loss"][0]]
+        steps = []
+        for way in ways:
+            model.layers[0].weight = np.eye(n)
+            assert way() == pytest.approx(expected, rel=1e-6)
+            steps.append(np.eye(n) - model.layers[0].weight)
+            np.testing.assert_allclose(steps[-1], 0.5 * x.T @ loss.backward(), rtol=1e-4, atol=1e-5 * np.abs(x).max() ** 2)
+        np.testing.assert_array_equal(*steps)
+
+
+@pytest.mark.parametrize(
+    ("targets", "error", "message"),
+    [
+        (([0, 1, 3], [1.0, 1, 1]), ValueError, r"^targets\[0\]\[2\] is 3, expected a column from 0 to 2"),
+        (([0, -1, 2], [1.0, 1, 1]), ValueError, r"^targets\[0\]\[1\] is -1, expected a column from 0 to 2"),
+        (([0.0, 1, 2], [1.0, 1, 1]), TypeError, r"^targets\[0\]: expected integers, the columns that are chosen, got "),
+        (([0, 1], [1.0, 1, 1]), ValueError, r"^targets\[0\]: expected shape \(3,\), a number for each row, got \(2,\)"),
+        (([0, 1, 2], [[1.0, 1, 1]]), ValueError, r"^targets\[1\]: expected shape \(3,\), a number for each row, got \(1"),
+        (([0, 1, 2], [1.0], [1.0]), ValueError, r"^targets: expected a pair \(columns, values\), got a tuple of 3"),
+        (([0, 1, 2], ["a"] * 3), TypeError, r"^targets\[1\]: expected real numbers"),
+    ],
+)
+def test_pairs_that_are_refused(isa, targets, error, message):
+    with pytest.raises(error, match=message):
+        cnn.MSELoss(chosen=True)(np.ones((3, 3)), targets)
+
+
+@pytest.mark.parametrize("name", [name for name, case in LOSSES.items() if case.targets.startswith("some ")])
+def test_targets_that_are_nan_do_not_count(isa, dtype, name):
+    """Whatever the outputs and x are: neither in the loss nor in any gradient; nor do rows without a target."""
+    outputs, targets, weights = data(name, dtype, 9, 6)
+    loss = loss_of(name, 6)
+    expected, gradient = loss(outputs, targets, weights), loss.backward()
+    lost = outputs.copy()
+    lost[np.tile(np.isnan(targets), outputs.shape[1] // targets.shape[1])] = np.nan
+    assert loss(lost, targets, weights) == expected
+    np.testing.assert_array_equal(loss.backward(), gradient)
+    out = np.array([1, 4, 8])
+    kept = np.delete(np.arange(9), out)
+    targets[out] = np.nan
+    expected = loss(outputs[kept], targets[kept], weights[kept])
+    assert loss(outputs, targets, weights) == pytest.approx(expected, rel=1e-6)
+    end = [cnn.Softplus()] * LOSSES[name].positive + [loss]
+    results = []
+    for rows in (np.arange(9), kept):
+        x = outputs.copy()
+        x[out] = [[np.nan], [np.inf], [0]]
+        model = cnn.Sequential([cnn.Linear(6, 6), *end], cnn.SGD(lr=0.1), dtype=dtype, seed=1)
+        model.train_step(x[rows], targets[rows])
+        history = model.fit(x[rows], targets[rows], batch_size=9, shuffle=False)
+        results.append((model.parameters, history["loss"][0], model.evaluate(x[kept], targets[kept])["loss"]))
+        assert np.isfinite(results[-1][0]).all()
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="the mean loss is not defined") if loss.reduction == "mean" else nullcontext():
+        loss(outputs, np.full_like(targets, np.nan))
+
+
+@pytest.mark.parametrize("log_var", [True, False])
+def test_variances(isa, dtype, log_var):
+    """Below eps the loss is that of eps; a variance below 0 makes NaN; logarithms may be of any size."""
+    loss = cnn.GaussianNLLLoss(log_var=log_var, eps=0.25)
+    tiny, least = (-50.0, np.log(0.25)) if log_var else (0.0, 0.25)
+    assert loss(np.array([[1, tiny]], dtype), [2]) == pytest.approx(loss(np.array([[1, least]], dtype), [2]), rel=1e-6)
+    if log_var:
+        assert loss(np.array([[0, 2000]], dtype), [1]) == 1000
+        np.testing.assert_array_equal(loss.backward(), [[0, 0.5]])
+    else:
+        assert np.isnan(loss(np.array([[0, -1]], dtype), [1]))
+
+
 def test_quantiles_are_found(isa):
     """The constant that minimises the loss is the quantile of the targets."""
     targets = np.random.default_rng(0).exponential(size=2001)
@@ -476,7 +594,8 @@ def test_backward(isa, name):
     ids=lambda value: getattr(value, "__name__", None) or (str(value) if isinstance(value, str) else None),
 )
 @pytest.mark.parametrize(
-    "name", [name for name, case in LOSSES.items() if not case.loss.by_row and case.loss.cls is not cnn.QuantileLoss]
+    "name",
+    [name for name, case in LOSSES.items() if not case.loss.by_row and case.make(2).outputs_per_target == 1],
 )
 def test_elementwise_losses_refuse(isa, name, outputs, targets, error, message):
     with pytest.raises(error, match=message):

@@ -610,7 +610,7 @@ class GaussianNLLLoss(_OfNumbers):
     """
 
     kind = "gaussian"
-    outputs = None
+    outputs = "values"
     convex = False
     outputs_per_target = 2
 
