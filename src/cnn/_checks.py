@@ -75,7 +75,7 @@ def choice(name: str, value, known: Sequence[str]) -> Any:
 
 
 def in_range(name: str, array: np.ndarray, dtype: np.dtype) -> None:
-    """ValueError if a number of a parameter, a statistic or a count is infinite in the dtype, or must not be negative."""
+    """ValueError if a number of a parameter or a statistic is infinite in the dtype, or must not be negative."""
     if array.dtype.kind == "f" and array.dtype != dtype:
         with np.errstate(over="ignore"):
             lost = np.isinf(array.astype(dtype)) & np.isfinite(array)

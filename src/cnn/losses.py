@@ -68,11 +68,11 @@ def probabilities_of(model, who: str = "predict_proba") -> str:
     if kind == "logits":
         return "classes" if loss.targets == "labels" else kind
     if loss is None:
-        why = "the model has no loss, so that nothing says what its outputs are: let a loss stand last, or a cnn.Softmax()"
+        why = "the model has no loss, and nothing says what its outputs are: let a loss stand last, or a cnn.Softmax()"
     elif kind is None:
         why = f"{loss!r} does not say what the outputs are: let a cnn.Softmax() or cnn.Sigmoid() stand last"
     else:
-        why = f"the outputs are {kind.replace('_', ' of ')} with {loss!r}, not logits: predict gives them"
+        why = f"the outputs are {kind.replace('log_', 'logarithms of ')} with {loss!r}, not logits: predict gives them"
     raise ValueError(f"{who}: {why}")
 
 
@@ -428,10 +428,11 @@ class CrossEntropyLoss(Loss):
 
     Targets are class indices, integers of shape (batch,) from 0 to classes - 1, or class probabilities, floats of shape
     (batch, classes), which are used as they are: their sum is not made 1. Whole floats and bools of shape (batch,), a
-    column (batch, 1), and integers of shape (batch, classes) with one 1 in each row are class indices too. A row's loss is the sum over the classes c of
-    -weight[c] q[c] log(softmax(outputs)[c]), where q is (1 - label_smoothing) times the probabilities (1 for the class
-    index) plus label_smoothing / classes. The mean divides by the sum of the weights of the class indices, or by the
-    number of rows for class probabilities, as in PyTorch, and either with the sample weights.
+    column (batch, 1), and integers of shape (batch, classes) with one 1 in each row are class indices too. A row's loss
+    is the sum over the classes c of -weight[c] q[c] log(softmax(outputs)[c]), where q is (1 - label_smoothing) times the
+    probabilities (1 for the class index) plus label_smoothing / classes. The mean divides by the sum of the weights of
+    the class indices, or by the number of rows for class probabilities, as in PyTorch, and either with the sample
+    weights.
 
     Parameters
     ----------
@@ -586,8 +587,8 @@ class GaussianNLLLoss(_OfNumbers):
     """Negative log-likelihood of numbers with a normal distribution: (log(v) + (m - t)**2 / v) / 2.
 
     Two outputs for each target t: the first half of a row's outputs are the means m, the second half the logarithms of
-    the variances v, or with ``log_var=False`` the variances (``mean, log_var = np.split(outputs, 2, axis=1)``). v is eps
-    where it would be less, and the gradient is then that of the formula at eps, as in PyTorch, whose loss this is, with
+    the variances v, or with ``log_var=False`` the variances: ``mean, log_var = np.split(outputs, 2, axis=1)``. v is eps
+    where it would be less, and the gradient is then that of the formula at eps. Both are PyTorch's, whose loss takes
     means and variances as two arguments. Targets are (batch, out_features / 2); with two outputs, (batch,) will do.
 
     Parameters

@@ -43,7 +43,7 @@ class Case:
     loss: Loss
     given: Any
     targets: str
-    torch: bool
+    torch: bool = True
 
     def options(self, m):
         return self.given(m) if callable(self.given) else self.given
@@ -233,7 +233,11 @@ ENTRIES = [
     Loss(
         cnn.BCEWithLogitsLoss,
         bce_with_logits,
-        {"bce": {}, "bce weights": lambda m: {"pos_weight": ramp(m)}, "bce smooth": {"pos_weight": 3.5, "label_smoothing": 0.125}},
+        {
+            "bce": {},
+            "bce weights": lambda m: {"pos_weight": ramp(m)},
+            "bce smooth": {"pos_weight": 3.5, "label_smoothing": 0.125},
+        },
         "probabilities",
         ours=("bce smooth",),
     ),

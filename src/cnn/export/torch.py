@@ -102,8 +102,8 @@ def _parts(module: Any, place: str, dtype: str) -> list[layers.Layer]:
         if not place and list(module.children()):
             own = ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in module.state_dict().items())
             mend = (
-                ". What its forward does is not known here: if it is a chain, from_torch(torch.nn.Sequential(...)) of its "
-                "modules; of Linear layers also from_torch(module.state_dict(), activation=cnn.ReLU()); else "
+                ". What its forward does is not known here: of a chain, pass torch.nn.Sequential of its modules; of "
+                "Linear layers also from_torch(module.state_dict(), activation=cnn.ReLU()) will do; else "
                 f"load_weights of a cnn.Sequential built alike, with the weights transposed. Its tensors: {own}"
             )
         raise TypeError(f"{where}: has no counterpart here; known are {', '.join(twins)} of torch.nn{mend}")

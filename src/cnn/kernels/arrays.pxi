@@ -27,28 +27,33 @@ cdef object as_array(object a, str name):
         raise TypeError(f"{name}: {type(a).__name__} cannot be read as an array: {error}") from error
 
 
+def odd_columns(frame):
+    """The columns of a DataFrame that are not numbers, or lack some, in words."""
+    return [f"column {key!r} is {kind}" for key, kind in frame.dtypes.items() if getattr(kind, "kind", "O") not in "fiub"
+            or not isinstance(kind, np.dtype) and frame[key].isna().any()]
+
+
 def mend_of(a, array):
     """What to do about an object that is not made of real numbers; array: it as NumPy has it."""
     if hasattr(a, "toarray"):
         return f": {type(a).__name__} is sparse: pass .toarray() of it, or to fit an iterable of such batches"
-    columns = getattr(a, "dtypes", None)
-    if hasattr(columns, "items"):               # a DataFrame
-        odd = [f"column {key!r} is {kind}" for key, kind in columns.items() if getattr(kind, "kind", "O") not in "fiub"
-               or not isinstance(kind, np.dtype) and a[key].isna().any()]
-        if not odd:
-            return ": .astype('float32') of it gives numbers"
-        return (f": {', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''}: numbers of categories and text give "
-                "pandas.get_dummies, missing values .fillna, or leave the column out")
+    if is_frame(a) and (odd := odd_columns(a)):
+        return (f": {', '.join(odd[:5])}{', ...' * (len(odd) > 5)}: pandas.get_dummies makes numbers of categories and "
+                "text, .fillna of missing values; or leave it out")
     if str(getattr(a, "dtype", "")) == "category":
         return ": the numbers of a category are its .cat.codes"
-    if array.dtype.kind in "US":
-        return ": text has to be made numbers"
-    return ""
+    return ": text has to be made numbers" if array.dtype.kind in "US" else ""
+
+
+def is_frame(a):
+    return hasattr(getattr(a, "dtypes", None), "items")
 
 
 cdef object real_array(object a, str name):
     """as_array of what has to be real numbers."""
     array = as_array(a, name)
+    if array.dtype.kind == "O" and is_frame(a) and not odd_columns(a):
+        array = a.to_numpy(np.float64)          # columns of several types
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}{mend_of(a, array)}")
     return array

@@ -346,8 +346,8 @@ class Sequential(layers.Chain):
         return self._core.program.predict(x, out, threads_for(threads))
 
     def predict_proba(self, x, threads=None):
-        """Probabilities, in evaluation mode: of what `predict` gives the softmax where the loss is CrossEntropyLoss, the
-        sigmoid where it is BCEWithLogitsLoss.
+        """Probabilities, in evaluation mode: of what `predict` gives the softmax, where the loss is CrossEntropyLoss,
+        or the sigmoid, where it is BCEWithLogitsLoss.
 
         With one output the column is the probability of class 1; scikit-learn's two are ``np.hstack([1 - p, p])``. The
         outputs of a model that ends with a `Softmax` or a `Sigmoid` are probabilities already; of log-probabilities
@@ -493,7 +493,8 @@ class Sequential(layers.Chain):
             If names are missing or unknown, shapes differ, config describes another network, a number is too large for
             the model's dtype, or a variance or a count is negative.
         TypeError
-            If state_dict is no mapping, values are no arrays of real numbers, or are PyTorch's tensors, whose weights are the other way round.
+            If state_dict is no mapping, or values are no arrays of real numbers, or PyTorch's tensors, whose weights
+            are the other way round.
         """
         if not isinstance(state_dict, Mapping):
             hint = ": cnn.load(path) reads a file" if isinstance(state_dict, (str, os.PathLike)) else ""

@@ -215,7 +215,9 @@ class _Regression(Known):
         if targets.ndim != 2:
             raise ValueError(f"{self.name}: expected targets that are numbers, got class indices")
         if targets.shape[1] != width:
-            raise ValueError(f"{self.name}: expected targets of the outputs' shape (rows, {width}), got {targets.shape}")
+            raise ValueError(
+                f"{self.name}: expected targets of the outputs' shape (rows, {width}), got {targets.shape}"
+            )
 
 
 class MAE(_Regression):
@@ -496,15 +498,15 @@ def _metric(one, model) -> Known:
     if one in simple:
         return simple[one]()
     if one in ("auc", "auc_ovr", "auc_ovo"):
-        logits = outputs is not None and outputs != "probabilities" and model._core.out_features > 2 and not several
+        logits = outputs in ("logits", "log_probabilities") and not several
         return AUC(one, _probabilities(model) if logits else None, several)
     if top := re.fullmatch(r"top_([1-9]\d*)", one):
         return TopK(int(top[1]))
     if one not in ("accuracy", "f1"):
-        near = "".join(f", did you mean {name!r}?" for name in difflib.get_close_matches(one, KNOWN, 1))
+        names = [name for name in KNOWN if name.startswith(one)] or difflib.get_close_matches(one, KNOWN, 1)
+        near = f", did you mean {names[0]!r}?" if names else ""
         raise ValueError(
-            f"metrics: unknown name {one!r}{near}: expected one of "
-            f"{', '.join(KNOWN)} (top_3, ...), or a function"
+            f"metrics: unknown name {one!r}{near}: expected one of {', '.join(KNOWN)} (top_3, ...), or a function"
         )
     return (Accuracy if one == "accuracy" else F1)(classify.threshold, several)
 
