@@ -865,15 +865,16 @@ def test_defaults_are_pytorchs():
         "CrossEntropyLoss()",
         "PoissonNLLLoss()",
     ]
-    numbers = {"reduction": "mean", "ignore_nan": False}
-    assert cnn.HuberLoss().get_config() == {"delta": 1.0, **numbers, "chosen": False}
-    assert cnn.SmoothL1Loss().get_config() == {"beta": 1.0, **numbers, "chosen": False}
-    assert cnn.BCEWithLogitsLoss().get_config() == {"pos_weight": None, "label_smoothing": 0.0, "reduction": "mean"}
-    assert cnn.GaussianNLLLoss().get_config() == {"log_var": True, "full": False, "eps": 1e-6, **numbers}
+    assert cnn.HuberLoss().get_config() == {"delta": 1.0, "reduction": "mean"}
+    assert cnn.SmoothL1Loss(chosen=True).get_config() == {"beta": 1.0, "reduction": "mean", "chosen": True}
+    assert cnn.BCEWithLogitsLoss().get_config() == {"pos_weight": None, "reduction": "mean"}
+    expected = {"log_var": True, "full": False, "eps": 1e-6, "reduction": "mean"}
+    assert cnn.GaussianNLLLoss().get_config() == expected
+    assert cnn.GaussianNLLLoss(ignore_nan=True).get_config() == {**expected, "ignore_nan": True}
     assert cnn.NLLLoss().get_config() == {"weight": None, "ignore_index": -100, "reduction": "mean"}
     expected = {"weight": None, "ignore_index": -100, "label_smoothing": 0.0, "reduction": "mean"}
     assert cnn.CrossEntropyLoss().get_config() == expected
-    expected = {"log_input": True, "full": False, "eps": 1e-8, **numbers}
+    expected = {"log_input": True, "full": False, "eps": 1e-8, "reduction": "mean"}
     assert cnn.PoissonNLLLoss().get_config() == expected
     assert repr(cnn.CrossEntropyLoss([1, 2], label_smoothing=0.1)) == (
         "CrossEntropyLoss(weight=[1.0, 2.0], label_smoothing=0.1)"

@@ -81,6 +81,37 @@ def test_shapes(x, message):
         cnn.Sequential([cnn.Linear(3, 2)]).predict(x)
 
 
+def test_weights_the_other_way_round():
+    layer = cnn.Linear(3, 2)
+    model = cnn.Sequential([cnn.Linear(3, 2)])
+    state = model.state_dict()
+    with pytest.raises(ValueError, match=r"^weight: expected shape \(3, 2\), got \(2, 3\): PyTorch keeps .*: \.T$"):
+        layer.weight = np.ones((2, 3))
+    with pytest.raises(ValueError, match=r"^0.weight: expected shape \(3, 2\), got \(2, 3\): PyTorch keeps .*: \.T$"):
+        model.load_weights(state | {"0.weight": np.ones((2, 3))})
+    with pytest.raises(ValueError, match=r"^bias: expected shape \(2,\), got \(3,\)$"):
+        layer.bias = np.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("loss", "y", "w", "message"),
+    [
+        (cnn.MSELoss(), [0, 1], None, r"^targets: .*got \(2,\): MSELoss takes a number for each output; class indices"),
+        (cnn.CrossEntropyLoss(), [1, 3], None, r"^targets\[1\] is 3, .* to 2: the indices begin at 1\? targets - 1$"),
+        (cnn.CrossEntropyLoss(), [0, 3], None, r"^targets\[1\] is 3, expected a class index from 0 to 2$"),
+        (
+            cnn.CrossEntropyLoss(),
+            [0, 1],
+            [[1], [2]],
+            r"^sample_weight: .*got \(2, 1\): a vector is \.reshape\(2\) of it",
+        ),
+    ],
+)
+def test_targets_and_weights(loss, y, w, message):
+    with pytest.raises(ValueError, match=message):
+        loss(np.zeros((2, 3)), y, w)
+
+
 def test_objects_as_losses():
     x, y = np.random.default_rng(0).standard_normal((2, 7, 3))
     models = [

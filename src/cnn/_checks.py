@@ -91,3 +91,8 @@ def _first(name: str, array: np.ndarray, which: np.ndarray) -> tuple[str, Any]:
     """The place of the first element of some, and the element."""
     place = np.unravel_index(which.argmax(), array.shape)
     return f"{name}[{', '.join(map(str, place))}]" if place else name, array[place]
+
+
+def transposed(expected: tuple[int, ...], got: tuple[int, ...]) -> str:
+    """What to do about a weight of another shape, if its axes are exchanged."""
+    return ": PyTorch keeps weights as (out, in), here they are (in, out): .T" if got == expected[::-1] else ""

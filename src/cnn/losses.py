@@ -143,6 +143,7 @@ class Loss(Configurable, kind="loss"):
     column: ClassVar[str | None] = None
     outputs_per_target: int = 1
     criterion: ClassVar[dict[str, Any]] = {"targets": "numbers"}
+    _if_used: ClassVar[tuple[str, ...]] = ("ignore_nan", "chosen")  # earlier versions read files without them
 
     def __init__(self, *, reduction="mean"):
         self.reduction = choice("reduction", reduction, ("mean", "sum"))
@@ -254,6 +255,16 @@ class Loss(Configurable, kind="loss"):
     def _parameters(self) -> tuple:
         """The numbers of the formula, in the kernels' order."""
         return ()
+
+    def get_config(self):
+        """The constructor's arguments; those of `_if_used` only where they are in use.
+
+        Returns
+        -------
+        dict
+            By name, as JSON can hold them.
+        """
+        return {name: value for name, value in super().get_config().items() if value or name not in self._if_used}
 
 
 class _OfNumbers(Loss, abstract=True):
@@ -412,6 +423,7 @@ class BCEWithLogitsLoss(Loss):
     convex = True
     criterion: ClassVar = {"targets": "numbers", "high": 1.0, "expected": "a probability from 0 to 1"}
     column = "pos_weight"
+    _if_used: ClassVar = ("label_smoothing",)
 
     def __init__(self, *, pos_weight=None, label_smoothing=0.0, reduction="mean"):
         super().__init__(reduction=reduction)
@@ -429,9 +441,9 @@ class CrossEntropyLoss(Loss):
     Targets are class indices, integers of shape (batch,) from 0 to classes - 1, or class probabilities, floats of shape
     (batch, classes), which are used as they are: their sum is not made 1. Whole floats and bools of shape (batch,), a
     column (batch, 1), and integers of shape (batch, classes) with one 1 in each row are class indices too. A row's loss
-    is the sum over the classes c of -weight[c] q[c] log(softmax(outputs)[c]), where q is (1 - label_smoothing) times the
-    probabilities (1 for the class index) plus label_smoothing / classes. The mean divides by the sum of the weights of
-    the class indices, or by the number of rows for class probabilities, as in PyTorch, and either with the sample
+    is the sum over the classes c of -weight[c] q[c] log(softmax(outputs)[c]), where q is (1 - label_smoothing) times
+    the probabilities (1 for the class index) plus label_smoothing / classes. The mean divides by the sum of the weights
+    of the class indices, or by the number of rows for class probabilities, as in PyTorch, and either with the sample
     weights.
 
     Parameters

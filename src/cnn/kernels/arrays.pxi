@@ -29,7 +29,8 @@ cdef object as_array(object a, str name):
 
 def odd_columns(frame):
     """The columns of a DataFrame that are not numbers, or lack some, in words."""
-    return [f"column {key!r} is {kind}" for key, kind in frame.dtypes.items() if getattr(kind, "kind", "O") not in "fiub"
+    return [f"column {key!r} is {kind}" for key, kind in frame.dtypes.items()
+            if getattr(kind, "kind", "O") not in "fiub"
             or not isinstance(kind, np.dtype) and frame[key].isna().any()]
 
 
@@ -144,7 +145,8 @@ cdef cnp.ndarray as_vector(object a, Py_ssize_t n, str name):
         a = converted(a, name)
     v = <cnp.ndarray>a
     if cnp.PyArray_NDIM(v) != 1 or cnp.PyArray_DIM(v, 0) != n:
-        raise ValueError(f"{name}: expected shape ({n},), got {np.shape(v)}")
+        mend = f": a vector is .reshape({n}) of it" if v.size == n and cnp.PyArray_NDIM(v) > 1 else ""
+        raise ValueError(f"{name}: expected shape ({n},), got {np.shape(v)}{mend}")
     return v if fits(v) else converted(v.copy(), name)
 
 

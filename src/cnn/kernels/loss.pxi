@@ -566,8 +566,8 @@ cdef void nll_hessian "nll_hessian"(const LossSpec* spec, Py_ssize_t batch, Py_s
 
 
 # ---- Gaussian: a row of k means m and then k logarithms of variances, or variances, s; k targets t. With d = m - t and
-# v the variance, or eps where that is larger: (log(v) + d**2 / v) / 2, with `full` plus log(2 pi) / 2. The gradient of s
-# is that of v's formula also where eps stands for it, as in PyTorch. A variance below 0 makes NaN.
+# v the variance, or eps where that is larger: (log(v) + d**2 / v) / 2, with `full` plus log(2 pi) / 2. The gradient of
+# s is that of v's formula also where eps stands for it, as in PyTorch. A variance below 0 makes NaN.
 # param: log_var, full, eps
 
 cdef struct Variance:
@@ -597,8 +597,8 @@ cdef double gaussian_rows "gaussian_rows"(const LossSpec* spec, Py_ssize_t batch
                                           Py_ssize_t y_row, const char* target, Py_ssize_t target_bytes,
                                           const real* weight, double scale, real* dy, Py_ssize_t dy_row,
                                           Py_ssize_t* correct) noexcept nogil:
-    """Weighted sum over the rows of the sum, or mean, of the targets' losses. y (batch, 2 k), an exponential and at most
-    one logarithm for each target."""
+    """Weighted sum over the rows of the sum, or mean, of the targets' losses. y (batch, 2 k), an exponential and at
+    most one logarithm for each target."""
     cdef Py_ssize_t i, j, k = n // 2
     cdef double w, d, z, row_loss, total = 0, share = 1.0 / k if spec.mean else 1.0
     cdef double constant = 0.9189385332046727 if spec.param[1] != 0 else 0

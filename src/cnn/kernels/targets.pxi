@@ -99,8 +99,9 @@ cdef class Criterion:
         label = <const int64_t*>cnp.PyArray_DATA(labels)
         for i in range(cnp.PyArray_DIM(labels, 0)):
             if <uint64_t>label[i] >= <uint64_t>self.outputs and label[i] != ignored:
-                raise ValueError(
-                    f"{name}[{i}] is {given[i]}, expected a class index from 0 to {self.outputs - 1}")
+                from_1 = given.min() == 1 and given.max() == self.outputs
+                raise ValueError(f"{name}[{i}] is {given[i]}, expected a class index from 0 to {self.outputs - 1}"
+                                 + ": the indices begin at 1? {0} - 1".format(name) * from_1)
         return labels
 
     cdef cnp.ndarray as_labels(self, given, str name):
@@ -113,8 +114,8 @@ cdef class Criterion:
         if given.dtype.kind not in "iu":
             whole = given.astype(np.int64) if given.dtype.kind == "b" or np.isfinite(given).all() else None
             if whole is None or not (whole == given).all():
-                raise TypeError(f"{expects}, got dtype {given.dtype} and numbers that are not whole, or not finite: where "
-                                "targets are numbers, the loss is MSELoss or another of its kind")
+                raise TypeError(f"{expects}, got dtype {given.dtype} and numbers that are not whole, or not finite: "
+                                "where targets are numbers, the loss is MSELoss or another of its kind")
             given = whole
         if given.ndim == 2 and given.shape[1] == 1:
             return given[:, 0]
@@ -132,13 +133,12 @@ cdef class Criterion:
         """A pair (columns, values) as rows of targets that are NaN but for the chosen column."""
         if len(pair) != 2:
             raise ValueError(f"{name}: expected a pair (columns, values), got a tuple of {len(pair)}")
-        if batch and self.outputs < 1:
-            raise ValueError(f"{name}: expected at least one output")
         columns = np.asarray(as_array(pair[0], f"{name}[0]"))
         values = converted(pair[1], f"{name}[1]")
         for which, given in enumerate((columns, values)):
             if given.shape != (batch,) and given.shape != (batch, 1):
-                raise ValueError(f"{name}[{which}]: expected shape ({batch},), a number for each row, got {given.shape}")
+                raise ValueError(f"{name}[{which}]: expected shape ({batch},), a number for each row, got "
+                                 f"{given.shape}")
         if columns.dtype.kind not in "iu":
             raise TypeError(f"{name}[0]: expected integers, the columns that are chosen, got dtype {columns.dtype}")
         columns = columns.reshape(-1)
@@ -174,6 +174,10 @@ cdef class Criterion:
                     y = as_array(y, name)[:, None]
             if self.repeat and np.ndim(y) == 2 and np.shape(y)[1] * self.per_target == self.outputs:
                 y = np.repeat(y, self.per_target, axis=1)
+            if self.spec.targets > 1 and (not cnp.PyArray_CheckExact(y) or cnp.PyArray_NDIM(y) == 1) \
+                    and np.ndim(y) == 1:
+                raise ValueError(f"{name}: expected shape (batch, {self.spec.targets}){where}, got {np.shape(y)}: "
+                                 f"{self.name} takes a number for each output; class indices are CrossEntropyLoss's")
             t = as_matrix(y, self.spec.targets, name, where)
         if cnp.PyArray_DIM(t, 0) != batch:
             raise ValueError(f"{name}: expected {batch} rows, as many as {rows_of} has, got {cnp.PyArray_DIM(t, 0)}")

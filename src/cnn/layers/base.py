@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import functional
-from .._checks import in_range, integer
+from .._checks import in_range, integer, transposed
 from .._configurable import Configurable, arguments_of
 from .._dispatch import kernels
 from .._threads import get_num_threads
@@ -374,7 +374,9 @@ class Parametric(Layer, abstract=True):
         if value.dtype.kind not in "fiub":
             raise TypeError(f"{name}: expected real numbers, got dtype {value.dtype}")
         if value.shape != array.shape:
-            raise ValueError(f"{name}: expected shape {array.shape}, got {value.shape}")
+            raise ValueError(
+                f"{name}: expected shape {array.shape}, got {value.shape}{transposed(array.shape, value.shape)}"
+            )
         in_range(name, value, array.dtype)
         array[...] = value
         self._changed()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import layers, losses, optim
-from .._checks import in_range
+from .._checks import in_range, transposed
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
 from ..files import checkpoint
@@ -35,8 +35,8 @@ class Sequential(layers.Chain):
     Parameters
     ----------
     layers : sequence of Layer
-        Layers in order, among them a `Linear`; a loss may stand last, or a function of your own, as for `CallableLoss`.
-        Widths must follow from one another.
+        Layers in order, among them a `Linear`; a loss may stand last, or a function of your own, or another object that
+        can be called, as for `CallableLoss`. Widths must follow from one another.
     optimizer : Optimizer, optional
         Needed for `step`, `train_step` and `fit`. Setting another one later begins anew: momentum, schedule, and the
         orders of the rows in `fit`.
@@ -528,7 +528,9 @@ class Sequential(layers.Chain):
             if arrays[name].dtype.kind not in ("fiub" if name in own else "iu"):
                 raise TypeError(f"{name}: expected real numbers, got dtype {arrays[name].dtype}")
             if arrays[name].shape != shape:
-                raise ValueError(f"{name}: expected shape {shape}, got {arrays[name].shape}")
+                raise ValueError(
+                    f"{name}: expected shape {shape}, got {arrays[name].shape}{transposed(shape, arrays[name].shape)}"
+                )
             in_range(name, arrays[name], self.dtype)
             if verbose:
                 print(f"{name} {shape}")

@@ -64,7 +64,7 @@ class Metric:
         self.function = function
         self.proba = flag("proba", proba)
         self.labels = flag("labels", labels)
-        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.name = str(name or getattr(function, "__name__", type(function).__name__))
 
     def __repr__(self) -> str:
         return f"Metric({self.name})"
@@ -231,7 +231,7 @@ class MAE(_Regression):
     def update(self, targets, outputs):
         known = _known(targets)
         self.total += float(np.abs(outputs - targets)[known].sum(dtype=np.float64))
-        self.count += np.count_nonzero(known)
+        self.count += int(np.count_nonzero(known))
 
     def result(self):
         return self.total / self.count if self.count else np.nan
@@ -248,7 +248,7 @@ class RMSE(_Regression):
     def update(self, targets, outputs):
         known = _known(targets)
         self.total += float(np.square(outputs - targets, dtype=np.float64)[known].sum())
-        self.count += np.count_nonzero(known)
+        self.count += int(np.count_nonzero(known))
 
     def result(self):
         return (self.total / self.count) ** 0.5 if self.count else np.nan
@@ -379,7 +379,7 @@ class Own(_Whole):
 
     def __init__(self, metric: Metric, probabilities, classify: _Classifying | None):
         self.function = metric.function
-        self.name = metric.name
+        self.name: str = metric.name
         self.probabilities = probabilities if metric.proba else None
         self.classify = classify if metric.labels else None
 
