@@ -101,7 +101,7 @@ cdef class Criterion:
             if <uint64_t>label[i] >= <uint64_t>self.outputs and label[i] != ignored:
                 from_1 = given.min() == 1 and given.max() == self.outputs
                 raise ValueError(f"{name}[{i}] is {given[i]}, expected a class index from 0 to {self.outputs - 1}"
-                                 + ": the indices begin at 1? {0} - 1".format(name) * from_1)
+                                 + (f": the indices begin at 1? {name} - 1" if from_1 else ""))
         return labels
 
     cdef cnp.ndarray as_labels(self, given, str name):
