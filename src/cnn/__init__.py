@@ -38,6 +38,7 @@ from .training import (
     EarlyStopping,
     History,
     LambdaCallback,
+    Metric,
     ModelCheckpoint,
     TensorBoardLogger,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "History",
     "LambdaCallback",
     "LinearLR",
+    "Metric",
     "ModelCheckpoint",
     "MultiStepLR",
     "OneCycleLR",

@@ -35,6 +35,8 @@ def linear_forward(x, weight, bias=None, activation="identity", param=None, *, o
     Parameters
     ----------
     x : array_like of shape (batch, in_features)
+        Of an array with other leading axes each (in_features,) is a row; the result has its leading axes, unless it
+        goes into `out`.
     weight : array_like of shape (in_features, out_features)
     bias : array_like of shape (out_features,), optional
     activation : str

@@ -153,6 +153,8 @@ cdef inline bint counts(const Batch* batch, Py_ssize_t place) noexcept nogil:
     """Whether a row has a weight above zero and a target that is not to be ignored. place: of its target and weight."""
     if batch.weight != NULL and batch.weight[place] == 0:
         return False
+    if batch.loss.ignore_nan:
+        return known_targets(&batch.loss, <const real*>(batch.target + place * batch.target_bytes)) > 0
     return not (batch.loss.labels
                 and (<const int64_t*>(batch.target + place * batch.target_bytes))[0] == batch.loss.ignore_index)
 
@@ -170,7 +172,7 @@ cdef bint leave_out_rows(Pass* p) noexcept nogil:
     the weights: `pass_rows` puts zeros in their place, if it is told so."""
     cdef const Batch* batch = &p.batch
     cdef Py_ssize_t i, row
-    if batch.weight == NULL and not batch.loss.labels:
+    if batch.weight == NULL and not batch.loss.labels and not batch.loss.ignore_nan:
         return False
     for i in range(batch.rows):
         row = batch.order[i] if batch.order != NULL else i
@@ -181,7 +183,7 @@ cdef bint leave_out_rows(Pass* p) noexcept nogil:
 cdef void gather_targets(Pass* p) noexcept nogil:
     """Targets and weights of the rows of an order, one after the other."""
     cdef Batch* batch = &p.batch
-    cdef Py_ssize_t i, bytes = sizeof(int64_t) if batch.loss.labels else p.net.outputs * sizeof(real)
+    cdef Py_ssize_t i, bytes = sizeof(int64_t) if batch.loss.labels else batch.loss.targets * sizeof(real)
     for i in range(batch.rows):
         memcpy(p.ws.targets + i * bytes, batch.target + batch.order[i] * batch.target_bytes, bytes)
     batch.target, batch.target_bytes = p.ws.targets, bytes

@@ -50,6 +50,7 @@ cdef class Program:
     cdef object table           # the optimiser's, kept alive
     cdef Program of             # whose memory it is, if it is not its own
     cdef Py_ssize_t batch       # rows of the last forward pass
+    cdef tuple leading          # axes of its x but the last, if it had others than rows
     cdef Saved saved
     cdef str lost               # why nothing is saved
     cdef bint handed_out        # a writeable view of parameters is in Python's hands
@@ -135,8 +136,18 @@ cdef class Program:
     # arguments --------------------------------------------------------------------------------------------------------
 
     def inputs(self, x, name="x"):
-        """x as the walks can read it: shape (batch, in_features), this dtype; x itself where that holds already."""
-        return as_matrix(x, self.net.buffers[0].width, name, self.takes)
+        """x as the walks can read it: shape (batch, in_features), this dtype; x itself where that holds already. Each
+        (in_features,) of an array with other leading axes is a row."""
+        return as_rows(x, self.net.buffers[0].width, name, self.takes)
+
+    def flattened(self, x, y, w=None, name_x="x", name_y="targets", name_w="sample_weight"):
+        """x with the axes (batch, in_features), and y and w with as many: their leading axes are those of x."""
+        if not cnp.PyArray_CheckExact(x):
+            x = real_array(x, name_x)
+        if cnp.PyArray_NDIM(x) == 2:
+            return x, y, w
+        leading = leading_of(x)
+        return self.inputs(x, name_x), flat(y, leading, name_y), flat(w, leading, name_w)
 
     def targets(self, y, Py_ssize_t batch, name="targets"):
         """y as the loss can read it: class indices (batch,) or numbers (batch, out_features)."""
@@ -201,18 +212,25 @@ cdef class Program:
 
     cdef bint single(self, cnp.ndarray w):
         """Whether the batch-1 fast path is allowed (see online.pxi)."""
-        return (self.net.single and not self.net.frozen and self.stepper.groups == 1 and not self.stepper.unfused and w is None
-                and not (self.net.loss.labels and self.net.loss.column != NULL))
+        return (self.net.single and not self.net.frozen and self.stepper.groups == 1 and not self.stepper.unfused
+                and w is None and not (self.net.loss.labels and self.net.loss.column != NULL)
+                and not self.net.loss.ignore_nan)
 
     def forward(self, x, y, int threads, bint training=True):
         """Outputs (batch, out_features); with targets the loss instead, and its gradient is kept for backward.
 
         x is copied: changing it afterwards does not change what backward computes.
         """
-        cdef cnp.ndarray rows = self.inputs(x), t = None, out = None
-        cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), correct = 0
+        cdef cnp.ndarray rows, t = None, out = None
+        cdef Py_ssize_t batch, correct = 0
         cdef double loss, weight = 0
         cdef Pass p
+        if not cnp.PyArray_CheckExact(x):
+            x = real_array(x, "x")
+        rows = self.inputs(x)
+        batch = cnp.PyArray_DIM(rows, 0)
+        if y is not None and cnp.PyArray_NDIM(x) != 2:
+            y = flat(y, leading_of(x), "targets")
         if y is not None:
             t = self.targets(y, batch)
             if batch == 0:
@@ -234,9 +252,10 @@ cdef class Program:
                 loss = run_pass(&p, &weight, &correct)
             self.batch = batch
             self.saved = SAVED_OUTPUTS if t is None else SAVED_LOSS
+            self.leading = None if cnp.PyArray_NDIM(x) == 2 else leading_of(x)
             if self.handed_out:
                 self.seen = fingerprint(&self.net)
-            return out if t is None else self.reduced(loss, weight)
+            return led(out, x) if t is None else self.reduced(loss, weight)
         finally:
             self.training_busy = False
 
@@ -255,7 +274,10 @@ cdef class Program:
         if grad_output is None and self.saved != SAVED_LOSS:
             raise RuntimeError("backward needs grad_output, or a forward pass with targets that no backward has used")
         if grad_output is not None:
-            g = as_matrix(grad_output, self.net.outputs, "grad_output", self.gives)
+            if self.leading is None:
+                g = as_matrix(grad_output, self.net.outputs, "grad_output", self.gives)
+            else:
+                g = as_rows(grad_output, self.net.outputs, "grad_output", self.gives)
             if cnp.PyArray_DIM(g, 0) != self.batch:
                 raise ValueError(f"grad_output: expected {self.batch} rows, as the last forward pass had, got "
                                  f"{cnp.PyArray_DIM(g, 0)}")
@@ -275,7 +297,7 @@ cdef class Program:
                 copy_rows(self.batch, width, self.train.grad[0], self.net.buffers[0].row, data(dx), width)
             if g is None and weights:
                 penalties(&self.net, True)
-            return dx
+            return dx if self.leading is None else dx.reshape(self.leading + (width,))
         finally:
             self.training_busy = False
 
@@ -299,6 +321,7 @@ cdef class Program:
 
         The gradients are replaced by this one.
         """
+        x, y, _ = self.flattened(x, y)
         cdef cnp.ndarray rows = self.inputs(x)
         cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), correct = 0
         cdef cnp.ndarray t = self.targets(y, batch)
@@ -350,7 +373,9 @@ cdef class Program:
 
     def train_step(self, x, y, int threads, w=None, cnp.ndarray rates=None):
         """Forward, loss, backward and step, the update fused into the weight gradient; the loss of the batch."""
-        cdef cnp.ndarray rows = self.inputs(x)
+        if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(x) != 2:
+            x, y, w = self.flattened(x, y, w)
+        cdef cnp.ndarray rows = as_matrix(x, self.net.buffers[0].width, "x", self.takes)
         cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), correct = 0
         cdef cnp.ndarray t = self.targets(y, batch), v = None
         cdef double loss, weight = 0, extra = 0
@@ -489,13 +514,20 @@ cdef class Program:
 
     def predict(self, x, out, int threads):
         """Outputs (batch, out_features), in `out` if given, chunk by chunk. Does not disturb a pending backward."""
-        cdef cnp.ndarray rows = self.inputs(x), result
-        cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0)
+        cdef cnp.ndarray rows, result
+        cdef Py_ssize_t batch
         cdef Pass p
+        if not cnp.PyArray_CheckExact(x):
+            x = real_array(x, "x")
+        rows = self.inputs(x)
+        batch = cnp.PyArray_DIM(rows, 0)
         if out is None:
             result = empty_matrix(batch, self.net.outputs)
         else:
-            result = as_output(out, batch, self.net.outputs)
+            if cnp.PyArray_NDIM(x) == 2:
+                result = as_output(out, batch, self.net.outputs)
+            else:
+                result = as_out(out, leading_of(x) + (self.net.outputs,), "out").reshape(batch, self.net.outputs)
             if overlap(result, rows):
                 raise ValueError("out: shares memory with x")
         memset(&p, 0, sizeof(p))
@@ -503,10 +535,11 @@ cdef class Program:
         p.batch.rows = batch
         p.batch.out, p.batch.out_row = data(result), row_stride(result)
         self.infer_pass(&p, threads, NULL, NULL)
-        return result
+        return led(result, x) if out is None else out
 
     def evaluate(self, x, y, w, int threads):
         """(sum of the loss over the rows, sum of their weights, rows classified right); w may be None: one each."""
+        x, y, w = self.flattened(x, y, w)
         cdef cnp.ndarray rows = self.inputs(x)
         cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), correct = 0, blocks = batch // LOSS_BLOCK + 1
         cdef cnp.ndarray t = self.targets(y, batch), v = None if w is None else self.weights(w, batch)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import functional
-from .._checks import flag, integer
+from .._checks import flag, in_range, integer, transposed
 from .._configurable import Configurable, arguments_of
 from .._dispatch import kernels
 from .._threads import get_num_threads
@@ -315,6 +315,7 @@ class Layer(Configurable, kind="layer"):
         Parameters
         ----------
         x : array_like of shape (batch, in_features)
+            Of an array with other leading axes each (in_features,) is a row; the result has its leading axes.
 
         Returns
         -------
@@ -327,12 +328,12 @@ class Layer(Configurable, kind="layer"):
             If x has another shape, or is not made of real numbers.
         """
         x = np.asarray(x)
-        if x.ndim != 2:
-            raise ValueError(f"x: expected shape (batch, in_features), got {x.shape}")
+        if not x.ndim:
+            raise ValueError("x: expected shape (batch, in_features), got ()")
         if any(child.parameter_names or child.children for child in self.children):
-            self._last = self._program_inside(x.shape[1])
+            self._last = self._program_inside(x.shape[-1])
         else:
-            self._last = self._program_for(x.shape[1], functional.real_dtype(x))
+            self._last = self._program_for(x.shape[-1], functional.real_dtype(x))
             self._last.set_mode(0, self.acts)
         return self._last.forward(x, None, get_num_threads())
 
@@ -491,7 +492,10 @@ class Parametric(Layer, abstract=True):
         if value.dtype.kind not in "fiub":
             raise TypeError(f"{name}: expected real numbers, got dtype {value.dtype}")
         if value.shape != array.shape:
-            raise ValueError(f"{name}: expected shape {array.shape}, got {value.shape}")
+            raise ValueError(
+                f"{name}: expected shape {array.shape}, got {value.shape}{transposed(array.shape, value.shape)}"
+            )
+        in_range(name, value, array.dtype)
         array[...] = value
         self._changed()
 
@@ -548,6 +552,7 @@ class Parametric(Layer, abstract=True):
         Parameters
         ----------
         x : array_like of shape (batch, in_features)
+            Of an array with other leading axes each (in_features,) is a row; the result has its leading axes.
 
         Returns
         -------

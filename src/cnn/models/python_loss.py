@@ -42,12 +42,13 @@ class PythonLoss:
 
     def forward(self, x, y, threads: int, training: bool = True):
         self._gradient = None
+        if y is None:
+            return self.native.forward(x, None, threads, training)
+        x, y, _ = self.native.flattened(x, y)
         x = self.native.inputs(x)
-        if y is not None and not len(x):
+        if not len(x):
             raise ValueError("the loss of an empty batch is not defined")
         outputs = self.native.forward(x, None, threads, training)
-        if y is None:
-            return outputs
         value, self._gradient = self.loss.value_and_gradient(outputs, y)
         return value + self.native.penalty()
 

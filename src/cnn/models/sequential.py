@@ -7,17 +7,18 @@ derivatives.py, the training loop is in training/fit.py, files are in files/chec
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from .. import layers, losses, optim
-from .._checks import integer
+from .._checks import in_range, integer, transposed
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
 from ..files import checkpoint
+from ..layers import Layer
 from ..layers.graph import computes_natively
 from ..optim.optimizers import MOMENTUM
 from ..training import fit as fitting
@@ -34,8 +35,8 @@ class Sequential(layers.Chain):
     Parameters
     ----------
     layers : sequence of Layer
-        Layers in order, among them a `Linear`; a loss may stand last, or a function of your own, as for `CallableLoss`.
-        Widths must follow from one another.
+        Layers in order, among them a `Linear`; a loss may stand last, or a function of your own, or another object that
+        can be called, as for `CallableLoss`. Widths must follow from one another.
     optimizer : Optimizer, optional
         Needed for `step`, `train_step` and `fit`. Setting another one later begins anew: momentum, schedule, and the
         orders of the rows in `fit`.
@@ -44,6 +45,8 @@ class Sequential(layers.Chain):
     seed : int, optional
         Of the initial parameters and of the order in `fit`: the same numbers on every platform. None: different at
         every run.
+    *rest
+        Nothing. Layers stand in one list: that they do not is said where they are found here.
 
     Attributes
     ----------
@@ -72,7 +75,9 @@ class Sequential(layers.Chain):
     [0.0, 1.0, 1.0, 0.0]
     """
 
-    def __init__(self, layers, optimizer=None, dtype="float32", seed=None):
+    def __init__(self, layers, optimizer=None, dtype="float32", seed=None, *rest):
+        if rest or (isinstance(layers, Layer) and isinstance(optimizer, (Layer, losses.Loss))):
+            raise TypeError(f"layers: expected one list, Sequential([{layers!r}, ...]), got one layer after another")
         kernels(dtype)  # the first argument to be wrong is the first to be named
         self.layers, self._loss = _split(layers)
         self.seed = _seed(seed)
@@ -150,9 +155,11 @@ class Sequential(layers.Chain):
         Parameters
         ----------
         x : array_like of shape (batch, in_features)
-            Copied: changing it later does not change what `backward` computes.
+            Copied: changing it later does not change what `backward` computes. With other leading axes as for
+            `predict`.
         targets : array_like, optional
-            As the loss wants them: class indices of shape (batch,), or numbers of shape (batch, out_features).
+            As the loss wants them: class indices of shape (batch,), or numbers of shape (batch, out_features). With
+            the leading axes of x in place of batch.
 
         Returns
         -------
@@ -348,14 +355,19 @@ class Sequential(layers.Chain):
     evaluate = fitting.evaluate
 
     def predict(self, x, out=None, threads=None):
-        """The outputs of the last layer (logits, where the loss is CrossEntropyLoss) in evaluation mode.
+        """The outputs of the last layer (logits, where the loss is CrossEntropyLoss: see `predict_proba`) in evaluation
+        mode.
 
         Any number of rows: they are run in chunks that stay in cache. Does not disturb a pending `backward`.
+
+        **The result of a model with one output is a column, (batch, 1)**, also where y was a vector (batch,): the
+        difference of the two has the shape (batch, batch). Compare ``predict(x)[:, 0]`` with such a y.
 
         Parameters
         ----------
         x : array_like of shape (batch, in_features)
-            The batch may be empty.
+            The batch may be empty. Of an array with other leading axes each (in_features,) is a row, and the result has
+            its leading axes: (in_features,) gives (out_features,), (T, N, in_features) gives (T, N, out_features).
         out : ndarray of shape (batch, out_features), optional
             Where the result goes; of the model's dtype, rows contiguous.
         threads : int, optional
@@ -372,6 +384,36 @@ class Sequential(layers.Chain):
         """
         return self._core.program.predict(x, out, threads_for(threads))
 
+    def predict_proba(self, x, threads=None):
+        """Probabilities, in evaluation mode: of what `predict` gives the softmax, where the loss is CrossEntropyLoss,
+        or the sigmoid, where it is BCEWithLogitsLoss.
+
+        With one output the column is the probability of class 1; scikit-learn's two are ``np.hstack([1 - p, p])``. The
+        outputs of a model that ends with a `Softmax` or a `Sigmoid` are probabilities already; of log-probabilities
+        (`LogSoftmax`, NLLLoss) it is the exponential.
+
+        Parameters
+        ----------
+        x : array_like of shape (batch, in_features)
+            As for `predict`.
+        threads : int, optional
+            As for `predict`.
+
+        Returns
+        -------
+        ndarray of shape (batch, out_features)
+
+        Raises
+        ------
+        ValueError, TypeError
+            If x does not fit, or the outputs are no probabilities and no logits.
+        """
+        kind = losses.probabilities_of(self)
+        y = self.predict(x, threads=threads)
+        if kind != "probabilities":
+            self._core.kernels.probabilities(y.reshape(-1, y.shape[-1]), kind)
+        return y
+
     # parameters -------------------------------------------------------------------------------------------------------
 
     @property
@@ -381,6 +423,7 @@ class Sequential(layers.Chain):
 
     @parameters.setter
     def parameters(self, vector):
+        in_range("parameters", np.asarray(vector), self.dtype)
         self._core.program.set_parameters(vector)
 
     @property
@@ -460,10 +503,19 @@ class Sequential(layers.Chain):
         Raises
         ------
         ValueError
-            If names are missing or unknown, shapes differ, or config describes another network.
+            If names are missing or unknown, shapes differ, config describes another network, a number is too large for
+            the model's dtype, or a variance or a count is negative.
         TypeError
-            If values are no arrays of real numbers, or are PyTorch's tensors, whose weights are the other way round.
+            If state_dict is no mapping, or values are no arrays of real numbers, or PyTorch's tensors, whose weights
+            are the other way round.
         """
+        if not isinstance(state_dict, Mapping):
+            hint = ": cnn.load(path) reads a file" if isinstance(state_dict, (str, os.PathLike)) else ""
+            hint = hint or ": a vector is set by model.parameters = vector" * isinstance(state_dict, (list, np.ndarray))
+            raise TypeError(
+                "state_dict: expected arrays by name, as model.state_dict() returns them, got "
+                f"{type(state_dict).__name__}{hint}"
+            )
         if config is not None:
             expected = self.get_config()["layers"]
             got = config.get("layers") if isinstance(config, dict) else config
@@ -489,7 +541,10 @@ class Sequential(layers.Chain):
             if arrays[name].dtype.kind not in ("fiub" if name in own else "iu"):
                 raise TypeError(f"{name}: expected real numbers, got dtype {arrays[name].dtype}")
             if arrays[name].shape != shape:
-                raise ValueError(f"{name}: expected shape {shape}, got {arrays[name].shape}")
+                raise ValueError(
+                    f"{name}: expected shape {shape}, got {arrays[name].shape}{transposed(shape, arrays[name].shape)}"
+                )
+            in_range(name, arrays[name], self.dtype)
             if verbose:
                 print(f"{name} {shape}")
         parameters = self._core.named(*PARAMETERS)
@@ -674,7 +729,7 @@ def _split(parts) -> tuple[list, losses.Loss | None]:
     if isinstance(parts, layers.Layer) or not hasattr(parts, "__iter__"):
         raise TypeError(f"layers: expected a list of layers, got {parts!r}")
     parts = list(parts)
-    if parts and (inspect.isroutine(parts[-1]) or isinstance(parts[-1], functools.partial)):
+    if parts and callable(parts[-1]) and not isinstance(parts[-1], (type, layers.Layer, losses.Loss)):
         parts[-1] = losses.CallableLoss(parts[-1])
     loss = parts.pop() if parts and isinstance(parts[-1], losses.Loss) else None
     if loss is not None:
@@ -684,6 +739,8 @@ def _split(parts) -> tuple[list, losses.Loss | None]:
             raise ValueError(f"layer {i}, {part!r}: a loss can only stand last")
         if not isinstance(part, layers.Layer):
             hint = " (pass an object, not the class)" if isinstance(part, type) else ""
+            if isinstance(part, (list, tuple)):
+                hint = ": one list of layers, or a cnn.Sequential for the inner ones"
             raise TypeError(f"layer {i}: expected a layer, got {part!r}{hint}")
         part._may_nest(f"layer {i}")
     return parts, loss

@@ -4,6 +4,7 @@ from .callbacks import Callback, CSVLogger, EarlyStopping, LambdaCallback, Tenso
 from .data import Blocks
 from .fit import DivergenceError
 from .history import History
+from .metrics import Metric
 from .model_checkpoint import ModelCheckpoint
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "EarlyStopping",
     "History",
     "LambdaCallback",
+    "Metric",
     "ModelCheckpoint",
     "TensorBoardLogger",
 ]

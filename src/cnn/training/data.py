@@ -116,6 +116,7 @@ class _Arrays(Rows):
         self.context = context
         self.names = names
         program = context.program
+        x, y, w = program.flattened(x, y, w, names.x, names.y, names.w)
         self.x: np.ndarray = program.inputs(x, names.x)
         self.y = context.targets(y, len(self.x), names.y)
         if len(self.x) == 0:

@@ -119,10 +119,11 @@ def fit(
     class_weight : dict or "balanced", optional
         Weights of class indices, 1 for those that are not named. "balanced": n / (classes * count of the class), as
         in scikit-learn. They multiply the sample weights, in training only.
-    metrics : sequence of str or callable
+    metrics : sequence of str, callable or Metric, or dict, optional
         Of training rows, by the outputs that they had in the training step, and of validation rows: "accuracy",
         "top_k" ("top_3", ...), "mae", "rmse", "r2", "auc", "f1", or functions of (targets, outputs) that return a
-        number. Weights do not enter.
+        number. Weights do not enter. `cnn.Metric` for functions of probabilities or of labels; "auc_ovr" (as "auc") and
+        "auc_ovo" for several classes. A dict gives names of your own.
     callbacks : sequence of Callback
         See `cnn.Callback`.
     early_stopping : EarlyStopping, int or True, optional
@@ -553,7 +554,7 @@ def evaluate(self: Any, x, y=None, sample_weight=None, metrics=(), threads=None)
         Targets; None if x brings them.
     sample_weight : array_like of shape (n,), optional
         Not negative.
-    metrics : sequence of str or callable
+    metrics : sequence of str, callable or Metric, or dict, optional
         As for `fit`.
     threads : int, optional
         At most this many; None: as `cnn.set_num_threads` says. The result does not depend on it.
