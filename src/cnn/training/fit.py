@@ -16,16 +16,18 @@ from .._checks import integer, number
 from .._threads import threads_for
 from ..optim.optimizers import MOMENTUM, Optimizer
 from ..optim.schedules import ReduceLROnPlateau
-from .callbacks import Callback, EarlyStopping, overridden
+from .callbacks import Callback, EarlyStopping, check_methods, overridden
 from .class_weights import labels_of, weights_of_classes
 from .data import Blocks, Names, Part, Rows, Source, source_of
 from .history import History
 from .metrics import Metrics
 from .model_checkpoint import ModelCheckpoint
 from .progress import Progress
+from .state import names_of
 
 SLICE = 0.05  # seconds that one native call may take
 EVALUATION_WORK = 1 << 28  # multiply-adds of one native call of evaluation; fixed, so that sums are always cut alike
+MOST_ROWS = 1 << 62  # batch_size=None: the whole data
 VALIDATION = Names("validation_data[0]", "validation_data[1]", "validation_data[2]", "validation_data")
 
 
@@ -177,7 +179,8 @@ def fit(
     with _only_fit_of(self):
         continued = resume or initial_epoch is not None
         initial_epoch = 0 if initial_epoch is None else initial_epoch
-        epochs, batch_size = integer("epochs", epochs, 1), integer("batch_size", batch_size, 1)
+        epochs = integer("epochs", epochs, 1)
+        batch_size = MOST_ROWS if batch_size is None else integer("batch_size", batch_size, 1)
         initial_epoch = integer("initial_epoch", initial_epoch, 0)
         accumulation_steps = integer("accumulation_steps", accumulation_steps, 1)
         checkpoint_every, keep = integer("checkpoint_every", checkpoint_every, 1), integer("keep", keep, 1)
@@ -206,7 +209,7 @@ def fit(
             validation.check(val_meter)
         names = [*meter.summed, *meter.names]
         names += [f"val_{name}" for name in names] * (validation is not None)
-        chosen = _callbacks(callbacks, early_stopping)
+        chosen = sorted(_callbacks(callbacks, early_stopping), key=lambda callback: callback._turn)
         schedule = _Schedule(self.optimizer, names)
         if schedule:
             names.append("lr")
@@ -228,18 +231,27 @@ def fit(
         history = History()
         if initial_epoch and self.history is not None and self.history.goes_on(initial_epoch, names):
             history = self.history.copy()
+        for name in names:
+            history.setdefault(name, [])
         self.history = history
         self.stop_training = False
+        known = core.state.callbacks if continued and initial_epoch == core.state.epoch else {}
         core.program.clear_padding()  # a step that diverged may have left NaN there
         logs: dict[str, float] = {}
         with contextlib.ExitStack() as at_end:
             for callback in chosen:
                 callback.model, callback.stop = self, False
                 at_end.callback(callback._close)
+            core.state.running, core.state.callbacks = [], {}
+            at_end.callback(core.state.release)
             bar = at_end.enter_context(Progress(progress, initial_epoch, epochs, source.rows))
             trainer = _Trainer(context, self, meter, schedule, chosen, bar, threads)
             for call in overridden(chosen, "on_train_begin"):
                 call({})
+            for name, callback in names_of(chosen).items():
+                if name in known:
+                    callback.load_state_dict(known[name])
+            core.state.running = chosen
             for epoch in range(initial_epoch + 1, epochs + 1):
                 if trainer.stopped():
                     break
@@ -330,6 +342,7 @@ def _callbacks(callbacks, early_stopping) -> list[Callback]:
             raise TypeError(f"callbacks: expected cnn.Callback objects, got {callback!r}{hint}")
         if any(callback is other for other in chosen[:i]):
             raise ValueError(f"callbacks: {callback!r} stands there twice")
+        check_methods(callback)
     return chosen
 
 
