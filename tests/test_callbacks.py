@@ -1,5 +1,6 @@
 """Callbacks of fit: when they are called and with what; early stopping; the loggers."""
 
+import contextlib
 import csv
 import math
 import pickle
@@ -398,14 +399,12 @@ def script(folder, dtype, *, killed_at=None, every=1, monitor="val_loss", patien
     mine, stopper = Counting(), cnn.EarlyStopping(monitor, patience=patience)
     callbacks = [cnn.CSVLogger(folder / "log.csv"), mine, stopper]
     history = None
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         history = model.fit(
             X[:24], NOISE[0], epochs=40, batch_size=8, validation_data=(X[16:], NOISE[1]), checkpoint=folder / "saved",
             checkpoint_every=every, resume=True, progress=False,
             callbacks=[*callbacks, Killed(killed_at)] if killed_at else callbacks,
         )  # fmt: skip
-    except KeyboardInterrupt:
-        pass
     return model, history, mine, stopper
 
 
@@ -477,7 +476,7 @@ def test_the_best_parameters_after_an_exception(how, saved):
     assert not np.array_equal(model.parameters, best[min(best)])
     cnn.EarlyStopping.restore_best(model)
     np.testing.assert_array_equal(model.parameters, best[min(best)])
-    with pytest.raises(RuntimeError, match="^restore_best: there are no best parameters"):
+    with pytest.raises(RuntimeError, match=r"^restore_best: there are no best parameters"):
         cnn.EarlyStopping.restore_best(model_of())
 
 

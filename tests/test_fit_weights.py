@@ -154,7 +154,7 @@ def test_class_weights_of_what_is_no_class():
     spec = chain(5, 9, 3)
     x, y = batch_for(spec, "mse", 6, np.float64)
     for weights in ("balanced", {1: 2.0}):
-        with pytest.raises(ValueError, match=r"^class_weight: expected targets that are class indices, or 0 and 1"):
+        with pytest.raises(ValueError, match=r"^class_weight: expected targets that are class indices, 0 and 1, or one"):
             model_of(spec, "mse", "float64").fit(x, y, class_weight=weights)
     with pytest.raises(ValueError, match=r"^class_weight: 'balanced' needs all targets in an array"):
         model_of(spec, "mse", "float64").fit([(x, y)], class_weight="balanced")

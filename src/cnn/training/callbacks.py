@@ -282,13 +282,12 @@ class EarlyStopping(Callback):
         value = logs[self.monitor]
         gain = self._sign * value
         self._waited += 1
-        if self.best is None or gain > self._sign * self.best + self.min_delta:
-            if not math.isnan(value):
-                self.best, self.best_epoch = value, epoch
-                if self.baseline is None or gain > self._sign * self.baseline:
-                    self._waited = 0
-                if self.restore_best_weights:
-                    self._saved = best_of(self.model._core) if self._began is None else self._began
+        if not math.isnan(value) and (self.best is None or gain > self._sign * self.best + self.min_delta):
+            self.best, self.best_epoch = value, epoch
+            if self.baseline is None or gain > self._sign * self.baseline:
+                self._waited = 0
+            if self.restore_best_weights:
+                self._saved = best_of(self.model._core) if self._began is None else self._began
         if self._waited >= self.patience:
             self.stop = True
             self.stopped_epoch = epoch
