@@ -38,8 +38,10 @@ from .training import (
     EarlyStopping,
     History,
     LambdaCallback,
+    LearningRates,
     ModelCheckpoint,
     TensorBoardLogger,
+    find_lr,
 )
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "ExponentialLR",
     "History",
     "LambdaCallback",
+    "LearningRates",
     "LinearLR",
     "ModelCheckpoint",
     "MultiStepLR",
@@ -69,6 +72,7 @@ __all__ = [
     "SequentialLR",
     "StepLR",
     "TensorBoardLogger",
+    "find_lr",
     "from_onnx",
     "from_sklearn",
     "from_torch",

@@ -2,6 +2,7 @@
 
 from .callbacks import Callback, CSVLogger, EarlyStopping, LambdaCallback, TensorBoardLogger
 from .data import Blocks
+from .find_lr import LearningRates, find_lr
 from .fit import DivergenceError
 from .history import History
 from .model_checkpoint import ModelCheckpoint
@@ -14,6 +15,8 @@ __all__ = [
     "EarlyStopping",
     "History",
     "LambdaCallback",
+    "LearningRates",
     "ModelCheckpoint",
     "TensorBoardLogger",
+    "find_lr",
 ]

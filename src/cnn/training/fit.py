@@ -263,7 +263,7 @@ def fit(
     ``del`` of the original, saves that. Early stopping and each epoch keep a copy of the parameters and the
     optimiser's state.
     """
-    with _only_fit_of(self):
+    with only_fit_of(self):
         continued = resume or initial_epoch is not None
         initial_epoch = 0 if initial_epoch is None else initial_epoch
         epochs = integer("epochs", epochs, 1)
@@ -369,7 +369,7 @@ def fit(
 
 
 @contextlib.contextmanager
-def _only_fit_of(model):
+def only_fit_of(model):
     """RuntimeError if another `fit` of the model is running."""
     if model._core.fitting:
         raise RuntimeError("another thread is training this model, or a callback of its fit has called fit again")

@@ -165,7 +165,8 @@ class History(dict):
             if f"val_{name}" in self:
                 curves["validation"] = self[f"val_{name}"]
             for (label, values), color in zip(curves.items(), ("#1f77b4", "#e8710a"), strict=False):
-                ax.plot(self.epochs, values, color=color, label=label, lw=1.6, marker=marker)
+                points = [(e, v) for e, v in zip(self.epochs, values, strict=True) if not math.isnan(v)]
+                ax.plot([e for e, _ in points], [v for _, v in points], color=color, label=label, lw=1.6, marker=marker)
             if name != "lr" and best is not None:
                 values = list(curves.values())[-1]
                 value = values[self.epochs.index(best)]
