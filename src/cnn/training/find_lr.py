@@ -30,14 +30,13 @@ class LearningRates:
     loss : ndarray of shape (steps,)
         The running mean of the batches' losses, each before the step at that rate.
     suggestion : float
-        The rate at which the loss falls fastest; a schedule's maximum may be a few times that.
+        A tenth of the rate at which the loss is lowest, which is on the verge of too much.
     """
 
     def __init__(self, lr: np.ndarray, loss: np.ndarray):
         self.lr = lr
         self.loss = loss
-        last = max(2, int(loss.argmin()) + 1)  # where it falls, up to the lowest
-        self.suggestion = float(lr[np.gradient(loss[:last], np.log(lr[:last])).argmin()])
+        self.suggestion = float(lr[loss.argmin()] / 10)
 
     def plot(self, path: str | os.PathLike | None = None):
         """Draw the loss over the learning rate, the suggestion marked.
@@ -66,17 +65,16 @@ class LearningRates:
         figure = make(figsize=(5.2, 3.4), layout="constrained")
         ax = figure.add_subplot()
         ax.plot(self.lr, self.loss, color="#1f77b4", lw=1.6)
-        at = self.lr.tolist().index(self.suggestion)
-        ax.plot(
-            [self.suggestion], [self.loss[at]], "o", ms=6, color="black", label=f"suggestion: {self.suggestion:.2g}"
-        )
+        at = np.interp(np.log(self.suggestion), np.log(self.lr), self.loss)
+        ax.plot([self.suggestion], [at], "o", ms=6, color="black", label=f"suggestion: {self.suggestion:.2g}")
         ax.set_xscale("log")
-        ax.set_ylim(top=min(self.loss.max(), 1.5 * self.loss[0] - 0.5 * self.loss.min()))
+        usual = self.loss[: self.loss.argmin() + 1].max()
+        ax.set_ylim(top=min(self.loss.max(), usual + 0.3 * (usual - self.loss.min())))
         ax.set_xlabel("learning rate")
         ax.set_ylabel("loss of the batches, running mean")
         ax.grid(alpha=0.25, lw=0.6)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False, fontsize=9)
+        ax.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), borderaxespad=0.2)
         if path is not None:
             figure.savefig(path, dpi=150)
         return ax
