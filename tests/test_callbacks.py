@@ -435,6 +435,20 @@ def test_callbacks_of_a_run_that_is_resumed(tmp_path, dtype, every, monitor):
             assert (folder / "log.csv").read_text() == log
 
 
+def test_a_run_that_was_stopped_goes_on_with_more_patience(tmp_path):
+    """It stays stopped with the same, also in the same process."""
+    data, rest = (X[:20], NOISE[0][:20]), {"validation_data": (X[20:], NOISE[1][:20])}
+    model = model_of(lr=0.5)
+    epochs = model.fit(*data, epochs=40, early_stopping=3, **rest).epochs
+    assert len(epochs) < 40
+    best = model.parameters
+    assert model.fit(*data, epochs=40, early_stopping=3, initial_epoch=epochs[-1], **rest).epochs == epochs
+    np.testing.assert_array_equal(model.parameters, best)
+    stopper = cnn.EarlyStopping(patience=5)
+    assert model.fit(*data, epochs=40, early_stopping=stopper, initial_epoch=epochs[-1], **rest).epochs[-1] > epochs[-1]
+    assert stopper.best_epoch is not None
+
+
 def test_states_are_by_class_and_place():
     made = [Counting(), cnn.EarlyStopping(), Counting()]
     assert list(names_of(made)) == ["Counting", "EarlyStopping", "Counting.2"]
@@ -635,6 +649,10 @@ def test_tensorboard(module, monkeypatch, tmp_path):
     with pytest.raises(KeyError, match="mine"):
         model_of().fit(X, Y, callbacks=[logger, cnn.LambdaCallback(on_epoch_end=fail)])
     assert Writer.made[1].closed
+    model = model_of()
+    model.fit(X, Y, epochs=2)
+    model.fit(X, Y, epochs=4, initial_epoch=2, callbacks=[logger])
+    assert [one.purge_step for one in Writer.made] == [None, None, 3]  # epochs of a run that was killed are hidden
 
 
 def test_tensorboard_that_is_not_installed(monkeypatch, tmp_path):

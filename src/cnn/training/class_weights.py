@@ -62,7 +62,7 @@ def weights_of_classes(
         raise error(f"class_weight: expected a dict or 'balanced', got {wanted!r}")
     if blocks is None:
         raise ValueError("class_weight: 'balanced' needs all targets in an array, not an iterable: pass a dict")
-    counts = sum(_counts(y, weights, ignored, kind) for y in blocks)
+    counts = sum((_counts(y, weights, ignored, kind) for y in blocks), np.zeros(weights.shape))
     there = counts > 0
     shares = counts.sum(axis=-1, keepdims=True) / np.count_nonzero(there, axis=-1, keepdims=True)
     return np.where(there, shares / np.where(there, counts, 1), 1.0)

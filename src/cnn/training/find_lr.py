@@ -143,10 +143,11 @@ def find_lr(
         losses: list[float] = []
         try:
             for loss in _losses(core, source, rates, threads):
-                mean = loss if not losses else MEMORY * mean + (1 - MEMORY) * loss  # noqa: F821
-                if not math.isfinite(mean) or (losses and mean > TOO_MUCH * min(losses) > 0):
+                if losses:
+                    loss = MEMORY * losses[-1] + (1 - MEMORY) * loss
+                if not math.isfinite(loss) or (losses and loss > TOO_MUCH * min(losses) > 0):
                     break
-                losses.append(mean)
+                losses.append(loss)
         finally:
             core.restore(before)
             core.program.clear_padding()

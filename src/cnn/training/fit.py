@@ -421,18 +421,15 @@ def _warn_of_order(source: Rows) -> None:
     """Warn if rows that are split at the end are sorted by their classes."""
     last = None
     up = down = True
-    different = False
+    different: Any = False
     for y in source.labels():
         labels = classes_of(y)
         if labels is None or not (up or down):
             return
         labels = labels if last is None else np.append(last, labels)
         steps = labels[1:].astype(np.int64) - labels[:-1].astype(np.int64)
-        up, down, different = (
-            up and bool((steps >= 0).all()),
-            down and bool((steps <= 0).all()),
-            different or steps.any(),
-        )
+        up, down = up and bool((steps >= 0).all()), down and bool((steps <= 0).all())
+        different = different or steps.any()
         last = labels[-1:]
     if different and (up or down):
         warnings.warn(

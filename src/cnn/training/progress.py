@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from typing import Any
 
 EVERY = 0.05  # seconds between two changes of the bar
 BAR = "{desc}{percentage:3.0f}%|{bar}| {remaining} {rate_fmt}{postfix}"
@@ -45,7 +46,7 @@ class Progress:
         self.last = last
         self.rows = rows
         self.done = 0  # rows, in the epochs that are over
-        self.bar = None
+        self.bar: Any = None
         self.shown = 0.0  # when the bar was last brought up to date
         self.logs: dict[str, str] = {}
         self.began = self.epoch_began = time.perf_counter()
@@ -81,7 +82,7 @@ class Progress:
         text = f"epoch {epoch}/{self.last}"
         self.bar.set_description(text, refresh=False)
         left = 1e9 if _notebook() else _columns() - len(text) - TAKEN
-        shown = {}
+        shown: dict[str, str] = {}
         for name in sorted(logs, key=lambda name: name not in ("loss", "val_loss")):
             left -= len(f", {name}={logs[name]}")
             if left >= 0 or not shown:
