@@ -318,12 +318,23 @@ class EarlyStopping(Callback):
         Parameters
         ----------
         state : dict
+
+        Raises
+        ------
+        ValueError, TypeError
+            If it is that of another model.
         """
+        core, now = self.model._core, best_of(self.model._core)
+        if saved := _model_in(state):
+            try:
+                bring_back(core, saved)  # finds out whether it fits, before anything is trained
+            finally:
+                bring_back(core, now)
         self._waited = integer("waited", state.get("waited"), 0)
         self.best = float(state["best"]) if "best" in state else None
         self.best_epoch, self.stopped_epoch = state.get("best_epoch"), state.get("stopped_epoch")
         if self.best is not None and self.restore_best_weights:
-            self._saved = _model_in(state) or best_of(self.model._core)  # if it is the model that has the best
+            self._saved = saved or now  # without parameters in the state it is the model that has the best
         self.stop = self._waited >= self.patience
         if not self.stop:
             self.stopped_epoch = None

@@ -333,7 +333,6 @@ def fit(
             for callback in chosen:
                 callback.model, callback.stop = self, False
                 at_end.callback(callback._close)
-            core.state.running, core.state.callbacks = [], {}
             at_end.callback(core.state.release)
             bar = at_end.enter_context(Progress(progress, initial_epoch, epochs, rows))
             trainer = _Trainer(context, self, meter, schedule, chosen, bar, threads)
@@ -342,7 +341,7 @@ def fit(
             for name, callback in names_of(chosen).items():
                 if name in known:
                     callback.load_state_dict(known[name])
-            core.state.running = chosen
+            core.state.running, core.state.callbacks = chosen, {}
             for epoch in range(initial_epoch + 1, epochs + 1):
                 if trainer.stopped():
                     break

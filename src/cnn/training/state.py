@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import integer
 from ..files.safetensors_file import short
 from .history import History
 
@@ -169,6 +170,7 @@ def bring_back(core: Any, best: dict[str, Any]) -> None:
         np.shape(a) != own[name].shape for name, a in statistics.items()
     ):
         raise ValueError("the best state: it is another model's")
+    seen = integer("epochs_seen", seen, 0)
     core.program.set_state(state, _blocks(core.optimizer))
     core.program.set_parameters(parameters)
     for name, a in statistics.items():
