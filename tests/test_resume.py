@@ -319,7 +319,7 @@ EDITS = {
     ),
     "an array of no callback": (lambda a, n: a.update({"callback/A/b": a["epochs"]}), "callback/A/b.*of no callback"),
     "two of one name": (
-        lambda a, n: (n.update({"callbacks": {"A": {"b": 1}}}), a.update({"callback/A/b": a["epochs"]})) and None,
+        lambda a, n: a.update({"callback/A/b": a["epochs"]}) or n.update({"callbacks": {"A": {"b": 1}}}),
         "callback/A/b.*of no callback",
     ),
 }
