@@ -47,7 +47,7 @@ class Batches:
 @pytest.mark.parametrize("batches", [False, True])
 def test_bar(monkeypatch, batches):
     """With loss, metrics, samples per second, time left; full at the end."""
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("cnn.training.progress._columns", lambda: 120)
     terminal = on_terminal(monkeypatch)
     history = fitted("auto", metrics=["mae"], validation_split=0.0, batches=batches)
     last = terminal.getvalue().split("\r")[-1]
@@ -59,7 +59,7 @@ def test_bar(monkeypatch, batches):
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_bar_fits_the_terminal(monkeypatch, columns):
     """The losses come first, then what there is room for; there is a bar in any case that one can use."""
-    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("cnn.training.progress._columns", lambda: columns)
     monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda fp: (columns, 24))
     terminal = on_terminal(monkeypatch)
     fitted("auto", metrics=["mae", "rmse", "r2"], validation_split=0.5)

@@ -566,10 +566,10 @@ with threadpoolctl.threadpool_limits(2):
         print(cnn.get_num_threads())
 print(cnn.get_num_threads())
 (own,) = [one for one in threadpoolctl.threadpool_info() if one["user_api"] == "cnn"]
-print(own["num_threads"], own["version"] == cnn.__version__)
+print(own["num_threads"])
 """
     done = run("-c", code)
-    assert done.stdout.split() == ["2", "1", "2", "3", "3", "True"], done.stderr
+    assert done.stdout.split() == ["2", "1", "2", "3", "3"], done.stderr
 
 
 def test_without_threadpoolctl():

@@ -10,7 +10,6 @@ import io
 import mmap
 import os
 from collections.abc import Iterable, Iterator
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,7 +71,7 @@ class Rows(Source):
         """Split off the rows from row n on, as another source."""
         raise NotImplementedError
 
-    def stratified(self, fraction: Fraction) -> Rows:
+    def stratified(self, fraction: Any) -> Rows:
         """Split off the last rows of each class, as another source: the classes have the same parts in both."""
         raise ValueError("stratify: expected arrays in memory: shuffle the rows on disk, or pass validation_data")
 

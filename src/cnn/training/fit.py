@@ -11,7 +11,6 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from fractions import Fraction
 from typing import Any, cast
 
 import numpy as np
@@ -388,6 +387,8 @@ def _validation(model, source: Source, data, split, stratify: bool, epochs: int)
             raise ValueError("validation_split: expected no validation_data with it")
         if not isinstance(source, Rows):
             raise ValueError("validation_split: an iterable of batches cannot be split: pass validation_data")
+        from fractions import Fraction  # with decimal, which `import cnn` does without
+
         fraction = Fraction(str(split)).limit_denominator(10**9)  # 0.1 is a tenth, and 1 / 3 a third
         n = int(source.rows * (1 - fraction))
         if not 0 < n < source.rows:
