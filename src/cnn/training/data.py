@@ -22,14 +22,26 @@ _MIX = 0xD1342543DE82EF95  # an odd number (L'Ecuyer's multiplier): blocks have 
 
 
 class Part(NamedTuple):
-    """Rows to train on: checked arrays, the order of the rows (None: as they lie), the size of a batch, how many."""
+    """Rows to train on: checked arrays, the order of the rows (None: as they lie), and the size of a batch."""
 
     x: np.ndarray
     y: np.ndarray
     w: np.ndarray | None
     order: np.ndarray | None
     batch_size: int
-    rows: int
+
+    @property
+    def rows(self) -> int:
+        """How many rows are taken."""
+        return len(self.x) if self.order is None else len(self.order)
+
+    def first(self, rows: int) -> Part:
+        """The part's first rows, in its order."""
+        if rows == self.rows:
+            return self
+        if self.order is not None:
+            return self._replace(order=self.order[:rows])
+        return self._replace(x=self.x[:rows], y=self.y[:rows], w=None if self.w is None else self.w[:rows])
 
 
 class Names(NamedTuple):
@@ -176,7 +188,7 @@ class _Arrays(Rows):
             if self.order is None:
                 self.order = np.empty(self.rows, np.int64)
             order = context.permutation(self.rows, context.seed, epoch, self.order)
-        yield Part(self.x, self.y, self.w, order, context.batch_size, self.rows)
+        yield Part(self.x, self.y, self.w, order, context.batch_size)
 
 
 def table(a, name: str):
@@ -390,7 +402,7 @@ class _Blocks(Rows):
             if context.class_weights is not None:
                 w = context.with_classes(y, w)
             order = context.permutation(n, (context.seed + _MIX * i) % 2**64, epoch) if shuffled else None
-            yield Part(x, y, w, order, context.batch_size, n)
+            yield Part(x, y, w, order, context.batch_size)
 
 
 # iterables of batches -------------------------------------------------------------------------------------------------
@@ -477,7 +489,7 @@ class _Iterable(Source):
         if any(part.w is not None for part in parts):
             w = np.concatenate([np.ones(len(p.x), self.context.dtype) if p.w is None else p.w for p in parts])
         x, y = (np.concatenate([part[i] for part in parts]) for i in range(2))
-        return Part(x, y, w, None, sizes[0], len(x))
+        return Part(x, y, w, None, sizes[0])
 
     def one(self, batch, name: str) -> Part:
         if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
@@ -494,7 +506,7 @@ class _Iterable(Source):
         if context.class_weights is not None:
             w = context.with_classes(y, w)
         self.metrics.check(y)
-        return Part(x, y, w, None, n, n)
+        return Part(x, y, w, None, n)
 
 
 def _array(a, name: str):

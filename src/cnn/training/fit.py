@@ -105,7 +105,7 @@ class Context:
                 rows = min(rows, left * size)
                 left -= -(-rows // size)
             if rows:
-                yield part._replace(rows=rows)
+                yield part.first(rows)
             if left == 0:
                 return
 
