@@ -23,12 +23,17 @@ TOO_MUCH = 4.0  # times the lowest loss so far: the end
 class LearningRates:
     """What `find_lr` has measured.
 
-    Attributes
+    Parameters
     ----------
     lr : ndarray of shape (steps,)
         The learning rates, rising.
     loss : ndarray of shape (steps,)
         The running mean of the batches' losses, each before the step at that rate.
+
+    Attributes
+    ----------
+    lr, loss
+        As passed in.
     suggestion : float
         A tenth of the rate at which the loss is lowest, which is on the verge of too much.
     """
@@ -101,8 +106,12 @@ def find_lr(
     ----------
     model : Sequential
         With a loss and an optimizer, whose learning rate and schedule do not matter here. It is afterwards what it was.
-    x, y, sample_weight
+    x : array_like of shape (n, in_features), memory map, Blocks, or iterable of batches
         As for `Sequential.fit`; gone over as often as needed.
+    y : array_like, optional
+        Targets; None if x brings them.
+    sample_weight : array_like of shape (n,), optional
+        Not negative.
     batch_size : int
         As in the training that the rate is for.
     lr_min, lr_max : float
