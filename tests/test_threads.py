@@ -543,3 +543,39 @@ def test_a_model_that_trains_refuses_others(isa, threads, call):
     assert refused.startswith("another thread is training this model")
     assert np.isfinite(losses).all()
     assert np.isfinite(model.train_step(x, y))
+
+
+@pytest.mark.parametrize(
+    ("omp", "own", "expected"),
+    [("1", None, 1), ("1,4", None, 1), ("999", None, None), ("0", None, None), ("many", None, None), ("1", "3", 3)],
+)
+def test_openmp_s_limit(omp, own, expected):
+    """OMP_NUM_THREADS limits the threads, where CNN_NUM_THREADS says nothing; None: as many as there are processors."""
+    done = run("-c", "import cnn; print(cnn.get_num_threads())", OMP_NUM_THREADS=omp, CNN_NUM_THREADS=own)
+    assert int(done.stdout) == (expected or _threads.available())
+
+
+@pytest.mark.parametrize("first", ["cnn", "threadpoolctl"])
+def test_limits_of_threadpoolctl(first):
+    pytest.importorskip("threadpoolctl")
+    code = f"""
+import {first}
+import cnn, threadpoolctl
+cnn.set_num_threads(3)
+with threadpoolctl.threadpool_limits(2):
+    print(cnn.get_num_threads())
+    with threadpoolctl.threadpool_limits({{"cnn": 1}}):
+        print(cnn.get_num_threads())
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        print(cnn.get_num_threads())
+print(cnn.get_num_threads())
+(own,) = [one for one in threadpoolctl.threadpool_info() if one["user_api"] == "cnn"]
+print(own["num_threads"])
+"""
+    done = run("-c", code)
+    assert done.stdout.split() == ["2", "1", "2", "3", "3"], done.stderr
+
+
+def test_without_threadpoolctl():
+    code = "import sys; sys.modules['threadpoolctl'] = None; import cnn; print(cnn.get_num_threads())"
+    assert int(run("-c", code, OMP_NUM_THREADS=None, CNN_NUM_THREADS=None).stdout) == _threads.available()

@@ -38,9 +38,11 @@ from .training import (
     EarlyStopping,
     History,
     LambdaCallback,
+    LearningRates,
     Metric,
     ModelCheckpoint,
     TensorBoardLogger,
+    find_lr,
 )
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "ExponentialLR",
     "History",
     "LambdaCallback",
+    "LearningRates",
     "LinearLR",
     "Metric",
     "ModelCheckpoint",
@@ -71,6 +74,7 @@ __all__ = [
     "SequentialLR",
     "StepLR",
     "TensorBoardLogger",
+    "find_lr",
     "from_onnx",
     "from_sklearn",
     "from_torch",

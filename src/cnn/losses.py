@@ -645,7 +645,10 @@ class CallableLoss(Loss):
     function : callable
         `function(outputs, targets)` returns (loss, gradient): a number, and its gradient with respect to the outputs,
         an array of their shape. outputs is an array (batch, out_features) that must not be changed; targets are what
-        was passed as targets. Whether the loss is a mean over the batch is the function's business.
+        was passed as targets.
+    reduction : {"mean", "sum"}
+        Which of the two the function takes over the rows of a batch, so that the history of `fit`, and `evaluate`, do
+        not depend on how the rows are cut into batches.
 
     Notes
     -----
@@ -669,8 +672,8 @@ class CallableLoss(Loss):
     outputs = targets = None
     convex = has_second_derivative = False
 
-    def __init__(self, function):
-        super().__init__()
+    def __init__(self, function, *, reduction="mean"):
+        super().__init__(reduction=reduction)
         if not callable(function):
             raise TypeError(f"function: expected a callable (outputs, targets) -> (loss, gradient), got {function!r}")
         self.function = function

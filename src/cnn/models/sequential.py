@@ -659,11 +659,19 @@ class Sequential(layers.Chain):
 
     # for people -------------------------------------------------------------------------------------------------------
 
-    def summary(self) -> None:
-        """Print a table of the layers, with output shapes, parameters, FLOPs a sample and memory."""
+    def summary(self) -> str:
+        """Print a table of the layers, with output shapes, parameters, FLOPs a sample and memory.
+
+        Returns
+        -------
+        str
+            The same text; its repr is empty, so that an interpreter does not show it twice.
+        """
         from . import summary
 
-        print(summary.text(self))
+        text = summary.Text(summary.text(self))
+        print(text)
+        return text
 
     def _repr_html_(self) -> str:
         from . import summary
@@ -696,7 +704,7 @@ class Sequential(layers.Chain):
 
     def __repr__(self) -> str:
         parts = [*self.layers, *([self.loss] if self.loss else [])]
-        lines = "".join(f"  ({i}): {part!r}\n" for i, part in enumerate(parts))
+        lines = "".join(f"  ({i}): {part!r}\n".replace("\n", "\n  ")[:-2] for i, part in enumerate(parts))
         return f"Sequential(\n{lines}){'' if self.dtype == np.float32 else f' {self.dtype}'}"
 
     def __len__(self) -> int:

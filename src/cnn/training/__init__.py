@@ -2,6 +2,7 @@
 
 from .callbacks import Callback, CSVLogger, EarlyStopping, LambdaCallback, TensorBoardLogger
 from .data import Blocks
+from .find_lr import LearningRates, find_lr
 from .fit import DivergenceError
 from .history import History
 from .metrics import Metric
@@ -15,7 +16,9 @@ __all__ = [
     "EarlyStopping",
     "History",
     "LambdaCallback",
+    "LearningRates",
     "Metric",
     "ModelCheckpoint",
     "TensorBoardLogger",
+    "find_lr",
 ]
