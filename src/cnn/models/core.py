@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from .._checks import number
 from .._dispatch import kernels
 from ..layers import Parametric
 from ..layers.graph import Graph, Place, chain, in_features, program
-from ..training.state import TrainingState
+from ..optim.schedules import ReduceLROnPlateau
+from ..training.state import TrainingState, stateful
 from .python_loss import PythonLoss
 
 PARAMETERS = ("weight", "bias")
@@ -146,8 +149,7 @@ class Core:
             groups = [(0, 0)] * len(self.graph.ops)
             for op, place in self.parametric:
                 groups[op] = (rows.get(f"{place.key}.weight", 0), rows.get(f"{place.key}.bias", 0))
-            clipping = optimizer.clip_norm, optimizer.clip_value
-            self.program.set_optimizer(optimizer.table, groups, *clipping, optimizer.ema_decay)
+            self.program.set_optimizer(optimizer.table, groups)
         self.optimizer = optimizer
         self.state.epochs_seen = self.state.epoch = 0
 
@@ -155,6 +157,24 @@ class Core:
         """RuntimeError if there is none."""
         if self.optimizer is None:
             raise RuntimeError("the model has no optimizer: pass one to Sequential, or set model.optimizer")
+
+    def rates(self) -> np.ndarray | None:
+        """What the optimiser's schedule says of the next step; None without one."""
+        schedule = self.optimizer.schedule
+        if schedule is None:
+            return None
+        done = self.program.steps if schedule.interval == "step" else self.state.epochs_seen
+        return self.optimizer.rates(done, 1)
+
+    def end_epoch(self, logs: Any) -> None:
+        """Count an epoch, and let a schedule react to it; ValueError, and no change, if it needs what logs lack."""
+        schedule = self.optimizer.schedule
+        if isinstance(schedule, ReduceLROnPlateau):
+            if logs is None:
+                raise ValueError(f"logs: expected a number for {schedule!r} to monitor, as model.end_epoch(val_loss)")
+            schedule.step(logs[schedule.watched(logs)] if isinstance(logs, Mapping) else number("logs", logs))
+        self.state.epochs_seen += 1
+        self.state.position = None
 
     def training_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """What a checkpoint saves for further training: arrays, and numbers as JSON can hold them."""
@@ -165,12 +185,21 @@ class Core:
         self.state = TrainingState.from_parts(arrays, numbers, self.program, self.optimizer, self.dtype)
 
     def snapshot(self) -> Any:
-        """A copy of the parameters, the running statistics and the optimiser's state, for `restore`."""
-        return self.program.snapshot(self.optimizer.states)
+        """A copy of all that training changes, for `restore`: the parameters, the running statistics, the state of the
+        optimiser and of its schedule, and how many epochs are done."""
+        schedule = stateful(self.optimizer)
+        return (
+            self.program.snapshot(self.optimizer.states),
+            self.state.epochs_seen,
+            schedule and (schedule, schedule.state_dict()),
+        )
 
     def restore(self, snapshot: Any) -> None:
         """Put back what `snapshot` returned; a pending `backward` needs another forward pass."""
-        self.program.restore(snapshot)
+        program, self.state.epochs_seen, schedule = snapshot
+        self.program.restore(program)
+        if schedule:
+            schedule[0].load_state_dict(schedule[1])
 
 
 class _Nested:

@@ -1,9 +1,11 @@
 """Schedules of the learning rate: closed formulas in the number of steps, or epochs, that have been done.
 
-A schedule hangs on the optimiser, ``cnn.SGD(lr=0.1, schedule=cnn.StepLR(30))``, and `fit` asks it for the learning
-rates of many steps at once. Names, arguments and values are PyTorch's (torch.optim.lr_scheduler), except that a
-schedule says itself what it counts: `interval` is "epoch", or "step" for steps of the optimiser. None holds a count of
-its own, so one can serve several models; only `ReduceLROnPlateau` has a state.
+A schedule hangs on the optimiser, ``cnn.SGD(lr=0.1, schedule=cnn.StepLR(30))``, and sets the learning rate of each
+step: in `fit`, `train_step` and `step` alike. Names, arguments and values are PyTorch's (torch.optim.lr_scheduler), for
+groups of layers too, with two differences. A schedule says itself what it counts: `interval` is "step" for steps of the
+optimiser, or "epoch" for those that `fit` has done, or `Sequential.end_epoch` has counted in a loop of your own. And a
+learning rate of 0 stays 0, so what it freezes stays frozen. None holds a count of its own, so one can serve several
+models; only `ReduceLROnPlateau` has a state.
 
 With t the count, from 0 on, and lr the optimiser's learning rate, which the schedule leaves as it is.
 """
@@ -77,7 +79,7 @@ class Schedule(Configurable, kind="schedule"):
         """
         t = np.arange(integer("first", first, 0), first + integer("count", count, 0))
         rates = np.full((count, 2), np.nan)
-        rates[:, 0] = self._lr(t, float(lr))
+        rates[:, 0] = self._lr(t, float(lr)) if lr else 0
         if self.cycles_momentum:
             rates[:, 1] = self._momentum(t)
         return rates
@@ -90,7 +92,7 @@ class Schedule(Configurable, kind="schedule"):
         """The momenta after t steps; NaN where the schedule leaves it alone."""
         return np.nan
 
-    def plot(self, count: int, lr: float = 1.0, ax=None):
+    def plot(self, count: int, lr: float = 1.0, ax=None, path=None):
         """Draw the learning rate, and the momentum if it is cycled, over `count` steps or epochs.
 
         Parameters
@@ -99,17 +101,21 @@ class Schedule(Configurable, kind="schedule"):
         lr : float
             The optimiser's.
         ax : matplotlib.axes.Axes, optional
-            Where to draw; None: a new figure.
+            Where to draw; None: a new figure, pyplot's if there is no path.
+        path : str or path, optional
+            Where to save the picture (PNG, PDF, SVG, by its suffix).
 
         Returns
         -------
         matplotlib.axes.Axes
         """
-        import matplotlib.pyplot as plt
-
-        if ax is None:
-            ax = plt.subplots()[1]
         rates = self.rates(0, count, lr)
+        if ax is None:
+            if path is None:
+                from matplotlib.pyplot import figure
+            else:
+                from matplotlib.figure import Figure as figure
+            ax = figure(layout="constrained").subplots()
         ax.plot(rates[:, 0], label="learning rate")
         ax.set_xlabel(self.interval)
         ax.set_ylabel("learning rate")
@@ -118,6 +124,8 @@ class Schedule(Configurable, kind="schedule"):
             twin.plot(rates[:, 1], color="C1", label="momentum")
             twin.set_ylabel("momentum")
             ax.figure.legend(loc="upper right")
+        if path is not None:
+            ax.figure.savefig(path)
         return ax
 
 
@@ -464,7 +472,8 @@ class ReduceLROnPlateau(Schedule):
     """Multiplies the learning rate by `factor` when a metric has not improved for more than `patience` epochs
     (torch.optim.lr_scheduler.ReduceLROnPlateau).
 
-    `fit` calls `step` after each epoch. This is the only schedule with a state; see `state_dict`.
+    `fit` and `Sequential.end_epoch` call `step` after each epoch. This is the only schedule with a state; see
+    `state_dict`.
 
     Parameters
     ----------
@@ -477,7 +486,8 @@ class ReduceLROnPlateau(Schedule):
     threshold : float
         At least 0: how much is an improvement.
     threshold_mode : {"rel", "abs"}
-        Whether it is a part of the best value so far, or a difference to it.
+        Whether it is a part of the best value so far (of its magnitude: PyTorch takes a negative value that is a little
+        worse for better), or a difference to it.
     cooldown : int
         At least 0: epochs after a reduction that are not counted.
     min_lr : float
@@ -517,8 +527,29 @@ class ReduceLROnPlateau(Schedule):
         self.cooldown_counter = 0
         self.reductions = 0
 
+    def watched(self, names) -> str:
+        """The name of the number that is monitored, of those that there are.
+
+        Parameters
+        ----------
+        names : collection of str
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        ValueError
+            If it is not among them.
+        """
+        name = self.monitor or ("val_loss" if "val_loss" in names else "loss")
+        if name not in names:
+            raise ValueError(f"schedule: no {name!r} to monitor: there are {', '.join(names)}")
+        return name
+
     def step(self, metric: float) -> None:
-        """Count an epoch.
+        """Count an epoch. The reductions hold from the next step of the optimiser on, however it is taken.
 
         Parameters
         ----------
@@ -543,7 +574,9 @@ class ReduceLROnPlateau(Schedule):
         sign = 1 if self.mode == "max" else -1
         best = -sign * np.inf if self.best is None else self.best
         margin = sign * self.threshold
-        limit = best * (1 + margin) if self.threshold_mode == "rel" else best + margin
+        if self.threshold_mode == "rel" and self.best is not None:
+            margin *= abs(best)
+        limit = best + margin
         return sign * metric > sign * limit
 
     def _lr(self, t, lr):

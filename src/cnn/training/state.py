@@ -50,7 +50,7 @@ class TrainingState:
         if history is not None:
             arrays[EPOCHS] = np.array(history.epochs, np.int64)
             arrays |= {HISTORY + name: np.array(values, np.float64) for name, values in history.items()}
-        schedule = _schedule(optimizer)
+        schedule = stateful(optimizer)
         numbers = {
             "epoch": self.epoch,
             "epochs_seen": self.epochs_seen,
@@ -89,7 +89,7 @@ class TrainingState:
             raise ValueError(f"training: position: expected epoch, rows and four sums, got {short(position)}")
         arrays = dict(arrays)
         history = None if numbers["history"] is None else _history(arrays, numbers["history"])
-        schedule = _schedule(optimizer)
+        schedule = stateful(optimizer)
         if (schedule is None) != (numbers["schedule"] is None):
             raise ValueError(f"training: schedule: {short(numbers['schedule'])} is no state of {schedule!r}")
         if schedule is not None:
@@ -109,7 +109,7 @@ def _blocks(optimizer: Any) -> int:
     return 0 if optimizer is None else optimizer.states
 
 
-def _schedule(optimizer: Any) -> Any:
+def stateful(optimizer: Any) -> Any:
     """The optimiser's schedule, if it has one with a state."""
     schedule = getattr(optimizer, "schedule", None)
     return schedule if hasattr(schedule, "state_dict") else None
