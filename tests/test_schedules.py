@@ -526,7 +526,7 @@ def stopping(**more):
 @pytest.mark.parametrize("threshold_mode", ["rel", "abs"])
 @pytest.mark.parametrize(("mode", "sign"), [("min", 1), ("max", -1)])
 def test_a_plateau_of_a_negative_metric(mode, sign, threshold_mode):
-    """A threshold asks for more than an improvement, whatever the sign of the metric. PyTorch's relative one asks less."""
+    """A threshold asks for more than an improvement, whatever the sign of the metric, where PyTorch's may ask for less."""
     for value in (10.0, -10.0):
         better, worse, little = value - sign * 2.0, value + sign * 0.5, value - sign * 0.5
         threshold = 0.1 if threshold_mode == "rel" else 1.0
@@ -541,3 +541,27 @@ def test_a_plateau_of_a_negative_metric(mode, sign, threshold_mode):
 def test_a_learning_rate_of_zero_stays():
     for schedule in (cnn.OneCycleLR(0.1, 10), cnn.CosineAnnealingLR(5, eta_min=0.1), cnn.ReduceLROnPlateau(min_lr=0.1)):
         assert not schedule.rates(0, 12, 0.0)[:, 0].any()
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_what_changes_between_steps_holds_from_the_next(interval):
+    """Rates are computed ahead, and again when something that they are made of has changed."""
+    inner = cnn.ExponentialLR(0.5, interval=interval)
+    model = scheduled(cnn.SequentialLR([inner, cnn.StepLR(1, interval=interval)], [100]), groups=[{"layers": [0]}])
+    optimizer = model.optimizer
+
+    def expect(rate):
+        assert rate_of(model, "train_step") == pytest.approx(rate, rel=1e-6)
+        model.end_epoch()
+
+    expect(0.01)
+    expect(0.005)
+    inner.gamma = 0.25
+    expect(0.01 * 0.25**2)
+    optimizer.lr = 0.1
+    expect(0.1 * 0.25**3)
+    optimizer.schedule = cnn.StepLR(5, interval=interval)
+    expect(0.1)
+    expect(0.01)
+    optimizer.schedule = None
+    expect(0.1)

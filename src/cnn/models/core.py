@@ -30,6 +30,7 @@ from .python_loss import PythonLoss
 
 PARAMETERS = ("weight", "bias")
 STATISTICS = ("running_mean", "running_var")
+RATES_AHEAD = 64
 
 
 class Core:
@@ -73,6 +74,7 @@ class Core:
         self.parametric: list[tuple[int, Place]] = self.graph.parameters()
         self.program: Any = None
         self.optimizer: Any = None
+        self._rates: tuple = (0, (), None)  # of some steps or epochs ahead: the first, rates, and what they are made of
         self.fitting = False
         self._derivatives: Any = None
 
@@ -163,8 +165,14 @@ class Core:
         schedule = self.optimizer.schedule
         if schedule is None:
             return None
-        done = self.program.steps if schedule.interval == "step" else self.state.epochs_seen
-        return self.optimizer.rates(done, 1)
+        by_step = schedule.interval == "step"
+        done = self.program.steps if by_step else self.state.epochs_seen
+        made_of = (schedule, schedule.version(), self.optimizer.table.tobytes())
+        first, rates, known = self._rates
+        if made_of != known or not first <= done < first + len(rates):
+            first, rates = done, self.optimizer.rates(done, RATES_AHEAD if by_step else 1)
+            self._rates = first, rates, made_of
+        return rates[done - first]
 
     def end_epoch(self, logs: Any) -> None:
         """Count an epoch, and let a schedule react to it; ValueError, and no change, if it needs what logs lack."""

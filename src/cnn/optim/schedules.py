@@ -13,7 +13,7 @@ With t the count, from 0 on, and lr the optimiser's learning rate, which the sch
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -52,10 +52,25 @@ class Schedule(Configurable, kind="schedule"):
         Whether it gives the momentum too, or Adam's beta1.
     """
 
+    facts = ("_lr",)
+    _changes: ClassVar[int] = 0
+
     def __init__(self, interval):
         self.interval = choice("interval", interval, INTERVALS)
 
-    facts = ("_lr",)
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        Schedule._changes += 1
+
+    @staticmethod
+    def version() -> int:
+        """A number that is another one as soon as an attribute of some schedule has been set.
+
+        Returns
+        -------
+        int
+        """
+        return Schedule._changes
 
     @property
     def cycles_momentum(self) -> bool:
@@ -440,7 +455,7 @@ class SequentialLR(Schedule):
             if one.interval != schedules[0].interval:
                 expected = schedules[0].interval
                 raise ValueError(f"schedules[{i}]: expected interval {expected!r}, as the first, got {one.interval!r}")
-        self.schedules = schedules
+        self.schedules = tuple(schedules)
         self.milestones = _milestones(milestones, 1)
         if len(self.milestones) != len(schedules) - 1:
             raise ValueError(f"milestones: expected {len(schedules) - 1}, one less than schedules, got {milestones!r}")
@@ -623,11 +638,11 @@ def _cosine(begin, end, part):
     return end + (begin - end) * (1 + np.cos(np.pi * part)) / 2
 
 
-def _milestones(values, low: int) -> list[int]:
-    """values as a list of integers of at least low, none below the one before it."""
+def _milestones(values, low: int) -> tuple[int, ...]:
+    """values as integers of at least low, none below the one before it."""
     if isinstance(values, str) or not isinstance(values, (Sequence, np.ndarray)):
         raise TypeError(f"milestones: expected a list of int, got {values!r}")
     milestones = [integer(f"milestones[{i}]", value, low) for i, value in enumerate(values)]
     if sorted(milestones) != milestones:
         raise ValueError(f"milestones: expected increasing numbers, got {values!r}")
-    return milestones
+    return tuple(milestones)
