@@ -176,7 +176,7 @@ class Core:
 
     def end_epoch(self, logs: Any) -> None:
         """Count an epoch, and let a schedule react to it; ValueError, and no change, if it needs what logs lack."""
-        schedule = self.optimizer.schedule
+        schedule = getattr(self.optimizer, "schedule", None)  # a callback of fit may have taken the optimizer away
         if isinstance(schedule, ReduceLROnPlateau):
             if logs is None:
                 raise ValueError(f"logs: expected a number for {schedule!r} to monitor, as model.end_epoch(val_loss)")

@@ -17,7 +17,7 @@ from .. import layers, losses, optim
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
 from ..files import checkpoint
-from ..layers.graph import chain, computes_natively
+from ..layers.graph import computes_natively
 from ..training import fit as fitting
 from ..training.history import History
 from . import derivatives
