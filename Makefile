@@ -1,4 +1,4 @@
-# make demo | test | test-peers | coverage | bench | bench-quick | lint | dist | clean        (CONTRIBUTING.md says more)
+# make demo | test | test-peers | test-extending | coverage | bench | bench-quick | lint | dist | clean
 # make sanitize | tsan | valgrind | soak | test-pythons                           (docs/reliability.md: what they found)
 #
 # Everything runs against the wheel, built from this tree and installed in a virtual environment.
@@ -15,7 +15,7 @@ PYTEST = env -u PYTHONPATH CNN_TEST_WHEEL=1 # the tests assert that they import 
 SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE $(shell find src -type f \
     ! -name '*.so' ! -name '*.pyc' ! -path '*.egg-info/*')
 
-.PHONY: demo test test-peers coverage bench bench-quick lint dist clean
+.PHONY: demo test test-peers test-extending coverage bench bench-quick lint dist clean
 .PHONY: sanitize tsan valgrind soak test-pythons
 .DELETE_ON_ERROR:
 
@@ -23,10 +23,14 @@ demo: $(VENV)/demo.stamp
 	$(VENV)/bin/python examples/digits.py
 
 test: $(VENV)/test.stamp
-	$(PYTEST) $(VENV)/bin/python -m pytest -n auto tests
+	$(PYTEST) $(VENV)/bin/python -m pytest -n auto --dist worksteal tests
 
 test-peers: $(VENV_PEERS)/peers.stamp
 	$(PYTEST) $(VENV_PEERS)/bin/python -m pytest tests/peers
+
+# An activation, a loss, an optimiser and a layer more, in a copy of the tree that is built for one instruction set.
+test-extending: $(VENV)/test,dev.stamp
+	env -u PYTHONPATH $(VENV)/bin/python -m pytest tests/extending
 
 coverage: $(VENV_PEERS)/peers,test,coverage.stamp
 	env -u PYTHONPATH $(VENV_PEERS)/bin/python tools/coverage_report.py tests tests/peers
@@ -56,8 +60,9 @@ INSTRUMENTED = mkdir -p build/$@ && cp -r setup.py pyproject.toml README.md LICE
     && cd build/$@ && rm -f src/cnn/*.so
 CHECKED = env CNN_ISA=$(ISA) PYTHONPATH=src:tests OPENBLAS_NUM_THREADS=1
 PY = $(abspath $(VENV))/bin/python
-SANITIZE_TESTS = activations adam batches checkpoint dropout errors fit groups layers linear losses normalization \
-    predict resume rmsprop sequential softmax threads train_step
+SANITIZE_TESTS = activations adam batches branches checkpoint_format checkpoint_hostile derivatives dropout errors fit \
+    fit_weights fit_continued groups layers linear losses normalization predict resume rmsprop sequential softmax \
+    state_dict threads train_step
 # Not: other instruction sets, which are not built, and limits to the memory that the sanitizer itself needs
 SANITIZE_NOT = v3 or baseline or every_instruction_set or ten_times_the_memory
 

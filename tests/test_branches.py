@@ -5,6 +5,7 @@ Values are held against the NumPy forward pass of tests/grid, gradients against 
 
 from itertools import pairwise
 
+import grid
 import numpy as np
 import pytest
 from grid import GATES, SMOOTH, build, graphs
@@ -243,6 +244,27 @@ def test_the_fused_step_is_the_explicit_one(isa, dtype, parts, batch, seed, opti
     for losses, parameters in results[1:]:
         assert losses == results[0][0]
         np.testing.assert_array_equal(parameters, results[0][1])
+
+
+@pytest.mark.parametrize("name", [*grid.ACTIVATIONS, *grid.LAYERS])
+@pytest.mark.parametrize("n", [1, 5])
+def test_the_padding_stays_zero(isa, dtype, name, n):
+    """Whatever a branch is: what it leaves beside its gradient is not added to that of the other branch's input. The
+    penalty, which sums over the padding of W, would tell."""
+    entry = grid.LAYERS.get(name) or grid.ACTIVATIONS[name]
+
+    def model():
+        part = entry.make(n, dtype) if name in grid.LAYERS else entry.make(None)
+        width = entry.width(n) if name in grid.LAYERS else n
+        wide = cnn.Sequential([cnn.Linear(n, 7), cnn.Add(cnn.Identity(), cnn.Linear(7, 7))], dtype=dtype)
+        layers = [cnn.Linear(3, n, l2=0.1), cnn.Concat(part, wide), cnn.Linear(width + 7, 2), cnn.MSELoss()]
+        return cnn.Sequential(layers, cnn.SGD(0.1), dtype=dtype, seed=0)
+
+    x, y = numbers(0, 6, 3).astype(dtype), numbers(1, 6, 2).astype(dtype)
+    a, b = model(), model()
+    for _ in range(3):
+        assert fused(a, x, y) == explicit(b, x, y)
+    np.testing.assert_array_equal(a.parameters, b.parameters)
 
 
 @given(parts=graphs(), seed=st.integers(0, 99))

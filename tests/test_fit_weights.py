@@ -107,7 +107,11 @@ def test_balanced_classes_that_do_not_occur():
         ({"sample_weight": ["a"] * 6}, TypeError, r"^sample_weight: expected real numbers, got dtype"),
         ({"class_weight": {3: 1.0}}, ValueError, r"^class_weight: unknown class 3: expected indices from 0 to 2"),
         ({"class_weight": {"a": 1.0}}, ValueError, r"^class_weight: unknown class 'a': expected indices from 0 to 2"),
-        ({"class_weight": {1: -1.0}}, ValueError, r"^class_weight\[1\]: expected a finite number of at least 0, got -1\.0"),
+        (
+            {"class_weight": {1: -1.0}},
+            ValueError,
+            r"^class_weight\[1\]: expected a finite number of at least 0, got -1\.0",
+        ),
         ({"class_weight": {1: np.nan}}, ValueError, r"^class_weight\[1\]: expected a finite number .*, got nan"),
         ({"class_weight": {1: "much"}}, TypeError, r"^class_weight\[1\]: expected a number, got 'much'"),
         ({"class_weight": "even"}, ValueError, r"^class_weight: expected a dict or 'balanced', got 'even'"),

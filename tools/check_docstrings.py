@@ -3,7 +3,8 @@
     python tools/check_docstrings.py
 
 Public is what `cnn.__all__` names, and the attributes of classes that begin with no underscore, each where it is
-defined. Not a method that inherits its docstring, nor a property that its class's docstring describes. Prints a line for each error, and ends with 1 if there is one.
+defined. Not a method that inherits its docstring, nor a property that its class's docstring describes. Prints a line
+for each error, and ends with 1 if there is one.
 """
 
 import inspect

@@ -77,8 +77,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     from difflib import get_close_matches  # for errors alone
 
     lower = {one.lower().replace("_", ""): one for one in known}
-    close = get_close_matches(name.lower().replace("_", ""), lower, 1, 0.7)
-    return lower[close[0]] if close else ""
+    letters = name.lower().replace("_", "")
+    close = get_close_matches(letters, lower, 1, 0.7) or [one for one in lower if letters in one]
+    return lower[close[0]] if len(close) == 1 else ""
 
 
 @functools.cache

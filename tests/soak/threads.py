@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from itertools import pairwise
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def ratio(of, to, limit, turns=10):
 
 def model(widths):
     layers = []
-    for n_in, n_out in zip(widths, widths[1:], strict=False):
+    for n_in, n_out in pairwise(widths):
         layers += [cnn.Linear(n_in, n_out), cnn.ReLU()]
     return cnn.Sequential([*layers[:-1], cnn.MSELoss()], optimizer=cnn.SGD(lr=1e-4), seed=0)
 

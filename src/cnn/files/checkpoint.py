@@ -172,7 +172,9 @@ def _check_config(cls: Any, config: Any, available: int) -> None:
     if not least <= available <= most:
         if least < SMALL:
             cls.from_config(config)  # which says more, if it is for an unknown layer that they do not fit
-        raise ValueError(f"config: its layers have {least} numbers at least and {most} at most, the file {available}")
+        raise ValueError(
+            f"config: its layers have {short(least)} numbers at least and {short(most)} at most, the file {available}"
+        )
 
 
 def _tables(value: Any) -> Iterator[dict]:

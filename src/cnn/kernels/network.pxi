@@ -276,11 +276,14 @@ cdef inline real* gradient_room(const Chunk* c, const Op* op) noexcept nogil:
 
 
 cdef inline void gradient_done(const Chunk* c, const Op* op) noexcept nogil:
-    """Add what was written to gradient_room, where other ops have left their parts already."""
+    """Add what was written to gradient_room, where other ops have left their parts already.
+
+    Not the padding: in the scratch there may be what wider ops have left.
+    """
     cdef Py_ssize_t row = c.net.buffers[op.src].row
     if op.adds[0]:
-        add_rows(c.batch, round_up(op.n_in, VL), c.ws.scratch + c.first * row, row, True,
-                 row_of(c.ws.grad, c.net, op.src, c.first), row)
+        add_columns(c.batch, op.n_in, c.ws.scratch + c.first * row, row, True,
+                    row_of(c.ws.grad, c.net, op.src, c.first), row)
 
 
 cdef const real* kept(const Chunk* c, const Op* op) noexcept nogil:

@@ -1,7 +1,7 @@
 """Derivative products of a model: `vjp`, `jvp`, `hvp` and their relatives, which are methods of `Sequential`.
 
 None needs a Jacobian; `jacobian` puts one together, column by column or row by row, for small networks. All are of the
-model in evaluation mode. The native walks are in kernels/tangent.pxi.
+model in evaluation mode. The native walks are in kernels/walk.pxi.
 """
 
 from __future__ import annotations

@@ -1,0 +1,106 @@
+"""Square: y = x**2, element by element; an op of its own, not an activation."""
+
+EDITS = [
+    ("src/cnn/_kernels.pyx", 'include "kernels/ops/softmax.pxi"', 'include "kernels/ops/square.pxi"\n'),
+    ("src/cnn/layers/__init__.py", "from .softmax import *", "from .square import *\n"),
+    ("src/cnn/layers/__init__.py", "from . import activations, branches,", "from . import square\n"),
+    ("src/cnn/layers/__init__.py", "__all__ += softmax.__all__", "__all__ += square.__all__\n"),
+    (
+        "tests/grid/layers.py",
+        "class Dropout(Node):",
+        """\
+class Square(Node):
+    def forward(self, x, training):
+        self.x = x
+        return x**2
+
+    def backward(self, g):
+        return 2 * g * self.x
+
+
+""",
+    ),
+    (
+        "tests/grid/layers.py",
+        '    "dropout": Layer(',
+        '    "square": Layer((cnn.Square,), lambda n, dtype: cnn.Square(), Square),\n',
+    ),
+]
+FILES = {
+    "src/cnn/layers/square.py": '''\
+"""`Square`."""
+
+from .base import Layer
+
+__all__ = ["Square"]
+
+
+class Square(Layer):
+    """y = x**2, element by element."""
+
+    op = "square"
+    torch_name = None
+
+    def _to_onnx(self, graph, x):
+        return x * x
+
+    def _to_c(self, code):
+        code.begin()
+        code.step("v", "v * v")
+''',
+    "src/cnn/kernels/ops/square.pxi": '''\
+# Square: y = x**2, element by element. x, y (batch, n).
+
+cdef void scaled_products(Py_ssize_t batch, Py_ssize_t n, real scale, const real* a, Py_ssize_t a_row, const real* b,
+                          Py_ssize_t b_row, real* y, Py_ssize_t y_row) noexcept nogil:
+    """scale a b."""
+    cdef Py_ssize_t i, j
+    for i in range(batch):
+        for j from 0 <= j < n by VL:
+            vf_store(y + i * y_row + j, vf_set(scale) * vf_load(a + i * a_row + j) * vf_load(b + i * b_row + j))
+
+
+cdef void square_forward(const Chunk* c, const Op* op) noexcept nogil:
+    scaled_products(c.batch, op.n_out, 1, source(c, op.src), source_row(c, op.src), source(c, op.src),
+                    source_row(c, op.src), output(c, op), row_size(c, op))
+
+
+cdef void square_backward(const Chunk* c, const Op* op) noexcept nogil:
+    if wants_gradient(c, op.src):
+        scaled_products(c.batch, op.n_out, 2, output_gradient(c, op), row_size(c, op), source(c, op.src),
+                        source_row(c, op.src), gradient_room(c, op), c.net.buffers[op.src].row)
+        gradient_done(c, op)
+
+
+cdef void square_tangent(const Chunk* c, const Op* op) noexcept nogil:
+    """y' = 2 x x'."""
+    scaled_products(c.batch, op.n_out, 2, row_of(c.t.value, c.net, op.src, c.first), c.net.buffers[op.src].row,
+                    source(c, op.src), source_row(c, op.src), row_of(c.t.value, c.net, op.dst, c.first),
+                    row_size(c, op))
+
+
+cdef void square_second(const Chunk* c, const Op* op) noexcept nogil:
+    """The gradient g becomes 2 g x, its tangent g' becomes 2 (g' x + g x'): in place."""
+    cdef Py_ssize_t i, j, row = row_size(c, op), x_row = source_row(c, op.src), t_row = c.net.buffers[op.src].row
+    cdef const real* x = source(c, op.src)
+    cdef const real* x_t = row_of(c.t.value, c.net, op.src, c.first)
+    cdef real* g = output_gradient(c, op)
+    cdef real* g_t = row_of(c.t.grad, c.net, op.dst, c.first)
+    cdef vf two = vf_set(2), product
+    for i in range(c.batch):
+        for j from 0 <= j < op.n_out by VL:
+            product = vf_load(g_t + i * row + j) * vf_load(x + i * x_row + j)
+            vf_store(g_t + i * row + j,
+                     two * vf_fma(vf_load(g + i * row + j), vf_load(x_t + i * t_row + j), product))
+            vf_store(g + i * row + j, two * vf_load(g + i * row + j) * vf_load(x + i * x_row + j))
+    pass_gradients_on(c, op)
+
+
+cdef OpMethods SQUARE = plain_op("square")
+SQUARE.forward = square_forward
+SQUARE.backward = square_backward
+SQUARE.tangent = square_tangent
+SQUARE.second = square_second
+define(&SQUARE)
+''',
+}
