@@ -118,7 +118,7 @@ def plot_curves(figure, history):
     loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     loss.yaxis.set_major_formatter("{x:g}")
     loss.yaxis.set_minor_locator(NullLocator())
-    loss.legend(frameon=False, loc="upper center", ncols=2)
+    loss.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0, ncols=2)  # above the lines
     accuracy.set_ylabel("accuracy")
     accuracy.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=3))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -4,8 +4,10 @@
 
 The same network twice, on rows of three classes (94, 5 and 1 %) that overlap. Trained on the rows as they are, it
 calls half of the rare ones something else. With class_weight="balanced" every class counts as much as the others: most
-of the rare ones are found, at the price of false alarms. The precision-recall curves show what that is: another point
-on about the same curve. Accuracy says little here: who calls everything common has 94 %.
+of the rare ones are found, at the price of false alarms. The precision-recall curves show what that is: another point,
+on a lower curve (average precision 0.60 instead of 0.69), since the few rare rows now weigh so much that the network
+fits them too closely. The network of the rows as they are, with a lower threshold for "rare", finds as many with fewer
+false alarms. Accuracy says little here: who calls everything common has 94 %.
 Needs the extra `demo` (scikit-learn, matplotlib).
 """
 
@@ -81,11 +83,9 @@ def plot(results, y_test, path):
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     first, second, curves = figure.subplots(1, 3, width_ratios=[1, 1, 1.15])
     positive = y_test == RARE
-    for axes, (name, logits, counts, colour) in zip((first, second), results, strict=True):
+    for axes, (name, score, average, counts, colour) in zip((first, second), results, strict=True):
         plot_confusion(axes, counts, name, colour)
-        score = logits[:, RARE] - np.delete(logits, RARE, axis=1).max(axis=1)  # above 0: the network says "rare"
         precision, recall, _ = precision_recall_curve(positive, score)
-        average = average_precision_score(positive, score)
         curves.plot(recall, precision, color=colour, linewidth=1.8, label=f"{name}, average precision {average:.2f}")
         said, right = counts[:, RARE].sum(), counts[RARE, RARE]
         point = right / counts[RARE].sum(), right / max(1, said)
@@ -114,13 +114,17 @@ def main():
     for name, class_weight, colour in (("as they are", None, ORANGE), ("balanced", "balanced", BLUE)):
         model = train(x, y, class_weight, options.epochs)
         scores = model.evaluate(x_test, y_test, metrics=["f1"])
-        counts = confusion_matrix(y_test, model.predict(x_test).argmax(axis=1))
+        logits = model.predict(x_test)
+        counts = confusion_matrix(y_test, logits.argmax(axis=1))
+        score = logits[:, RARE] - np.delete(logits, RARE, axis=1).max(axis=1)  # above 0: the network says "rare"
+        average = average_precision_score(y_test == RARE, score)
         found = counts.diagonal() / counts.sum(axis=1)
         print(
             f"{name:<12} accuracy {scores['accuracy']:.3f}, F1 {scores['f1']:.3f}, found of each class: "
             + ", ".join(f"{c} {part:.0%}" for c, part in zip(CLASSES, found, strict=True))
+            + f"; average precision of the rare {average:.2f}"
         )
-        results.append((name, model.predict(x_test), counts, colour))
+        results.append((name, score, average, counts, colour))
     plot(results, y_test, options.out / "imbalanced.png")
     print(f"see {options.out / 'imbalanced.png'}")
 

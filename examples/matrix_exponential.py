@@ -58,7 +58,8 @@ def plot(history, true, predicted, title, path):
     loss.spines[["top", "right"]].set_visible(False)
     grid = right.subplots(2, 2, sharex=True, sharey=True)
     some = np.random.default_rng(0).permutation(len(true))[:1200]
-    low, high = -12, 24
+    shown = np.concatenate([true[some], predicted[some]])
+    low, high = np.floor(shown.min()) - 1, np.ceil(shown.max()) + 1
     for i, axes in enumerate(grid.flat):
         axes.plot([low, high], [low, high], color="#b0b0b0", linewidth=1, zorder=0)
         axes.plot(true[some, i], predicted[some, i], "o", color=BLUE, markersize=2, mew=0)

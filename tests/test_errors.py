@@ -4,7 +4,9 @@ Shapes and values are ValueErrors, types TypeErrors. Errors of layers, losses, o
 files used alone are tested with them.
 """
 
+import copy
 import gc
+import pickle
 
 import numpy as np
 import pytest
@@ -109,7 +111,7 @@ def test_empty_batch(state, call):
         call(state.x[:0])
 
 
-def with_y(model, x):
+def with_y(model, x, right):
     """All calls that take targets."""
     return {
         "loss": lambda y: model(x, y),
@@ -117,15 +119,14 @@ def with_y(model, x):
         "train_step": lambda y: model.train_step(x, y),
         "fit": lambda y: model.fit(x, y),
         "evaluate": lambda y: model.evaluate(x, y),
-        "validation": lambda y: model.fit(x, model.y, validation_data=(x, y)),
+        "validation": lambda y: model.fit(x, right, validation_data=(x, y)),
     }
 
 
-@pytest.fixture(params=list(with_y(None, None)))
+@pytest.fixture(params=list(with_y(None, None, None)))
 def targets_of(request, state):
     """A call that takes nothing but targets."""
-    state.model.y = state.y
-    return with_y(state.model, state.x)[request.param]
+    return with_y(state.model, state.x, state.y)[request.param]
 
 
 def test_number_of_targets(state, targets_of):
@@ -163,8 +164,7 @@ def test_type_of_targets(state, targets_of):
 def test_class_index_out_of_range(isa, dtype, bad, place):
     """The place and the index are named."""
     state = State("cross_entropy", dtype)
-    state.model.y = state.y
-    for call in with_y(state.model, state.x).values():
+    for call in with_y(state.model, state.x, state.y).values():
         labels = state.y.copy()
         labels[place] = bad
         message = rf"\[{place}\] is {bad}, expected a class index from 0 to 2(: the indices begin at 1\? .*)?$"
@@ -448,3 +448,88 @@ def test_a_model_is_a_sequence_of_its_layers():
     assert model.training is False
     assert model.train() is model
     assert model.training is True
+
+
+# unknown arguments and attributes ------------------------------------------------------------------------------------
+
+
+UNKNOWN = [
+    (lambda: cnn.Adam(learning_rate=1), "Adam: unknown argument 'learning_rate': lr?"),
+    (lambda: cnn.SGD(clipnorm=1), "SGD: unknown argument 'clipnorm': clip_norm?"),
+    (lambda: cnn.AdamW(scheduler=None), "AdamW: unknown argument 'scheduler': schedule?"),
+    (lambda: cnn.StepLR(3, decay_rate=0.1), "StepLR: unknown argument 'decay_rate': gamma?"),
+    (lambda: cnn.StepLR(3, warmup=1), "StepLR: unknown argument 'warmup': expected step_size, gamma, interval"),
+    (lambda: cnn.Linear(2, 3, use_bias=False), "Linear: unknown argument 'use_bias': bias?"),
+    (lambda: cnn.Dropout(rate=0.3), "Dropout: unknown argument 'rate': p?"),
+    (lambda: cnn.ReLU(inplace=True), "ReLU: unknown argument 'inplace': expected none"),
+    (lambda: cnn.CrossEntropyLoss(smoothing=0.1), "CrossEntropyLoss: unknown argument 'smoothing': label_smoothing?"),
+    (
+        lambda: cnn.Sequential([cnn.Linear(1, 1)], optimiser=None),
+        "Sequential: unknown argument 'optimiser': optimizer?",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), UNKNOWN, ids=[message for _, message in UNKNOWN])
+def test_unknown_arguments_name_the_right_one(make, message):
+    with pytest.raises(TypeError) as error:
+        make()
+    assert str(error.value) == message
+
+
+def parts():
+    """One object of every kind that has attributes."""
+    model = cnn.Sequential(
+        [cnn.Linear(2, 3), cnn.ReLU(), cnn.Linear(3, 2), cnn.CrossEntropyLoss()], optimizer=cnn.Adam()
+    )
+    return {
+        "optimiser": model.optimizer,
+        "schedule": cnn.StepLR(3),
+        "layer": cnn.Linear(2, 3),
+        "activation": cnn.ReLU(),
+        "loss": model.loss,
+        "model": model,
+    }
+
+
+@pytest.mark.parametrize("kind", parts())
+def test_unknown_attributes_are_refused(kind):
+    """They would do nothing. A copy, a pickle and a new object are the same in this."""
+    one = parts()[kind]
+    for made in (one, copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        before = dict(vars(made))
+        with pytest.raises(AttributeError, match=f"^{type(made).__name__} has no attribute 'no_such_thing': expected "):
+            made.no_such_thing = 1
+        assert vars(made) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "right"),
+    [
+        ("optimiser", "learning_rate", "lr"),
+        ("optimiser", "clipnorm", "clip_norm"),
+        ("optimiser", "momentum", "beta1"),
+        ("optimiser", "scheduler", "schedule"),
+        ("schedule", "decay_rate", "gamma"),
+        ("loss", "smoothing", "label_smoothing"),
+        ("model", "optimiser", "optimizer"),
+    ],
+)
+def test_unknown_attributes_name_the_right_one(kind, name, right):
+    one = parts()[kind]
+    with pytest.raises(AttributeError) as error:
+        setattr(one, name, 0.1)
+    assert str(error.value) == f"{type(one).__name__} has no attribute {name!r}: {right}?"
+
+
+def test_classes_of_ones_own_have_attributes_of_their_own():
+    class Model(cnn.Sequential):
+        def __init__(self, width, **settings):
+            self.width = width
+            super().__init__([cnn.Linear(2, width)], **settings)
+            self.epochs = 3
+
+    model = Model(4, seed=0)
+    model.epochs = model.width = 5
+    with pytest.raises(AttributeError, match=r"^Model has no attribute 'epoch': epochs\?"):
+        model.epoch = 1

@@ -1,11 +1,13 @@
 """The examples and the benchmark run, as a user would start them, and print and write what they say."""
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cnn
@@ -88,6 +90,8 @@ def test_imbalanced(tmp_path):
     assert percentages(plain)[-1] < 0.6 < 0.7 < percentages(balanced)[-1]
     accuracies = [float(re.search(r"accuracy ([\d.]+)", line)[1]) for line in (plain, balanced)]
     assert accuracies[0] > 0.95 > accuracies[1] > 0.8
+    precisions = [float(re.search(r"average precision of the rare ([\d.]+)", line)[1]) for line in (plain, balanced)]
+    assert precisions[0] > precisions[1] + 0.03  # what the text says of the curves
     assert is_picture(tmp_path / "imbalanced.png")
 
 
@@ -99,11 +103,11 @@ def test_matrix_exponential(tmp_path):
 
 
 def test_out_of_core(tmp_path):
-    """200 MB of rows in 20 MB of memory: the script limits itself."""
-    result = run("examples/out_of_core.py", "--memory", 20, "--epochs", 1, "--out", tmp_path, cwd=tmp_path)
+    """240 MB of rows in 24 MB of memory: the script limits itself."""
+    result = run("examples/out_of_core.py", "--memory", 24, "--epochs", 1, "--out", tmp_path, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("as an array: Unable to allocate 191. MiB")
-    assert float(re.search(r"200 MB each, in [\d.]+ s with (\d+) MB", result.stdout)[1]) <= 20
+    assert result.stdout.startswith("as an array: Unable to allocate 229. MiB")
+    assert float(re.search(r"240 MB each, in [\d.]+ s with (\d+) MB", result.stdout)[1]) <= 24
     whole, tenth = map(float, re.search(r"rows: ([\d.]+), with a tenth ([\d.]+)$", result.stdout, re.M).groups())
     assert whole < tenth
     assert os.listdir(tmp_path) == ["out_of_core.png"]
@@ -115,6 +119,40 @@ def test_boundary_value(tmp_path):
     assert result.returncode == 0, result.stderr
     assert float(re.search(r"largest error of u: (\S+)", result.stdout)[1]) < 1e-2
     assert is_picture(tmp_path / "boundary_value.png")
+
+
+def test_sobolev(tmp_path):
+    result = run("examples/sobolev.py", "--steps", 250, "--out", tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    values, both = (float(line.split()[-1]) for line in result.stdout.splitlines()[:2])
+    assert both < 0.06 < 0.15 < values
+    assert is_picture(tmp_path / "sobolev.png")
+
+
+def test_the_gradient_of_sobolev_training():
+    """The mixed product is the derivative of the loss: central differences, by each parameter."""
+    pytest.importorskip("scipy")
+    spec = importlib.util.spec_from_file_location("sobolev", ROOT / "examples/sobolev.py")
+    sobolev = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sobolev)
+    model, x = sobolev.network(3), np.random.default_rng(1).uniform(-1, 1, (5, 2))
+    y, gradients = sobolev.surface(x)
+    step, loss = 1e-5, sobolev.objective(model, x, y, gradients, 0.3)
+    start = model.parameters.copy()
+    differences = [(loss(start + step * e)[0] - loss(start - step * e)[0]) / (2 * step) for e in np.eye(len(start))]
+    np.testing.assert_allclose(loss(start)[1], differences, rtol=1e-5, atol=1e-8)
+    far = [sobolev.surface(x + h * np.eye(2)[i])[0] for i in range(2) for h in (step, -step)]
+    slopes = np.hstack([(far[0] - far[1]) / (2 * step), (far[2] - far[3]) / (2 * step)])
+    np.testing.assert_allclose(gradients, slopes, atol=1e-8)
+
+
+def test_ensemble(tmp_path):
+    """The networks disagree most where there are no data."""
+    result = run("examples/ensemble.py", "--members", 5, "--epochs", 100, "--out", tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    among, gap, beyond = map(float, re.findall(r"spread ([\d.]+)", result.stdout))
+    assert 5 * among < min(gap, beyond)
+    assert is_picture(tmp_path / "ensemble.png")
 
 
 def test_newton(tmp_path):

@@ -361,10 +361,64 @@ def test_errors(kind, arguments, error, message):
 
 def test_what_cannot_be_changed():
     """Models have taken it over: a change would not reach them."""
-    optimizer = cnn.Adam(clip_norm=0.5)
-    for name, value in (("decay_bias", False), ("clip_norm", 1.0), ("clip_value", None), ("ema_decay", 0.5)):
-        with pytest.raises(AttributeError, match=f"^{name}: can only be set when the optimiser is made"):
+    optimizer = cnn.Adam(clip_norm=0.5, groups=GROUPS)
+    before = optimizer.get_config()
+    for name, value in (("decay_bias", False), ("ema_decay", 0.5), ("groups", [])):
+        with pytest.raises(AttributeError, match=f"{name}.*"):
             setattr(optimizer, name, value)
-    with pytest.raises(AttributeError):
-        optimizer.groups = []
-    assert optimizer.get_config() == cnn.Adam(clip_norm=0.5).get_config()
+    for key, value in (("layers", [3]), ("momentum", 0.5)):
+        with pytest.raises(AttributeError, match=rf"^groups\[1\]: '{key}' cannot be set, lr and weight_decay can"):
+            optimizer.groups[1][key] = value
+    for name, value in (("clip_norm", 0), ("clip_value", -1.0)):
+        with pytest.raises(ValueError, match=f"^{name}: expected a number above 0"):
+            setattr(optimizer, name, value)
+    with pytest.raises(ValueError, match=r"^groups\[0\]: lr: expected a finite number of at least 0"):
+        optimizer.groups[0]["lr"] = -1
+    assert optimizer.get_config() == before
+
+
+CHANGES = {
+    "clip_norm": [0.1, None, 0.3],
+    "clip_value": [None, 0.01, 1e3],
+    "lr": [0.1, 0.0, 0.02],
+    "weight_decay": [0.0, 0.5, 0.1],
+    "momentum": [0.5, 0.9, 0.1],
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("batch", [1, 6])
+@pytest.mark.parametrize("step", WAYS)
+def test_rates_change_between_steps(isa, dtype, batch, step, name):
+    """Each step is that of a model whose optimiser was made with what holds then."""
+    hyper = {"lr": 0.05, "momentum": 0.5, "weight_decay": 0.03}
+    model, network = build(SPEC, "mse", dtype=dtype, optimizer=cnn.SGD(**hyper))
+    x, y = batch_for(SPEC, "mse", batch, dtype)
+    for value in CHANGES[name]:
+        setattr(model.optimizer, name, value)
+        now = {**hyper, name: value}
+        limits = [now.pop(limit, None) for limit in ("clip_norm", "clip_value")]
+        arguments = hyper_by_name(network.parameters, cnn.SGD, now)
+        for _ in range(2):
+            assert_close(
+                step(model, x, y), reference_step(network, x, y, cnn.SGD, arguments, clipped(*limits)), RTOL[dtype]
+            )
+    assert_parameters(model, network, RTOL[dtype])
+
+
+@pytest.mark.parametrize("decay_bias", [True, False])
+def test_rates_of_groups_change_between_steps(isa, dtype, decay_bias):
+    hyper = {"lr": 0.05, "weight_decay": 0.03}
+    optimizer = cnn.SGD(**hyper, groups=GROUPS, decay_bias=decay_bias)
+    model, network = build(SPEC, "mse", dtype=dtype, optimizer=optimizer)
+    x, y = batch_for(SPEC, "mse", 6, dtype)
+    groups = [dict(group) for group in GROUPS]
+    for i, key, value in ((0, "lr", 0.3), (1, "lr", 0.01), (1, "weight_decay", 0.0), (0, "weight_decay", 0.7)):
+        optimizer.groups[i][key] = groups[i][key] = value
+        assert optimizer.groups == groups
+        for step in WAYS:
+            arguments = hyper_by_name(network.parameters, cnn.SGD, hyper, groups, decay_bias)
+            assert_close(step(model, x, y), reference_step(network, x, y, cnn.SGD, arguments), RTOL[dtype])
+    assert_parameters(model, network, RTOL[dtype])
+    optimizer.lr = 0.1
+    assert [group["lr"] for group in optimizer.groups] == pytest.approx([0.6, 0.02])

@@ -273,7 +273,11 @@ BAD = [
         ValueError,
         "schedule: unknown name None, expected one of ConstantLR, ",
     ),
-    (lambda: schedules.from_config({"name": "StepLR", "size": 2}), TypeError, ".*unexpected keyword argument 'size'"),
+    (
+        lambda: schedules.from_config({"name": "StepLR", "size": 2}),
+        TypeError,
+        r"StepLR: unknown argument 'size': step_size\?",
+    ),
     (lambda: cnn.SGD(schedule="StepLR"), TypeError, "schedule: expected a schedule such as .*, got 'StepLR'"),
     (lambda: cnn.SGD(schedule=cnn.StepLR), TypeError, "schedule: expected a schedule such as "),
     (
@@ -384,3 +388,184 @@ def test_plot():
         assert len(ax.figure.axes) == 1 + schedule.cycles_momentum
         assert cnn.StepLR(3).plot(10, ax=ax) is ax
         plt.close(ax.figure)
+
+
+def test_plot_to_a_file(tmp_path):
+    pytest.importorskip("matplotlib")
+    for schedule in (cnn.OneCycleLR(0.1, 50), cnn.StepLR(10)):
+        schedule.plot(60, lr=0.2, path=tmp_path / "course.png")
+        assert (tmp_path / "course.png").read_bytes().startswith(b"\x89PNG")
+        (tmp_path / "course.png").unlink()
+
+
+# by every way to train ------------------------------------------------------------------------------------------------
+
+
+X, Y = np.linspace(-1, 1, 8).reshape(4, 2), np.linspace(0, 1, 4)
+
+
+def scheduled(schedule, lr=0.01, **more):
+    layers = [cnn.Linear(2, 3), cnn.Tanh(), cnn.Linear(3, 1), cnn.MSELoss()]
+    return cnn.Sequential(layers, optimizer=cnn.SGD(lr=lr, schedule=schedule, **more), dtype="float64", seed=0)
+
+
+def step_of(model, way):
+    if way == "train_step":
+        model.train_step(X, Y)
+    else:
+        model.forward(X, Y)
+        model.zero_grads()
+        model.backward()
+        model.step()
+
+
+def rate_of(model, way):
+    """The learning rate of a step: how far the parameters go, by what they would go at 1."""
+    before = model.parameters.copy()
+    _, gradient = model.loss_and_grad(X, Y)
+    step_of(model, way)
+    return np.linalg.norm(model.parameters - before) / np.linalg.norm(gradient)
+
+
+@pytest.mark.parametrize("way", ["train_step", "explicit"])
+@pytest.mark.parametrize("schedule", [cnn.StepLR(1, 0.1), cnn.StepLR(1, 0.1, interval="step")], ids=repr)
+def test_a_loop_of_ones_own(way, schedule):
+    """Epochs are ended by `end_epoch`; steps count themselves."""
+    model = scheduled(schedule)
+    rates = []
+    for _ in range(4):
+        rates.append(rate_of(model, way))
+        model.end_epoch()
+    np.testing.assert_allclose(rates, [1e-2, 1e-3, 1e-4, 1e-5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["train_step", "explicit"])
+def test_a_step_after_fit_has_the_next_rate(way):
+    model = scheduled(cnn.StepLR(1, 0.1))
+    assert model.fit(X, Y, epochs=2, progress=False)["lr"] == pytest.approx([1e-2, 1e-3])
+    assert rate_of(model, way) == pytest.approx(1e-4, rel=1e-6)
+    model.end_epoch()
+    assert model.fit(X, Y, epochs=1, progress=False)["lr"] == pytest.approx([1e-5])
+
+
+def test_a_loop_of_ones_own_is_fit():
+    """Order of rows aside, bit for bit, with every schedule."""
+    for schedule in (
+        cnn.CosineAnnealingLR(5),
+        cnn.ReduceLROnPlateau(patience=0, threshold=0.5),
+        cnn.OneCycleLR(0.1, 12),
+    ):
+        fitted, looped = scheduled(schedule.from_config(schedule.to_config())), scheduled(schedule)
+        history = fitted.fit(X, Y, epochs=6, batch_size=2, shuffle=False, progress=False)
+        for epoch in range(6):
+            for rows in (slice(0, 2), slice(2, 4)):
+                looped.train_step(X[rows], Y[rows])
+            looped.end_epoch({"loss": history["loss"][epoch]})
+        np.testing.assert_array_equal(fitted.parameters, looped.parameters)
+
+
+@pytest.mark.parametrize("way", ["train_step", "explicit"])
+def test_reductions_hold_by_every_way(way):
+    model = scheduled(cnn.ReduceLROnPlateau(patience=0))
+    for metric, rate in ((1.0, 1e-2), (1.0, 1e-3), (1.0, 1e-4)):
+        model.optimizer.schedule.step(metric)
+        assert rate_of(model, way) == pytest.approx(rate, rel=1e-6)
+    model.end_epoch(1.0)
+    assert rate_of(model, way) == pytest.approx(1e-5, rel=1e-6)
+    model.end_epoch({"loss": 1.0, "accuracy": 0.5})
+    assert model.fit(X, Y, epochs=1, progress=False)["lr"] == pytest.approx([1e-6])
+
+
+def test_end_epoch_says_what_it_needs():
+    model = scheduled(cnn.ReduceLROnPlateau(patience=0))
+    with pytest.raises(
+        ValueError, match=r"^logs: expected a number for ReduceLROnPlateau.*model.end_epoch\(val_loss\)"
+    ):
+        model.end_epoch()
+    with pytest.raises(ValueError, match=r"^schedule: no 'loss' to monitor: there are accuracy"):
+        model.end_epoch({"accuracy": 0.5})
+    with pytest.raises(TypeError, match=r"^logs: expected a number, got '1'"):
+        model.end_epoch("1")
+    assert model._core.state.epochs_seen == 0
+    with pytest.raises(RuntimeError, match="no optimizer"):
+        cnn.Sequential([cnn.Linear(1, 1)]).end_epoch()
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_early_stopping_puts_the_schedule_back_to_the_best_epoch(interval):
+    """Whatever it counts."""
+    model = scheduled(cnn.ExponentialLR(0.5, interval=interval))
+    values = iter([3.0, 1.0, 2.0, 2.0, 2.0])
+    history = model.fit(
+        X, Y, epochs=5, batch_size=4, progress=False, metrics=[Given(values)], early_stopping=stopping(monitor="given")
+    )
+    assert history.epochs == [1, 2, 3, 4]
+    assert rate_of(model, "train_step") == pytest.approx(0.01 * 0.5**2, rel=1e-6)
+
+
+def test_early_stopping_puts_a_plateau_back_to_the_best_epoch():
+    schedule = cnn.ReduceLROnPlateau(patience=0, monitor="given", mode="min")
+    values = iter([3.0, 1.0, 2.0, 2.0, 2.0])
+    model = scheduled(schedule)
+    model.fit(X, Y, epochs=5, progress=False, metrics=[Given(values)], early_stopping=stopping(monitor="given"))
+    assert schedule.state_dict() == {"best": 1.0, "num_bad_epochs": 0, "cooldown_counter": 0, "reductions": 0}
+
+
+class Given:
+    """A metric of given values."""
+
+    __name__ = "given"
+
+    def __init__(self, values):
+        self.values = values
+
+    def __call__(self, targets, outputs):
+        return next(self.values)
+
+
+def stopping(**more):
+    return cnn.EarlyStopping(patience=2, mode="min", **more)
+
+
+@pytest.mark.parametrize("threshold_mode", ["rel", "abs"])
+@pytest.mark.parametrize(("mode", "sign"), [("min", 1), ("max", -1)])
+def test_a_plateau_of_a_negative_metric(mode, sign, threshold_mode):
+    """A threshold asks for more than an improvement, whatever the sign of the metric."""
+    for value in (10.0, -10.0):
+        better, worse, little = value - sign * 2.0, value + sign * 0.5, value - sign * 0.5
+        threshold = 0.1 if threshold_mode == "rel" else 1.0
+        for metric, improves in ((better, True), (worse, False), (little, False), (value, False)):
+            schedule = cnn.ReduceLROnPlateau(mode, threshold=threshold, threshold_mode=threshold_mode)
+            schedule.step(value)
+            schedule.step(metric)
+            assert (schedule.best == metric) == (improves or metric == value), metric
+            assert schedule.num_bad_epochs == (not improves)
+
+
+def test_a_learning_rate_of_zero_stays():
+    for schedule in (cnn.OneCycleLR(0.1, 10), cnn.CosineAnnealingLR(5, eta_min=0.1), cnn.ReduceLROnPlateau(min_lr=0.1)):
+        assert not schedule.rates(0, 12, 0.0)[:, 0].any()
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_what_changes_between_steps_holds_from_the_next(interval):
+    """Rates are computed ahead, and again when something that they are made of has changed."""
+    inner = cnn.ExponentialLR(0.5, interval=interval)
+    model = scheduled(cnn.SequentialLR([inner, cnn.StepLR(1, interval=interval)], [100]), groups=[{"layers": [0]}])
+    optimizer = model.optimizer
+
+    def expect(rate):
+        assert rate_of(model, "train_step") == pytest.approx(rate, rel=1e-6)
+        model.end_epoch()
+
+    expect(0.01)
+    expect(0.005)
+    inner.gamma = 0.25
+    expect(0.01 * 0.25**2)
+    optimizer.lr = 0.1
+    expect(0.1 * 0.25**3)
+    optimizer.schedule = cnn.StepLR(5, interval=interval)
+    expect(0.1)
+    expect(0.01)
+    optimizer.schedule = None
+    expect(0.1)

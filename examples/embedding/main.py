@@ -1,7 +1,10 @@
 """Runs the pendulum in four threads and compares it with the same loop in Python.
 
-pip install --no-build-isolation .
-python main.py
+The build needs setuptools, Cython and cnn in this environment, since it compiles against the installed cnn:
+
+    pip install "setuptools>=77" "Cython>=3.1" cnn
+    pip install --no-build-isolation .
+    python main.py
 """
 
 import math

@@ -7,9 +7,10 @@ same place makes sure that a class says all the facts of its kind.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,116 @@ PACKAGE = __name__.partition(".")[0]
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 _arguments: dict[type, dict[str, Any]] = {}
+
+# Other libraries' names, and ours.
+OTHER_NAMES = {
+    "learning_rate": ("lr",),
+    "eta": ("lr",),
+    "decay": ("weight_decay", "lr_decay"),
+    "l2_regularization": ("weight_decay", "l2"),
+    "epsilon": ("eps",),
+    "rho": ("alpha",),
+    "beta_1": ("beta1", "betas"),
+    "beta_2": ("beta2", "betas"),
+    "momentum": ("beta1", "betas"),
+    "beta1": ("betas",),
+    "beta2": ("betas",),
+    "global_clipnorm": ("clip_norm",),
+    "max_grad_norm": ("clip_norm",),
+    "param_groups": ("groups",),
+    "params": ("groups",),
+    "use_ema": ("ema_decay",),
+    "ema_momentum": ("ema_decay",),
+    "lr_scheduler": ("schedule",),
+    "lr_schedule": ("schedule",),
+    "scheduler": ("schedule",),
+    "step": ("step_size",),
+    "steps": ("total_steps", "total_iters", "T_max"),
+    "decay_rate": ("gamma",),
+    "decay_steps": ("step_size", "T_max", "total_iters"),
+    "units": ("out_features",),
+    "n_in": ("in_features",),
+    "n_out": ("out_features",),
+    "input_dim": ("in_features",),
+    "output_dim": ("out_features",),
+    "input_size": ("in_features",),
+    "output_size": ("out_features",),
+    "hidden_size": ("out_features",),
+    "use_bias": ("bias",),
+    "kernel_initializer": ("weight_init",),
+    "kernel_regularizer": ("l2",),
+    "rate": ("p",),
+    "dropout": ("p",),
+    "alpha": ("negative_slope", "label_smoothing"),
+    "axis": ("dim",),
+    "class_weight": ("weight", "class_weight"),
+    "random_state": ("seed",),
+    "rng": ("seed",),
+    "requires_grad": ("trainable",),
+}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The name of `known` that `name` stands for, by other libraries' names or by its letters; "" if there is none."""
+    known = list(known)
+    for other in OTHER_NAMES.get(name, ()):
+        if other in known:
+            return other
+    from difflib import get_close_matches  # for errors alone
+
+    lower = {one.lower().replace("_", ""): one for one in known}
+    letters = name.lower().replace("_", "")
+    close = get_close_matches(letters, lower, 1, 0.7) or [one for one in lower if letters in one]
+    return lower[close[0]] if len(close) == 1 else ""
+
+
+@functools.cache
+def keywords_of(cls: type) -> list[str]:
+    """The constructor's arguments by name, with those that it hands on to its bases as **kwargs."""
+    names: list[str] = []
+    for base in cls.__mro__:
+        if "__init__" not in vars(base) or base is object:
+            continue
+        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+        names += [p.name for p in parameters if p.kind not in VARIADIC and p.name not in names]
+        if not any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters):
+            break
+    return names
+
+
+def _constructor(init: Callable[..., None]) -> Callable[..., None]:
+    """`init` that names the right argument where an unknown one comes, and notes when the object is complete."""
+
+    @functools.wraps(init)
+    def __init__(self, *args, **kwargs):
+        cls = type(self)
+        outermost = cls.__init__ is __init__
+        if outermost and kwargs and init.__module__.partition(".")[0] == PACKAGE:
+            known = keywords_of(cls)
+            for name in kwargs:
+                if name not in known:
+                    raise TypeError(f"{cls.__name__}: unknown argument {name!r}: {_mend(name, known)}")
+        init(self, *args, **kwargs)
+        if outermost:
+            self.__dict__["_complete"] = True
+
+    return __init__
+
+
+def _settable(one: Any) -> list[str]:
+    """The public attributes of an object that can be set."""
+    found = [name for name in vars(one) if not name.startswith("_")]
+    for name in dir(type(one)):
+        descriptor = inspect.getattr_static(type(one), name)
+        settable = hasattr(descriptor, "__set__") and getattr(descriptor, "fset", True) is not None
+        if settable and not name.startswith("_") and name not in found:
+            found.append(name)
+    return found
+
+
+def _mend(name: str, known: list[str]) -> str:
+    likely = nearest(name, known)
+    return f"{likely}?" if likely else f"expected {', '.join(known) or 'none'}"
 
 
 def arguments_of(cls: type) -> dict[str, Any]:
@@ -70,6 +181,8 @@ class Configurable:
 
     def __init_subclass__(cls, kind: str | None = None, abstract: bool = False) -> None:
         super().__init_subclass__()
+        if "__init__" in vars(cls):
+            cls.__init__ = _constructor(cls.__init__)  # type: ignore[method-assign]
         if kind is not None:
             cls.kind_of_class, cls.known = kind, {}
         if kind is None and not abstract and cls.__module__.partition(".")[0] == PACKAGE:
@@ -90,6 +203,17 @@ class Configurable:
             if name in cls.known:
                 raise TypeError(f"{cls.__name__}: there is a {cls.kind_of_class} {name!r} already")
             cls.known[name] = cls
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse, once the object is complete, attributes that it does not have: they would do nothing."""
+        own = self.__dict__
+        if "_complete" in own and name not in own and not name.startswith("_") and not hasattr(type(self), name):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}: {_mend(name, _settable(self))}")
+        super().__setattr__(name, value)
+
+    @_constructor
+    def __init__(self):
+        pass
 
     def _argument(self, name: str) -> Any:
         """The value of an argument of the constructor."""

@@ -86,11 +86,12 @@ def assert_same(each_isa, name, batch, *, torch_schedule=None, **more):
             model.load_weights(weights)
             if way == "fit":
                 ours = model.fit(x, y, epochs=STEPS, batch_size=batch, shuffle=False, progress=False)["loss"]
-            elif "schedule" in more:
-                continue  # fit's business
             else:
                 step = cnn.Sequential.train_step if way == "train_step" else step_by_step
-                ours = [step(model, x, y) for _ in range(STEPS)]
+                ours = []
+                for _ in range(STEPS):
+                    ours.append(step(model, x, y))
+                    model.end_epoch()
             np.testing.assert_allclose(ours, losses, **CLOSE, err_msg=f"losses, {where}")
             for key, array in model.state_dict().items():
                 np.testing.assert_allclose(array, final[key], **CLOSE, err_msg=f"{key}, {where}")
@@ -137,6 +138,20 @@ def test_schedule_with_groups(each_isa, name, interval):
         schedule=cnn.StepLR(30, gamma=0.5, interval=interval),
         torch_schedule=lambda optimizer: lr_scheduler.StepLR(optimizer, 30, gamma=0.5),
     )
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_cosine_with_groups(each_isa, name):
+    """The lowest rate is the same for all groups, as is OneCycleLR's highest."""
+    for own, theirs in (
+        (
+            cnn.CosineAnnealingLR(STEPS, eta_min=0.005),
+            lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, STEPS, eta_min=0.005),
+        ),
+        (cnn.OneCycleLR(0.01, STEPS), lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.01, STEPS)),
+    ):
+        more = {"groups": [{"layers": [0], "lr": 0.001}], "decay_bias": False}
+        assert_same(each_isa, name, 7, schedule=own, torch_schedule=theirs, **more)
 
 
 @pytest.mark.parametrize("name", ["SGD", "momentum", "Adam", "AdamW", "RMSprop"])

@@ -133,8 +133,8 @@ def test_sequential(parts, milestones):
 def test_plateau(mode, threshold_mode, arguments):
     arguments = {"mode": mode, "threshold_mode": threshold_mode, **arguments}
     random = np.random.default_rng(0)
-    for course in (
-        random.standard_normal(100),
+    for course in (  # positive, since PyTorch's relative threshold takes a worse negative value for a better one
+        abs(random.standard_normal(100)),
         np.exp(-np.arange(100) / 10) + 0.1 * random.random(100),
         np.where(np.arange(100) % 7 == 3, np.nan, random.random(100)),
         np.ones(100),
@@ -148,6 +148,39 @@ def test_plateau(mode, threshold_mode, arguments):
             theirs.step(metric)
             ours.step(metric)
         np.testing.assert_allclose(*np.transpose(rates), rtol=1e-14)
+
+
+@pytest.mark.parametrize(("name", "arguments", "steps"), SETTINGS, ids=str)
+@pytest.mark.parametrize("lrs", [(LR, 0.05, 0.7), (0.0, 0.01, LR), (0.01, 0.0)], ids=str)
+def test_groups(name, arguments, steps, lrs):
+    """Each group goes its own way from its own learning rate; ours stays where it is 0."""
+    optimizer = torch.optim.SGD(
+        [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in lrs], momentum=0.7
+    )
+    scheduler = getattr(lr_scheduler, name)(optimizer, **arguments)
+    theirs = []
+    for _ in range(steps):
+        theirs.append([group["lr"] for group in optimizer.param_groups] + [optimizer.param_groups[0]["momentum"]])
+        optimizer.step()
+        scheduler.step()
+    theirs = np.array(theirs)
+    theirs[:, :-1][:, np.array(lrs) == 0] = 0
+    groups = [{"layers": [i], "lr": lr} for i, lr in enumerate(lrs[1:])]
+    ours = cnn.SGD(lrs[0], momentum=0.7, groups=groups, schedule=getattr(cnn, name)(**arguments))
+    np.testing.assert_allclose(ours.rates(0, steps), theirs, **CLOSE)
+
+
+@pytest.mark.parametrize("lrs", [(LR, 0.05, 0.7), (0.0, 0.01), (1e-3, 0.0)], ids=str)
+@pytest.mark.parametrize("arguments", [{}, {"min_lr": 0.02}, {"eps": 0.01, "factor": 0.5}], ids=str)
+def test_plateau_with_groups(lrs, arguments):
+    optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in lrs])
+    theirs = lr_scheduler.ReduceLROnPlateau(optimizer, patience=1, **arguments)
+    schedule = cnn.ReduceLROnPlateau(patience=1, **arguments)
+    ours = cnn.SGD(lrs[0], groups=[{"layers": [i], "lr": lr} for i, lr in enumerate(lrs[1:])], schedule=schedule)
+    for _ in range(20):
+        theirs.step(1.0)
+        schedule.step(1.0)
+        np.testing.assert_allclose(ours.rates(0, 1)[0, :-1], [g["lr"] for g in optimizer.param_groups], rtol=1e-13)
 
 
 def test_defaults():

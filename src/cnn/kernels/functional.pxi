@@ -234,8 +234,9 @@ def sgd_step(param, grad, momentum_buffer, double lr, double momentum, double da
         m = as_out(momentum_buffer, np.shape(w), "momentum_buffer")
         refuse_overlap(m, "momentum_buffer", w, g)
     refuse_overlap(w, "param", g)
-    cdef double[HYPER_COLUMNS] hyper = [<double>OPTIMIZER_SGD, lr, momentum, weight_decay, 1, dampening, nesterov, 0]
-    cdef Update u = coefficients(hyper, NULL, not first, not first, data(m) - data(w), 0)
+    cdef double[HYPER_COLUMNS] hyper = [<double>OPTIMIZER_SGD, lr, momentum, weight_decay, 0, 0, 0, dampening, nesterov,
+                                        0]
+    cdef Update u = coefficients(hyper, lr, momentum, not first, not first, data(m) - data(w), 0)
     if first and momentum != 0:
         m.fill(0)                               # whatever is there, it is no momentum
     cdef Py_ssize_t n = w.size, vectors = n // VL * VL, rest = n - vectors

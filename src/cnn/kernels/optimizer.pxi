@@ -131,7 +131,9 @@ cdef enum:
     HYPER_LR
     HYPER_MOMENTUM          # Adam: beta1
     HYPER_WEIGHT_DECAY
-    HYPER_RATIO             # of the row's lr to that of row 0; NaN: the row's lr stands alone
+    HYPER_CLIP_NORM         # of row 0 alone, as the next two; NaN: none
+    HYPER_CLIP_VALUE
+    HYPER_EMA_DECAY
     HYPER_OWN
     OWN_COLUMNS = 3
     HYPER_COLUMNS = HYPER_OWN + OWN_COLUMNS
@@ -145,7 +147,9 @@ HYPER_PARAMETERS = {
     "lr": HYPER_LR,
     "momentum": HYPER_MOMENTUM,
     "weight_decay": HYPER_WEIGHT_DECAY,
-    "ratio": HYPER_RATIO,
+    "clip_norm": HYPER_CLIP_NORM,
+    "clip_value": HYPER_CLIP_VALUE,
+    "ema_decay": HYPER_EMA_DECAY,
 }
 OPTIMIZERS = {
     OPTIMIZER_NAMES[i].decode("ascii"): (
@@ -310,22 +314,14 @@ cdef void update_rows(Py_ssize_t rows, Py_ssize_t n, real* w, Py_ssize_t w_row, 
     each_update_loop(u.kind, rows, n, w, w_row, g, g_row, u)
 
 
-cdef Update coefficients(const double* hyper, const double* rates, Py_ssize_t steps, Py_ssize_t momentum_steps,
+cdef Update coefficients(const double* hyper, double lr, double momentum, Py_ssize_t steps, Py_ssize_t momentum_steps,
                          Py_ssize_t state, Py_ssize_t block) noexcept nogil:
     """The coefficients of a step after `steps` others, `momentum_steps` of them with SGD's momentum, from one row of an
-    optimiser's table; in double until the end.
-
-    rates: NULL, or a schedule's lr (that of row 0) and momentum, which replace the table's; NaN: does not.
-    """
+    optimiser's table; in double until the end. lr and momentum are the row's, or a schedule's."""
     cdef Step s
     cdef Update u
-    s.lr, s.momentum, s.weight_decay = hyper[HYPER_LR], hyper[HYPER_MOMENTUM], hyper[HYPER_WEIGHT_DECAY]
+    s.lr, s.momentum, s.weight_decay = lr, momentum, hyper[HYPER_WEIGHT_DECAY]
     s.before, s.moved = steps, momentum_steps > 0
-    if rates != NULL:
-        if not isnan(rates[0] * hyper[HYPER_RATIO]):
-            s.lr = rates[0] * hyper[HYPER_RATIO]
-        if not isnan(rates[1]):
-            s.momentum = rates[1]
     memset(&u, 0, sizeof(u))
     u.state = state
     u.block = block

@@ -13,7 +13,7 @@ cdef enum:
 
 
 cdef const double* rates_of(cnp.ndarray rates) noexcept:
-    """A schedule's lr and momentum, step by step; NULL for None."""
+    """A schedule's rates of each row of the optimiser's table, and momentum, step by step; NULL for None."""
     if rates is None:
         return NULL
     return <const double*>cnp.PyArray_DATA(rates)
@@ -173,9 +173,9 @@ cdef class Program:
 
     # what Python calls ------------------------------------------------------------------------------------------------
 
-    def set_optimizer(self, cnp.ndarray table, groups, clip_norm, clip_value, ema_decay):
+    def set_optimizer(self, cnp.ndarray table, groups):
         """Take an optimiser: its table of hyper-parameters, which is read at each step, and for each op a pair of rows
-        of it, for weight and bias. Its state is empty then. None for no clipping and no average."""
+        of it, for weight and bias. Its state is empty then."""
         cdef Stepper* s = &self.stepper
         cdef int i
         if self.of is not None:
@@ -194,12 +194,8 @@ cdef class Program:
             for i in range(self.net.n_ops):
                 self.net.ops[i].weight_group, self.net.ops[i].bias_group = groups[i]
                 s.penalised = s.penalised or self.net.ops[i].l1 != 0 or self.net.ops[i].l2 != 0
-            s.clip_norm = clip_norm or 0.0
-            s.clip_value = clip_value or 0.0
-            s.unfused = s.penalised or s.clip_norm > 0 or s.clip_value > 0
-            s.ema_decay = 0.0 if ema_decay is None else ema_decay
             release(&s.average)
-            if ema_decay is not None:
+            if not isnan(s.table[HYPER_EMA_DECAY]):
                 allocate(&s.average, self.net.n_block)
             self.reset()
         finally:
@@ -348,7 +344,7 @@ cdef class Program:
             self.training_busy = False
 
     def step(self, cnp.ndarray rates=None):
-        """Take the optimiser's step with the gradients as they are; rates: None, or the schedule's lr and momentum."""
+        """Take the optimiser's step with the gradients as they are; rates: None, or as `train_batches` has them."""
         self.has_optimizer()
         self.enter()
         prepare(&self.stepper, &self.net, rates_of(rates))
@@ -391,6 +387,7 @@ cdef class Program:
         try:
             self.reserve(&self.train, batch, True, threads)
             prepare(&self.stepper, &self.net, rates_of(rates))
+            self.stepper.unfused = needs_gradients(&self.stepper)
             p = self.training_pass(batch, threads)
             self.set_rows(&p, rows, t, v)
             p.wants.forward = p.wants.keep = p.wants.backward = p.wants.weights = True
@@ -426,19 +423,18 @@ cdef class Program:
         """train_step on batch after batch of rows start .. stop - 1, taken in `order` (None: as they lie).
 
         Returns the first row of the batch with a loss that is not finite, or -1. x, y and w (None: one each) as
-        `inputs`, `targets` and `weights` give them, order int64 or None. rates: None, or float64 (steps, 2), the
-        schedule's lr and momentum. out: None, or an array whose rows start .. stop - 1 get the outputs, in the order of
-        the batches. The mean gradient of `accumulate` batches makes a step. totals, float64, is added to: the sum of
-        the loss over the rows, of the rows' weights, of rows classified right, of rows.
+        `inputs`, `targets` and `weights` give them, order int64 or None. rates: None, or float64 (steps, rows
+        of the optimiser's table + 1), the schedule's lr of each row, and momentum. out: None, or an array whose rows
+        start .. stop - 1 get the outputs, in the order of the batches. The mean gradient of `accumulate` batches makes
+        a step. totals, float64, is added to: the sum of the loss over the rows, of the rows' weights, of rows
+        classified right, of rows.
         """
         cdef int64_t* turn = NULL if order is None else <int64_t*>cnp.PyArray_DATA(order)
         cdef double* total = <double*>cnp.PyArray_DATA(totals)
         cdef const double* rate = rates_of(rates)
         cdef Py_ssize_t at = start, correct = 0, bad = -1, group = 0, left = 0
         cdef Stepper* s = &self.stepper
-        cdef bint unfused = s.unfused, single = self.single(w) and accumulate == 1, ready = False
-        # row after row without a look back: nothing to be done between two steps
-        cdef bint many = single and batch_size == 1 and rates is None and out is None and s.average.at == NULL
+        cdef bint single, many, ready = False
         cdef const real* all_x
         cdef const char* all_targets
         cdef const real* all_weights
@@ -451,7 +447,10 @@ cdef class Program:
         try:
             self.reserve(&self.train, smaller(batch_size, stop - start), True, threads)
             self.forget("fit has run since")
-            s.unfused = unfused or accumulate > 1
+            s.unfused = accumulate > 1 or needs_gradients(s)
+            single = self.single(w)
+            # row after row without a look back: nothing to be done between two steps
+            many = single and batch_size == 1 and rates is None and out is None and s.average.at == NULL
             p = self.training_pass(0, threads)
             self.set_rows(&p, x, y, w)
             p.wants.gather = p.wants.gather or turn != NULL
@@ -500,14 +499,13 @@ cdef class Program:
                             extra = finish(s, &self.net)
                         stepped(s, &self.net)
                         if rate != NULL:
-                            rate += 2
+                            rate += s.groups + 1
                         ready = not prepared_again(s, rate)
                     total[0] += loss + extra * (group_weight if self.net.loss.mean else 1)
                     total[1] += weight
                     total[3] += p.batch.rows
                     at += p.batch.rows
         finally:
-            s.unfused = unfused
             self.training_busy = False
         total[2] += correct
         return bad

@@ -11,20 +11,25 @@ cdef struct Stepper:
     Update* updates         # the coefficients of the next step, of each group
     bint unfused            # the step needs all gradients in memory first
     bint penalised
-    double clip_norm        # 0: none, as for the following
-    double clip_value
-    double ema_decay
     Arena average           # EMA of the parameters, empty without one
     Py_ssize_t steps        # taken so far
     Py_ssize_t momentum_steps       # of them with SGD's momentum
 
 
 cdef void prepare(Stepper* s, const Network* net, const double* rates) noexcept nogil:
-    """The coefficients of the next step; rates: NULL, or the schedule's lr and momentum for it."""
+    """The coefficients of the next step; rates: NULL, or the schedule's lr of each row of the table, and momentum."""
+    cdef const double* row = s.table
     cdef int g
     for g in range(s.groups):
-        s.updates[g] = coefficients(s.table + g * HYPER_COLUMNS, rates, s.steps, s.momentum_steps,
-                                    net.state - net.params, net.n_block)
+        s.updates[g] = coefficients(row, row[HYPER_LR] if rates == NULL else rates[g],
+                                    row[HYPER_MOMENTUM] if rates == NULL else rates[s.groups],
+                                    s.steps, s.momentum_steps, net.state - net.params, net.n_block)
+        row += HYPER_COLUMNS
+
+
+cdef inline bint needs_gradients(const Stepper* s) noexcept nogil:
+    """Whether a step needs all gradients in memory, as the table now is."""
+    return s.penalised or s.table[HYPER_CLIP_NORM] > 0 or s.table[HYPER_CLIP_VALUE] > 0
 
 
 cdef inline bint prepared_again(const Stepper* s, const double* rates) noexcept nogil:
@@ -66,16 +71,16 @@ cdef void stepped(Stepper* s, const Network* net) noexcept nogil:
         if s.steps == 1:
             memcpy(s.average.at, net.params, net.n_block * sizeof(real))
         else:
-            average_block(net.n_block, s.average.at, net.params, s.ema_decay)
+            average_block(net.n_block, s.average.at, net.params, s.table[HYPER_EMA_DECAY])
 
 
 cdef void clip(const Stepper* s, const Network* net) noexcept nogil:
     """Clip the gradients: each number, then the norm of all of them."""
     cdef double factor
-    if s.clip_value > 0:
-        clip_block(net.n_block, net.grads, <real>s.clip_value)
-    if s.clip_norm > 0:
-        factor = clip_factor(sum_of_squares(net.n_block, net.grads), s.clip_norm)
+    if s.table[HYPER_CLIP_VALUE] > 0:
+        clip_block(net.n_block, net.grads, <real>s.table[HYPER_CLIP_VALUE])
+    if s.table[HYPER_CLIP_NORM] > 0:
+        factor = clip_factor(sum_of_squares(net.n_block, net.grads), s.table[HYPER_CLIP_NORM])
         if factor != 1:
             scale_block(net.n_block, net.grads, <real>factor)
 

@@ -15,18 +15,22 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from .._checks import number
 from .._dispatch import kernels
 from ..layers import Parametric
 from ..layers.graph import Graph, Place, chain, in_features, part, program, tell_modes
-from ..training.state import TrainingState
+from ..optim.schedules import ReduceLROnPlateau
+from ..training.state import TrainingState, stateful
 from .python_loss import PythonLoss
 
 PARAMETERS = ("weight", "bias")
 STATISTICS = ("running_mean", "running_var")
+RATES_AHEAD = 64
 
 
 class Core:
@@ -71,6 +75,7 @@ class Core:
         self.parametric: list[tuple[int, Place]] = self.graph.parameters()
         self.program: Any = None
         self.optimizer: Any = None
+        self._rates: tuple = (0, (), None)  # of some steps or epochs ahead: the first, rates, and what they are made of
         self.fitting = False
         self.nested = False
         self._derivatives: Any = None
@@ -174,8 +179,7 @@ class Core:
             groups = [(0, 0)] * len(self.graph.ops)
             for op, place in self.parametric:
                 groups[op] = (rows.get(f"{place.key}.weight", 0), rows.get(f"{place.key}.bias", 0))
-            clipping = optimizer.clip_norm, optimizer.clip_value
-            self.program.set_optimizer(optimizer.table, groups, *clipping, optimizer.ema_decay)
+            self.program.set_optimizer(optimizer.table, groups)
         self.optimizer = optimizer
         self.state.epochs_seen = self.state.epoch = 0
 
@@ -183,6 +187,33 @@ class Core:
         """RuntimeError if there is none."""
         if self.optimizer is None:
             raise RuntimeError("the model has no optimizer: pass one to Sequential, or set model.optimizer")
+
+    def rates(self) -> np.ndarray | None:
+        """What the optimiser's schedule says of the next step; None without one."""
+        schedule = self.optimizer.schedule
+        if schedule is None:
+            return None
+        by_step = schedule.interval == "step"
+        done = self.program.steps if by_step else self.state.epochs_seen
+        made_of = (schedule, schedule.version(), self.optimizer.table.tobytes())
+        first, rates, known = self._rates
+        if made_of != known or not first <= done < first + len(rates):
+            first, rates = done, self.optimizer.rates(done, RATES_AHEAD if by_step else 1)
+            self._rates = first, rates, made_of
+        return rates[done - first]
+
+    def end_epoch(self, logs: Any, watched: str | None = None) -> None:
+        """Count an epoch, and let a schedule react to it; ValueError, and no change, if it needs what logs lack.
+
+        watched: the name of what it monitors, which not every epoch has.
+        """
+        schedule = getattr(self.optimizer, "schedule", None)  # a callback of fit may have taken the optimizer away
+        if isinstance(schedule, ReduceLROnPlateau) and (watched is None or watched in logs):
+            if logs is None:
+                raise ValueError(f"logs: expected a number for {schedule!r} to monitor, as model.end_epoch(val_loss)")
+            schedule.step(logs[watched or schedule.watched(logs)] if isinstance(logs, Mapping) else number("logs", logs))
+        self.state.epochs_seen += 1
+        self.state.position = None
 
     def training_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """What a checkpoint saves for further training: arrays, and numbers as JSON can hold them."""
@@ -195,12 +226,21 @@ class Core:
             place.layer.training = self.state.training
 
     def snapshot(self) -> Any:
-        """A copy of the parameters, the running statistics and the optimiser's state, for `restore`."""
-        return self.program.snapshot(self.optimizer.states)
+        """A copy of all that training changes, for `restore`: the parameters, the running statistics, the state of the
+        optimiser and of its schedule, and how many epochs are done."""
+        schedule = stateful(self.optimizer)
+        return (
+            self.program.snapshot(self.optimizer.states),
+            self.state.epochs_seen,
+            schedule and (schedule, schedule.state_dict()),
+        )
 
     def restore(self, snapshot: Any) -> None:
         """Put back what `snapshot` returned; a pending `backward` needs another forward pass."""
-        self.program.restore(snapshot)
+        program, self.state.epochs_seen, schedule = snapshot
+        self.program.restore(program)
+        if schedule:
+            schedule[0].load_state_dict(schedule[1])
 
 
 class _Part:

@@ -20,7 +20,6 @@ from .._threads import get_num_threads, threads_for
 from ..files import checkpoint
 from ..layers import Layer
 from ..layers.graph import computes_natively
-from ..optim.optimizers import MOMENTUM
 from ..training import fit as fitting
 from ..training.history import History
 from . import derivatives
@@ -227,15 +226,36 @@ class Sequential(layers.Chain):
             If there is no optimizer.
         """
         self._core.need_optimizer()
-        self._core.program.step(self._rates())
+        self._core.program.step(self._core.rates())
 
-    def _rates(self) -> np.ndarray | None:
-        """lr and momentum of the next step, where a schedule sets them step by step."""
-        optimizer = self._core.optimizer
-        schedule = optimizer.schedule
-        if schedule is None or schedule.interval != "step":
-            return None
-        return schedule.rates(self._core.program.steps, 1, optimizer.lr, optimizer.table[0, MOMENTUM])
+    def end_epoch(self, logs=None) -> None:
+        """End an epoch of a loop of your own, as `fit` does by itself after each of its epochs.
+
+        A schedule with ``interval="epoch"`` goes on to its next learning rate, and `ReduceLROnPlateau` counts the epoch
+        by what it monitors. A later `fit` goes on from there, with the learning rate and order of rows of the next.
+
+        Parameters
+        ----------
+        logs : mapping or float, optional
+            What `ReduceLROnPlateau` needs, and other schedules do not: numbers by their names, as "val_loss", or the
+            number that it monitors.
+
+        Raises
+        ------
+        RuntimeError
+            If there is no optimizer.
+        ValueError, TypeError
+            If the schedule monitors what logs do not have.
+
+        Examples
+        --------
+        >>> model = Sequential([Linear(1, 1), MSELoss()], optimizer=SGD(lr=0.1, schedule=StepLR(1)), seed=0)
+        >>> for epoch in range(3):
+        ...     loss = model.train_step([[0.0], [1.0]], [1.0, 3.0])
+        ...     model.end_epoch()
+        """
+        self._core.need_optimizer()
+        self._core.end_epoch(logs)
 
     def zero_grads(self) -> None:
         """Set all gradients to zero."""
@@ -311,7 +331,7 @@ class Sequential(layers.Chain):
         core = self._core
         if core.optimizer is None:
             core.need_optimizer()
-        rates = None if core.optimizer._schedule is None else self._rates()
+        rates = None if core.optimizer._schedule is None else core.rates()
         return core.program.train_step(x, y, get_num_threads(), sample_weight, rates)
 
     stop_training = False  # set to True in a callback, ends fit after this batch or epoch

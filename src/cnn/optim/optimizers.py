@@ -17,9 +17,9 @@ __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
 # What kernels/optimizer.pxi says of its table of hyper-parameters, which is float64 for every dtype.
 _kernels = kernels("float32")
 _SHARED: dict[str, int] = _kernels.HYPER_PARAMETERS
-CODE, LR, MOMENTUM, WEIGHT_DECAY, RATIO = (
-    _SHARED[name] for name in ("optimizer", "lr", "momentum", "weight_decay", "ratio")
-)
+CODE, LR, MOMENTUM, WEIGHT_DECAY = (_SHARED[name] for name in ("optimizer", "lr", "momentum", "weight_decay"))
+
+GROUP_RATES = ("lr", "weight_decay")  # what a group can have of its own
 
 
 class _Column:
@@ -59,9 +59,8 @@ class _LearningRate(_Hyper):
     """Of row 0; those of the groups keep their ratio to it."""
 
     def _store(self, optimizer, value):
-        ratio = optimizer.table[:, RATIO]
-        tied = ~np.isnan(ratio)
-        optimizer.table[tied, LR] = value * ratio[tied]
+        tied = ~np.isnan(optimizer._ratios)
+        optimizer.table[tied, LR] = value * optimizer._ratios[tied]
 
 
 class _WeightDecay(_Hyper):
@@ -82,24 +81,56 @@ class _Flag(_Column):
         optimizer.table[:, self.column] = value
 
 
-class _Fixed:
-    """What the constructor sets for good, since models take it over when they get the optimiser."""
-
-    def __set_name__(self, owner, name):
-        self.name = name
+class _Limit(_Column):
+    """A number above 0, or None."""
 
     def __get__(self, optimizer, owner=None):
-        return self if optimizer is None else optimizer._fixed[self.name]
+        if optimizer is None:
+            return self
+        value = float(optimizer.table[0, self.column])
+        return None if np.isnan(value) else value
 
     def __set__(self, optimizer, value):
-        raise AttributeError(f"{self.name}: can only be set when the optimiser is made")
+        optimizer.table[:, self.column] = np.nan if value is None else self._checked(value)
+
+    def _checked(self, value) -> float:
+        return positive(self.name, value)
+
+
+class _EMADecay(_Limit):
+    """At least 0 and below 1. Models make room for the average when they get the optimiser."""
+
+    def __set__(self, optimizer, value):
+        if (value is None) != (self.__get__(optimizer) is None):
+            raise AttributeError(f"{self.name}: whether there is an average is decided when the optimiser is made")
+        super().__set__(optimizer, value)
+
+    def _checked(self, value):
+        return number(self.name, value, 0, 1)
+
+
+class _Group(dict):
+    """A group as it is now. Setting its lr or weight_decay sets it for the next step."""
+
+    def __init__(self, optimizer: Optimizer, row: int, values: dict[str, Any]):
+        super().__init__(values)
+        self._optimizer, self._row = optimizer, row
+
+    def __setitem__(self, key, value):
+        self._optimizer._set_in_group(self._row, key, value)
+        super().__setitem__(key, value)
+
+    def __reduce__(self):
+        return dict, (dict(self),)
 
 
 class Optimizer(Configurable, kind="optimizer"):
     """What every optimiser has: a table of hyper-parameters, groups of layers, a schedule, clipping, averaging.
 
-    The hyper-parameters and the schedule can be changed between steps (`optimizer.lr = 0.01`), groups, clipping and the
-    average cannot. One optimiser may serve several models: momentum buffers and the like belong to the models.
+    The hyper-parameters, clipping and the schedule can be changed between steps (``optimizer.lr = 0.01``,
+    ``optimizer.groups[0]["lr"] = 0.001``, ``optimizer.clip_norm = None``); which layers are in a group, `decay_bias`,
+    and whether there is an average cannot. One optimiser may serve several models: momentum buffers and the like belong
+    to the models.
 
     Parameters
     ----------
@@ -110,7 +141,7 @@ class Optimizer(Configurable, kind="optimizer"):
     groups : list of dict, optional
         Layers with hyper-parameters of their own: ``{"layers": [0, "3.1"], "lr": 0.01, "weight_decay": 0.0}``. A layer
         is named by the prefix of its arrays in `Sequential.state_dict`; the name of a container stands for all in it.
-        What a group does not say is the optimiser's.
+        What a group does not say is the optimiser's. A learning rate of 0 freezes, under every schedule.
     decay_bias : bool
         Whether biases, and the weights of normalisations, decay as the other weights do.
     clip_norm : float, optional
@@ -128,8 +159,8 @@ class Optimizer(Configurable, kind="optimizer"):
     Attributes
     ----------
     lr : float
-        The learning rate. Changing it changes those of the groups in proportion.
-    table : ndarray of shape (rows, 8), float64
+        The learning rate. Changing it changes those of the groups in proportion (a group's own stays, if lr was 0).
+    table : ndarray of shape (rows, 10), float64
         What the kernels read: row 0 is the optimiser's, then one row a group; without `decay_bias` as many again for
         the biases, without weight decay.
     """
@@ -139,10 +170,9 @@ class Optimizer(Configurable, kind="optimizer"):
     has_momentum: ClassVar[bool] = True  # or beta1: something that a schedule can cycle
     lr = _LearningRate()
     weight_decay = _WeightDecay()
-    decay_bias = _Fixed()
-    clip_norm = _Fixed()
-    clip_value = _Fixed()
-    ema_decay = _Fixed()
+    clip_norm = _Limit()
+    clip_value = _Limit()
+    ema_decay = _EMADecay()
 
     def __init__(
         self,
@@ -158,39 +188,87 @@ class Optimizer(Configurable, kind="optimizer"):
     ):
         lr = number("lr", lr, 0)
         weight_decay = number("weight_decay", weight_decay, 0)
-        self._fixed = {
-            "decay_bias": flag("decay_bias", decay_bias),
-            "clip_norm": None if clip_norm is None else positive("clip_norm", clip_norm),
-            "clip_value": None if clip_value is None else positive("clip_value", clip_value),
-            "ema_decay": None if ema_decay is None else number("ema_decay", ema_decay, 0, 1),
-        }
+        self._decay_bias = flag("decay_bias", decay_bias)
         self._groups = _checked_groups(groups)
         named = [{}, *self._groups]
         rows = np.zeros((len(named), _kernels.TABLE_COLUMNS))
         rows[:, CODE] = _kernels.OPTIMIZERS[self.kernel][0]
         rows[:, LR] = [group.get("lr", lr) for group in named]
         own_lr = ["lr" in group for group in named]
-        rows[:, RATIO] = 1
-        rows[own_lr, RATIO] = rows[own_lr, LR] / lr if lr else np.nan
+        ratios = np.ones(len(named))
+        ratios[own_lr] = rows[own_lr, LR] / lr if lr else np.nan
         rows[:, WEIGHT_DECAY] = [group.get("weight_decay", weight_decay) for group in named]
-        self.table = rows if self.decay_bias else np.concatenate([rows, rows])
+        self.table = rows if decay_bias else np.concatenate([rows, rows])
+        self._ratios = ratios if decay_bias else np.concatenate([ratios, ratios])  # of each row's lr to that of row 0
         self.table[len(named) :, WEIGHT_DECAY] = 0
         self._shares_decay = np.zeros(len(self.table), bool)
         self._shares_decay[: len(named)] = ["weight_decay" not in group for group in named]
+        self.table[:, type(self).ema_decay.column] = np.nan if ema_decay is None else 0.0
+        self.clip_norm, self.clip_value, self.ema_decay = clip_norm, clip_value, ema_decay
         self.schedule = schedule
 
     def _allow(self, name: str, value: bool) -> None:
         """ValueError if the flag `name` cannot have this value."""
 
     @property
+    def decay_bias(self) -> bool:
+        """Whether biases decay too; only the constructor can set it."""
+        return self._decay_bias
+
+    @decay_bias.setter
+    def decay_bias(self, value):
+        raise AttributeError("decay_bias: can only be set when the optimiser is made")
+
+    @property
     def groups(self) -> list[dict[str, Any]]:
-        """The groups as passed in, with their present learning rates (a copy)."""
+        """The groups as passed in, with their present learning rates; setting an "lr" or "weight_decay" there sets it
+        for the next step."""
         now = []
         for row, group in enumerate(self._groups, 1):
-            now.append({**group, "layers": list(group["layers"])})
-            if "lr" in group:
-                now[-1]["lr"] = float(self.table[row, LR])
+            rate = {"lr": float(self.table[row, LR])} if "lr" in group else {}
+            now.append(_Group(self, row, {**group, "layers": list(group["layers"]), **rate}))
         return now
+
+    def _set_in_group(self, row: int, key: str, value) -> None:
+        """Set a rate of a group, which is its own from now on."""
+        if key not in GROUP_RATES:
+            raise AttributeError(f"groups[{row - 1}]: {key!r} cannot be set, {' and '.join(GROUP_RATES)} can")
+        value = number(f"groups[{row - 1}]: {key}", value, 0)
+        self._groups[row - 1][key] = value
+        rows = [row] if self.decay_bias else [row, row + 1 + len(self._groups)]
+        if key == "lr":
+            self.table[rows, LR] = value
+            self._ratios[rows] = value / self.lr if self.lr else np.nan
+        else:
+            self.table[row, WEIGHT_DECAY] = value
+            self._shares_decay[row] = False
+
+    def rates(self, first: int, count: int) -> np.ndarray | None:
+        """What the schedule makes of the learning rates and the momentum, for so many steps, or epochs, from `first`.
+
+        Each group's learning rate goes its own way from its own beginning, as in PyTorch.
+
+        Parameters
+        ----------
+        first, count : int
+            At least 0.
+
+        Returns
+        -------
+        ndarray of shape (count, rows + 1), float64, or None
+            The learning rate of each row of `table`, and last the momentum; None without a schedule.
+        """
+        if self._schedule is None:
+            return None
+        momentum = self.table[0, MOMENTUM]
+        lrs = self.table[:, LR].tolist()
+        courses = {lr: self._schedule.rates(first, count, lr, momentum) for lr in dict.fromkeys(lrs)}
+        rates = np.empty((count, len(lrs) + 1))
+        for row, lr in enumerate(lrs):
+            rates[:, row] = courses[lr][:, 0]
+        cycled = courses[lrs[0]][:, 1]
+        rates[:, -1] = np.where(np.isnan(cycled), momentum, cycled)
+        return rates
 
     @property
     def schedule(self) -> schedules.Schedule | None:
@@ -282,7 +360,7 @@ def _checked_groups(groups) -> list[dict[str, Any]]:
         where = f"groups[{i}]"
         if not isinstance(group, dict):
             raise TypeError(f"{where}: expected a dict, got {group!r}")
-        if unknown := [key for key in group if key not in ("layers", "lr", "weight_decay")]:
+        if unknown := [key for key in group if key not in ("layers", *GROUP_RATES)]:
             raise ValueError(f"{where}: unknown {', '.join(map(repr, unknown))}: expected layers, lr, weight_decay")
         layers = group.get("layers")
         if not isinstance(layers, (list, tuple)):
@@ -293,7 +371,7 @@ def _checked_groups(groups) -> list[dict[str, Any]]:
             if isinstance(layer, bool) or not isinstance(layer, (int, np.integer, str)):
                 raise TypeError(f"{where}: expected a layer's name, such as 0 or '3.1', got {layer!r}")
         layers = [layer if isinstance(layer, str) else int(layer) for layer in layers]
-        rates = {key: number(f"{where}: {key}", group[key], 0) for key in ("lr", "weight_decay") if key in group}
+        rates = {key: number(f"{where}: {key}", group[key], 0) for key in GROUP_RATES if key in group}
         checked.append({"layers": layers, **rates})
     return checked
 

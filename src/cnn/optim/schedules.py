@@ -1,9 +1,11 @@
 """Schedules of the learning rate: closed formulas in the number of steps, or epochs, that have been done.
 
-A schedule hangs on the optimiser, ``cnn.SGD(lr=0.1, schedule=cnn.StepLR(30))``, and `fit` asks it for the learning
-rates of many steps at once. Names, arguments and values are PyTorch's (torch.optim.lr_scheduler), except that a
-schedule says itself what it counts: `interval` is "epoch", or "step" for steps of the optimiser. None holds a count of
-its own, so one can serve several models; only `ReduceLROnPlateau` has a state.
+A schedule hangs on the optimiser, ``cnn.SGD(lr=0.1, schedule=cnn.StepLR(30))``, and sets the learning rate of each
+step: in `fit`, `train_step` and `step` alike. Names, arguments and values are PyTorch's (torch.optim.lr_scheduler), for
+groups of layers too, with two differences. A schedule says itself what it counts: `interval` is "step" for steps of the
+optimiser, or "epoch" for those that `fit` has done, or `Sequential.end_epoch` has counted in a loop of your own. And a
+learning rate of 0 stays 0, so what it freezes stays frozen. None holds a count of its own, so one can serve several
+models; only `ReduceLROnPlateau` has a state.
 
 With t the count, from 0 on, and lr the optimiser's learning rate, which the schedule leaves as it is.
 """
@@ -11,7 +13,7 @@ With t the count, from 0 on, and lr the optimiser's learning rate, which the sch
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -50,10 +52,25 @@ class Schedule(Configurable, kind="schedule"):
         Whether it gives the momentum too, or Adam's beta1.
     """
 
+    facts = ("_lr",)
+    _changes: ClassVar[int] = 0
+
     def __init__(self, interval):
         self.interval = choice("interval", interval, INTERVALS)
 
-    facts = ("_lr",)
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        Schedule._changes += 1
+
+    @staticmethod
+    def version() -> int:
+        """A number that is another one as soon as an attribute of some schedule has been set.
+
+        Returns
+        -------
+        int
+        """
+        return Schedule._changes
 
     @property
     def cycles_momentum(self) -> bool:
@@ -77,7 +94,7 @@ class Schedule(Configurable, kind="schedule"):
         """
         t = np.arange(integer("first", first, 0), first + integer("count", count, 0))
         rates = np.full((count, 2), np.nan)
-        rates[:, 0] = self._lr(t, float(lr))
+        rates[:, 0] = self._lr(t, float(lr)) if lr else 0
         if self.cycles_momentum:
             rates[:, 1] = self._momentum(t)
         return rates
@@ -90,7 +107,7 @@ class Schedule(Configurable, kind="schedule"):
         """The momenta after t steps; NaN where the schedule leaves it alone."""
         return np.nan
 
-    def plot(self, count: int, lr: float = 1.0, ax=None):
+    def plot(self, count: int, lr: float = 1.0, ax=None, path=None):
         """Draw the learning rate, and the momentum if it is cycled, over `count` steps or epochs.
 
         Parameters
@@ -99,17 +116,21 @@ class Schedule(Configurable, kind="schedule"):
         lr : float
             The optimiser's.
         ax : matplotlib.axes.Axes, optional
-            Where to draw; None: a new figure.
+            Where to draw; None: a new figure, pyplot's if there is no path.
+        path : str or path, optional
+            Where to save the picture (PNG, PDF, SVG, by its suffix).
 
         Returns
         -------
         matplotlib.axes.Axes
         """
-        import matplotlib.pyplot as plt
-
-        if ax is None:
-            ax = plt.subplots()[1]
         rates = self.rates(0, count, lr)
+        if ax is None:
+            if path is None:
+                from matplotlib.pyplot import figure
+            else:
+                from matplotlib.figure import Figure as figure
+            ax = figure(layout="constrained").subplots()
         ax.plot(rates[:, 0], label="learning rate")
         ax.set_xlabel(self.interval)
         ax.set_ylabel("learning rate")
@@ -118,6 +139,8 @@ class Schedule(Configurable, kind="schedule"):
             twin.plot(rates[:, 1], color="C1", label="momentum")
             twin.set_ylabel("momentum")
             ax.figure.legend(loc="upper right")
+        if path is not None:
+            ax.figure.savefig(path)
         return ax
 
 
@@ -432,7 +455,7 @@ class SequentialLR(Schedule):
             if one.interval != schedules[0].interval:
                 expected = schedules[0].interval
                 raise ValueError(f"schedules[{i}]: expected interval {expected!r}, as the first, got {one.interval!r}")
-        self.schedules = schedules
+        self.schedules = tuple(schedules)
         self.milestones = _milestones(milestones, 1)
         if len(self.milestones) != len(schedules) - 1:
             raise ValueError(f"milestones: expected {len(schedules) - 1}, one less than schedules, got {milestones!r}")
@@ -464,7 +487,8 @@ class ReduceLROnPlateau(Schedule):
     """Multiplies the learning rate by `factor` when a metric has not improved for more than `patience` epochs
     (torch.optim.lr_scheduler.ReduceLROnPlateau).
 
-    `fit` calls `step` after each epoch. This is the only schedule with a state; see `state_dict`.
+    `fit` and `Sequential.end_epoch` call `step` after each epoch. This is the only schedule with a state; see
+    `state_dict`.
 
     Parameters
     ----------
@@ -477,7 +501,8 @@ class ReduceLROnPlateau(Schedule):
     threshold : float
         At least 0: how much is an improvement.
     threshold_mode : {"rel", "abs"}
-        Whether it is a part of the best value so far, or a difference to it.
+        Whether it is a part of the best value so far (of its magnitude: PyTorch takes a negative value that is a little
+        worse for better), or a difference to it.
     cooldown : int
         At least 0: epochs after a reduction that are not counted.
     min_lr : float
@@ -517,8 +542,29 @@ class ReduceLROnPlateau(Schedule):
         self.cooldown_counter = 0
         self.reductions = 0
 
+    def watched(self, names) -> str:
+        """The name of the number that is monitored, of those that there are.
+
+        Parameters
+        ----------
+        names : collection of str
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        ValueError
+            If it is not among them.
+        """
+        name = self.monitor or ("val_loss" if "val_loss" in names else "loss")
+        if name not in names:
+            raise ValueError(f"schedule: no {name!r} to monitor: there are {', '.join(names)}")
+        return name
+
     def step(self, metric: float) -> None:
-        """Count an epoch.
+        """Count an epoch. The reductions hold from the next step of the optimiser on, however it is taken.
 
         Parameters
         ----------
@@ -543,7 +589,9 @@ class ReduceLROnPlateau(Schedule):
         sign = 1 if self.mode == "max" else -1
         best = -sign * np.inf if self.best is None else self.best
         margin = sign * self.threshold
-        limit = best * (1 + margin) if self.threshold_mode == "rel" else best + margin
+        if self.threshold_mode == "rel" and self.best is not None:
+            margin *= abs(best)
+        limit = best + margin
         return sign * metric > sign * limit
 
     def _lr(self, t, lr):
@@ -590,11 +638,11 @@ def _cosine(begin, end, part):
     return end + (begin - end) * (1 + np.cos(np.pi * part)) / 2
 
 
-def _milestones(values, low: int) -> list[int]:
-    """values as a list of integers of at least low, none below the one before it."""
+def _milestones(values, low: int) -> tuple[int, ...]:
+    """values as integers of at least low, none below the one before it."""
     if isinstance(values, str) or not isinstance(values, (Sequence, np.ndarray)):
         raise TypeError(f"milestones: expected a list of int, got {values!r}")
     milestones = [integer(f"milestones[{i}]", value, low) for i, value in enumerate(values)]
     if sorted(milestones) != milestones:
         raise ValueError(f"milestones: expected increasing numbers, got {values!r}")
-    return milestones
+    return tuple(milestones)

@@ -17,7 +17,7 @@ import numpy as np
 
 from .._checks import flag, integer, number
 from .._threads import threads_for
-from ..optim.optimizers import MOMENTUM, Optimizer
+from ..optim.optimizers import Optimizer
 from ..optim.schedules import ReduceLROnPlateau
 from .callbacks import Callback, EarlyStopping, check_methods, overridden
 from .class_weights import row_weights, weights_of_classes
@@ -317,7 +317,7 @@ def fit(
         if not continued or position is None or position[0] != initial_epoch + 1 or initial_epoch >= epochs:
             position = None
         # Without initial_epoch a model takes the orders and rates that follow those of its last fit.
-        seen = initial_epoch or core.state.epochs_seen
+        seen = core.state.epochs_seen = initial_epoch or core.state.epochs_seen
         history = History()
         if initial_epoch and self.history is not None and self.history.goes_on(initial_epoch, names):
             history = self.history.copy()
@@ -355,11 +355,11 @@ def fit(
                     logs |= {f"val_{name}": value for name, value in scores.items()}
                 if schedule:
                     logs["lr"] = trainer.lr
-                seen += 1
                 core.state.epoch, core.state.epochs_seen = epoch, seen
+                core.end_epoch(logs, schedule.watched)
+                seen = core.state.epochs_seen
                 history.record(epoch, logs)
                 bar.epoch(epoch, trainer.rows, logs)
-                schedule.epoch_done(logs)
                 for call in overridden(chosen, "on_epoch_end"):
                     call(epoch, dict(logs))
             for call in overridden(chosen, "on_train_end"):
@@ -531,11 +531,9 @@ class _Schedule:
     def __init__(self, optimizer: Optimizer, names: list[str]):
         self.optimizer = optimizer
         self.schedule = cast(Any, optimizer.schedule)
-        self.watched: str | None = None  # the number that the schedule reacts to
+        self.watched: str | None = None  # the number that the schedule reacts to, in epochs that have it
         if isinstance(self.schedule, ReduceLROnPlateau):
-            self.watched = self.schedule.monitor or ("val_loss" if "val_loss" in names else "loss")
-            if self.watched not in names:
-                raise ValueError(f"schedule: no {self.watched!r} to monitor: there are {', '.join(names)}")
+            self.watched = self.schedule.watched(names)
 
     def __bool__(self) -> bool:
         return self.schedule is not None
@@ -545,12 +543,8 @@ class _Schedule:
         return self.schedule.interval == "step"
 
     def rates(self, first: int, count: int) -> np.ndarray:
-        """lr and momentum of so many steps or epochs, (count, 2)."""
-        return self.schedule.rates(first, count, self.optimizer.lr, self.optimizer.table[0, MOMENTUM])
-
-    def epoch_done(self, logs: dict[str, float]) -> None:
-        if self.watched in logs:
-            self.schedule.step(logs[self.watched])
+        """`Optimizer.rates`: of so many steps or epochs."""
+        return cast(Any, self.optimizer.rates(first, count))
 
 
 class _Trainer:

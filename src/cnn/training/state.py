@@ -79,7 +79,7 @@ class TrainingState:
             kept[name] = {key: value for key, value in state.items() if not isinstance(value, np.ndarray)}
             of_it = {key: value for key, value in state.items() if key not in kept[name]}
             arrays |= {f"{CALLBACK}{name}/{key}": np.array(value) for key, value in of_it.items()}
-        schedule = _schedule(optimizer)
+        schedule = stateful(optimizer)
         numbers = {
             "epoch": self.epoch,
             "epochs_seen": self.epochs_seen,
@@ -119,7 +119,7 @@ class TrainingState:
         arrays = dict(arrays)
         history = None if numbers["history"] is None else _history(arrays, numbers["history"])
         callbacks = _callbacks(arrays, numbers.get("callbacks", {}))
-        schedule = _schedule(optimizer)
+        schedule = stateful(optimizer)
         if (schedule is None) != (numbers["schedule"] is None):
             raise ValueError(f"training: schedule: {short(numbers['schedule'])} is no state of {schedule!r}")
         if schedule is not None:
@@ -147,7 +147,7 @@ def names_of(callbacks: list) -> dict[str, Any]:
 
 def best_of(core: Any) -> dict[str, Any]:
     """All that training changes in a model, for `bring_back`, as a checkpoint can hold it on any processor."""
-    schedule = _schedule(core.optimizer)
+    schedule = stateful(core.optimizer)
     return {
         "parameters": core.program.parameters,
         **{name: np.array(a) for name, a in core.named(*STATISTICS).items()},
@@ -177,7 +177,7 @@ def bring_back(core: Any, best: dict[str, Any]) -> None:
         own[name][...] = a
     core.program.set_state(state, _blocks(core.optimizer))  # with the statistics before they were rounded
     core.state.epochs_seen = seen
-    schedule = _schedule(core.optimizer)
+    schedule = stateful(core.optimizer)
     if schedule is not None and rates is not None:
         schedule.load_state_dict(rates)
 
@@ -187,7 +187,7 @@ def _blocks(optimizer: Any) -> int:
     return 0 if optimizer is None else optimizer.states
 
 
-def _schedule(optimizer: Any) -> Any:
+def stateful(optimizer: Any) -> Any:
     """The optimiser's schedule, if it has one with a state."""
     schedule = getattr(optimizer, "schedule", None)
     return schedule if hasattr(schedule, "state_dict") else None
