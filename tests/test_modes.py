@@ -182,5 +182,5 @@ def test_what_trainable_is_not():
     layer = cnn.Linear(2, 3)
     with pytest.raises(TypeError, match="trainable: expected True or False, got 1"):
         layer.trainable = 1
-    with pytest.raises(ValueError, match="trainable: unknown 'wieght': Linear.2, 3. has weight, bias"):
+    with pytest.raises(ValueError, match=r"trainable: unknown 'wieght': Linear.2, 3. has weight, bias"):
         layer.trainable = {"wieght": False}

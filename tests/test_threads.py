@@ -294,6 +294,25 @@ def test_whatever_reads_the_input(isa, name):
         assert_same(gradients(threads), expected, f"{threads} threads")
 
 
+def test_threads_at_different_ops(isa, dtype):
+    """Gradients that are to be added to others lie in a scratch, which ops of all widths share."""
+    x = np.random.default_rng(0).standard_normal((900, 40)).astype(dtype)
+    y = np.random.default_rng(1).standard_normal((900, 3)).astype(dtype)
+
+    def trained(threads):
+        parts = [cnn.Linear(40, 40)]
+        for narrow in (3, 17, 1):
+            inner = cnn.Sequential([cnn.Linear(40, narrow), cnn.Add(cnn.SiLU(), cnn.LayerNorm(narrow))], dtype=dtype)
+            parts += [cnn.Concat(cnn.GELU(), inner, cnn.Tanh()), cnn.Linear(80 + narrow, 40)]
+        model = cnn.Sequential([*parts, cnn.Linear(40, 3), cnn.MSELoss()], cnn.SGD(0.01), dtype=dtype, seed=0)
+        cnn.set_num_threads(threads)
+        return [model.train_step(x, y) for _ in range(3)], model.parameters
+
+    expected = trained(1)
+    for threads in (2, 3, 8) * 4:
+        assert_same(trained(threads), expected, f"{threads} threads")
+
+
 @given(seed=st.integers(0, 10**6), batch=st.integers(1, 1300), threads=st.sampled_from(COUNTS), data=st.data())
 @settings(max_examples=12)
 def test_random_networks_do_not_depend_on_threads_or_batches(dtype, seed, batch, threads, data):

@@ -290,10 +290,16 @@ cdef inline bint wants_gradient(const Chunk* c, int b) noexcept nogil:
     return b != 0 or c.input_grad
 
 
+cdef inline real* scratch_of(const Chunk* c) noexcept nogil:
+    """The rows of the scratch that belong to the chunk, whatever the width that is written there: another thread may be
+    at another op."""
+    return c.ws.scratch + c.first * c.net.widest
+
+
 cdef inline real* gradient_room(const Chunk* c, const Op* op) noexcept nogil:
     """Where an op with one source writes the gradient of it; `gradient_done` follows."""
     if op.adds[0]:
-        return c.ws.scratch + c.first * c.net.buffers[op.src].row
+        return scratch_of(c)
     return row_of(c.ws.grad, c.net, op.src, c.first)
 
 
@@ -304,7 +310,7 @@ cdef inline void gradient_done(const Chunk* c, const Op* op) noexcept nogil:
     """
     cdef Py_ssize_t row = c.net.buffers[op.src].row
     if op.adds[0]:
-        add_columns(c.batch, op.n_in, c.ws.scratch + c.first * row, row, True,
+        add_columns(c.batch, op.n_in, scratch_of(c), row, True,
                     row_of(c.ws.grad, c.net, op.src, c.first), row)
 
 

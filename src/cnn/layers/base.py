@@ -142,7 +142,8 @@ class Layer(Configurable, kind="layer"):
             if unknown := [name for name in value if name not in self.parameter_names]:
                 known = ", ".join(self.parameter_names) or "no parameters of its own"
                 raise ValueError(f"trainable: unknown {', '.join(map(repr, unknown))}: {self!r} has {known}")
-            self._trainable = {**self._trainable, **{name: flag(f"trainable[{name!r}]", v) for name, v in value.items()}}
+            checked = {name: flag(f"trainable[{name!r}]", v) for name, v in value.items()}
+            self._trainable = {**self._trainable, **checked}
         else:
             self._trainable = dict.fromkeys(self.parameter_names, flag("trainable", value))
             for child in self.children:

@@ -14,6 +14,7 @@ here, and from nothing else that is private to a model:
 from __future__ import annotations
 
 import os
+import weakref
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -211,7 +212,9 @@ class Core:
         if isinstance(schedule, ReduceLROnPlateau) and (watched is None or watched in logs):
             if logs is None:
                 raise ValueError(f"logs: expected a number for {schedule!r} to monitor, as model.end_epoch(val_loss)")
-            schedule.step(logs[watched or schedule.watched(logs)] if isinstance(logs, Mapping) else number("logs", logs))
+            schedule.step(
+                logs[watched or schedule.watched(logs)] if isinstance(logs, Mapping) else number("logs", logs)
+            )
         self.state.epochs_seen += 1
         self.state.position = None
 
@@ -247,10 +250,10 @@ class _Part:
     """Stands in for the program of a model that is a part of another one, until it is first used."""
 
     def __init__(self, core: Core):
-        self._core = core
+        self._core = weakref.ref(core)
 
     def __getattr__(self, name):
-        core = self._core
+        core: Any = self._core()
         made = part(core.kernels, core.graph)
         if made is None:
             raise RuntimeError("the layers of this Sequential have been taken over by several models")

@@ -134,12 +134,12 @@ class _Arrays(Rows):
         self.context = context
         self.names = names
         program = context.program
-        x, y, w = program.flattened(table(x, names.x), y, w, names.x, names.y, names.w)
+        x, y, w = program.flattened(x, y, w, names.x, names.y, names.w)
         self.x: np.ndarray = program.inputs(x, names.x)
         self.y = context.targets(y, len(self.x), names.y)
         if len(self.x) == 0:
             raise context.no_rows(names)
-        self.w = None if w is None else context.program.weights(table(w, names.w), len(self.x), names.w)
+        self.w = None if w is None else context.program.weights(w, len(self.x), names.w)
         self.rows = len(self.x)
         self.order: np.ndarray | None = None
 
@@ -190,35 +190,6 @@ class _Arrays(Rows):
                 self.order = np.empty(self.rows, np.int64)
             order = context.permutation(self.rows, context.seed, epoch, self.order)
         yield Part(self.x, self.y, self.w, order, context.batch_size)
-
-
-def table(a, name: str):
-    """a, if it is no table of pandas or sparse matrix; a table's columns as one array of numbers.
-
-    TypeError that names a column without numbers, ValueError one with missing values, and what to do.
-    """
-    if hasattr(a, "nnz") and hasattr(a, "toarray"):
-        raise TypeError(f"{name}: expected a dense array, got a sparse {type(a).__name__}: pass {name}.toarray()")
-    if not (hasattr(a, "to_numpy") and hasattr(a, "isna") and hasattr(a, "iloc")):
-        return a
-    columns = [(f"{name}[{a.columns[i]!r}]", a.iloc[:, i]) for i in range(a.shape[1])] if a.ndim == 2 else [(name, a)]
-    plain = True
-    for place, column in columns:
-        dtype = column.dtype
-        if getattr(dtype, "kind", "O") not in "fiub":
-            what = "such as pandas.get_dummies(...) gives" if a.ndim == 2 else f"such as pandas.factorize({name})[0]"
-            raise TypeError(f"{place}: expected numbers, {what}, got dtype {dtype}")
-        if dtype.kind == "b":
-            plain = False  # bool among numbers would make an array of objects
-        if not isinstance(dtype, np.dtype):
-            plain = False
-            if column.isna().any():
-                raise ValueError(f"{place}: has missing values ({dtype}): fill them, as with fillna, or drop the rows")
-    if plain:
-        return a
-    arrays = [column.to_numpy(column.dtype.numpy_dtype if hasattr(column.dtype, "numpy_dtype") else column.dtype)
-              for _, column in columns]  # fmt: skip
-    return np.column_stack(arrays) if a.ndim == 2 else arrays[0]
 
 
 def classes_of(y: np.ndarray) -> np.ndarray | None:
@@ -512,7 +483,6 @@ class _Iterable(Source):
 
 def _array(a, name: str):
     """a as an array, without touching it if it is one."""
-    a = table(a, name)
     return a if isinstance(a, (np.ndarray, list, tuple)) else np.asarray(a)
 
 

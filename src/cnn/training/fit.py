@@ -21,7 +21,7 @@ from ..optim.optimizers import Optimizer
 from ..optim.schedules import ReduceLROnPlateau
 from .callbacks import Callback, EarlyStopping, check_methods, overridden
 from .class_weights import row_weights, weights_of_classes
-from .data import Blocks, Names, Part, Rows, Source, classes_of, source_of, table
+from .data import Blocks, Names, Part, Rows, Source, classes_of, source_of
 from .history import History
 from .metrics import Metrics
 from .model_checkpoint import ModelCheckpoint
@@ -67,8 +67,6 @@ class Context:
 
     def targets(self, y, n: int, name: str) -> np.ndarray:
         """y as the loss can read it, n rows."""
-        if self.loss is None or self.loss.spec() is not None:  # a loss of the user's own takes anything
-            y = table(y, name)
         checked = self.program.targets(y, n, name)
         return checked.copy() if checked.ndim == 1 else checked  # labels: nobody shall change them once checked
 
