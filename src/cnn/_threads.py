@@ -86,6 +86,10 @@ def set_num_threads(n: int) -> None:
     is the number of processors that the process may use, or OMP_NUM_THREADS, if that is less: joblib's workers have
     one thread each where there are as many workers as processors. `threadpoolctl.threadpool_limits` holds as well.
 
+    Parameters
+    ----------
+    n : int
+
     Raises
     ------
     ValueError, TypeError
@@ -96,7 +100,12 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """How many threads training and prediction may use."""
+    """How many threads training and prediction may use.
+
+    Returns
+    -------
+    int
+    """
     return _threads
 
 

@@ -53,7 +53,7 @@ cdef struct Op:
     int bias_group
     double l1               # penalties on the weights
     double l2
-    bint training           # dropout drops, batch norm takes the statistics of the batch, if the workspace trains at all
+    bint training           # dropout drops, batch norm takes the batch's statistics, if the workspace trains at all
     bint trains_weight      # the optimiser changes it
     bint trains_bias
     bint has_running        # statistics over batches

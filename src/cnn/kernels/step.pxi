@@ -45,8 +45,8 @@ cdef double penalties(const Network* net, bint gradient) noexcept nogil:
     for i in range(net.n_ops):
         op = &net.ops[i]
         if op.l1 != 0 or op.l2 != 0:
-            total += penalty(weight_size(op), net.params + op.weight, net.grads + op.weight if gradient and op.trains_weight else NULL,
-                             op.l1, op.l2)
+            total += penalty(weight_size(op), net.params + op.weight,
+                             net.grads + op.weight if gradient and op.trains_weight else NULL, op.l1, op.l2)
     return total
 
 

@@ -68,7 +68,7 @@ class Layer(Configurable, kind="layer"):
     _alone: Any = None  # (width and dtype, program) of the layer used alone
     _op: Any = None  # in a model, its program and the number of the op there
     _training = True
-    _trainable: ClassVar[dict[str, bool]] = {}  # of parameters, True where nothing is said
+    _trainable: dict[str, bool] = {}  # noqa: RUF012  of parameters, True where nothing is said; never changed in place
 
     def __setattr__(self, name, value):
         if name in self._fixed and name in self.__dict__:
