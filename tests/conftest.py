@@ -33,3 +33,9 @@ def isa(request, monkeypatch):
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
     return np.dtype(request.param)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where the file of a test goes."""
+    return tmp_path / "model.safetensors"

@@ -16,11 +16,6 @@ from cnn.files import atomic_write, safetensors_file
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "model.safetensors"
-
-
-@pytest.fixture
 def model(dtype):
     return network(dtype)
 

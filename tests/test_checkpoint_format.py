@@ -8,18 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import SPEC, assert_same, network
+from checkpoints import CONFIG, SPEC, assert_same, literal, network
 from grid import WITH_PARAMETERS
 from networks import assert_close, batch_for, build
 from safetensors.numpy import load_file
 
 import cnn
 from cnn.files import checkpoint
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "model.safetensors"
 
 
 @pytest.fixture
@@ -137,26 +132,6 @@ def test_bytes(path):
     }
 
 
-def literal(config, numbers, *, form="cnn", version="1", shape=(1, 2)):
-    """A file of one float32 tensor "0.weight", byte by byte."""
-    header = {
-        "__metadata__": {"format": form, "version": version, "config": config},
-        "0.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * len(numbers)]},
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + struct.pack(f"<{len(numbers)}f", *numbers)
-
-
-CONFIG = {
-    "layers": [{"name": "Linear", "in_features": 2, "out_features": 1, "bias": False}, {"name": "Tanh"}],
-    "loss": None,
-    "optimizer": None,
-    "dtype": "float32",
-    "seed": None,
-}
-
-
 def test_a_file_of_version_1_can_be_read(path):
     """Written out here byte by byte: what is on people's disks must stay readable."""
     path.write_bytes(literal(json.dumps(CONFIG), [0.5, -1]))
@@ -185,12 +160,3 @@ def test_files_of_all_versions_can_be_read(fixture):
     assert_same(loaded, expected)
     if expected.history is not None:  # with the training state
         assert checkpoint.to_bytes(loaded) == checkpoint.to_bytes(expected)
-
-
-METADATA = {"format": "cnn", "version": "1", "config": json.dumps(CONFIG)}
-WEIGHT = {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}
-
-
-def header(**weight):
-    """The header of a good file, its only tensor changed."""
-    return {"__metadata__": METADATA, "0.weight": {**WEIGHT, **weight}}

@@ -10,7 +10,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from checkpoints import SPEC, assert_same, assert_unreadable, network
+from checkpoints import CONFIG, SPEC, assert_same, assert_unreadable, literal, network
 from networks import build
 from safetensors.numpy import load_file, save_file
 
@@ -19,33 +19,8 @@ from cnn.files import safetensors_file
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "model.safetensors"
-
-
-@pytest.fixture
 def model(dtype):
     return network(dtype)
-
-
-def literal(config, numbers, *, form="cnn", version="1", shape=(1, 2)):
-    """A file of one float32 tensor "0.weight", byte by byte."""
-    header = {
-        "__metadata__": {"format": form, "version": version, "config": config},
-        "0.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * len(numbers)]},
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + struct.pack(f"<{len(numbers)}f", *numbers)
-
-
-CONFIG = {
-    "layers": [{"name": "Linear", "in_features": 2, "out_features": 1, "bias": False}, {"name": "Tanh"}],
-    "loss": None,
-    "optimizer": None,
-    "dtype": "float32",
-    "seed": None,
-}
 
 
 def test_truncated(path, model):

@@ -6,39 +6,10 @@ import threading
 
 import numpy as np
 import pytest
+from checkpoints import every_layer, fit, plain, same
 
 import cnn
 from cnn.files import atomic_write, checkpoint
-
-
-def plain(optimizer, loss=None, *, dtype="float32", seed=3):
-    layers = [cnn.Linear(5, 17), cnn.Tanh(), cnn.Linear(17, 3), cnn.CrossEntropyLoss() if loss is None else loss]
-    return cnn.Sequential(layers, optimizer, dtype=dtype, seed=seed)
-
-
-def every_layer(optimizer, *, dtype="float32", seed=3):
-    """Random numbers, running statistics, branches and a nested model."""
-    inner = cnn.Sequential([cnn.Linear(12, 12), cnn.BatchNorm1d(12), cnn.ReLU(), cnn.Dropout(0.3)])
-    layers = [
-        *(cnn.Dropout(0.1), cnn.Linear(5, 12), cnn.LayerNorm(12), cnn.ReLU(), cnn.Add(inner, cnn.Identity())),
-        *(cnn.Concat(cnn.Linear(12, 4), cnn.Linear(12, 4, bias=False)), cnn.BatchNorm1d(8), cnn.Linear(8, 3)),
-        cnn.CrossEntropyLoss(),
-    ]
-    return cnn.Sequential(layers, optimizer, dtype=dtype, seed=seed)
-
-
-def fit(model, epochs, initial_epoch=0, **arguments):
-    """Train on numbers that each process makes anew; the last batch of an epoch is smaller."""
-    rng = np.random.default_rng(1)
-    x, labels = rng.standard_normal((70, 5)), rng.integers(0, 3, 70)
-    y = labels if isinstance(model.loss, cnn.CrossEntropyLoss) else np.eye(3)[labels]
-    arguments = {"batch_size": 16, "validation_data": (x[:20], y[:20])} | arguments
-    return model.fit(x, y, epochs=epochs, initial_epoch=initial_epoch, progress=False, **arguments)
-
-
-def same(model, other):
-    """All that a file with the training state holds, to the bit."""
-    return checkpoint.to_bytes(model) == checkpoint.to_bytes(other)
 
 
 def files(folder):
@@ -84,6 +55,18 @@ def test_fit_resumes_after_a_crash(tmp_path, make, every):
     assert seen == list(range((8, 7)[every == 3], 13))
     assert history == expected
     assert same(again, straight)
+
+
+@pytest.mark.parametrize("seed", [None, 4])
+@pytest.mark.parametrize("make", [every_layer, plain])
+def test_a_resumed_run_is_that_of_its_checkpoint_whatever_the_seed(tmp_path, make, seed):
+    """The orders of the rows and the numbers of dropout are those of the run that goes on."""
+    straight = make(cnn.Adam(lr=0.01))
+    expected = fit(straight, 6)
+    fit(make(cnn.Adam(lr=0.01)), 3, checkpoint=tmp_path)
+    again = make(cnn.Adam(lr=0.01), seed=seed)
+    assert fit(again, 6, checkpoint=tmp_path, resume=True) == expected
+    np.testing.assert_array_equal(again.parameters, straight.parameters)
 
 
 def test_resume_with_nothing_to_resume(tmp_path):

@@ -9,27 +9,12 @@ import sys
 
 import numpy as np
 import pytest
+from checkpoints import every_layer, fit, plain, same
 
 import cnn
 from cnn.files import atomic_write, checkpoint, safetensors_file
 
 EPOCHS, BREAK = 20, 7
-
-
-def plain(optimizer, loss=None, *, dtype="float32", seed=3):
-    layers = [cnn.Linear(5, 17), cnn.Tanh(), cnn.Linear(17, 3), cnn.CrossEntropyLoss() if loss is None else loss]
-    return cnn.Sequential(layers, optimizer, dtype=dtype, seed=seed)
-
-
-def every_layer(optimizer, *, dtype="float32", seed=3):
-    """Random numbers, running statistics, branches and a nested model."""
-    inner = cnn.Sequential([cnn.Linear(12, 12), cnn.BatchNorm1d(12), cnn.ReLU(), cnn.Dropout(0.3)])
-    layers = [
-        *(cnn.Dropout(0.1), cnn.Linear(5, 12), cnn.LayerNorm(12), cnn.ReLU(), cnn.Add(inner, cnn.Identity())),
-        *(cnn.Concat(cnn.Linear(12, 4), cnn.Linear(12, 4, bias=False)), cnn.BatchNorm1d(8), cnn.Linear(8, 3)),
-        cnn.CrossEntropyLoss(),
-    ]
-    return cnn.Sequential(layers, optimizer, dtype=dtype, seed=seed)
 
 
 # Of each case the model and further arguments of fit.
@@ -73,27 +58,13 @@ CASES = {
 }
 
 
-def fit(model, epochs, initial_epoch=0, **arguments):
-    """Train on numbers that each process makes anew; the last batch of an epoch is smaller."""
-    rng = np.random.default_rng(1)
-    x, labels = rng.standard_normal((70, 5)), rng.integers(0, 3, 70)
-    y = labels if isinstance(model.loss, cnn.CrossEntropyLoss) else np.eye(3)[labels]
-    arguments = {"batch_size": 16, "validation_data": (x[:20], y[:20])} | arguments
-    return model.fit(x, y, epochs=epochs, initial_epoch=initial_epoch, progress=False, **arguments)
-
-
-def same(model, other):
-    """All that a file with the training state holds, to the bit."""
-    return checkpoint.to_bytes(model) == checkpoint.to_bytes(other)
-
-
 RESUME = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import cnn, test_resume
+import checkpoints, cnn, test_resume
 for i, (_, arguments) in enumerate(test_resume.CASES.values()):
     model = cnn.load(f"{sys.argv[2]}/{i}.safetensors")
-    test_resume.fit(model, test_resume.EPOCHS, test_resume.BREAK, **arguments)
+    checkpoints.fit(model, test_resume.EPOCHS, test_resume.BREAK, **arguments)
     model.save(f"{sys.argv[2]}/{i}-resumed.safetensors", training_state=True)
 """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import SPEC, network
+from checkpoints import CONFIG, SPEC, network
 from networks import assert_close, batch_for, build, chain, is_linear
 
 import cnn
@@ -16,15 +16,6 @@ import cnn
 @pytest.fixture
 def model(dtype):
     return network(dtype)
-
-
-CONFIG = {
-    "layers": [{"name": "Linear", "in_features": 2, "out_features": 1, "bias": False}, {"name": "Tanh"}],
-    "loss": None,
-    "optimizer": None,
-    "dtype": "float32",
-    "seed": None,
-}
 
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -1,6 +1,6 @@
 """Cython neural networks: multilayer perceptrons on the CPU at the speed of the hardware."""
 
-from . import functional, initializers, layers, losses
+from . import functional, initializers, layers, losses, optim
 from ._about import __version__ as __version__
 from ._about import get_include, show_config
 from ._threads import get_num_threads, set_num_threads
@@ -12,24 +12,8 @@ from .files import load
 from .layers import *
 from .losses import *
 from .models import Sequential, gradcheck
-from .optim import (
-    SGD,
-    Adagrad,
-    Adam,
-    AdamW,
-    ConstantLR,
-    CosineAnnealingLR,
-    CosineAnnealingWarmRestarts,
-    ExponentialLR,
-    LinearLR,
-    MultiStepLR,
-    OneCycleLR,
-    PolynomialLR,
-    ReduceLROnPlateau,
-    RMSprop,
-    SequentialLR,
-    StepLR,
-)
+from .optim.optimizers import *
+from .optim.schedules import *
 from .training import (
     Blocks,
     Callback,
@@ -46,33 +30,17 @@ from .training import (
 )
 
 __all__ = [
-    "SGD",
-    "Adagrad",
-    "Adam",
-    "AdamW",
     "Blocks",
     "CSVLogger",
     "Callback",
-    "ConstantLR",
-    "CosineAnnealingLR",
-    "CosineAnnealingWarmRestarts",
     "DivergenceError",
     "EarlyStopping",
-    "ExponentialLR",
     "History",
     "LambdaCallback",
     "LearningRates",
-    "LinearLR",
     "Metric",
     "ModelCheckpoint",
-    "MultiStepLR",
-    "OneCycleLR",
-    "PolynomialLR",
-    "RMSprop",
-    "ReduceLROnPlateau",
     "Sequential",
-    "SequentialLR",
-    "StepLR",
     "TensorBoardLogger",
     "find_lr",
     "from_onnx",
@@ -92,3 +60,5 @@ __all__ = [
 ]
 __all__ += layers.__all__
 __all__ += losses.__all__
+__all__ += optim.optimizers.__all__
+__all__ += optim.schedules.__all__

@@ -35,10 +35,6 @@ cdef inline int sign_states "sign_states"(bint momentum, const double* own) noex
 
 ''',
     ),
-    ("src/cnn/optim/__init__.py", "from .optimizers import SGD,", "from .optimizers import SignDescent\n"),
-    ("src/cnn/optim/__init__.py", '    "Adagrad",\n', '    "SignDescent",\n'),
-    ("src/cnn/__init__.py", "from .training import (", "from .optim import SignDescent\n"),
-    ("src/cnn/__init__.py", '    "Adagrad",\n    "Adam",', '    "SignDescent",\n'),
     ("src/cnn/optim/optimizers.py", '"Adagrad", "Adam", "AdamW", "RMSprop"]', '"SignDescent", '),
     (
         "src/cnn/optim/optimizers.py",

@@ -80,7 +80,6 @@ class Activation(Layer, abstract=True):
     c: tuple[tuple[str, str], ...]
 
     _fixed = ("param", "approximate", "function")
-    _z: np.ndarray | None = None
 
     @classmethod
     def _register(cls) -> None:
@@ -121,49 +120,13 @@ class Activation(Layer, abstract=True):
         for target, formula in self.c:
             code.step(target, formula, self.param)
 
-    def forward(self, x):
-        """f(x), element by element; keeps a copy of x.
-
-        Parameters
-        ----------
-        x : array_like
-            Of any shape.
-
-        Returns
-        -------
-        ndarray of x's shape
-            float32 for float32, float64 for everything else.
-
-        Raises
-        ------
-        TypeError
-            If x is not made of real numbers.
-        """
+    def _forward(self, x):
         y = functional.activation_forward(self.function, x, self.param)
-        self._z = np.array(x, dtype=y.dtype)
+        self._last = np.array(x, dtype=y.dtype)
         return y
 
-    def backward(self, grad_output):
-        """grad_output * f'(x) for the x of the last `forward`.
-
-        Parameters
-        ----------
-        grad_output : array_like of x's shape
-
-        Returns
-        -------
-        ndarray of x's shape
-
-        Raises
-        ------
-        RuntimeError
-            If there was no `forward`.
-        ValueError, TypeError
-            If grad_output does not fit it.
-        """
-        if self._z is None:
-            raise RuntimeError("backward needs a forward pass to go back over, but there was none")
-        return functional.activation_backward(self.function, grad_output, self._z, self.param)
+    def _backward(self, grad_output):
+        return functional.activation_backward(self.function, grad_output, self._last, self.param)
 
     def derivative(self, z):
         """f'(z), element by element.

@@ -67,6 +67,7 @@ class Layer(Configurable, kind="layer"):
     _fixed: ClassVar[tuple[str, ...]] = ()  # what only the constructor may set, since models are compiled from it
     _alone: Any = None  # (width and dtype, program) of the layer used alone
     _op: Any = None  # in a model, its program and the number of the op there
+    _last: Any = None  # what `_backward` needs of the last `forward`; None before it
     _training = True
     _trainable: dict[str, bool] = {}  # noqa: RUF012  of parameters, True where nothing is said; never changed in place
 
@@ -317,26 +318,19 @@ class Layer(Configurable, kind="layer"):
         ----------
         x : array_like of shape (batch, in_features)
             Of an array with other leading axes each (in_features,) is a row; the result has its leading axes.
+            Activations take any shape.
 
         Returns
         -------
         ndarray of shape (batch, out_features)
-            float32 for float32, everything else is computed in float64.
+            Of the dtype of the layer's parameters. Without any it is float32 for float32, float64 for everything else.
 
         Raises
         ------
         ValueError, TypeError
-            If x has another shape, or is not made of real numbers.
+            If x has another shape, is not made of real numbers, or has one row where a batch's statistics are needed.
         """
-        x = np.asarray(x)
-        if not x.ndim:
-            raise ValueError("x: expected shape (batch, in_features), got ()")
-        if any(child.parameter_names or child.children for child in self.children):
-            self._last = self._program_inside(x.shape[-1])
-        else:
-            self._last = self._program_for(x.shape[-1], functional.real_dtype(x))
-            self._last.set_mode(0, self.acts)
-        return self._last.forward(x, None, get_num_threads())
+        return self._forward(x)
 
     def backward(self, grad_output):
         """Go back over the last `forward`; the gradients of parameters are added to.
@@ -358,12 +352,28 @@ class Layer(Configurable, kind="layer"):
         ValueError, TypeError
             If grad_output does not fit it.
         """
-        if getattr(self, "_last", None) is None:
+        if self._last is None:
             raise RuntimeError("backward needs a forward pass to go back over, but there was none")
-        return self._last.backward(grad_output, get_num_threads())
+        return self._backward(grad_output)
 
     def __call__(self, x):
         return self.forward(x)
+
+    def _forward(self, x):
+        """What `forward` computes; sets `_last`."""
+        x = np.asarray(x)
+        if not x.ndim:
+            raise ValueError("x: expected shape (batch, in_features), got ()")
+        if any(child.parameter_names or child.children for child in self.children):
+            self._last = self._program_inside(x.shape[-1])
+        else:
+            self._last = self._program_for(x.shape[-1], functional.real_dtype(x))
+            self._last.set_mode(0, self.acts)
+        return self._last.forward(x, None, get_num_threads())
+
+    def _backward(self, grad_output):
+        """What `backward` computes, after a `forward`."""
+        return self._last.backward(grad_output, get_num_threads())
 
 
 class Chain(Layer, abstract=True):
@@ -547,23 +557,7 @@ class Parametric(Layer, abstract=True):
         """The gradient of the bias, of its shape, or None."""
         return self._array("grad_bias")
 
-    def forward(self, x):
-        """The layer's outputs, in the layer's dtype. What `backward` needs is kept.
-
-        Parameters
-        ----------
-        x : array_like of shape (batch, in_features)
-            Of an array with other leading axes each (in_features,) is a row; the result has its leading axes.
-
-        Returns
-        -------
-        ndarray of shape (batch, out_features)
-
-        Raises
-        ------
-        ValueError, TypeError
-            If x has another shape, or is not made of real numbers.
-        """
+    def _forward(self, x):
         width: Any = self._in_features()
         alone = self._last = self._program_for(width, self.dtype)
         for name in (*self.parameter_names, *self.statistic_names):
@@ -575,29 +569,9 @@ class Parametric(Layer, abstract=True):
             statistic[...] = alone.view(0, name)
         return y
 
-    def backward(self, grad_output):
-        """Go back over the last `forward`; adds to `grad_weight` and `grad_bias`.
-
-        Parameters
-        ----------
-        grad_output : array_like of shape (batch, out_features)
-            Gradient of the loss with respect to the last `forward`'s result.
-
-        Returns
-        -------
-        ndarray of shape (batch, in_features)
-            The gradient of x.
-
-        Raises
-        ------
-        RuntimeError
-            If there was no `forward`.
-        ValueError, TypeError
-            If grad_output does not fit it.
-        """
-        if getattr(self, "_last", None) is not None:
-            self._last.zero_grads()
-        grad_x = super().backward(grad_output)
+    def _backward(self, grad_output):
+        self._last.zero_grads()
+        grad_x = super()._backward(grad_output)
         for name in self.parameter_names:
             gradient = self._array(f"grad_{name}")
             if gradient is not None:

@@ -88,7 +88,6 @@ class Linear(Parametric):
         )
         if getattr(self.bias_init, "weights_only", False):
             raise ValueError(f"bias_init: {self.bias_init!r} is for weight matrices")
-        self._x: np.ndarray | None = None
 
     def _draw(self, bits: np.random.PCG64) -> dict[str, np.ndarray | None]:
         """Initial parameters. Made of the generator's raw bits, whose stream NumPy promises to keep."""
@@ -180,52 +179,14 @@ class Linear(Parametric):
         weight = code.constant("weight", self.weight)
         code.product(weight, self.in_features, code.constant("bias", self.bias) if self.has_bias else None)
 
-    def forward(self, x):
-        """y = x W + b. Keeps a copy of x.
-
-        Parameters
-        ----------
-        x : array_like of shape (batch, in_features)
-            Of an array with other leading axes each (in_features,) is a row; the result has its leading axes.
-
-        Returns
-        -------
-        ndarray of shape (batch, out_features)
-            Of the layer's dtype.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If x has another shape, or is not made of real numbers.
-        """
+    def _forward(self, x):
         y = kernels(self.dtype).linear_forward(x, self.weight, self.bias, 0, 0.0, None, None)
-        self._x = np.array(x, dtype=self.dtype)
+        self._last = np.array(x, dtype=self.dtype)
         return y
 
-    def backward(self, grad_output):
-        """Go back over the last `forward`; adds to `grad_weight` and `grad_bias`.
-
-        Parameters
-        ----------
-        grad_output : array_like of shape (batch, out_features)
-            Gradient of the loss with respect to the last `forward`'s result.
-
-        Returns
-        -------
-        ndarray of shape (batch, in_features)
-            The gradient of x.
-
-        Raises
-        ------
-        RuntimeError
-            If there was no `forward`.
-        ValueError, TypeError
-            If grad_output does not fit it.
-        """
-        if self._x is None:
-            raise RuntimeError("backward needs a forward pass to go back over, but there was none")
+    def _backward(self, grad_output):
         grad_x, grad_weight, grad_bias = kernels(self.dtype).linear_backward(
-            grad_output, self._x, self.weight, None, None, None, False
+            grad_output, self._last, self.weight, None, None, None, False
         )
         np.add(self.grad_weight, grad_weight, out=self.grad_weight)
         if self.has_bias:

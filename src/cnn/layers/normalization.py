@@ -108,28 +108,10 @@ class BatchNorm1d(Norm):
         super()._join(model, program, op, dtype, bits)
         program.set_tracked(op, tracked)
 
-    def forward(self, x):
-        """The normalised rows. What `backward` needs is kept.
-
-        If `training`, which is so at first, by the statistics of the batch, which enter the running ones.
-
-        Parameters
-        ----------
-        x : array_like of shape (batch, num_features)
-
-        Returns
-        -------
-        ndarray of shape (batch, num_features)
-            Of the layer's dtype.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If x has another shape, is not made of real numbers, or has one row in training.
-        """
+    def _forward(self, x):
         alone = self._program_for(self.num_features, self.dtype)
         alone.set_tracked(0, self.num_batches_tracked)
-        y = super().forward(x)
+        y = super()._forward(x)
         self._tracked = alone.tracked(0)
         if self._op is not None:
             self._op[0].set_tracked(self._op[1], self._tracked)

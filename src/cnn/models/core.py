@@ -30,7 +30,6 @@ from ..training.state import TrainingState, stateful
 from .python_loss import PythonLoss
 
 PARAMETERS = ("weight", "bias")
-STATISTICS = ("running_mean", "running_var")
 RATES_AHEAD = 64
 
 
@@ -117,7 +116,7 @@ class Core:
         core.kernels, core.dtype, core.seed = model._core.kernels, model._core.dtype, None
         core.state = TrainingState(model._core.state.random_seed)
         core.state.training = model._core.state.training
-        core.graph = _graph_of(layers, model)
+        core.graph = _graph_of(layers, True)
         core.parametric = core.graph.parameters()
         core.optimizer, core.fitting, core.nested, core._derivatives, core._first = None, False, True, None, {}
         core.program = _Part(core)
@@ -134,7 +133,7 @@ class Core:
     def first(self, layers: list) -> Any:
         """The program of the first so many layers, on this one's memory; made when first needed."""
         if len(layers) not in self._first:
-            self._first[len(layers)] = part(self.kernels, _graph_of(layers, layers))
+            self._first[len(layers)] = part(self.kernels, _graph_of(layers, True))
         return self._first[len(layers)]
 
     def tell_modes(self) -> None:
@@ -261,8 +260,8 @@ class _Part:
         return getattr(made, name)
 
 
-def _graph_of(layers: list, part_of: Any = None) -> Graph:
-    """The graph of a chain; with part_of they may belong to a model."""
+def _graph_of(layers: list, in_model: bool = False) -> Graph:
+    """The graph of a chain; in_model: of layers that stand in a model already."""
     width = in_features(layers)
     if width is None:
         raise ValueError("layers: expected at least one Linear, got none: nothing says how wide the input is")
@@ -270,7 +269,7 @@ def _graph_of(layers: list, part_of: Any = None) -> Graph:
     chain(graph, layers, 0)
     for place in graph.seen.values():
         owner = place.layer._owner() if isinstance(place.layer, Parametric) else None
-        if part_of is None and owner is not None and id(owner) not in graph.seen:
+        if not in_model and owner is not None and id(owner) not in graph.seen:
             raise ValueError(
                 f"{place}: belongs to another Sequential already. Use model[:k] of that one, a model on the same "
                 "memory, or layers of the same configuration and load_weights"

@@ -22,8 +22,9 @@ from ..layers import Layer
 from ..layers.graph import computes_natively
 from ..training import fit as fitting
 from ..training.history import History
+from ..training.state import STATISTICS
 from . import derivatives
-from .core import PARAMETERS, STATISTICS, Core
+from .core import PARAMETERS, Core
 
 __all__ = ["Sequential"]
 
