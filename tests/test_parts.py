@@ -31,6 +31,22 @@ def one_by_one(layers, x):
     return x
 
 
+def test_hidden_before_the_first_linear(isa, dtype):
+    """Layers without parameters, whose width is that of the model's input."""
+    layers = [cnn.Dropout(0.5), cnn.Tanh(), cnn.Softmax(), cnn.Linear(5, 2)]
+    model = cnn.Sequential(layers, dtype=dtype, seed=0)
+    x, _ = data(dtype, 20)
+    model.eval()
+    for k in (1, 2, 3):
+        y = model.hidden(x, k)
+        assert y.dtype == dtype
+        np.testing.assert_allclose(y, one_by_one(layers[:k], x), rtol=1e-5)
+    model.train()
+    np.testing.assert_array_equal(model.hidden(x, 1), x)
+    with pytest.raises(ValueError, match=r"expected shape \(batch, 5\)"):
+        model.hidden(x[:, :3], 1)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_hidden(isa, dtype, threads):
     model, _ = built(dtype)

@@ -86,7 +86,18 @@ def _bits(rng: np.random.Generator, shape, n: int) -> np.ndarray:
 
 
 def symmetric(rng: np.random.Generator, shape, bound: float) -> np.ndarray:
-    """Uniform in [-bound, bound)."""
+    """Uniform in [-bound, bound).
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    shape : tuple of int
+    bound : float
+
+    Returns
+    -------
+    ndarray of this shape, float64
+    """
     return (2 * (_bits(rng, shape, 53) * 2.0**-53) - 1) * bound
 
 
@@ -94,6 +105,15 @@ def standard_normal(rng: np.random.Generator, shape) -> np.ndarray:
     """Normal with mean 0 and standard deviation 1: the inverse of the distribution function of uniform numbers.
 
     Wichura's PPND16 (Algorithm AS 241, Applied Statistics 37, 1988), of relative error 1e-16.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    shape : tuple of int
+
+    Returns
+    -------
+    ndarray of this shape, float64
     """
     u = (_bits(rng, shape, 52) + 0.5) * 2.0**-52  # exact, and neither 0 nor 1
     q = u - 0.5
@@ -369,8 +389,10 @@ class KaimingNormal(KaimingUniform):
 
     Parameters
     ----------
-    nonlinearity, a, mode
-        As for `KaimingUniform`.
+    nonlinearity : str
+    a : float
+    mode : {"fan_in", "fan_out"}
+        All as for `KaimingUniform`.
     """
 
     names = ("kaiming_normal",)
@@ -508,7 +530,17 @@ def get(initializer, name: str = "initializer"):
 
 
 def config_of(initializer):
-    """What `get` makes the same initialiser of, as JSON can hold it; None for a callable of the user's own."""
+    """What `get` makes the same initialiser of, as JSON can hold it.
+
+    Parameters
+    ----------
+    initializer : Initializer or callable
+
+    Returns
+    -------
+    str, dict or None
+        None for a callable of the user's own.
+    """
     if type(initializer) not in Initializer.known.values():
         return None
     config = initializer.to_config()

@@ -208,7 +208,7 @@ class Loss(Configurable, kind="loss"):
 
         Parameters
         ----------
-        outputs, targets
+        outputs, targets : array_like
             As in `forward`.
         vector : array_like of shape (batch, out_features)
         sample_weight : array_like of shape (batch,), optional
@@ -684,7 +684,7 @@ class CallableLoss(Loss):
         Parameters
         ----------
         outputs : array_like of shape (batch, out_features)
-        targets
+        targets : object
             What the function takes.
         sample_weight : None
             There is none.
@@ -718,7 +718,7 @@ class CallableLoss(Loss):
         Parameters
         ----------
         outputs : ndarray of shape (batch, out_features)
-        targets
+        targets : object
             What the function takes.
 
         Returns
@@ -753,7 +753,18 @@ class CallableLoss(Loss):
         return loss, np.array(gradient, dtype=outputs.dtype, order="C")
 
     def hvp(self, outputs, targets, vector, sample_weight=None) -> np.ndarray:
-        """NotImplementedError: the function has no second derivative."""
+        """The function has no second derivative.
+
+        Parameters
+        ----------
+        outputs, targets, vector, sample_weight : object
+            As for other losses.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+        """
         raise NotImplementedError(f"{self!r} has no second derivative")
 
     def spec(self) -> None:

@@ -735,8 +735,9 @@ cdef class Program:
         arrays = {}
         for i in range(states):
             arrays[f"state.{i}"] = packed(&self.net, self.net.state + i * self.net.n_block)
-        if self.average is not None:
-            arrays["ema"] = self.average
+        average = self.average
+        if average is not None:
+            arrays["ema"] = average
         arrays["counters"] = self.counters()
         if statistics_size(&self.net):
             arrays["statistics"] = self.exact_statistics()

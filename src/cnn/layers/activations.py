@@ -99,7 +99,22 @@ class Activation(Layer, abstract=True):
         return super()._compile(graph, source, place)
 
     def onnx_formula(self, x: Any) -> Any:
-        """What stands for the operator: a formula of a `Value` of export/onnx.py, in other operators."""
+        """What stands for the operator: a formula in other operators.
+
+        Parameters
+        ----------
+        x : Value
+            Of export/onnx.py.
+
+        Returns
+        -------
+        Value
+
+        Raises
+        ------
+        NotImplementedError
+            If the activation has none.
+        """
         raise NotImplementedError(f"{self!r} has neither an operator nor a formula in ONNX")
 
     def _to_onnx(self, graph, x):
@@ -198,7 +213,16 @@ class LeakyReLU(Activation):
 
     @staticmethod
     def gain(negative_slope):
-        """sqrt(2 / (1 + negative_slope**2)) (He, Zhang, Ren and Sun, 2015)."""
+        """sqrt(2 / (1 + negative_slope**2)) (He, Zhang, Ren and Sun, 2015).
+
+        Parameters
+        ----------
+        negative_slope : float
+
+        Returns
+        -------
+        float
+        """
         return math.sqrt(2 / (1 + negative_slope**2))
 
     def onnx_formula(self, x):

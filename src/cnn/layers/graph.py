@@ -154,16 +154,16 @@ def program(kernels, graph: Graph, loss: dict | None, seed: int, *shared):
 def part(kernels, graph: Graph):
     """A program of layers that stand in a model already, on the memory of that model's; None if they do not.
 
-    Its parameters are the model's, not copies, and stay where they are.
+    Its parameters are the model's, not copies, and stay where they are. Layers without any need no memory of a model.
     """
     parametric = graph.parameters()
     homes = [place.layer._op for _, place in parametric]
-    if None in homes or len({id(home[0]) for home in homes}) != 1:
+    if None in homes or len({id(home[0]) for home in homes}) > 1:
         return None
     places = [-1] * len(graph.ops)
     for (op, _), home in zip(parametric, homes, strict=True):
         places[op] = home[1]
-    made = program(kernels, graph, None, 0, homes[0][0], places)
+    made = program(kernels, graph, None, 0, *([homes[0][0], places] if homes else []))
     tell_modes(graph, made)
     return made
 

@@ -133,7 +133,7 @@ class Core:
     def first(self, layers: list) -> Any:
         """The program of the first so many layers, on this one's memory; made when first needed."""
         if len(layers) not in self._first:
-            self._first[len(layers)] = part(self.kernels, _graph_of(layers, True))
+            self._first[len(layers)] = part(self.kernels, _graph_of(layers, True, self.in_features))
         return self._first[len(layers)]
 
     def tell_modes(self) -> None:
@@ -260,9 +260,9 @@ class _Part:
         return getattr(made, name)
 
 
-def _graph_of(layers: list, in_model: bool = False) -> Graph:
-    """The graph of a chain; in_model: of layers that stand in a model already."""
-    width = in_features(layers)
+def _graph_of(layers: list, in_model: bool = False, width: int | None = None) -> Graph:
+    """The graph of a chain; in_model: of layers that stand in a model already. width: of inputs, if it is known."""
+    width = in_features(layers) if width is None else width
     if width is None:
         raise ValueError("layers: expected at least one Linear, got none: nothing says how wide the input is")
     graph = Graph([(width,)])

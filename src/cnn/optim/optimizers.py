@@ -481,8 +481,11 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    lr, betas, eps, weight_decay, amsgrad
-        As for `Adam`.
+    lr : float
+    betas : (float, float)
+    eps, weight_decay : float
+    amsgrad : bool
+        All as for `Adam`.
     **common
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
