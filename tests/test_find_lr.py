@@ -25,6 +25,8 @@ OPTIMIZERS = {
     "SGD": lambda: cnn.SGD(momentum=0.9),
     "Adam": lambda: cnn.Adam(ema_decay=0.9),
     "schedule": lambda: cnn.AdamW(schedule=cnn.OneCycleLR(max_lr=0.1, total_steps=900)),
+    "decay_bias": lambda: cnn.SGD(momentum=0.9, weight_decay=0.01, decay_bias=False),
+    "groups": lambda: cnn.AdamW(decay_bias=False, groups=[{"layers": ["0"], "lr": 1e-4}, {"layers": ["1"], "lr": 0}]),
 }
 
 
@@ -42,6 +44,7 @@ def test_the_model_is_left_as_it_was(dtype, kind, loss, trained):
     before = models[0].gradients
     cnn.find_lr(models[0], X, Y, steps=80, lr_max=1e4)
     np.testing.assert_array_equal(models[0].gradients, before)
+    assert models[0].optimizer.to_config() == models[1].optimizer.to_config()
     for model in models:
         model.fit(X, Y, epochs=2)
     assert models[0].history == models[1].history
@@ -68,6 +71,52 @@ def test_what_it_finds():
         losses.append([other.train_step(x, np.ones(4)) for _ in range(20)][-1])
     assert losses[0] < 0.5 * losses[1]
     assert repr(found).startswith("LearningRates(suggestion=")
+
+
+def test_all_groups_train_at_the_rate():
+    """In proportion to their own: the losses are those of a loop that sets the rate before each step."""
+    kinds = {"decay_bias": False, "groups": [{"layers": ["0"], "lr": 0.01}, {"layers": ["1"], "lr": 0}]}
+    for arguments in ({}, {"decay_bias": False}, kinds):
+        found, expected = [], []
+        for losses in (found, expected):
+            model = model_of(cnn.SGD(lr=0.1, momentum=0.9, weight_decay=0.01, **arguments), dtype="float64")
+            if losses is found:
+                losses += cnn.find_lr(model, X, Y, batch_size=200, steps=30).loss.tolist()
+                continue
+            order, total, weight = model._core.kernels.permutation, 0.0, 0.0
+            for epoch, lr in enumerate(np.geomspace(1e-6, 10, 30)):
+                model.optimizer.lr = lr
+                rows = order(200, 0, epoch)
+                total, weight = 0.9 * total + model.train_step(X[rows], Y[rows]), 0.9 * weight + 1
+                losses.append(total / weight)
+        np.testing.assert_allclose(found, expected[: len(found)], rtol=1e-9)
+        assert len(found) > 20
+
+
+def test_a_lucky_first_batch_is_not_the_lowest_loss():
+    """The first batch is easy, all others are not: the suggestion is behind it."""
+    easy = [(np.zeros((32, 6)), np.zeros(32, int))]
+    hard = [(X[i : i + 32], Y[i : i + 32]) for i in range(0, 160, 32)] * 20
+    model = model_of(cnn.SGD(lr=0.1))
+    model.layers[-1].bias = [3, -3]
+    found = cnn.find_lr(model, iter(easy + hard), steps=100)
+    assert found.loss[0] < found.loss[1:20].min()
+    assert found.suggestion > 1e-4
+
+
+def test_rates_of_another_table_are_refused():
+    """The kernels read a rate for each row of the optimiser's table, and a momentum: not beyond what is there."""
+    model = model_of(cnn.SGD(momentum=0.9, decay_bias=False), dtype="float64")
+    program, x, y = model._core.program, model._core.program.inputs(X), model._core.program.targets(Y, 200)
+    for rates in (np.zeros((2, 2)), np.zeros((1, 3)), np.zeros((2, 3), "f"), np.zeros((2, 6))[:, ::2]):
+        before = model.parameters
+        with pytest.raises(ValueError, match=r"^rates: expected 2 steps of 2 rates and a momentum"):
+            program.train_batches(x, y, None, None, 0, 200, 100, rates, None, 1, 1, np.zeros(4))
+        np.testing.assert_array_equal(model.parameters, before)
+    for call in (lambda r: program.step(r), lambda r: program.train_step(X, Y, 1, None, r)):
+        with pytest.raises(ValueError, match=r"^rates: expected 1 steps"):
+            call(np.zeros(2))
+    model.train_step(X, Y)  # and it is not left locked
 
 
 @pytest.mark.parametrize("source", ["arrays", "blocks", "batches"])

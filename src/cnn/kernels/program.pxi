@@ -12,10 +12,14 @@ cdef enum:
     GIL_WORK = 20000        # multiply-adds below which letting go of the GIL (35 ns) costs more than it frees
 
 
-cdef const double* rates_of(cnp.ndarray rates) noexcept:
-    """A schedule's rates of each row of the optimiser's table, and momentum, step by step; NULL for None."""
+cdef const double* rates_of(cnp.ndarray rates, int groups, Py_ssize_t steps) except? NULL:
+    """A schedule's rates of each row of the optimiser's table, and momentum, for so many steps; NULL for None."""
     if rates is None:
         return NULL
+    if (cnp.PyArray_TYPE(rates) != cnp.NPY_FLOAT64 or not cnp.PyArray_IS_C_CONTIGUOUS(rates)
+            or cnp.PyArray_SIZE(rates) != steps * (groups + 1)):
+        raise ValueError(f"rates: expected {steps} steps of {groups} rates and a momentum, in float64, got shape "
+                         f"{np.shape(rates)}")
     return <const double*>cnp.PyArray_DATA(rates)
 
 
@@ -346,8 +350,9 @@ cdef class Program:
     def step(self, cnp.ndarray rates=None):
         """Take the optimiser's step with the gradients as they are; rates: None, or as `train_batches` has them."""
         self.has_optimizer()
+        cdef const double* rate = rates_of(rates, self.stepper.groups, 1)
         self.enter()
-        prepare(&self.stepper, &self.net, rates_of(rates))
+        prepare(&self.stepper, &self.net, rate)
         with nogil:
             clip(&self.stepper, &self.net)
             sweep_updates(&self.net, self.stepper.updates)
@@ -386,7 +391,7 @@ cdef class Program:
         self.enter()
         try:
             self.reserve(&self.train, batch, True, threads)
-            prepare(&self.stepper, &self.net, rates_of(rates))
+            prepare(&self.stepper, &self.net, rates_of(rates, self.stepper.groups, 1))
             self.stepper.unfused = needs_gradients(&self.stepper)
             p = self.training_pass(batch, threads)
             self.set_rows(&p, rows, t, v)
@@ -431,7 +436,7 @@ cdef class Program:
         """
         cdef int64_t* turn = NULL if order is None else <int64_t*>cnp.PyArray_DATA(order)
         cdef double* total = <double*>cnp.PyArray_DATA(totals)
-        cdef const double* rate = rates_of(rates)
+        cdef const double* rate
         cdef Py_ssize_t at = start, correct = 0, bad = -1, group = 0, left = 0
         cdef Stepper* s = &self.stepper
         cdef bint single, many, ready = False
@@ -442,7 +447,9 @@ cdef class Program:
         cdef Py_ssize_t target_bytes, done
         cdef double loss, weight, group_weight = 0, extra
         cdef Pass p
+        cdef Py_ssize_t batches = (stop - start + batch_size - 1) // batch_size
         self.has_optimizer()
+        rate = rates_of(rates, s.groups, (batches + accumulate - 1) // accumulate)
         self.enter()
         try:
             self.reserve(&self.train, smaller(batch_size, stop - start), True, threads)

@@ -19,6 +19,7 @@ import numpy as np
 
 from .._checks import choice, flag, fraction, integer, number, positive
 from .._configurable import Configurable
+from .._pictures import figure_for
 
 __all__ = [
     "ConstantLR",
@@ -123,17 +124,15 @@ class Schedule(Configurable, kind="schedule"):
         Returns
         -------
         matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib.
         """
         rates = self.rates(0, count, lr)
         if ax is None:
-            if path is None:
-                import matplotlib.pyplot as plt
-
-                ax = plt.figure(layout="constrained").subplots()
-            else:
-                from matplotlib.figure import Figure
-
-                ax = Figure(layout="constrained").subplots()
+            ax = figure_for(path, f"{type(self).__name__}.plot").subplots()
         ax.plot(rates[:, 0], label="learning rate")
         ax.set_xlabel(self.interval)
         ax.set_ylabel("learning rate")
@@ -141,7 +140,8 @@ class Schedule(Configurable, kind="schedule"):
             twin = ax.twinx()
             twin.plot(rates[:, 1], color="C1", label="momentum")
             twin.set_ylabel("momentum")
-            ax.figure.legend(loc="upper right")
+            above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 2, "frameon": False}
+            ax.legend(handles=[*ax.lines, *twin.lines], **above)
         if path is not None:
             ax.figure.savefig(path)
         return ax

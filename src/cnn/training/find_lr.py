@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
 
 import numpy as np
 
 from .._checks import integer, positive
+from .._pictures import figure_for
 from .._threads import threads_for
-from ..optim.optimizers import MOMENTUM
 from .data import Names, source_of
 from .fit import Context, only_fit_of
 
 __all__ = ["LearningRates", "find_lr"]
 
 MEMORY = 0.9  # of the running mean of the losses
+SETTLED = 10  # batches until the mean is one of several: the first few losses are noise, one of them may be the lowest
 TOO_MUCH = 4.0  # times the lowest loss so far: the end
 
 
@@ -28,7 +28,7 @@ class LearningRates:
     lr : ndarray of shape (steps,)
         The learning rates, rising.
     loss : ndarray of shape (steps,)
-        The running mean of the batches' losses, each before the step at that rate.
+        The running mean of the batches' losses, each before the step at that rate, as an average of those so far.
 
     Attributes
     ----------
@@ -41,7 +41,8 @@ class LearningRates:
     def __init__(self, lr: np.ndarray, loss: np.ndarray):
         self.lr = lr
         self.loss = loss
-        self.suggestion = float(lr[loss.argmin()] / 10)
+        first = _first(len(loss))
+        self.suggestion = float(lr[first + loss[first:].argmin()] / 10)
 
     def plot(self, path: str | os.PathLike | None = None):
         """Draw the loss over the learning rate, the suggestion marked.
@@ -60,14 +61,7 @@ class LearningRates:
         ImportError
             Without matplotlib.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("LearningRates.plot needs matplotlib: pip install cnn[plot]") from error
-        make: Any = Figure
-        if path is None:
-            from matplotlib.pyplot import figure as make
-        figure = make(figsize=(5.2, 3.4), layout="constrained")
+        figure = figure_for(path, "LearningRates.plot", figsize=(5.2, 3.4))
         ax = figure.add_subplot()
         ax.plot(self.lr, self.loss, color="#1f77b4", lw=1.6)
         at = np.interp(np.log(self.suggestion), np.log(self.lr), self.loss)
@@ -105,7 +99,8 @@ def find_lr(
     Parameters
     ----------
     model : Sequential
-        With a loss and an optimizer, whose learning rate and schedule do not matter here. It is afterwards what it was.
+        With a loss and an optimizer, whose learning rate and schedule do not matter here; the rates of its groups keep
+        their ratio to it. It is afterwards what it was.
     x : array_like of shape (n, in_features), memory map, Blocks, or iterable of batches
         As for `Sequential.fit`; gone over as often as needed.
     y : array_like, optional
@@ -148,16 +143,19 @@ def find_lr(
         source = source_of(Context(model, True, batch_size, True, steps=steps), x, y, sample_weight, Names())
         source.check(_NoMetrics())
         rates = np.geomspace(lr_min, lr_max, steps)
-        before, gradients = core.snapshot(), model.gradients
+        before, gradients, table = core.snapshot(), model.gradients, core.optimizer.table.copy()
         losses: list[float] = []
+        total = weight = 0.0
         try:
             for loss in _losses(core, source, rates, threads):
-                if losses:
-                    loss = MEMORY * losses[-1] + (1 - MEMORY) * loss
-                if not math.isfinite(loss) or (losses and loss > TOO_MUCH * min(losses) > 0):
+                total, weight = MEMORY * total + loss, MEMORY * weight + 1
+                loss = total / weight
+                usual = losses[_first(steps) :]
+                if not math.isfinite(loss) or (usual and loss > TOO_MUCH * min(usual) > 0):
                     break
                 losses.append(loss)
         finally:
+            core.optimizer.table[...] = table
             core.restore(before)
             core.program.clear_padding()
             core.unpack(gradients, "grad_weight", "grad_bias")
@@ -166,17 +164,19 @@ def find_lr(
     return LearningRates(rates[: len(losses)], np.array(losses))
 
 
+def _first(steps: int) -> int:
+    """The first of so many losses that is looked at."""
+    return SETTLED if steps > 2 * SETTLED else 0
+
+
 class _NoMetrics:
     def check(self, targets) -> None:
         """Nothing is measured but the loss."""
 
 
 def _losses(core, source, rates: np.ndarray, threads: int):
-    """The loss of batch after batch, each before the step at the next rate."""
-    momentum, mean = (
-        core.optimizer.table[0, MOMENTUM],
-        source.context.loss is None or source.context.loss.reduction == "mean",
-    )
+    """The loss of batch after batch, each before the step at the next rate; those of groups keep their ratio to it."""
+    mean = source.context.loss is None or source.context.loss.reduction == "mean"
     step = epoch = 0
     while step < len(rates):
         for part in source.context.taken(source.parts(epoch)):
@@ -184,9 +184,9 @@ def _losses(core, source, rates: np.ndarray, threads: int):
                 if step == len(rates):
                     return
                 totals = np.zeros(4)
-                now = np.array([[rates[step], momentum]])
+                core.optimizer.lr = rates[step]
                 stop = min(part.rows, at + part.batch_size)
-                bad = core.program.train_batches(*part[:4], at, stop, part.batch_size, now, None, threads, 1, totals)
+                bad = core.program.train_batches(*part[:4], at, stop, part.batch_size, None, None, threads, 1, totals)
                 if bad >= 0:
                     yield math.nan
                     return

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from typing import Any
+
+from .._pictures import figure_for
 
 
 class History(dict):
@@ -144,19 +145,13 @@ class History(dict):
         """
         if not self.epochs:
             raise ValueError("History.plot: there are no epochs to draw")
-        try:
-            from matplotlib.figure import Figure
-            from matplotlib.ticker import MaxNLocator
-        except ImportError as error:
-            raise ImportError("History.plot needs matplotlib: pip install cnn[plot]") from error
         names = [name for name in self if not name.startswith("val_") and name != "lr"]
         panels = names + ["lr"] * ("lr" in self)
         columns = 2 if len(panels) == 4 else min(3, len(panels))
         rows = -(-len(panels) // columns)
-        make: Any = Figure
-        if path is None:
-            from matplotlib.pyplot import figure as make
-        figure = make(figsize=(4.2 * columns, 3.1 * rows), layout="constrained")
+        figure = figure_for(path, "History.plot", figsize=(4.2 * columns, 3.1 * rows))
+        from matplotlib.ticker import MaxNLocator
+
         axes = [figure.add_subplot(rows, columns, i + 1) for i in range(len(panels))]
         best = self.best_epoch
         marker = "o" if len(self.epochs) == 1 else None
