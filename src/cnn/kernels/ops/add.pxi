@@ -1,4 +1,4 @@
-# Add: y = a + b + ...
+# Add: y = a + b + ..., going back da = dy, db = dy, ... All (batch, n).
 
 cdef void add_forward(const Chunk* c, const Op* op) noexcept nogil:
     cdef int s

@@ -1,4 +1,4 @@
-# Concat: y = (a, b, ...), the columns of the sources one after the other.
+# Concat: y = (a, b, ...), the columns of the sources one after the other; a (batch, n_a), y (batch, n_a + n_b + ...).
 
 cdef void concat_forward(const Chunk* c, const Op* op) noexcept nogil:
     cdef real* y = output(c, op)

@@ -1,4 +1,4 @@
-# Maximum: y = max(a, b, ...); the gradient goes to the first source that equals y.
+# Maximum: y = max(a, b, ...); the gradient dy goes to the first source that equals y. All (batch, n).
 
 cdef void maximum_rows(Py_ssize_t rows, Py_ssize_t n, const real* a, Py_ssize_t a_row, real* y,
                        Py_ssize_t y_row) noexcept nogil:

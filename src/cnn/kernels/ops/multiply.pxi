@@ -1,4 +1,4 @@
-# Multiply: y = a b ...
+# Multiply: y = a b ..., going back da = dy b ..., db = dy a ..., without a division. All (batch, n).
 
 cdef void multiply_rows(Py_ssize_t rows, Py_ssize_t n, const real* a, Py_ssize_t a_row, real* y,
                         Py_ssize_t y_row) noexcept nogil:

@@ -1,7 +1,7 @@
 # Softmax and log-softmax along rows, and their gradients. No Jacobian is formed: the product with it is one sum and one
 # pass (Goodfellow, Bengio and Courville, Deep Learning, 2016, section 6.2.2.3, for the stable form).
 #
-# x may end at n; y, dy and dx are padded to VL, and the padding of y and dx is written with zeros.
+# All (batch, n); x may end at n; y, dy and dx are padded to VL, and the padding of y and dx is written with zeros.
 
 
 cdef void softmax_rows(bint logarithm, Py_ssize_t rows, Py_ssize_t n, const real* x, Py_ssize_t x_row, real* y,
@@ -118,6 +118,7 @@ cdef void softmax_second_row(bint logarithm, Py_ssize_t n, const real* y, const 
 
 
 cdef void softmax_second_rows(bint logarithm, const Chunk* c, const Op* op) noexcept nogil:
+    """`softmax_second_row` for the rows of a chunk."""
     cdef Py_ssize_t i
     for i in range(c.first, c.first + c.batch):
         softmax_second_row(logarithm, op.n_out, row_of(c.ws.value, c.net, op.dst, i),
