@@ -67,6 +67,7 @@ class Layer(Configurable, kind="layer"):
     _fixed: ClassVar[tuple[str, ...]] = ()  # what only the constructor may set, since models are compiled from it
     _alone: Any = None  # (width and dtype, program) of the layer used alone
     _op: Any = None  # in a model, its program and the number of the op there
+    _model: Any = None  # weak reference to the Sequential that holds it
     _training = True
     _trainable: dict[str, bool] = {}  # noqa: RUF012  of parameters, True where nothing is said; never changed in place
 
@@ -165,10 +166,31 @@ class Layer(Configurable, kind="layer"):
             if trained:
                 program.set_trainable(op, *trained)
 
-    def _placed(self, program, op: int) -> None:
-        """The layer computes an op of a model now."""
+    def _placed(self, model, program, op: int) -> None:
+        """The layer computes an op of a model now, or of a program without one."""
         self._op = program, op
+        self._model = None if model is None else weakref.ref(model)
         self._tell()
+
+    def _owner(self):
+        """The model that holds the layer, or None."""
+        return self._model() if self._model is not None else None
+
+    # copies -----------------------------------------------------------------------------------------------------------
+
+    _of_model = ("_alone", "_last", "_model", "_op")  # attributes that a copy does not take along
+
+    def __getstate__(self):
+        """For pickle and copy: the layer as it is alone, in no model, with copies of its arrays."""
+        return {name: value for name, value in self.__dict__.items() if name not in self._of_model}
+
+    def _twin(self, made: dict[int, Layer]) -> Any:
+        """A layer of the same settings, without arrays; it is entered in made by this one's id, as those inside are."""
+        twin = made[id(self)] = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        for name in self._of_model:
+            twin.__dict__.pop(name, None)
+        return twin
 
     # facts ------------------------------------------------------------------------------------------------------------
 
@@ -417,7 +439,6 @@ class Parametric(Layer, abstract=True):
     def __init__(self, dtype="float32"):
         self.dtype = kernels(dtype).DTYPE
         self._arrays: dict[str, np.ndarray | None] = {}
-        self._model: Any = None  # weak reference to the Sequential that holds it
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the parameters that the layer has.
@@ -468,9 +489,19 @@ class Parametric(Layer, abstract=True):
         grads = {name: arrays[name] for name in self.parameter_names}
         self._arrays = arrays | {f"grad_{k}": None if a is None else np.zeros_like(a) for k, a in grads.items()}
 
-    def _owner(self):
-        """The model that holds the layer, or None."""
-        return self._model() if self._model is not None else None
+    def __getstate__(self):
+        arrays = {name: None if a is None else np.array(a, order="C") for name, a in self._arrays.items()}
+        return super().__getstate__() | {"_arrays": arrays}
+
+    def _twin(self, made):
+        twin = super()._twin(made)
+        twin.__dict__["_arrays"] = {}
+        return twin
+
+    def _view(self, program, op: int) -> None:
+        """Let the arrays be views of the memory of a program, for an op of the layer's."""
+        names = [*self.parameter_names, *(f"grad_{name}" for name in self.parameter_names), *self.statistic_names]
+        self._arrays = {name: program.view(op, name) for name in names}
 
     def _made(self) -> dict[str, np.ndarray | None]:
         """The arrays by name, for the library's own use: they are not changed behind the program's back."""
@@ -510,10 +541,8 @@ class Parametric(Layer, abstract=True):
         """Move into a program: the arrays, or new ones from `bits`, become views of its memory."""
         self.dtype = dtype
         arrays = self._arrays or self._draw(bits)
-        names = [*self.parameter_names, *(f"grad_{name}" for name in self.parameter_names), *self.statistic_names]
-        self._arrays = {name: program.view(op, name) for name in names}
-        self._model = None if model is None else weakref.ref(model)
-        self._placed(program, op)
+        self._view(program, op)
+        self._placed(model, program, op)
         for name in (*self.parameter_names, *self.statistic_names):
             view = self._arrays[name]
             if view is not None:

@@ -103,6 +103,9 @@ class BatchNorm1d(Norm):
         }
         return super()._draw(bits) | statistics
 
+    def __getstate__(self):
+        return super().__getstate__() | {"_tracked": self.num_batches_tracked}
+
     def _join(self, model, program, op, dtype, bits):
         tracked = self.num_batches_tracked
         super()._join(model, program, op, dtype, bits)
