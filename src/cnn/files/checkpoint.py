@@ -55,7 +55,7 @@ def to_bytes(model: Any) -> bytes:
     return b"".join(safetensors_file.pack(*parts_of(model, True, can_hold(model.loss))))
 
 
-def parts_of(model: Any, training_state: bool, loss: bool) -> Parts:
+def parts_of(model: Any, training_state: bool, loss: bool = True) -> Parts:
     """Copies of all that goes into the file, so that the model can go on while it is written; loss: not without it."""
     config = model.get_config(loss)
     tensors = {name: a.T for name, a in model.state_dict().items()}

@@ -140,6 +140,7 @@ cdef void clear_running(Network* net) noexcept nogil:
             for j in range(op.n_out):
                 net.running[op.running + j] = 0
                 net.running[op.running + op.row + j] = 1
+                net.running_exact[op.running + op.row + j] = 1
 
 
 cdef Py_ssize_t statistics_size(const Network* net) noexcept nogil:

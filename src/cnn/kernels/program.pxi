@@ -61,6 +61,7 @@ cdef class Program:
     cdef str takes
     cdef str gives
     cdef int64_t rows_seen      # rows that training has run forward: dropout's masks follow from it
+    cdef readonly Py_ssize_t passes         # calls of forward
     cdef readonly Py_ssize_t allocations    # of parameter blocks and workspaces, so far
 
     def __cinit__(self, list shapes, list ops, loss, where, uint64_t seed=0, Program of=None, list places=None):
@@ -249,6 +250,7 @@ cdef class Program:
             with nogil:
                 loss = run_pass(&p, &weight, &correct)
             self.batch = batch
+            self.passes += 1
             self.saved = SAVED_OUTPUTS if t is None else SAVED_LOSS
             self.leading = None if cnp.PyArray_NDIM(x) == 2 else leading_of(x)
             if self.handed_out:
@@ -363,6 +365,16 @@ cdef class Program:
         self.enter()
         clear_blocks(&self.net, self.net.grads)
         self.training_busy = False
+
+    @property
+    def pending(self):
+        """Whether the last forward pass can be gone back over."""
+        return self.saved != SAVED_NOTHING
+
+    @property
+    def fingerprint(self):
+        """A number that is another one where a parameter is."""
+        return fingerprint(&self.net)
 
     def forget(self, str why):
         """A backward pass over the last forward pass would be wrong from now on; why is for its error message."""

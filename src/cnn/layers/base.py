@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import weakref
 from typing import Any, ClassVar
 
 import numpy as np
@@ -166,10 +165,9 @@ class Layer(Configurable, kind="layer"):
             if trained:
                 program.set_trainable(op, *trained)
 
-    def _placed(self, model, program, op: int) -> None:
-        """The layer computes an op of a model now, or of a program without one."""
+    def _placed(self, program, op: int) -> None:
+        """The layer computes an op of a program now."""
         self._op = program, op
-        self._model = None if model is None else weakref.ref(model)
         self._tell()
 
     def _owner(self):
@@ -327,7 +325,7 @@ class Layer(Configurable, kind="layer"):
                 bits = np.random.PCG64()
                 made = program(k, graph, None, int.from_bytes(os.urandom(8), "little") >> 1)
                 for op, place in graph.parameters():
-                    place.layer._join(None, made, op, k.DTYPE, bits)
+                    place.layer._join(made, op, k.DTYPE, bits)
             self._alone = width, made, inside[0]._op[0]
         tell_modes(graph, self._alone[1])
         return self._alone[1]
@@ -537,12 +535,12 @@ class Parametric(Layer, abstract=True):
             program.hand_out(op)
             program.forget("the parameters have been changed since")
 
-    def _join(self, model, program, op: int, dtype, bits: np.random.PCG64) -> None:
+    def _join(self, program, op: int, dtype, bits: np.random.PCG64) -> None:
         """Move into a program: the arrays, or new ones from `bits`, become views of its memory."""
         self.dtype = dtype
         arrays = self._arrays or self._draw(bits)
         self._view(program, op)
-        self._placed(model, program, op)
+        self._placed(program, op)
         for name in (*self.parameter_names, *self.statistic_names):
             view = self._arrays[name]
             if view is not None:
@@ -593,7 +591,7 @@ class Parametric(Layer, abstract=True):
         ValueError, TypeError
             If x has another shape, or is not made of real numbers.
         """
-        width: Any = self._in_features()
+        width = self._in_features() or np.shape(x)[-1]
         alone = self._last = self._program_for(width, self.dtype)
         for name in (*self.parameter_names, *self.statistic_names):
             if self._array(name) is not None:

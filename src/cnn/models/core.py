@@ -93,9 +93,10 @@ class Core:
         bits = np.random.PCG64(self.state.random_seed)
         self._drawn = [place.layer for _, place in self.parametric if not place.layer._arrays]
         for op, place in self.parametric:
-            place.layer._join(model, native, op, self.dtype, bits)
+            place.layer._join(native, op, self.dtype, bits)
         for op, places in enumerate(self.graph.places):
-            places[0].layer._placed(model, native, op)
+            places[0].layer._placed(native, op)
+        self._belongs_to(model)
         self._initial = zlib.crc32(native.parameters)
         self.program = self._with(native, loss)
         self.nested = False
@@ -135,8 +136,14 @@ class Core:
         for op, place in core.parametric:
             place.layer._view(native, op)
         for op, places in enumerate(core.graph.places):
-            layer = places[0].layer
-            layer.__dict__["_op"], layer.__dict__["_model"] = (native, op), weakref.ref(model)
+            places[0].layer.__dict__["_op"] = native, op
+        core._belongs_to(model)
+
+    def _belongs_to(self, model: Any) -> None:
+        """Let the layers know the model that they stand in."""
+        reference = weakref.ref(model)
+        for place in self.graph.seen.values():
+            place.layer.__dict__["_model"] = reference
 
     @staticmethod
     def _with(native: Any, loss: Any) -> Any:
@@ -185,6 +192,12 @@ class Core:
         """Before a pass in training mode: a part asks its layers for their modes."""
         if self.nested:
             tell_modes(self.graph, self.program)
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a forward pass gives the same again, and changes no statistics, in the layers' present modes."""
+        layers = (place.layer for place in self.graph.seen.values())
+        return not any(layer.acts and (layer.only_training or layer.statistic_names) for layer in layers)
 
     @property
     def in_features(self) -> int:

@@ -899,6 +899,7 @@ class Sequential(layers.Chain):
         part = object.__new__(type(self))
         part.layers, part._loss, part.seed = chosen, None, None
         part._of = self  # which has the parameters
+        part._complete = True
         part._core = Core.part(self, chosen)
         return part
 

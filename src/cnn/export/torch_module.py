@@ -1,0 +1,137 @@
+"""`as_torch`: a model as a `torch.nn.Module` over the model's own memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..models import Sequential
+from ..models.core import PARAMETERS, STATISTICS
+
+
+def as_torch(model):
+    """A `torch.nn.Module` that computes what a model does, on the model's own memory, for a loss of PyTorch's.
+
+    Its parameters are the model's, not copies: a step of torch.optim changes the model, `model.fit` the module. They
+    have the names and shapes that `to_torch` gives them. Gradients go to x and to the parameters (`parameter.grad`).
+
+    Parameters
+    ----------
+    model : Sequential
+
+    Returns
+    -------
+    torch.nn.Module
+        On the CPU, of the model's dtype, in the model's mode; its `train` and `eval` are the model's. The model is its
+        attribute `model`.
+
+    Raises
+    ------
+    TypeError
+        If model is no Sequential.
+
+    Notes
+    -----
+    The gradient has no derivative: ``create_graph=True`` is a RuntimeError (`model.hvp` and `model.hvp_input` are second
+    derivatives). `backward` goes back over what the model kept of its last `forward`; if it has run again since, that
+    forward pass is repeated, which `BatchNorm1d` and `Dropout` in training mode do not allow: a RuntimeError.
+    `model.gradients` are those of the last `backward`. Parameters that are not `trainable` do not require gradients.
+
+    Examples
+    --------
+    >>> module = cnn.as_torch(model)                                       # doctest: +SKIP
+    >>> optimizer = torch.optim.Adam(module.parameters())                  # doctest: +SKIP
+    >>> torch.nn.functional.mse_loss(module(x), y).backward()              # doctest: +SKIP
+    """
+    if not isinstance(model, Sequential):
+        raise TypeError(f"model: expected a cnn.Sequential, got {type(model).__name__}")
+    import torch
+
+    core = model._core
+    dtype = getattr(torch, model.dtype.name)
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any, module: Any, *parameters: Any) -> Any:
+            array = x.detach().numpy()
+            ctx.module = module
+            ctx.array = array.copy()  # the caller may change it
+            ctx.repeatable = core.repeatable
+            y = torch.from_numpy(model.forward(array))
+            ctx.turn, ctx.fingerprint = core.program.passes, core.program.fingerprint
+            return y
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            if torch.is_grad_enabled():
+                raise RuntimeError(
+                    "cnn.as_torch: the gradient has no derivative, create_graph=True is not possible: model.hvp and "
+                    "model.hvp_input are second derivatives, cnn.to_torch gives a module with all of them"
+                )
+            if core.program.fingerprint != ctx.fingerprint:
+                raise RuntimeError("cnn.as_torch: the parameters have been changed since the forward pass")
+            if core.program.passes != ctx.turn or not core.program.pending:
+                if not (ctx.repeatable and core.repeatable):
+                    raise RuntimeError(
+                        "cnn.as_torch: the model has run forward again since, and BatchNorm1d or Dropout in training "
+                        "mode cannot repeat the pass: call backward before the next forward, or pass all rows at once"
+                    )
+                model.forward(ctx.array)
+                ctx.turn = core.program.passes
+            model.zero_grads()
+            grad_x = model.backward(grad.numpy())
+            grads = [torch.from_numpy(np.array(a.T)) for a in ctx.module._gradients()]
+            wanted = [g if need else None for g, need in zip(grads, ctx.needs_input_grad[2:], strict=True)]
+            return torch.from_numpy(grad_x), None, *wanted
+
+    class Module(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.__dict__["model"] = model
+            self._order: list[Any] = []
+            for _, place in core.parametric:
+                inner: Any = self
+                for part in place.key.split("."):
+                    if part not in inner._modules:
+                        inner.add_module(part, torch.nn.Module())
+                    inner = inner._modules[part]
+                trained = place.layer._trainable
+                for name in PARAMETERS:
+                    array = place.layer._array(name)
+                    if array is not None:
+                        parameter = torch.nn.Parameter(torch.from_numpy(array.T), trained.get(name, True))
+                        inner.register_parameter(name, parameter)
+                        self._order.append((place.layer, name, parameter))
+                for name in STATISTICS if place.layer.statistic_names else ():
+                    inner.register_buffer(name, torch.from_numpy(place.layer._array(name)))
+            self.train(model.training)
+
+        def _gradients(self) -> list[Any]:
+            return [getattr(layer, f"grad_{name}") for layer, name, _ in self._order]
+
+        def forward(self, x: Any) -> Any:
+            if x.device.type != "cpu":
+                raise ValueError(f"x: expected a tensor on the CPU, got one on {x.device}: x.cpu()")
+            x = x.to(dtype)
+            if not torch.is_grad_enabled() and core.repeatable:  # leaves a pending backward alone
+                return torch.from_numpy(model.predict(x.numpy()))
+            return Function.apply(x, self, *(parameter for *_, parameter in self._order))
+
+        def train(self, mode: bool = True) -> Any:
+            model.train(mode)
+            return super().train(mode)
+
+        def extra_repr(self) -> str:
+            return repr(model)
+
+        def __deepcopy__(self, memo: Any) -> Any:
+            return as_torch(model.copy())
+
+        def _apply(self, fn: Any, recurse: bool = True) -> Any:
+            for tensor in (*self.parameters(), *self.buffers()):
+                if fn(tensor) is not tensor:
+                    raise TypeError(f"cnn.as_torch: stays on the CPU and in {dtype}, where the model's memory is")
+            return self
+
+    return Module()
