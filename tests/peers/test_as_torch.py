@@ -27,9 +27,7 @@ def test_training_as_the_twin(dtype, optimizer):
     model = built(dtype)
     twin, module = cnn.to_torch(model), cnn.as_torch(model)
     x, y = data(dtype)
-    counts = ("num_batches_tracked",)
-    names = [name for name in twin.state_dict() if not name.endswith(counts)]
-    assert list(module.state_dict()) == names
+    assert list(module.state_dict()) == list(twin.state_dict())
     for name, tensor in module.state_dict().items():
         assert tensor.shape == twin.state_dict()[name].shape
     steps = [optimizer(m.parameters(), 0.01) for m in (module, twin)]
@@ -77,6 +75,49 @@ def test_the_same_memory():
     np.testing.assert_array_equal(module.get_parameter("0.bias").detach().numpy(), np.arange(8))
     module.load_state_dict(cnn.as_torch(built()).state_dict())
     np.testing.assert_array_equal(model.parameters, built().parameters)
+
+
+def test_state_dicts_go_both_ways():
+    """With the number of batches, which is no array of the model's."""
+    x, _ = data("float64")
+    model, other = built(), built()
+    module, twin = cnn.as_torch(model), cnn.to_torch(model)
+    for _ in range(3):
+        module(x)
+        twin(x)
+    assert module.state_dict()["2.num_batches_tracked"] == model[2].num_batches_tracked == 3
+    for taker in (cnn.as_torch(other), torch.nn.ModuleDict({"inner": cnn.as_torch(other)})):
+        other.load_weights(built().state_dict())
+        prefix = "inner." if isinstance(taker, torch.nn.ModuleDict) else ""
+        taker.load_state_dict({prefix + name: tensor for name, tensor in twin.state_dict().items()})
+        for name, array in model.state_dict().items():
+            np.testing.assert_allclose(other.state_dict()[name], array, rtol=1e-12, err_msg=name)
+        assert other[2].num_batches_tracked == 3
+        assert taker.state_dict()[prefix + "2.num_batches_tracked"] == 3
+
+
+def test_tensors_that_would_do_nothing():
+    """The model computes with its own memory: another tensor in the place of one over it is refused."""
+    x, _ = data("float64")
+    model = built()
+    module = cnn.as_torch(model)
+    module(x)
+    doubled = {name: tensor * 2 for name, tensor in module.state_dict().items()}
+    for name in ("0.weight", "5.bias", "2.running_var"):
+        with pytest.raises(RuntimeError, match=f"a {name[2:]} has been replaced by another tensor"):
+            torch.func.functional_call(module, {name: doubled[name]}, (x,))
+    module(x)
+    module.load_state_dict(doubled, assign=True)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="has been replaced by another tensor"):
+        module(x)
+
+
+def test_without_gradients_of_an_x_that_has_one():
+    x = data("float64")[0].requires_grad_()
+    for mode in (True, False):
+        module = cnn.as_torch(built()).train(mode)
+        with torch.no_grad():
+            assert not module(x).requires_grad
 
 
 def test_several_forward_passes():

@@ -90,7 +90,9 @@ def as_torch(model):
             super().__init__()
             self.__dict__["model"] = model
             self._order: list[Any] = []
-            for _, place in core.parametric:
+            self._shared: list[Any] = []  # where a tensor over the model's memory stands: dict, name, tensor
+            self._counts: list[Any] = []
+            for op, place in core.parametric:
                 inner: Any = self
                 for part in place.key.split("."):
                     if part not in inner._modules:
@@ -103,19 +105,44 @@ def as_torch(model):
                         parameter = torch.nn.Parameter(torch.from_numpy(array.T), trained.get(name, True))
                         inner.register_parameter(name, parameter)
                         self._order.append((place.layer, name, parameter))
-                for name in STATISTICS if place.layer.statistic_names else ():
-                    inner.register_buffer(name, torch.from_numpy(place.layer._array(name)))
+                        self._shared.append((inner._parameters, name, parameter))
+                if place.layer.statistic_names:
+                    for name in STATISTICS:
+                        inner.register_buffer(name, torch.from_numpy(place.layer._array(name)))
+                        self._shared.append((inner._buffers, name, inner._buffers[name]))
+                    inner.register_buffer("num_batches_tracked", torch.tensor(0))
+                    self._counts.append((op, inner))
+            self.register_state_dict_pre_hook(Module._read_counts)
+            self.register_load_state_dict_post_hook(Module._write_counts)
             self.train(model.training)
+
+        def _read_counts(self, *_: Any) -> None:
+            for op, inner in self._counts:
+                inner.num_batches_tracked.fill_(core.program.tracked(op))
+
+        def _write_counts(self, *_: Any) -> None:
+            for op, inner in self._counts:
+                core.program.set_tracked(op, int(inner.num_batches_tracked))
 
         def _gradients(self) -> list[Any]:
             return [getattr(layer, f"grad_{name}") for layer, name, _ in self._order]
+
+        def _check(self) -> None:
+            for tensors, name, tensor in self._shared:
+                if tensors.get(name) is not tensor:
+                    raise RuntimeError(
+                        f"cnn.as_torch: a {name} has been replaced by another tensor (torch.func.functional_call, "
+                        "load_state_dict(assign=True), setattr), which is not the model's memory: write into the "
+                        "tensor that was there, or take cnn.to_torch(model), a module with tensors of its own"
+                    )
 
         def forward(self, x: Any) -> Any:
             if x.device.type != "cpu":
                 raise ValueError(f"x: expected a tensor on the CPU, got one on {x.device}: x.cpu()")
             x = x.to(dtype)
+            self._check()
             if not torch.is_grad_enabled() and core.repeatable:  # leaves a pending backward alone
-                return torch.from_numpy(model.predict(x.numpy()))
+                return torch.from_numpy(model.predict(x.detach().numpy()))
             return Function.apply(x, self, *(parameter for *_, parameter in self._order))
 
         def train(self, mode: bool = True) -> Any:

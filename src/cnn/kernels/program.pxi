@@ -155,7 +155,8 @@ cdef class Program:
     def targets(self, y, Py_ssize_t batch, name="targets"):
         """y as the loss can read it: class indices (batch,) or numbers (batch, out_features)."""
         if self.loss is None:
-            raise RuntimeError("targets were given, but the model has no loss: let a loss stand last in its layers")
+            raise RuntimeError("targets were given, but the model has no loss: let a loss stand last in its "
+                               "layers, or set model.loss")
         return self.loss.targets(y, batch, name, self.gives)
 
     def weights(self, w, Py_ssize_t batch, name="sample_weight"):

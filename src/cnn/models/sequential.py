@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import os
 import warnings
 from collections.abc import Mapping
@@ -487,6 +488,7 @@ class Sequential(layers.Chain):
 
     @gradients.setter
     def gradients(self, vector):
+        in_range("gradients", np.asarray(vector), self.dtype)
         self._core.program.set_gradients(vector)
 
     @property
@@ -660,7 +662,9 @@ class Sequential(layers.Chain):
                 own[name] = value if type(value) in (bool, int) else copy.deepcopy(value, memo)
         own["seed"] = self.seed
         own["layers"] = [layer._twin(made) for layer in self.layers]
-        own["_loss"] = copy.deepcopy(self._loss, memo) if isinstance(self._loss, losses.CallableLoss) else self._loss
+        own["_loss"] = self._loss
+        if not inspect.isroutine(getattr(self._loss, "function", len)):  # a method stays that of its object
+            own["_loss"] = copy.deepcopy(self._loss, memo)
         self._core.clone(other, own["layers"], made)
         return other
 
