@@ -83,7 +83,7 @@ def test_clip_grad_norm_is_the_optimizers(isa):
     cnn.clip_grad_norm(other, 0.01)
     one.step()
     other.step()
-    np.testing.assert_array_equal(one.parameters, other.parameters)
+    assert_close(one.parameters, other.parameters, 1e-14)  # the sum of the squares has another order
 
 
 def test_what_clip_grad_norm_refuses():
@@ -120,6 +120,7 @@ def test_backward_without_parameters(isa, own):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_outputs_with_a_product(isa, dtype, threads):
+    before = cnn.get_num_threads()
     cnn.set_num_threads(threads)
     try:
         model = built(dtype)
@@ -134,4 +135,4 @@ def test_outputs_with_a_product(isa, dtype, threads):
         assert len(again) == 2
         np.testing.assert_array_equal(again[1], y)
     finally:
-        cnn.set_num_threads(None)
+        cnn.set_num_threads(before)

@@ -61,9 +61,14 @@ class Context:
         self.accumulate = accumulate
         self.steps = steps  # batches of an epoch at most
         self.drop_last = drop_last
-        self.seed = model._core.state.random_seed
+        self._core = model._core
         self.permutation = model._core.kernels.permutation
         self.class_weights: np.ndarray | None = None
+
+    @property
+    def seed(self) -> int:
+        """Of the orders of the rows; a checkpoint that is resumed brings its own."""
+        return self._core.state.random_seed
 
     def targets(self, y, n: int, name: str) -> np.ndarray:
         """y as the loss can read it, n rows."""
