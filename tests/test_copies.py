@@ -115,6 +115,23 @@ def test_parts_of_a_copy_are_on_its_memory():
     assert not other.parameters[:48].any()
 
 
+def test_who_holds_a_layer_beside_its_model_holds_the_copys_layer():
+    class Headed(cnn.Sequential):
+        def __init__(self, parts):
+            super().__init__(parts, seed=0)
+            self._head = self.layers[-1]
+
+    agent = {"model": built(), "headed": Headed([cnn.Linear(2, 2), cnn.Linear(2, 1)])}
+    agent |= {"head": agent["model"][5], "branch": agent["model"][3][0]}
+    other = copy.deepcopy(agent)
+    assert other["head"] is other["model"][5] is not agent["head"]
+    assert other["branch"] is other["model"][3][0]
+    assert other["headed"]._head is other["headed"][-1] is not agent["headed"][-1]
+    other["head"].weight[...] = 0
+    assert not other["model"][5].weight.any()
+    assert agent["head"].weight.any()
+
+
 def test_a_subclass_keeps_what_it_has():
     class Named(cnn.Sequential):
         def __init__(self, parts):
@@ -243,6 +260,9 @@ def test_what_lerp_refuses():
         target.lerp(cnn.Sequential([cnn.Linear(5, 2)], dtype="float64"), 0.1)
     with pytest.raises(ValueError, match="source: expected a model of the same layers"):
         cnn.Sequential([cnn.Linear(2, 3)]).copy_from(cnn.Sequential([cnn.Linear(3, 2)]))
+    for last in (cnn.ReLU(), cnn.Softmax(), cnn.BatchNorm1d(2)):
+        with pytest.raises(ValueError, match="source: expected a model of the same layers"):
+            cnn.Sequential([cnn.Linear(2, 2), cnn.Tanh()]).copy_from(cnn.Sequential([cnn.Linear(2, 2), last]))
     with pytest.raises(TypeError, match="source: expected a model of dtype float64, got float32"):
         target.copy_from(built("float32"))
     with pytest.raises(TypeError, match=r"source: expected a cnn.Sequential, got ndarray"):

@@ -178,7 +178,7 @@ cdef void clear_frozen(const Network* net) noexcept nogil:
 
 
 cdef bint alike(const Network* net, const Network* other) noexcept nogil:
-    """Whether two networks have the same parameters and statistics, op by op."""
+    """Whether two networks have the same parameters, statistics and activations, op by op."""
     cdef const Op* a
     cdef const Op* b
     cdef int i
@@ -188,7 +188,7 @@ cdef bint alike(const Network* net, const Network* other) noexcept nogil:
         a, b = &net.ops[i], &other.ops[i]
         if a.does != b.does or weight_size(a) != weight_size(b) or bias_size(a) != bias_size(b):
             return False
-        if a.n_in != b.n_in or a.n_out != b.n_out:
+        if a.n_in != b.n_in or a.n_out != b.n_out or a.act != b.act:
             return False
     return True
 

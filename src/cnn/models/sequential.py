@@ -657,11 +657,12 @@ class Sequential(layers.Chain):
         made: dict[int, Any] = {}
         other = memo[id(self)] = object.__new__(type(self))
         own = other.__dict__
+        own["seed"] = self.seed
+        own["layers"] = [layer._twin(made) for layer in self.layers]
+        memo.update(made)  # who holds a layer beside the model holds, in the copy, the copy's
         for name, value in self.__dict__.items():
             if name not in ("layers", "_loss", "_core", "seed", *self._of_model):
                 own[name] = value if type(value) in (bool, int) else copy.deepcopy(value, memo)
-        own["seed"] = self.seed
-        own["layers"] = [layer._twin(made) for layer in self.layers]
         own["_loss"] = self._loss
         if not inspect.isroutine(getattr(self._loss, "function", len)):  # a method stays that of its object
             own["_loss"] = copy.deepcopy(self._loss, memo)
