@@ -153,3 +153,13 @@ def test_a_copy_of_a_model_whose_loss_is_a_method():
     for other in (trainer.model.copy(), copy.copy(trainer.model), copy.deepcopy(trainer.model)):
         assert other.loss.function.__self__ is trainer
         assert other.train_step(X, Y) == trainer.model.copy().train_step(X, Y)
+
+
+def test_weights_with_a_configuration():
+    """What describes the layers says nothing of the loss."""
+    model, other = model_of(squared), model_of(cnn.MSELoss())
+    for config in (model.get_config(loss=False), other.get_config()):
+        model.load_weights(other.state_dict(), config=config)
+    np.testing.assert_array_equal(model.parameters, other.parameters)
+    with pytest.raises(ValueError, match="config: expected the layers of this model"):
+        model.load_weights(other.state_dict(), config=cnn.Sequential([cnn.Linear(5, 3)]).get_config())

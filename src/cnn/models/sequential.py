@@ -585,7 +585,7 @@ class Sequential(layers.Chain):
                 f"{type(state_dict).__name__}{hint}"
             )
         if config is not None:
-            expected = self.get_config()["layers"]
+            expected = self.get_config(loss=False)["layers"]
             got = config.get("layers") if isinstance(config, dict) else config
             if got != expected:
                 raise ValueError(f"config: expected the layers of this model, {expected}, got {got}")
