@@ -1,6 +1,7 @@
 """`cnn.as_torch`: a module over the model's memory, beside the module of `to_torch`."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -110,6 +111,44 @@ def test_tensors_that_would_do_nothing():
     module.load_state_dict(doubled, assign=True)
     with torch.no_grad(), pytest.raises(RuntimeError, match="has been replaced by another tensor"):
         module(x)
+    module = cnn.as_torch(model)
+    module.get_parameter("0.bias").data = doubled["0.bias"]
+    with pytest.raises(RuntimeError, match="a bias has been replaced by another tensor"):
+        module(x)
+
+
+def test_a_model_that_becomes_a_part():
+    inner = built()
+    module = cnn.as_torch(inner)
+    outer = cnn.Sequential([inner, cnn.Linear(2, 1)], dtype="float64")
+    x = data("float64")[0]
+    with pytest.raises(RuntimeError, match="has become a part of another one, which has the parameters now"):
+        module(x)
+    for part in (inner, outer[:1]):
+        module = cnn.as_torch(part)
+        with torch.no_grad():
+            next(module.parameters())[...] = 0
+        module.eval()(x).sum().backward()
+        assert not inner[0].weight.any()
+        inner[0].weight = np.ones((5, 8))
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copies_and_pickles(way):
+    """Also inside of another module, with what requires gradients."""
+    net = torch.nn.ModuleDict({"ours": cnn.as_torch(built()), "theirs": torch.nn.Linear(2, 2)})
+    net["ours"].get_parameter("0.bias").requires_grad_(False)
+    x = data("float64")[0]
+    other = way(net)
+    assert other["ours"].model is not net["ours"].model
+    assert torch.equal(other["ours"](x), net["ours"](x))
+    assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in net.parameters()]
+    with torch.no_grad():
+        other["ours"].get_parameter("0.weight")[...] = 0
+    assert net["ours"].model[0].weight.all()
+    assert not other["ours"].model[0].weight.any()
+    model, module = way([net["ours"].model, net["ours"]])
+    assert module.model is model
 
 
 def test_without_gradients_of_an_x_that_has_one():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,14 @@ def as_torch(model):
 
     Notes
     -----
-    The gradient has no derivative: ``create_graph=True`` is a RuntimeError (`model.hvp` and `model.hvp_input` are second
-    derivatives). `backward` goes back over what the model kept of its last `forward`; if it has run again since, that
-    forward pass is repeated, which `BatchNorm1d` and `Dropout` in training mode do not allow: a RuntimeError.
+    The gradient has no derivative: ``create_graph=True`` is a RuntimeError (`model.hvp` and `model.hvp_input` are
+    second derivatives). `backward` goes back over what the model kept of its last `forward`; if it has run again since,
+    that forward pass is repeated, which `BatchNorm1d` and `Dropout` in training mode do not allow: a RuntimeError.
     `model.gradients` are those of the last `backward`. Parameters that are not `trainable` do not require gradients.
+
+    Weights are (out, in) tensors over memory that is (in, out): what wants contiguous tensors, torch.optim.LBFGS and
+    parameters_to_vector, takes `to_torch` (or scipy.optimize with `model.loss_and_grad`). A tensor that replaces one of
+    the module's, and a model that has become a part of another one since, are a RuntimeError.
 
     Examples
     --------
@@ -90,7 +95,8 @@ def as_torch(model):
             super().__init__()
             self.__dict__["model"] = model
             self._order: list[Any] = []
-            self._shared: list[Any] = []  # where a tensor over the model's memory stands: dict, name, tensor
+            self._shared: list[Any] = []  # a tensor over the model's memory: where it stands, and its address
+            self._homes: list[Any] = []  # layers, and the programs that have their memory
             self._counts: list[Any] = []
             for op, place in core.parametric:
                 inner: Any = self
@@ -98,6 +104,7 @@ def as_torch(model):
                     if part not in inner._modules:
                         inner.add_module(part, torch.nn.Module())
                     inner = inner._modules[part]
+                self._homes.append((place.layer, place.layer._op[0]))
                 trained = place.layer._trainable
                 for name in PARAMETERS:
                     array = place.layer._array(name)
@@ -105,11 +112,12 @@ def as_torch(model):
                         parameter = torch.nn.Parameter(torch.from_numpy(array.T), trained.get(name, True))
                         inner.register_parameter(name, parameter)
                         self._order.append((place.layer, name, parameter))
-                        self._shared.append((inner._parameters, name, parameter))
+                        self._shared.append((inner._parameters, name, parameter, parameter.data_ptr()))
                 if place.layer.statistic_names:
                     for name in STATISTICS:
-                        inner.register_buffer(name, torch.from_numpy(place.layer._array(name)))
-                        self._shared.append((inner._buffers, name, inner._buffers[name]))
+                        buffer = torch.from_numpy(place.layer._array(name))
+                        inner.register_buffer(name, buffer)
+                        self._shared.append((inner._buffers, name, buffer, buffer.data_ptr()))
                     inner.register_buffer("num_batches_tracked", torch.tensor(0))
                     self._counts.append((op, inner))
             self.register_state_dict_pre_hook(Module._read_counts)
@@ -128,11 +136,17 @@ def as_torch(model):
             return [getattr(layer, f"grad_{name}") for layer, name, _ in self._order]
 
         def _check(self) -> None:
-            for tensors, name, tensor in self._shared:
-                if tensors.get(name) is not tensor:
+            for layer, program in self._homes:
+                if layer._op[0] is not program:
+                    raise RuntimeError(
+                        "cnn.as_torch: the model has become a part of another one, which has the parameters now: call "
+                        "cnn.as_torch again"
+                    )
+            for tensors, name, tensor, at in self._shared:
+                if tensors.get(name) is not tensor or tensor.data_ptr() != at:
                     raise RuntimeError(
                         f"cnn.as_torch: a {name} has been replaced by another tensor (torch.func.functional_call, "
-                        "load_state_dict(assign=True), setattr), which is not the model's memory: write into the "
+                        "load_state_dict(assign=True), .data = ...), which is not the model's memory: write into the "
                         "tensor that was there, or take cnn.to_torch(model), a module with tensors of its own"
                     )
 
@@ -153,7 +167,10 @@ def as_torch(model):
             return repr(model)
 
         def __deepcopy__(self, memo: Any) -> Any:
-            return as_torch(model.copy())
+            return _again(copy.deepcopy(model, memo), [parameter.requires_grad for parameter in self.parameters()])
+
+        def __reduce__(self) -> Any:
+            return _again, (model, [parameter.requires_grad for parameter in self.parameters()])
 
         def _apply(self, fn: Any, recurse: bool = True) -> Any:
             for tensor in (*self.parameters(), *self.buffers()):
@@ -162,3 +179,11 @@ def as_torch(model):
             return self
 
     return Module()
+
+
+def _again(model: Sequential, require: list[bool]) -> Any:
+    """A module over this model, its parameters requiring gradients or not: for copies and pickles."""
+    module = as_torch(model)
+    for parameter, required in zip(module.parameters(), require, strict=True):
+        parameter.requires_grad_(required)
+    return module
