@@ -118,7 +118,8 @@ def read(path: str | os.PathLike) -> tuple[Any, bool]:
 
 def from_bytes(cls: type, content: bytes, loss: Any = None):
     """The model of class `cls` that `to_bytes` packed, with its loss if that is a Python function."""
-    model = _model(cls, io.BytesIO(content), len(content))[0]
+    model = _model(Layer.known["Sequential"], io.BytesIO(content), len(content))[0]
+    model.__class__ = cls  # whose constructor may take other arguments
     if loss is not None:
         model.loss = loss
     return model

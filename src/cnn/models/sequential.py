@@ -651,7 +651,9 @@ class Sequential(layers.Chain):
     def __deepcopy__(self, memo):
         if self._core.nested:
             parts = [copy.deepcopy(layer, memo) for layer in self.layers]
-            other = type(self)(parts, dtype=self.dtype, seed=self.seed)
+            other = Sequential(parts, dtype=self.dtype, seed=self.seed)
+            other.__class__ = type(self)  # whose constructor may take other arguments
+            other.__dict__.update(copy.deepcopy(self._attributes(), memo))
             other._core.state.training = self.training
             return other
         made: dict[int, Any] = {}
@@ -660,9 +662,8 @@ class Sequential(layers.Chain):
         own["seed"] = self.seed
         own["layers"] = [layer._twin(made) for layer in self.layers]
         memo.update(made)  # who holds a layer beside the model holds, in the copy, the copy's
-        for name, value in self.__dict__.items():
-            if name not in ("layers", "_loss", "_core", "seed", *self._of_model):
-                own[name] = value if type(value) in (bool, int) else copy.deepcopy(value, memo)
+        for name, value in self._attributes().items():
+            own[name] = value if type(value) in (bool, int) else copy.deepcopy(value, memo)
         own["_loss"] = self._loss
         if not inspect.isroutine(getattr(self._loss, "function", len)):  # a method stays that of its object
             own["_loss"] = copy.deepcopy(self._loss, memo)
@@ -818,7 +819,21 @@ class Sequential(layers.Chain):
         To unpickle is to trust: whoever made a pickle can have it run anything. Files of `save` are safe from anywhere.
         """
         own = () if checkpoint.can_hold(self.loss) else (self.loss,)
-        return checkpoint.from_bytes, (type(self), checkpoint.to_bytes(self), *own)
+        layers = [(place.layer._training, place.layer._trainable) for place in self._core.graph.seen.values()]
+        return checkpoint.from_bytes, (type(self), checkpoint.to_bytes(self), *own), (self._attributes(), layers)
+
+    def __setstate__(self, state):
+        """For pickle: what a file does not hold, attributes of a subclass, the layers' modes and what is trained."""
+        attributes, layers = state
+        self.__dict__.update(attributes)
+        for place, (training, trainable) in zip(self._core.graph.seen.values(), layers, strict=True):
+            place.layer._training, place.layer._trainable = training, trainable
+            place.layer._tell()
+
+    def _attributes(self) -> dict[str, Any]:
+        """The attributes that the library has not set, but those of a class of the user's, or a callback."""
+        ours = ("layers", "_loss", "_core", "seed", "_of", *self._of_model)
+        return {name: value for name, value in self.__dict__.items() if name not in ours}
 
     def handle(self):
         """A snapshot of the model that C and Cython programs predict with, without Python: see include/cnn.h.
