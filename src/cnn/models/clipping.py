@@ -34,7 +34,7 @@ def clip_grad_norm(models: Sequential | Iterable[Sequential], max_norm: float) -
     TypeError
         If something is no model.
     ValueError
-        If max_norm is not above 0, or a model comes twice.
+        If max_norm is not above 0, or a model comes twice, also as a part of another.
 
     Examples
     --------
@@ -47,6 +47,9 @@ def clip_grad_norm(models: Sequential | Iterable[Sequential], max_norm: float) -
             raise TypeError(f"models: expected a cnn.Sequential or several, got {model!r}")
     if len({id(model) for model in several}) < len(several):
         raise ValueError("models: the same model was passed twice")
+    layers = [id(place.layer) for model in several for place in model._core.graph.seen.values()]
+    if len(set(layers)) < len(layers):
+        raise ValueError("models: one is a part of another: its gradients would count twice")
     programs = [model._core.program for model in several]
     norm = math.sqrt(sum(program.gradients_square() for program in programs))
     factor = max_norm / (norm + 1e-6)
