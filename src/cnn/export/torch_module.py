@@ -33,9 +33,9 @@ def as_torch(model):
 
     Notes
     -----
-    The gradient has no derivative: ``create_graph=True`` is a RuntimeError (`model.hvp` and `model.hvp_input` are second
-    derivatives). `backward` goes back over what the model kept of its last `forward`; if it has run again since, that
-    forward pass is repeated, which `BatchNorm1d` and `Dropout` in training mode do not allow: a RuntimeError.
+    The gradient has no derivative: ``create_graph=True`` is a RuntimeError (`model.hvp` and `model.hvp_input` are
+    second derivatives). `backward` goes back over what the model kept of its last `forward`; if it has run again since,
+    that forward pass is repeated, which `BatchNorm1d` and `Dropout` in training mode do not allow: a RuntimeError.
     `model.gradients` are those of the last `backward`. Parameters that are not `trainable` do not require gradients.
 
     Examples

@@ -593,7 +593,9 @@ class Sequential(layers.Chain):
         if partial:
             fits = [n for n in expected_names if n in state_dict and np.shape(state_dict[n]) == np.shape(own.get(n, 0))]
             if not fits:
-                raise ValueError(f"state_dict: nothing fits: it has {_with_shapes(state_dict)}; expected {_with_shapes(own)}")
+                raise ValueError(
+                    f"state_dict: nothing fits: it has {_with_shapes(state_dict)}; expected {_with_shapes(own)}"
+                )
             state_dict = {**{name: own[name] for name in own if name not in fits}, **{n: state_dict[n] for n in fits}}
         if missing := [name for name in own if name not in state_dict]:
             raise ValueError(f"state_dict: missing {', '.join(missing)}; it has {', '.join(state_dict)}")
@@ -647,21 +649,22 @@ class Sequential(layers.Chain):
         return copy.deepcopy(self)
 
     def __deepcopy__(self, memo):
-        if self._core.nested:
-            parts = [copy.deepcopy(layer, memo) for layer in self.layers]
-            other = type(self)(parts, dtype=self.dtype, seed=self.seed)
-            other._core.state.training = self.training
-            return other
-        made: dict[int, Any] = {}
         other = memo[id(self)] = object.__new__(type(self))
         own = other.__dict__
+        made: dict[int, Any] = {}
+        if self._core.nested:
+            Sequential.__init__(other, copy.deepcopy(self.layers, memo), dtype=self.dtype, seed=self.seed)
+            other._core.state.training = self.training
+        else:
+            own["seed"] = self.seed
+            own["layers"] = [layer._twin(made) for layer in self.layers]
+            own["_loss"] = (
+                copy.deepcopy(self._loss, memo) if isinstance(self._loss, losses.CallableLoss) else self._loss
+            )
+            self._core.clone(other, own["layers"], made)
         for name, value in self.__dict__.items():
-            if name not in ("layers", "_loss", "_core", "seed", *self._of_model):
+            if name not in own and name not in ("_of", *self._of_model):
                 own[name] = value if type(value) in (bool, int) else copy.deepcopy(value, memo)
-        own["seed"] = self.seed
-        own["layers"] = [layer._twin(made) for layer in self.layers]
-        own["_loss"] = copy.deepcopy(self._loss, memo) if isinstance(self._loss, losses.CallableLoss) else self._loss
-        self._core.clone(other, own["layers"], made)
         return other
 
     __copy__ = copy
