@@ -8,7 +8,9 @@ import cnn
 
 def test_a_free_log_deviation(isa, dtype):
     """Its gradient is that of the log-likelihood; NaN and infinity in x do not reach it."""
-    model = cnn.Sequential([cnn.Linear(3, 4), cnn.Concat(cnn.Linear(4, 2), cnn.Constant(2, init=[-0.5, 1.0]))], dtype=dtype)
+    model = cnn.Sequential(
+        [cnn.Linear(3, 4), cnn.Concat(cnn.Linear(4, 2), cnn.Constant(2, init=[-0.5, 1.0]))], dtype=dtype
+    )
     x = np.random.default_rng(0).standard_normal((7, 3))
     np.testing.assert_array_equal(model.predict(x)[:, 2:], np.tile([-0.5, 1.0], (7, 1)))
     np.testing.assert_array_equal(model.predict(np.full((2, 3), np.nan))[:, 2:], np.tile([-0.5, 1.0], (2, 1)))
@@ -38,7 +40,9 @@ def test_training(isa, dtype, n):
     """It learns the mean, in every way to train, from any row to the next."""
     y = np.random.default_rng(0).standard_normal((50, n + 1))
     models = [
-        cnn.Sequential([cnn.Concat(cnn.Linear(2, 1), cnn.Constant(n)), cnn.MSELoss()], cnn.SGD(0.5 * (n + 1)), dtype, seed=0)
+        cnn.Sequential(
+            [cnn.Concat(cnn.Linear(2, 1), cnn.Constant(n)), cnn.MSELoss()], cnn.SGD(0.5 * (n + 1)), dtype, seed=0
+        )
         for _ in range(3)
     ]
     x = np.zeros((50, 2))

@@ -138,9 +138,12 @@ def test_a_subclass_keeps_what_it_has():
             super().__init__(parts, seed=0)
             self._name = ["x"]
 
-    other = copy.deepcopy(Named([cnn.Linear(2, 2)]))
-    assert type(other) is Named
-    assert other._name == ["x"]
+    inner = Named([cnn.Linear(2, 2)])
+    outer = cnn.Sequential([cnn.Linear(2, 2), inner])
+    for other in (copy.deepcopy(Named([cnn.Linear(2, 2)])), copy.deepcopy(inner), outer.copy()[1]):
+        assert type(other) is Named
+        assert other._name == ["x"]
+        assert other.predict(np.ones((1, 2))).shape == (1, 2)
 
 
 @pytest.mark.parametrize("name", grid.LAYERS)

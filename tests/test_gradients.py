@@ -88,7 +88,7 @@ def test_clip_grad_norm_is_the_optimizers(isa):
 
 def test_what_clip_grad_norm_refuses():
     model = built()
-    with pytest.raises(TypeError, match="models: expected a cnn.Sequential or several, got 3"):
+    with pytest.raises(TypeError, match=r"models: expected a cnn\.Sequential or several, got 3"):
         cnn.clip_grad_norm(3, 1.0)
     with pytest.raises(TypeError, match=r"models: expected a cnn.Sequential or several, got Linear"):
         cnn.clip_grad_norm([model, model[0]], 1.0)

@@ -313,9 +313,9 @@ LAYERS: dict[str, Layer] = {
     "layer bare": _norm(cnn.LayerNorm, 1, eps=0.3, elementwise_affine=False),
     "constant": Layer(
         (cnn.Constant,),
-        lambda n, dtype: cnn.Concat(cnn.Constant(3, init=-0.5), cnn.Identity(), cnn.Constant(1)),
-        lambda: Gate("concat", [Constant(), Function(name="identity"), Constant()]),
-        lambda n: n + 4,
+        lambda n, dtype: cnn.Concat(cnn.Constant(3, init=-0.5), cnn.Linear(n, 4), cnn.Constant(1)),
+        lambda: Gate("concat", [Constant(), Linear(), Constant()]),
+        lambda n: 8,
     ),
     "residual": Layer(
         (cnn.Add, cnn.Sequential),

@@ -595,7 +595,9 @@ class Sequential(layers.Chain):
         if partial:
             fits = [n for n in expected_names if n in state_dict and np.shape(state_dict[n]) == np.shape(own.get(n, 0))]
             if not fits:
-                raise ValueError(f"state_dict: nothing fits: it has {_with_shapes(state_dict)}; expected {_with_shapes(own)}")
+                raise ValueError(
+                    f"state_dict: nothing fits: it has {_with_shapes(state_dict)}; expected {_with_shapes(own)}"
+                )
             state_dict = {**{name: own[name] for name in own if name not in fits}, **{n: state_dict[n] for n in fits}}
         if missing := [name for name in own if name not in state_dict]:
             raise ValueError(f"state_dict: missing {', '.join(missing)}; it has {', '.join(state_dict)}")
@@ -649,25 +651,23 @@ class Sequential(layers.Chain):
         return copy.deepcopy(self)
 
     def __deepcopy__(self, memo):
-        if self._core.nested:
-            parts = [copy.deepcopy(layer, memo) for layer in self.layers]
-            other = Sequential(parts, dtype=self.dtype, seed=self.seed)
-            other.__class__ = type(self)  # whose constructor may take other arguments
-            other.__dict__.update(copy.deepcopy(self._attributes(), memo))
-            other._core.state.training = self.training
-            return other
-        made: dict[int, Any] = {}
         other = memo[id(self)] = object.__new__(type(self))
         own = other.__dict__
-        own["seed"] = self.seed
-        own["layers"] = [layer._twin(made) for layer in self.layers]
-        memo.update(made)  # who holds a layer beside the model holds, in the copy, the copy's
+        made: dict[int, Any] = {}
+        if self._core.nested:
+            Sequential.__init__(other, copy.deepcopy(self.layers, memo), dtype=self.dtype, seed=self.seed)
+            other._core.state.training = self.training
+        else:
+            own["seed"] = self.seed
+            own["layers"] = [layer._twin(made) for layer in self.layers]
+            own["_loss"] = self._loss
+            if not inspect.isroutine(getattr(self._loss, "function", len)):  # a method stays that of its object
+                own["_loss"] = copy.deepcopy(self._loss, memo)
+            self._core.clone(other, own["layers"], made)
+            memo.update(made)  # who holds a layer beside the model holds, in the copy, the copy's
         for name, value in self._attributes().items():
-            own[name] = value if type(value) in (bool, int) else copy.deepcopy(value, memo)
-        own["_loss"] = self._loss
-        if not inspect.isroutine(getattr(self._loss, "function", len)):  # a method stays that of its object
-            own["_loss"] = copy.deepcopy(self._loss, memo)
-        self._core.clone(other, own["layers"], made)
+            if name not in own:
+                own[name] = value if type(value) in (bool, int) else copy.deepcopy(value, memo)
         return other
 
     __copy__ = copy
