@@ -16,6 +16,8 @@ import cnn
 from cnn import _dispatch
 from cnn.training import fit as training
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*before it gives")  # any layers with any loss
+
 HYPER = {"lr": 5e-4, "momentum": 0.9, "weight_decay": 0.01}  # nothing diverges, however wide
 
 

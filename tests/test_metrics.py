@@ -9,6 +9,8 @@ from sklearn import metrics as sklearn_metrics
 import cnn
 from cnn.training.metrics import AUC, F1, MAE, R2, RMSE, Accuracy, Metrics, TopK
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*before it gives")  # any layers with any loss
+
 
 def fed(metric, targets, outputs, blocks=1):
     """The metric's result after so many blocks of about one size."""

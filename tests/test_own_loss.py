@@ -1,6 +1,8 @@
 """A loss of the user's own, a function in Python, in all that a model does with a loss."""
 
+import copy
 import functools
+import threading
 
 import numpy as np
 import pytest
@@ -133,3 +135,31 @@ def test_grad_input_and_evaluation(pair):
         with pytest.raises(RuntimeError, match="grad_input has run since"):
             model.backward()
     assert_close(*[model.evaluate(X, Y, metrics=["mae"])["mae"] for model in pair])
+
+
+def test_a_copy_of_a_model_whose_loss_is_a_method():
+    """The method stays that of its object, which may hold what cannot be copied, and the model itself."""
+
+    class Trainer:
+        def __init__(self):
+            self.lock = threading.Lock()
+            self.model = model_of(self.loss)
+
+        def loss(self, outputs, targets):
+            with self.lock:
+                return squared(outputs, targets)
+
+    trainer = Trainer()
+    for other in (trainer.model.copy(), copy.copy(trainer.model), copy.deepcopy(trainer.model)):
+        assert other.loss.function.__self__ is trainer
+        assert other.train_step(X, Y) == trainer.model.copy().train_step(X, Y)
+
+
+def test_weights_with_a_configuration():
+    """What describes the layers says nothing of the loss."""
+    model, other = model_of(squared), model_of(cnn.MSELoss())
+    for config in (model.get_config(loss=False), other.get_config()):
+        model.load_weights(other.state_dict(), config=config)
+    np.testing.assert_array_equal(model.parameters, other.parameters)
+    with pytest.raises(ValueError, match="config: expected the layers of this model"):
+        model.load_weights(other.state_dict(), config=cnn.Sequential([cnn.Linear(5, 3)]).get_config())

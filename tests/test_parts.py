@@ -174,9 +174,6 @@ def test_what_a_part_is_not():
             part.optimizer = cnn.SGD()
     with pytest.raises(ValueError, match=r"model\[3:2\]: expected at least one of the 5 layers, got none"):
         model[3:2]
-    for owner in (model, copy.deepcopy(model)):
-        with pytest.raises(ValueError, match=r"belongs to another Sequential already. Use model\[:k\]"):
-            cnn.Sequential(owner.layers[:2])
     assert model[1] is model.layers[1]
 
 
@@ -192,3 +189,18 @@ def test_branches_called_alone(isa, dtype):
     model = cnn.Sequential([alone, cnn.Linear(5, 1)], dtype=dtype)
     np.testing.assert_array_equal(alone[0].weight, weight)
     np.testing.assert_array_equal(alone(x), model.hidden(x, 1))
+
+
+def test_parts_of_float64_models_lose_nothing(isa, tmp_path):
+    """A branch that was made as float32 is of the model's dtype, in files and exports as well."""
+    branch = cnn.Sequential([cnn.Linear(5, 4), cnn.Tanh()])
+    model = cnn.Sequential([cnn.Concat(branch, cnn.Linear(5, 2)), cnn.Linear(6, 1)], dtype="float64", seed=0)
+    model.parameters = model.parameters + 1e-12
+    for part in (branch, model[:1]):
+        part.save(tmp_path / "p.safetensors")
+        np.testing.assert_array_equal(cnn.load(tmp_path / "p.safetensors").parameters, part.parameters)
+        cnn.to_c(part, tmp_path / "p.h")
+        assert "double" in (tmp_path / "p.h").read_text()
+        assert "f64" in repr(part.handle())
+        assert cnn.Sequential([part[0]], dtype="float64").dtype == np.float64
+        assert part.copy().dtype == copy.copy(part).dtype == np.float64

@@ -78,6 +78,43 @@ def test_subclass():
         assert twin.parameters.tobytes() == model.parameters.tobytes()
 
 
+class OfAWidth(cnn.Sequential):
+    """A class with a constructor and attributes of its own."""
+
+    def __init__(self, width):
+        super().__init__([cnn.Linear(4, width), cnn.Linear(width, 3), cnn.CrossEntropyLoss()], cnn.SGD(0.1))
+        self._names = ["a"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_class_with_another_constructor(way, tmp_path):
+    model = OfAWidth(7)
+    twin = WAYS[way](model, tmp_path)
+    assert type(twin) is OfAWidth
+    assert twin._names == ["a"]
+    assert twin._names is not model._names
+    assert twin.train_step(X, Y) == model.train_step(X, Y)
+    twin = WAYS[way](model[:1], tmp_path)
+    assert type(twin) is OfAWidth
+    np.testing.assert_array_equal(twin.predict(X), model.hidden(X, 1))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_modes_and_what_is_trained(way, tmp_path):
+    """What a file does not hold."""
+    model = network()
+    model[0].trainable = {"bias": False}
+    model[1][0].layers[1].trainable = False
+    model[1][0].layers[2].eval()
+    twin = WAYS[way](model, tmp_path)
+    for a, b in zip(model._core.graph.seen.values(), twin._core.graph.seen.values(), strict=True):
+        assert (a.layer.trainable, a.layer.training) == (b.layer.trainable, b.layer.training)
+    for _ in range(3):
+        assert twin.train_step(X, Y) == model.train_step(X, Y)
+    np.testing.assert_array_equal(twin.parameters, model.parameters)
+    assert checkpoint.to_bytes(twin) == checkpoint.to_bytes(model)
+
+
 def test_within_other_objects():
     """One model twice in a list stays one."""
     model = network()

@@ -17,6 +17,8 @@ from networks import assert_close, assert_gradients, assert_parameters, batch_fo
 
 import cnn
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*before it gives")  # any layers with any loss
+
 RTOL = {np.dtype("float32"): 5e-4, np.dtype("float64"): 1e-11}
 KINK = 1e-4
 BATCHES = (1, 2, 3, 4, 5, 6, 16, 17, 33)

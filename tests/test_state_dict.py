@@ -104,6 +104,8 @@ def test_numbers_too_large_for_float32(value):
         model.layers[0].weight = state["0.weight"]
     with pytest.raises(ValueError, match=rf"^parameters\[1\] is {shown}, too large for float32"):
         model.parameters = np.array([0, value, *before[2:]])
+    with pytest.raises(ValueError, match=rf"^gradients\[1\] is {shown}, too large for float32"):
+        model.gradients = np.array([0, value, *before[2:]])
     np.testing.assert_array_equal(model.parameters, before)
     for other in (np.inf, np.nan):
         state["0.weight"][2, 1] = other

@@ -15,6 +15,8 @@ from networks import explicit as explicit_step
 
 import cnn
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*before it gives")  # any layers with any loss
+
 HYPER = [
     {"lr": 0.05},
     {"lr": 0.05, "weight_decay": 0.01},

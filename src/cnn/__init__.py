@@ -8,10 +8,11 @@ from .export.c import to_c
 from .export.onnx import from_onnx, to_onnx
 from .export.sklearn import from_sklearn
 from .export.torch import from_torch, to_torch
+from .export.torch_module import as_torch
 from .files import load
 from .layers import *
 from .losses import *
-from .models import Sequential, gradcheck
+from .models import Sequential, clip_grad_norm, gradcheck
 from .optim.optimizers import *
 from .optim.schedules import *
 from .training import (
@@ -42,6 +43,8 @@ __all__ = [
     "ModelCheckpoint",
     "Sequential",
     "TensorBoardLogger",
+    "as_torch",
+    "clip_grad_norm",
     "find_lr",
     "from_onnx",
     "from_sklearn",

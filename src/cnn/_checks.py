@@ -60,6 +60,19 @@ def integer(name: str, value, low: float = -np.inf, high: float = np.inf) -> int
     return int(value)
 
 
+def seed_of(value) -> int | None:
+    """A seed: an int of at least 0 and below 2**63, None, or the next number of a `numpy.random.Generator`."""
+    if value is None:
+        return None
+    if isinstance(value, np.random.Generator):
+        return int(value.bit_generator.random_raw()) & (2**63 - 1)
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"seed: expected an int, a numpy.random.Generator or None, got {value!r}")
+    if not 0 <= value < 2**63:
+        raise ValueError(f"seed: expected at least 0 and below 2**63, got {value}")
+    return int(value)
+
+
 def flag(name: str, value) -> bool:
     """value, if it is True or False: TypeError otherwise."""
     if not isinstance(value, (bool, np.bool_)):

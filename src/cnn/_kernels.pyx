@@ -38,6 +38,7 @@ include "kernels/ops/dropout.pxi"
 include "kernels/ops/norm.pxi"          # what the two norms share
 include "kernels/ops/layer_norm.pxi"
 include "kernels/ops/batch_norm.pxi"
+include "kernels/ops/constant.pxi"
 include "kernels/ops/merge.pxi"         # what joins branches
 include "kernels/ops/add.pxi"
 include "kernels/ops/multiply.pxi"

@@ -773,8 +773,8 @@ class CallableLoss(Loss):
     def get_config(self) -> dict[str, Any]:
         """TypeError: a function cannot be written down as JSON."""
         raise TypeError(
-            f"{self!r} holds a Python function, which cannot be saved: save the model without it, "
-            "cnn.Sequential(model.layers), or use a loss of the library"
+            f"{self!r} holds a Python function, which cannot be saved: model.save(path, loss=False), and then "
+            "cnn.load(path, loss=function), or use a loss of the library"
         )
 
     def __repr__(self) -> str:

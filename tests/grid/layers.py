@@ -113,6 +113,16 @@ class Norm(Node):
         return dx
 
 
+class Constant(Node):
+    def forward(self, x, training):
+        self.width = x.shape[1]
+        return self.arrays["bias"] + namespace(x).zeros((len(x), 1))
+
+    def backward(self, g):
+        self.grads = {"bias": g.sum(axis=0)}
+        return np.zeros((len(g), self.width))
+
+
 class Gate(Node):
     def __init__(self, kind, branches):
         super().__init__()
@@ -266,7 +276,7 @@ class Layer(NamedTuple):
 
     @property
     def branches(self):
-        return bool({cnn.Add, cnn.Multiply, cnn.Maximum, cnn.Concat} & set(self.covers))
+        return bool({cnn.Add, cnn.Multiply, cnn.Maximum, cnn.Concat, cnn.Constant} & set(self.covers))
 
 
 def _branch(n, m, dtype):
@@ -301,6 +311,12 @@ LAYERS: dict[str, Layer] = {
     "layer": _norm(cnn.LayerNorm, 1, eps=0.1),
     "layer no bias": _norm(cnn.LayerNorm, 1, eps=0.2, bias=False),
     "layer bare": _norm(cnn.LayerNorm, 1, eps=0.3, elementwise_affine=False),
+    "constant": Layer(
+        (cnn.Constant,),
+        lambda n, dtype: cnn.Concat(cnn.Constant(3, init=-0.5), cnn.Linear(n, 4), cnn.Constant(1)),
+        lambda: Gate("concat", [Constant(), Linear(), Constant()]),
+        lambda n: 8,
+    ),
     "residual": Layer(
         (cnn.Add, cnn.Sequential),
         lambda n, dtype: cnn.Add(cnn.Identity(), _branch(n, n, dtype), cnn.SiLU()),

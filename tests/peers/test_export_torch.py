@@ -252,3 +252,9 @@ def test_load_weights_points_to_from_torch():
     with pytest.raises(TypeError, match=r"0\.weight is a PyTorch tensor.*cnn\.from_torch"):
         model.load_weights(nn.Sequential(nn.Linear(3, 3)).state_dict())
     np.testing.assert_array_equal(model.parameters, before)
+
+
+def test_branches_of_float64_models():
+    branch = cnn.Sequential([cnn.Linear(5, 4), cnn.Tanh()])
+    cnn.Sequential([cnn.Concat(branch, cnn.Linear(5, 2)), cnn.Linear(6, 1)], dtype="float64", seed=0)
+    assert_same(branch, cnn.to_torch(branch), "float64")

@@ -154,6 +154,7 @@ def test_without_bias(each_isa, setting, loss, batch):
     assert_same_training(each_isa, network, loss, setting, cut(x, y, batch, STEPS))
 
 
+@pytest.mark.filterwarnings("ignore:.*before it gives")
 @pytest.mark.parametrize("batch", [1, 7, 64])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_activations_everywhere(each_isa, loss, batch):

@@ -136,7 +136,7 @@ def calls_that_fail():
         lambda: cnn.Linear(0, 3),
         lambda: cnn.Sequential([cnn.Linear(5, 3), cnn.Linear(4, 3)]),
         lambda: cnn.Sequential([cnn.Linear(1 << 40, 1 << 40)]),
-        lambda: cnn.Sequential([model.layers[0]]),
+        lambda: model.copy_from(classes),
         lambda: cnn.Sequential.from_config({"layers": [{"name": "Lineal"}]}),
         lambda: cnn.load("/nowhere/model.safetensors"),
         lambda: cnn.functional.linear_forward(X, Y),

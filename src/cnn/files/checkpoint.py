@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..layers import Layer
+from ..losses import CallableLoss
 from . import atomic_write, safetensors_file
 from .safetensors_file import parsed, short
 
@@ -39,19 +40,24 @@ Parts = tuple[dict[str, np.ndarray], dict[str, str]]  # of a file: tensors and m
 # writing --------------------------------------------------------------------------------------------------------------
 
 
-def save(model: Any, path: str | os.PathLike, training_state: bool = False) -> None:
+def save(model: Any, path: str | os.PathLike, training_state: bool = False, loss: bool = True) -> None:
     """See Sequential.save."""
-    write(path, parts_of(model, training_state))
+    write(path, parts_of(model, training_state, loss))
+
+
+def can_hold(loss: Any) -> bool:
+    """Whether a file can say which loss it is: not of a Python function."""
+    return not isinstance(loss, CallableLoss)
 
 
 def to_bytes(model: Any) -> bytes:
     """The content of a file with the training state, for pickle."""
-    return b"".join(safetensors_file.pack(*parts_of(model, True)))
+    return b"".join(safetensors_file.pack(*parts_of(model, True, can_hold(model.loss))))
 
 
-def parts_of(model: Any, training_state: bool) -> Parts:
-    """Copies of all that goes into the file, so that the model can go on while it is written."""
-    config = model.get_config()
+def parts_of(model: Any, training_state: bool, loss: bool = True) -> Parts:
+    """Copies of all that goes into the file, so that the model can go on while it is written; loss: not without it."""
+    config = model.get_config(loss)
     tensors = {name: a.T for name, a in model.state_dict().items()}
     _check_config(type(model), config, sum(a.size for a in tensors.values()))
     metadata = {"format": "cnn", "version": str(FORMAT_VERSION), "config": json.dumps(config)}
@@ -70,7 +76,7 @@ def write(path: str | os.PathLike, parts: Parts) -> None:
 # reading --------------------------------------------------------------------------------------------------------------
 
 
-def load(path: str | os.PathLike):
+def load(path: str | os.PathLike, loss: Any = None):
     """The model that `Sequential.save` wrote, ready to go on training if it was saved with its training state.
 
     Files of all earlier versions of this library can be read. Nothing from the file is run, and nothing of a size that
@@ -80,6 +86,8 @@ def load(path: str | os.PathLike):
     ----------
     path : str or path
         Of a regular file.
+    loss : Loss or callable, optional
+        To train by in place of the file's: what `save` has left out.
 
     Returns
     -------
@@ -92,7 +100,10 @@ def load(path: str | os.PathLike):
     ValueError
         If it is damaged, no checkpoint of this library, or of a newer version; names the file and the reason.
     """
-    return read(path)[0]
+    model = read(path)[0]
+    if loss is not None:
+        model.loss = loss
+    return model
 
 
 def read(path: str | os.PathLike) -> tuple[Any, bool]:
@@ -105,9 +116,13 @@ def read(path: str | os.PathLike) -> tuple[Any, bool]:
             raise ValueError(f"{path}: no readable checkpoint: {error}") from error
 
 
-def from_bytes(cls: type, content: bytes):
-    """The model of class `cls` that `to_bytes` packed."""
-    return _model(cls, io.BytesIO(content), len(content))[0]
+def from_bytes(cls: type, content: bytes, loss: Any = None):
+    """The model of class `cls` that `to_bytes` packed, with its loss if that is a Python function."""
+    model = _model(Layer.known["Sequential"], io.BytesIO(content), len(content))[0]
+    model.__class__ = cls  # whose constructor may take other arguments
+    if loss is not None:
+        model.loss = loss
+    return model
 
 
 def _model(cls: Any, file: BinaryIO, size: int) -> tuple[Any, bool]:
@@ -194,7 +209,7 @@ def adopt(model: Any, saved: Any, path: str) -> None:
 
     Its optimiser and schedule stay the same objects: callbacks may know them.
     """
-    own, other = model.get_config(), saved.get_config()
+    own, other = model.get_config(can_hold(model.loss)), saved.get_config()
     for key in ("layers", "loss", "dtype"):
         if own[key] != other[key]:
             raise ValueError(f"{path}: is of another architecture: expected {key} {own[key]}, got {other[key]}")

@@ -158,8 +158,9 @@ cdef class Derivatives:
         p.wants.weights = weights
         run_pass(&p, &weight, &correct)
 
-    def vjp(self, x, v, int threads, bint parameters):
-        """(v^T J with respect to the inputs (batch, in_features), to the parameters as a packed vector or None)."""
+    def vjp(self, x, v, int threads, bint parameters, bint outputs=False):
+        """(v^T J with respect to the inputs (batch, in_features), to the parameters as a packed vector or None, the
+        outputs or None)."""
         cdef Program p = self.program
         cdef cnp.ndarray rows = p.inputs(x), g
         cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), correct = 0
@@ -179,9 +180,10 @@ cdef class Derivatives:
             with nogil:
                 run_pass(&forward, &weight, &correct)
             copy_rows(batch, p.net.outputs, data(g), row_stride(g), p.train.grad[last], p.net.buffers[last].row)
+            y = p.rows_of(p.train.value, last, batch) if outputs else None
             with nogil:
                 self.back(batch, threads, True, parameters)
-            return p.rows_of(p.train.grad, 0, batch), packed(&p.net, self.t.grads) if parameters else None
+            return p.rows_of(p.train.grad, 0, batch), packed(&p.net, self.t.grads) if parameters else None, y
         finally:
             p.training_busy = False
 

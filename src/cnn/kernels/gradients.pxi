@@ -72,11 +72,10 @@ cdef double penalty(Py_ssize_t n, const real* w, real* g, double l1, double l2) 
     return l1 * sums + l2 * squares
 
 
-cdef void average_block(Py_ssize_t n, real* average, const real* w, double decay) noexcept nogil:
-    """average = decay average + (1 - decay) w, n a multiple of VL: a multiply-add an element, as lerp."""
+cdef void lerp_block(Py_ssize_t n, real* y, const real* x, double part) noexcept nogil:
+    """y = y + part (x - y), n a multiple of VL: a multiply-add an element, as torch.lerp."""
     cdef Py_ssize_t i
-    cdef real part = <real>(1 - decay)
-    cdef vf a
+    cdef vf y_i
     for i from 0 <= i < n by VL:
-        a = vf_load(average + i)
-        vf_store(average + i, vf_fma(vf_set(part), vf_load(w + i) - a, a))
+        y_i = vf_load(y + i)
+        vf_store(y + i, vf_fma(vf_set(<real>part), vf_load(x + i) - y_i, y_i))

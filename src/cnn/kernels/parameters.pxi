@@ -140,6 +140,7 @@ cdef void clear_running(Network* net) noexcept nogil:
             for j in range(op.n_out):
                 net.running[op.running + j] = 0
                 net.running[op.running + op.row + j] = 1
+                net.running_exact[op.running + op.row + j] = 1
 
 
 cdef Py_ssize_t statistics_size(const Network* net) noexcept nogil:
@@ -162,3 +163,89 @@ cdef void copy_statistics(const Network* net, double* vector, bint out) noexcept
             exact, bytes = net.running_exact + op.running + half * op.row, op.n_out * sizeof(double)
             memcpy(vector if out else exact, exact if out else vector, bytes)
             vector += op.n_out
+
+
+cdef void clear_frozen(const Network* net) noexcept nogil:
+    """Zeros for the gradients of what is not trained."""
+    cdef const Op* op
+    cdef int i
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        if not op.trains_weight:
+            memset(net.grads + op.weight, 0, weight_size(op) * sizeof(real))
+        if not op.trains_bias:
+            memset(net.grads + op.bias, 0, bias_size(op) * sizeof(real))
+
+
+cdef bint alike(const Network* net, const Network* other) noexcept nogil:
+    """Whether two networks have the same parameters, statistics and activations, op by op."""
+    cdef const Op* a
+    cdef const Op* b
+    cdef int i
+    if net.n_ops != other.n_ops:
+        return False
+    for i in range(net.n_ops):
+        a, b = &net.ops[i], &other.ops[i]
+        if a.does != b.does or weight_size(a) != weight_size(b) or bias_size(a) != bias_size(b):
+            return False
+        if a.n_in != b.n_in or a.n_out != b.n_out or a.act != b.act:
+            return False
+    return True
+
+
+cdef void lerp_network(Network* net, const Network* of, double part) noexcept nogil:
+    """Bring the parameters and running statistics a part of the way to those of a network that is alike; all of it
+    copies them, and the numbers of batches in the statistics too. The blocks are read once each and written once."""
+    cdef Op* op
+    cdef const Op* other
+    cdef int i
+    for i in range(net.n_ops):
+        op, other = &net.ops[i], &of.ops[i]
+        if part == 1:
+            memcpy(net.params + op.weight, of.params + other.weight, weight_size(op) * sizeof(real))
+            memcpy(net.params + op.bias, of.params + other.bias, bias_size(op) * sizeof(real))
+        else:
+            lerp_block(weight_size(op), net.params + op.weight, of.params + other.weight, part)
+            lerp_block(bias_size(op), net.params + op.bias, of.params + other.bias, part)
+        if op.has_running:
+            lerp_statistics(net, op.running, of, other.running, op.n_out, part)
+            lerp_statistics(net, op.running + op.row, of, other.running + other.row, op.n_out, part)
+            if part == 1:
+                op.tracked[0] = other.tracked[0]
+
+
+cdef void lerp_statistics(Network* net, Py_ssize_t at, const Network* of, Py_ssize_t there, Py_ssize_t n,
+                          double part) noexcept nogil:
+    """n running statistics, in double; where somebody has written into the rounded ones, these count."""
+    cdef Py_ssize_t j
+    cdef double a
+    for j in range(n):
+        a = exact_statistic(of, there + j)
+        net.running_exact[at + j] = a if part == 1 else (1 - part) * exact_statistic(net, at + j) + part * a
+        net.running[at + j] = <real>net.running_exact[at + j]
+
+
+cdef inline double exact_statistic(const Network* net, Py_ssize_t i) noexcept nogil:
+    """A running statistic before it was rounded, unless somebody has written another one."""
+    return net.running_exact[i] if <real>net.running_exact[i] == net.running[i] else net.running[i]
+
+
+cdef double gradients_square(const Network* net) noexcept nogil:
+    """The sum of the squares of all gradients."""
+    cdef const Op* op
+    cdef double total = 0
+    cdef int i
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        total += sum_of_squares(weight_size(op), net.grads + op.weight) + sum_of_squares(bias_size(op),
+                                                                                         net.grads + op.bias)
+    return total
+
+
+cdef void scale_gradients(const Network* net, double factor) noexcept nogil:
+    cdef const Op* op
+    cdef int i
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        scale_block(weight_size(op), net.grads + op.weight, <real>factor)
+        scale_block(bias_size(op), net.grads + op.bias, <real>factor)

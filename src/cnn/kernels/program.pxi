@@ -52,6 +52,7 @@ cdef class Program:
     cdef Workspace infer
     cdef Stepper stepper
     cdef object table           # the optimiser's, kept alive
+    cdef tuple made_of          # the arguments, for clone
     cdef Program of             # whose memory it is, if it is not its own
     cdef Py_ssize_t batch       # rows of the last forward pass
     cdef tuple leading          # axes of its x but the last, if it had others than rows
@@ -64,12 +65,14 @@ cdef class Program:
     cdef str takes
     cdef str gives
     cdef int64_t rows_seen      # rows that training has run forward: dropout's masks follow from it
+    cdef readonly Py_ssize_t passes         # calls of forward
     cdef readonly Py_ssize_t allocations    # of parameter blocks and workspaces, so far
 
     def __cinit__(self, list shapes, list ops, loss, where, uint64_t seed=0, Program of=None, list places=None):
         cdef Network* net = &self.net
         compile_network(net, shapes, ops, seed)
         self.takes, self.gives = where
+        self.made_of = (shapes, ops, loss, where, seed)
         self.lost = "there was no forward pass"
         if loss is not None:
             self.loss = Criterion(loss, net.outputs)
@@ -156,7 +159,8 @@ cdef class Program:
     def targets(self, y, Py_ssize_t batch, name="targets"):
         """y as the loss can read it: class indices (batch,) or numbers (batch, out_features)."""
         if self.loss is None:
-            raise RuntimeError("targets were given, but the model has no loss: let a loss stand last in its layers")
+            raise RuntimeError("targets were given, but the model has no loss: let a loss stand last in its "
+                               "layers, or set model.loss")
         return self.loss.targets(y, batch, name, self.gives)
 
     def weights(self, w, Py_ssize_t batch, name="sample_weight"):
@@ -251,6 +255,7 @@ cdef class Program:
             with nogil:
                 loss = run_pass(&p, &weight, &correct)
             self.batch = batch
+            self.passes += 1
             self.saved = SAVED_OUTPUTS if t is None else SAVED_LOSS
             self.leading = None if cnp.PyArray_NDIM(x) == 2 else leading_of(x)
             if self.handed_out:
@@ -366,6 +371,16 @@ cdef class Program:
         self.enter()
         clear_blocks(&self.net, self.net.grads)
         self.training_busy = False
+
+    @property
+    def pending(self):
+        """Whether the last forward pass can be gone back over."""
+        return self.saved != SAVED_NOTHING
+
+    @property
+    def fingerprint(self):
+        """A number that is another one where a parameter is."""
+        return fingerprint(&self.net)
 
     def forget(self, str why):
         """A backward pass over the last forward pass would be wrong from now on; why is for its error message."""
@@ -629,6 +644,80 @@ cdef class Program:
     def gradients(self):
         """All gradients as one vector, a copy."""
         return packed(&self.net, self.net.grads)
+
+    def set_gradients(self, vector):
+        """Set all gradients from one vector; those of what is not trained become zero."""
+        self.enter()
+        try:
+            unpack(&self.net, vector, "gradients", self.net.grads)
+            clear_frozen(&self.net)
+        finally:
+            self.training_busy = False
+
+    def gradients_square(self):
+        """The sum of the squares of all gradients."""
+        return gradients_square(&self.net)
+
+    def scale_gradients(self, double factor):
+        """gradients = factor gradients."""
+        self.enter()
+        scale_gradients(&self.net, factor)
+        self.training_busy = False
+
+    def lerp(self, Program source, double part):
+        """Bring the parameters and the running statistics a part of the way to another program's, see lerp_network;
+        False, and no change, if that is of other layers."""
+        if not alike(&self.net, &source.net):
+            return False
+        self.enter()
+        lerp_network(&self.net, &source.net, part)
+        self.training_busy = False
+        self.forget("the parameters have been changed since")
+        if self.of is not None:
+            self.of.forget("the parameters of a part have been changed since")
+        return True
+
+    def set_loss(self, loss):
+        """Take another loss, what `Loss.spec` returns, or None."""
+        cdef Criterion criterion = None if loss is None else Criterion(loss, self.net.outputs)
+        self.enter()
+        self.loss = criterion
+        if criterion is None:
+            memset(&self.net.loss, 0, sizeof(LossSpec))
+        else:
+            self.net.loss = criterion.spec
+        self.training_busy = False
+        self.made_of = self.made_of[:2] + (loss,) + self.made_of[3:]
+        self.forget("the loss has been changed since")
+
+    def clone(self, cnp.ndarray table=None):
+        """A program of the same network with memory of its own: the same parameters, statistics, modes, and, with the
+        table of its optimiser, the same state of the training; gradients of zero."""
+        cdef Program other = Program(*self.made_of)
+        cdef Network* net = &other.net
+        cdef Op* op
+        cdef const Op* mine
+        cdef int i
+        self.enter()
+        try:
+            for i in range(net.n_ops):
+                op, mine = &net.ops[i], &self.net.ops[i]
+                op.key, op.training = mine.key, mine.training
+                op.trains_weight, op.trains_bias = mine.trains_weight, mine.trains_bias
+                op.weight_group, op.bias_group = mine.weight_group, mine.bias_group
+            note_modes(net)
+            lerp_network(net, &self.net, 1)
+            other.rows_seen = self.rows_seen
+            if table is not None:
+                other.set_optimizer(table, [(self.net.ops[i].weight_group, self.net.ops[i].bias_group)
+                                            for i in range(net.n_ops)])
+                memcpy(net.state, self.net.state, STATES * net.n_block * sizeof(real))
+                other.stepper.steps, other.stepper.momentum_steps = self.stepper.steps, self.stepper.momentum_steps
+                if self.stepper.average.at != NULL and other.stepper.average.at != NULL:
+                    memcpy(other.stepper.average.at, self.stepper.average.at, net.n_block * sizeof(real))
+        finally:
+            self.training_busy = False
+        return other
 
     @property
     def average(self):

@@ -71,7 +71,7 @@ cdef void stepped(Stepper* s, const Network* net) noexcept nogil:
         if s.steps == 1:
             memcpy(s.average.at, net.params, net.n_block * sizeof(real))
         else:
-            average_block(net.n_block, s.average.at, net.params, s.table[HYPER_EMA_DECAY])
+            lerp_block(net.n_block, s.average.at, net.params, 1 - s.table[HYPER_EMA_DECAY])
 
 
 cdef void clip(const Stepper* s, const Network* net) noexcept nogil:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import weakref
 from typing import Any, ClassVar
 
 import numpy as np
@@ -68,6 +67,7 @@ class Layer(Configurable, kind="layer"):
     _alone: Any = None  # (width and dtype, program) of the layer used alone
     _op: Any = None  # in a model, its program and the number of the op there
     _last: Any = None  # what `_backward` needs of the last `forward`; None before it
+    _model: Any = None  # weak reference to the Sequential that holds it
     _training = True
     _trainable: dict[str, bool] = {}  # noqa: RUF012  of parameters, True where nothing is said; never changed in place
 
@@ -167,9 +167,29 @@ class Layer(Configurable, kind="layer"):
                 program.set_trainable(op, *trained)
 
     def _placed(self, program, op: int) -> None:
-        """The layer computes an op of a model now."""
+        """The layer computes an op of a program now."""
         self._op = program, op
         self._tell()
+
+    def _owner(self):
+        """The model that holds the layer, or None."""
+        return self._model() if self._model is not None else None
+
+    # copies -----------------------------------------------------------------------------------------------------------
+
+    _of_model = ("_alone", "_last", "_model", "_op")  # attributes that a copy does not take along
+
+    def __getstate__(self):
+        """For pickle and copy: the layer as it is alone, in no model, with copies of its arrays."""
+        return {name: value for name, value in self.__dict__.items() if name not in self._of_model}
+
+    def _twin(self, made: dict[int, Layer]) -> Any:
+        """A layer of the same settings, without arrays; it is entered in made by this one's id, as those inside are."""
+        twin = made[id(self)] = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        for name in self._of_model:
+            twin.__dict__.pop(name, None)
+        return twin
 
     # facts ------------------------------------------------------------------------------------------------------------
 
@@ -306,7 +326,7 @@ class Layer(Configurable, kind="layer"):
                 bits = np.random.PCG64()
                 made = program(k, graph, None, int.from_bytes(os.urandom(8), "little") >> 1)
                 for op, place in graph.parameters():
-                    place.layer._join(None, made, op, k.DTYPE, bits)
+                    place.layer._join(made, op, k.DTYPE, bits)
             self._alone = width, made, inside[0]._op[0]
         tell_modes(graph, self._alone[1])
         return self._alone[1]
@@ -427,7 +447,6 @@ class Parametric(Layer, abstract=True):
     def __init__(self, dtype="float32"):
         self.dtype = kernels(dtype).DTYPE
         self._arrays: dict[str, np.ndarray | None] = {}
-        self._model: Any = None  # weak reference to the Sequential that holds it
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the parameters that the layer has.
@@ -478,9 +497,19 @@ class Parametric(Layer, abstract=True):
         grads = {name: arrays[name] for name in self.parameter_names}
         self._arrays = arrays | {f"grad_{k}": None if a is None else np.zeros_like(a) for k, a in grads.items()}
 
-    def _owner(self):
-        """The model that holds the layer, or None."""
-        return self._model() if self._model is not None else None
+    def __getstate__(self):
+        arrays = {name: None if a is None else np.array(a, order="C") for name, a in self._arrays.items()}
+        return super().__getstate__() | {"_arrays": arrays}
+
+    def _twin(self, made):
+        twin = super()._twin(made)
+        twin.__dict__["_arrays"] = {}
+        return twin
+
+    def _view(self, program, op: int) -> None:
+        """Let the arrays be views of the memory of a program, for an op of the layer's."""
+        names = [*self.parameter_names, *(f"grad_{name}" for name in self.parameter_names), *self.statistic_names]
+        self._arrays = {name: program.view(op, name) for name in names}
 
     def _made(self) -> dict[str, np.ndarray | None]:
         """The arrays by name, for the library's own use: they are not changed behind the program's back."""
@@ -516,13 +545,11 @@ class Parametric(Layer, abstract=True):
             program.hand_out(op)
             program.forget("the parameters have been changed since")
 
-    def _join(self, model, program, op: int, dtype, bits: np.random.PCG64) -> None:
+    def _join(self, program, op: int, dtype, bits: np.random.PCG64) -> None:
         """Move into a program: the arrays, or new ones from `bits`, become views of its memory."""
         self.dtype = dtype
         arrays = self._arrays or self._draw(bits)
-        names = [*self.parameter_names, *(f"grad_{name}" for name in self.parameter_names), *self.statistic_names]
-        self._arrays = {name: program.view(op, name) for name in names}
-        self._model = None if model is None else weakref.ref(model)
+        self._view(program, op)
         self._placed(program, op)
         for name in (*self.parameter_names, *self.statistic_names):
             view = self._arrays[name]
@@ -558,7 +585,7 @@ class Parametric(Layer, abstract=True):
         return self._array("grad_bias")
 
     def _forward(self, x):
-        width: Any = self._in_features()
+        width: Any = self._in_features() or np.shape(x)[-1]
         alone = self._last = self._program_for(width, self.dtype)
         for name in (*self.parameter_names, *self.statistic_names):
             if self._array(name) is not None:

@@ -62,6 +62,11 @@ class Branches(Layer, abstract=True):
         """The branches."""
         return self.branches
 
+    def _twin(self, made):
+        twin = super()._twin(made)
+        twin.__dict__["branches"] = tuple(branch._twin(made) for branch in self.branches)
+        return twin
+
     def _in_features(self):
         return next((n for n in (branch._in_features() for branch in self.branches) if n is not None), None)
 

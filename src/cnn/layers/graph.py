@@ -100,6 +100,17 @@ class Graph:
         if first is not place:
             raise ValueError(f"{place}: stands in the model twice, the first time as layer {first.label}")
 
+    def twin(self, made: dict[int, Any]) -> Graph:
+        """The same graph of other layers: `made` has them by the ids of these ones."""
+        places = {id(place): Place(place.key, place.label, made[key]) for key, place in self.seen.items()}
+        return Graph(
+            self.shapes,
+            self.ops,
+            [[places[id(place)] for place in several] for several in self.places],
+            [given if isinstance(given, str) else places[id(given)] for given in self.givers],
+            {id(place.layer): place for place in places.values()},
+        )
+
     def parameters(self) -> list[tuple[int, Place]]:
         """Ops with parameters and the layers that hold them, in the order of `state_dict`."""
         return [(op, places[0]) for op, places in enumerate(self.places) if hasattr(places[0].layer, "_join")]

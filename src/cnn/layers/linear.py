@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import initializers
-from .._checks import integer, number
+from .._checks import integer, number, seed_of
 from .._dispatch import kernels
 from .base import Parametric, width_of
 
@@ -29,8 +29,9 @@ class Linear(Parametric):
         Penalties on the weight, at least 0: in a model l1 sum |W| + l2 sum W**2 is part of the loss.
     dtype : {"float32", "float64"}
         Of the parameters, as long as the layer is used alone; a `Sequential` brings its own.
-    seed : int, optional
-        For the initial parameters, as long as the layer is used alone. None: different at every run.
+    seed : int or numpy.random.Generator, optional
+        For the initial parameters, as long as the layer is used alone. None: different at every run; a generator gives
+        an int.
 
     Attributes
     ----------
@@ -81,7 +82,7 @@ class Linear(Parametric):
         self.l1 = number("l1", l1, 0.0)
         self.l2 = number("l2", l2, 0.0)
         super().__init__(dtype)
-        self.seed = seed
+        self.seed = seed_of(seed)
         self.weight_init, self.bias_init = (
             init if isinstance(init, str) and init == "default" else initializers.get(init, name)
             for name, init in (("weight_init", weight_init), ("bias_init", bias_init))

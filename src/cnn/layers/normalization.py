@@ -103,9 +103,12 @@ class BatchNorm1d(Norm):
         }
         return super()._draw(bits) | statistics
 
-    def _join(self, model, program, op, dtype, bits):
+    def __getstate__(self):
+        return super().__getstate__() | {"_tracked": self.num_batches_tracked}
+
+    def _join(self, program, op, dtype, bits):
         tracked = self.num_batches_tracked
-        super()._join(model, program, op, dtype, bits)
+        super()._join(program, op, dtype, bits)
         program.set_tracked(op, tracked)
 
     def _forward(self, x):

@@ -1,6 +1,7 @@
 """`Sequential`: layers compiled to one native program, and what is told about it."""
 
+from .clipping import clip_grad_norm
 from .gradcheck import Check, GradcheckReport, gradcheck
 from .sequential import Sequential
 
-__all__ = ["Check", "GradcheckReport", "Sequential", "gradcheck"]
+__all__ = ["Check", "GradcheckReport", "Sequential", "clip_grad_norm", "gradcheck"]

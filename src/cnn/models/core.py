@@ -13,6 +13,8 @@ here, and from nothing else that is private to a model:
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 import weakref
 import zlib
@@ -23,7 +25,6 @@ import numpy as np
 
 from .._checks import number
 from .._dispatch import kernels
-from ..layers import Parametric
 from ..layers.graph import Graph, Place, chain, in_features, part, program, tell_modes
 from ..optim.schedules import ReduceLROnPlateau
 from ..training.state import TrainingState, stateful
@@ -63,7 +64,7 @@ class Core:
     Raises
     ------
     ValueError
-        If widths do not follow from one another, or a layer is used twice or belongs to another model.
+        If widths do not follow from one another, or a layer is used twice.
     """
 
     def __init__(self, layers: list, dtype, seed: int | None):
@@ -91,11 +92,12 @@ class Core:
         bits = np.random.PCG64(self.state.random_seed)
         self._drawn = [place.layer for _, place in self.parametric if not place.layer._arrays]
         for op, place in self.parametric:
-            place.layer._join(model, native, op, self.dtype, bits)
+            place.layer._join(native, op, self.dtype, bits)
         for op, places in enumerate(self.graph.places):
             places[0].layer._placed(native, op)
+        self._belongs_to(model)
         self._initial = zlib.crc32(native.parameters)
-        self.program = native if loss is None or spec is not None else PythonLoss(native, loss)
+        self.program = self._with(native, loss)
         self.nested = False
 
     def give_up(self, kernels: Any) -> None:
@@ -109,6 +111,55 @@ class Core:
         self.kernels, self.dtype, self.nested = kernels, kernels.DTYPE, True
         self.program, self._derivatives, self._first = _Part(self), None, {}
 
+    def clone(self, model: Any, layers: list, made: dict[int, Any]) -> None:
+        """Give a model that is made of twins of this one's layers a core like this one, in memory of its own.
+
+        made: the twins by the ids of the layers. All that training depends on is copied, but for the gradients.
+        """
+        core = model._core = object.__new__(Core)
+        core.__dict__.update(self.__dict__)
+        core.graph = self.graph.twin(made)
+        core.parametric = core.graph.parameters()
+        core.optimizer = copy.copy(self.optimizer)
+        core.state = dataclasses.replace(
+            self.state,
+            history=self.state.history and self.state.history.copy(),
+            callbacks=copy.deepcopy(self.state.callbacks) if self.state.callbacks else {},
+            running=[],
+        )
+        table = None if core.optimizer is None else core.optimizer.table
+        native = getattr(self.program, "native", self.program).clone(table)
+        core.program = self._with(native, model._loss)
+        core._rates, core._derivatives, core._first, core._drawn = (0, (), None), None, {}, []
+        core.fitting = False
+        for op, place in core.parametric:
+            place.layer._view(native, op)
+        for op, places in enumerate(core.graph.places):
+            places[0].layer.__dict__["_op"] = native, op
+        core._belongs_to(model)
+
+    def _belongs_to(self, model: Any) -> None:
+        """Let the layers know the model that they stand in."""
+        reference = weakref.ref(model)
+        for place in self.graph.seen.values():
+            place.layer.__dict__["_model"] = reference
+
+    @staticmethod
+    def _with(native: Any, loss: Any) -> Any:
+        """The program, with the loss in Python if it is one of the user's own."""
+        return native if loss is None or loss.spec() is not None else PythonLoss(native, loss)
+
+    def set_loss(self, loss: Any) -> None:
+        """Train by another loss, or by none."""
+        if self.nested and loss is not None:
+            raise RuntimeError("a part of a model has no loss of its own: train the model that it is a part of")
+        if self.fitting:
+            raise RuntimeError("loss: cannot be set while fit is running")
+        if not self.nested:
+            native = getattr(self.program, "native", self.program)
+            native.set_loss(None if loss is None else loss.spec())
+            self.program = self._with(native, loss)
+
     @classmethod
     def part(cls, model: Any, layers: list) -> Core:
         """The core of some of a model's layers, on the model's own memory."""
@@ -116,7 +167,7 @@ class Core:
         core.kernels, core.dtype, core.seed = model._core.kernels, model._core.dtype, None
         core.state = TrainingState(model._core.state.random_seed)
         core.state.training = model._core.state.training
-        core.graph = _graph_of(layers, True)
+        core.graph = _graph_of(layers)
         core.parametric = core.graph.parameters()
         core.optimizer, core.fitting, core.nested, core._derivatives, core._first = None, False, True, None, {}
         core.program = _Part(core)
@@ -133,13 +184,19 @@ class Core:
     def first(self, layers: list) -> Any:
         """The program of the first so many layers, on this one's memory; made when first needed."""
         if len(layers) not in self._first:
-            self._first[len(layers)] = part(self.kernels, _graph_of(layers, True, self.in_features))
+            self._first[len(layers)] = part(self.kernels, _graph_of(layers, self.in_features))
         return self._first[len(layers)]
 
     def tell_modes(self) -> None:
         """Before a pass in training mode: a part asks its layers for their modes."""
         if self.nested:
             tell_modes(self.graph, self.program)
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a forward pass gives the same again, and changes no statistics, in the layers' present modes."""
+        layers = (place.layer for place in self.graph.seen.values())
+        return not any(layer.acts and (layer.only_training or layer.statistic_names) for layer in layers)
 
     @property
     def in_features(self) -> int:
@@ -260,20 +317,12 @@ class _Part:
         return getattr(made, name)
 
 
-def _graph_of(layers: list, in_model: bool = False, width: int | None = None) -> Graph:
-    """The graph of a chain; in_model: of layers that stand in a model already. width: of inputs, if it is known."""
+def _graph_of(layers: list, width: int | None = None) -> Graph:
     width = in_features(layers) if width is None else width
     if width is None:
         raise ValueError("layers: expected at least one Linear, got none: nothing says how wide the input is")
     graph = Graph([(width,)])
     chain(graph, layers, 0)
-    for place in graph.seen.values():
-        owner = place.layer._owner() if isinstance(place.layer, Parametric) else None
-        if not in_model and owner is not None and id(owner) not in graph.seen:
-            raise ValueError(
-                f"{place}: belongs to another Sequential already. Use model[:k] of that one, a model on the same "
-                "memory, or layers of the same configuration and load_weights"
-            )
     if not graph.ops:
         raise ValueError("layers: expected at least one layer that computes something")
     return graph

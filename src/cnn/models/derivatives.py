@@ -13,7 +13,7 @@ import numpy as np
 from .._threads import get_num_threads
 
 
-def vjp(self: Any, x, v, parameters=False):
+def vjp(self: Any, x, v, parameters=False, outputs=False):
     """v^T J: the vector-Jacobian product with respect to the inputs and, asked for, the parameters.
 
     The model is in evaluation mode, as in all derivative products. A pending `backward` needs another forward pass
@@ -25,19 +25,23 @@ def vjp(self: Any, x, v, parameters=False):
     v : array_like of shape (batch, out_features)
     parameters : bool
         Whether the product with respect to the parameters is wanted too. Penalties are no part of it.
+    outputs : bool
+        Whether the outputs, which are computed on the way, are wanted too.
 
     Returns
     -------
-    ndarray of shape (batch, in_features), or a pair of it and an ndarray of shape (n_parameters,)
-        The second is the sum over the rows, in the order of `parameters`.
+    ndarray of shape (batch, in_features), or a tuple of it and what else was asked for, in this order
+        With `parameters` an ndarray of shape (n_parameters,), the sum over the rows, in the order of `parameters`; with
+        `outputs` an ndarray of shape (batch, out_features).
 
     Raises
     ------
     ValueError, TypeError
         If x or v do not fit.
     """
-    of_inputs, of_parameters = self._core.derivatives.vjp(x, v, get_num_threads(), bool(parameters))
-    return (of_inputs, of_parameters) if parameters else of_inputs
+    found = self._core.derivatives.vjp(x, v, get_num_threads(), bool(parameters), bool(outputs))
+    wanted = tuple(part for part in found if part is not None)
+    return wanted if len(wanted) > 1 else wanted[0]
 
 
 def jvp(self: Any, x, t=None, parameters=None):

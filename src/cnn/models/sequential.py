@@ -7,14 +7,17 @@ derivatives.py, the training loop is in training/fit.py, files are in files/chec
 from __future__ import annotations
 
 import contextlib
+import copy
+import inspect
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from .. import layers, losses, optim
-from .._checks import in_range, integer, transposed
+from .._checks import fraction, in_range, integer, seed_of, transposed
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
 from ..files import checkpoint
@@ -36,24 +39,27 @@ class Sequential(layers.Chain):
     ----------
     layers : sequence of Layer
         Layers in order, among them a `Linear`; a loss may stand last, or a function of your own, or another object that
-        can be called, as for `CallableLoss`. Widths must follow from one another.
+        can be called, as for `CallableLoss`. Widths must follow from one another. A layer that stands in a model
+        already is copied, with its numbers (for a model on the same memory see `model[:k]`); a `Sequential` becomes a
+        part of the new model.
     optimizer : Optimizer, optional
         Needed for `step`, `train_step` and `fit`. Setting another one later begins anew: momentum, schedule, and the
         orders of the rows in `fit`.
     dtype : {"float32", "float64"}
         Of parameters and arithmetic. Inputs of another dtype are converted.
-    seed : int, optional
+    seed : int or numpy.random.Generator, optional
         Of the initial parameters and of the order in `fit`: the same numbers on every platform. None: different at
-        every run.
+        every run. Two models of the same layers and the same seed are twins: a generator gives each its own seed, drawn
+        in turn.
     *rest
         Nothing. Layers stand in one list: that they do not is said where they are found here.
 
     Attributes
     ----------
     layers : list of Layer
-        The objects passed in, without the loss. Their arrays are views into the model's memory.
+        The objects passed in, or copies, without the loss. Their arrays are views into the model's memory.
     optimizer, loss, dtype, seed
-        As passed in; `loss` is None if there is none.
+        As passed in; `loss` is None if there is none. The optimizer and the loss can be set.
     training : bool
         What `train` and `eval` set.
 
@@ -61,7 +67,7 @@ class Sequential(layers.Chain):
     ------
     ValueError
         If there is no Linear, widths do not follow from one another, a loss does not stand last, or a layer is used
-        twice or belongs to another model.
+        twice.
     TypeError
         If something is no layer.
 
@@ -79,11 +85,15 @@ class Sequential(layers.Chain):
         if rest or (isinstance(layers, Layer) and isinstance(optimizer, (Layer, losses.Loss))):
             raise TypeError(f"layers: expected one list, Sequential([{layers!r}, ...]), got one layer after another")
         kernels(dtype)  # the first argument to be wrong is the first to be named
-        self.layers, self._loss = _split(layers)
-        self.seed = _seed(seed)
+        parts, self._loss = _split(layers)
+        self.layers = _in_no_other_model(parts)
+        self.seed = seed_of(seed)
         self._core = Core(self.layers, dtype, self.seed)
         self._core.compile(self, self._loss)
         self.optimizer = optimizer
+        _warn_of_twice(self)
+
+    _fixed = ("layers", "seed")
 
     @property
     def dtype(self) -> np.dtype:
@@ -92,8 +102,19 @@ class Sequential(layers.Chain):
 
     @property
     def loss(self) -> losses.Loss | None:
-        """The loss that stands last, or None."""
+        """The loss that stands last, or None. Another one can be set, also a function as for `CallableLoss`."""
         return self._loss
+
+    @loss.setter
+    def loss(self, loss):
+        loss = _as_loss(loss)
+        if loss is not None and not isinstance(loss, losses.Loss):
+            raise TypeError(f"loss: expected a loss such as cnn.MSELoss(), a function, or None, got {loss!r}")
+        if loss is not None:
+            computes_natively(loss, f"loss {loss!r}")
+        self._core.set_loss(loss)
+        self._loss = loss
+        _warn_of_twice(self)
 
     @property
     def optimizer(self) -> optim.Optimizer | None:
@@ -180,7 +201,7 @@ class Sequential(layers.Chain):
 
     __call__ = forward
 
-    def backward(self, grad_output=None, debug=False):
+    def backward(self, grad_output=None, debug=False, parameters=True):
         """Go back over the last `forward`; the gradients of the parameters are added to.
 
         Parameters
@@ -191,6 +212,8 @@ class Sequential(layers.Chain):
             Report the graph through `logging`, logger "cnn", level INFO: op by op, going back, what it reads and
             writes, and shapes and norms of its output and of the gradients; raise FloatingPointError at the first op
             where a gradient is NaN.
+        parameters : bool
+            False: only the gradient of x is computed, and `gradients` stay as they are.
 
         Returns
         -------
@@ -206,9 +229,9 @@ class Sequential(layers.Chain):
         """
         core = self._core
         if not debug:
-            return core.program.backward(grad_output, get_num_threads())
+            return core.program.backward(grad_output, get_num_threads(), bool(parameters))
         before = self.gradients
-        grad_x = core.program.backward(grad_output, get_num_threads())
+        grad_x = core.program.backward(grad_output, get_num_threads(), bool(parameters))
         try:
             from . import diagram  # loads logging, subprocess and more, which `import cnn` does without
 
@@ -218,15 +241,24 @@ class Sequential(layers.Chain):
             raise
         return grad_x
 
-    def step(self) -> None:
-        """Take the optimiser's step with the gradients as they are.
+    def step(self, gradients=None) -> None:
+        """Take the optimiser's step with the gradients as they are, or with others.
+
+        Parameters
+        ----------
+        gradients : array_like of shape (n_parameters,), optional
+            In the order of `parameters`: set before the step.
 
         Raises
         ------
         RuntimeError
             If there is no optimizer.
+        ValueError, TypeError
+            If gradients do not fit.
         """
         self._core.need_optimizer()
+        if gradients is not None:
+            self.gradients = gradients
         self._core.program.step(self._core.rates())
 
     def end_epoch(self, logs=None) -> None:
@@ -449,8 +481,16 @@ class Sequential(layers.Chain):
 
     @property
     def gradients(self) -> np.ndarray:
-        """A copy of all gradients as one vector (n_parameters,), in the order of `parameters`."""
+        """A copy of all gradients as one vector (n_parameters,), in the order of `parameters`. Assigning sets them.
+
+        Those of parameters that are not trained are always zero.
+        """
         return self._core.program.gradients
+
+    @gradients.setter
+    def gradients(self, vector):
+        in_range("gradients", np.asarray(vector), self.dtype)
+        self._core.program.set_gradients(vector)
 
     @property
     def averaged_parameters(self) -> np.ndarray:
@@ -509,8 +549,8 @@ class Sequential(layers.Chain):
                 state[f"{place.key}.num_batches_tracked"] = np.array(self._core.program.tracked(op))
         return state
 
-    def load_weights(self, state_dict, config=None, verbose=False) -> None:
-        """Set the parameters: all of them, or none if anything does not fit.
+    def load_weights(self, state_dict, config=None, verbose=False, partial=False) -> list[str] | None:
+        """Set the parameters: all of them, or none if anything does not fit. With `partial`, those that fit.
 
         Parameters
         ----------
@@ -520,12 +560,20 @@ class Sequential(layers.Chain):
             As `get_config` returns it: must describe layers like this model's.
         verbose : bool
             Print what is loaded.
+        partial : bool
+            Set what has the same name and the same shape, as the first layers of a model with another last one; all
+            other parameters stay as they are.
+
+        Returns
+        -------
+        list of str or None
+            With `partial` the names that were set.
 
         Raises
         ------
         ValueError
             If names are missing or unknown, shapes differ, config describes another network, a number is too large for
-            the model's dtype, or a variance or a count is negative.
+            the model's dtype, or a variance or a count is negative. With `partial`: if nothing fits.
         TypeError
             If state_dict is no mapping, or values are no arrays of real numbers, or PyTorch's tensors, whose weights
             are the other way round.
@@ -538,13 +586,20 @@ class Sequential(layers.Chain):
                 f"{type(state_dict).__name__}{hint}"
             )
         if config is not None:
-            expected = self.get_config()["layers"]
+            expected = self.get_config(loss=False)["layers"]
             got = config.get("layers") if isinstance(config, dict) else config
             if got != expected:
                 raise ValueError(f"config: expected the layers of this model, {expected}, got {got}")
         own = self._core.named(*PARAMETERS, *STATISTICS)
         counts = {f"{p.key}.num_batches_tracked": op for op, p in self._core.parametric if p.layer.statistic_names}
         expected_names = [*own, *counts]
+        if partial:
+            fits = [n for n in expected_names if n in state_dict and np.shape(state_dict[n]) == np.shape(own.get(n, 0))]
+            if not fits:
+                raise ValueError(
+                    f"state_dict: nothing fits: it has {_with_shapes(state_dict)}; expected {_with_shapes(own)}"
+                )
+            state_dict = {**{name: own[name] for name in own if name not in fits}, **{n: state_dict[n] for n in fits}}
         if missing := [name for name in own if name not in state_dict]:
             raise ValueError(f"state_dict: missing {', '.join(missing)}; it has {', '.join(state_dict)}")
         if unknown := [str(name) for name in state_dict if name not in expected_names]:
@@ -566,7 +621,7 @@ class Sequential(layers.Chain):
                     f"{name}: expected shape {shape}, got {arrays[name].shape}{transposed(shape, arrays[name].shape)}"
                 )
             in_range(name, arrays[name], self.dtype)
-            if verbose:
+            if verbose and (not partial or name in fits):
                 print(f"{name} {shape}")
         parameters = self._core.named(*PARAMETERS)
         self._core.program.set_parameters(np.concatenate([arrays[name].ravel() for name in parameters]))
@@ -576,9 +631,108 @@ class Sequential(layers.Chain):
         for name, op in counts.items():
             if name in arrays:
                 self._core.program.set_tracked(op, int(arrays[name]))
+        return fits if partial else None
 
-    def get_config(self) -> dict[str, Any]:
+    # copies -----------------------------------------------------------------------------------------------------------
+
+    def copy(self) -> Sequential:
+        """A model of its own, of the same layers, parameters, and state of the training, but gradients of zero.
+
+        `copy.copy` and `copy.deepcopy` give the same. Training goes on alike in both. A loss of your own keeps its
+        function.
+
+        Returns
+        -------
+        Sequential
+
+        Examples
+        --------
+        >>> target = model.copy()  # doctest: +SKIP
+        """
+        return copy.deepcopy(self)
+
+    def __deepcopy__(self, memo):
+        other = memo[id(self)] = object.__new__(type(self))
+        own = other.__dict__
+        made: dict[int, Any] = {}
+        if self._core.nested:
+            Sequential.__init__(other, copy.deepcopy(self.layers, memo), dtype=self.dtype, seed=self.seed)
+            other._core.state.training = self.training
+        else:
+            own["seed"] = self.seed
+            own["layers"] = [layer._twin(made) for layer in self.layers]
+            own["_loss"] = self._loss
+            if not inspect.isroutine(getattr(self._loss, "function", len)):  # a method stays that of its object
+                own["_loss"] = copy.deepcopy(self._loss, memo)
+            self._core.clone(other, own["layers"], made)
+            memo.update(made)  # who holds a layer beside the model holds, in the copy, the copy's
+        for name, value in self._attributes().items():
+            if name not in own:
+                own[name] = value if type(value) in (bool, int) else copy.deepcopy(value, memo)
+        return other
+
+    __copy__ = copy
+
+    def _twin(self, made):
+        twin = super()._twin(made)
+        twin.__dict__.pop("_of", None)
+        twin.__dict__["layers"] = [layer._twin(made) for layer in self.layers]
+        twin.__dict__["_core"] = Core.part(self, twin.layers)
+        return twin
+
+    def copy_from(self, source) -> None:
+        """Take over the parameters and the running statistics of a model of the same layers.
+
+        Parameters
+        ----------
+        source : Sequential
+            Of the same widths, kinds of layers, and dtype.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If source is another model, or none.
+        """
+        self.lerp(source, 1.0)
+
+    def lerp(self, source, tau) -> None:
+        """Bring the parameters a part of the way to those of another model: p = p + tau (source's p - p).
+
+        It is how target networks follow. The running statistics of `BatchNorm1d` go along, and frozen parameters too.
+        The gradients and the optimiser's state stay.
+
+        Parameters
+        ----------
+        source : Sequential
+            Of the same widths, kinds of layers, and dtype.
+        tau : float
+            From 0 to 1, where source is copied.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If source is another model, or none, or tau out of range.
+
+        Examples
+        --------
+        >>> target.lerp(critic, 0.005)  # doctest: +SKIP
+        """
+        tau = float(tau) if type(tau) is float and 0 <= tau <= 1 else fraction("tau", tau)
+        if not isinstance(source, Sequential):
+            raise TypeError(f"source: expected a cnn.Sequential, got {type(source).__name__}")
+        if source.dtype != self.dtype:
+            raise TypeError(f"source: expected a model of dtype {self.dtype}, got {source.dtype}")
+        mine, other = (getattr(m._core.program, "native", None) or m._core.program for m in (self, source))
+        if not mine.lerp(other, tau):
+            raise ValueError(f"source: expected a model of the same layers,\n{self!r}, got\n{source!r}")
+
+    def get_config(self, loss=True) -> dict[str, Any]:
         """All that `from_config` needs to build this model anew, as JSON can hold it; without the parameters.
+
+        Parameters
+        ----------
+        loss : bool
+            False leaves the loss out, which may be a Python function.
 
         Returns
         -------
@@ -592,7 +746,7 @@ class Sequential(layers.Chain):
         """
         return {
             "layers": [layer.to_config() for layer in self.layers],
-            "loss": self.loss and self.loss.to_config(),
+            "loss": self.loss.to_config() if self.loss is not None and loss else None,
             "optimizer": self.optimizer and self.optimizer.to_config(),
             "dtype": self.dtype.name,
             "seed": self.seed,
@@ -624,7 +778,7 @@ class Sequential(layers.Chain):
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"config: not as get_config makes it: {error!r}") from error
 
-    def save(self, path, *, training_state=False) -> None:
+    def save(self, path, *, training_state=False, loss=True) -> None:
         """Write the model to a safetensors file; see `cnn.load`.
 
         The file is complete or not there: it is written under another name, flushed to disk and then renamed. A file
@@ -637,9 +791,14 @@ class Sequential(layers.Chain):
             Write also all that further training depends on: the optimiser's and the schedule's state, averaged
             parameters, the state of the random numbers, the number of epochs, the history. After `cnn.load` training
             goes on to the bit as if it had not been interrupted. The gradients are not written.
+        loss : bool
+            False leaves the loss out. A function of your own cannot be written: leave it out, and hand it over again in
+            ``cnn.load(path, loss=function)``.
 
         Raises
         ------
+        TypeError
+            If the loss is a Python function and is not left out.
         OSError
             If it cannot be written; a file that was there before is untouched.
 
@@ -652,14 +811,30 @@ class Sequential(layers.Chain):
         The training state is further tensors, whose names begin with "cnn.training/": a file that has it wants
         ``strict=False`` there.
         """
-        checkpoint.save(self, path, training_state)
+        checkpoint.save(self, path, training_state, loss)
 
     def __reduce__(self):
-        """For pickle, copy and joblib: the content of a file with the training state, without gradients.
+        """For pickle and joblib: the content of a file with the training state, without gradients; a loss of your own
+        beside it, if pickle can write its function.
 
         To unpickle is to trust: whoever made a pickle can have it run anything. Files of `save` are safe from anywhere.
         """
-        return checkpoint.from_bytes, (type(self), checkpoint.to_bytes(self))
+        own = () if checkpoint.can_hold(self.loss) else (self.loss,)
+        layers = [(place.layer._training, place.layer._trainable) for place in self._core.graph.seen.values()]
+        return checkpoint.from_bytes, (type(self), checkpoint.to_bytes(self), *own), (self._attributes(), layers)
+
+    def __setstate__(self, state):
+        """For pickle: what a file does not hold, attributes of a subclass, the layers' modes and what is trained."""
+        attributes, layers = state
+        self.__dict__.update(attributes)
+        for place, (training, trainable) in zip(self._core.graph.seen.values(), layers, strict=True):
+            place.layer._training, place.layer._trainable = training, trainable
+            place.layer._tell()
+
+    def _attributes(self) -> dict[str, Any]:
+        """The attributes that the library has not set, but those of a class of the user's, or a callback."""
+        ours = ("layers", "_loss", "_core", "seed", "_of", *self._of_model)
+        return {name: value for name, value in self.__dict__.items() if name not in ours}
 
     def handle(self):
         """A snapshot of the model that C and Cython programs predict with, without Python: see include/cnn.h.
@@ -745,6 +920,7 @@ class Sequential(layers.Chain):
         part = object.__new__(type(self))
         part.layers, part._loss, part.seed = chosen, None, None
         part._of = self  # which has the parameters
+        part._complete = True
         part._core = Core.part(self, chosen)
         return part
 
@@ -758,8 +934,8 @@ def _split(parts) -> tuple[list, losses.Loss | None]:
     if isinstance(parts, layers.Layer) or not hasattr(parts, "__iter__"):
         raise TypeError(f"layers: expected a list of layers, got {parts!r}")
     parts = list(parts)
-    if parts and callable(parts[-1]) and not isinstance(parts[-1], (type, layers.Layer, losses.Loss)):
-        parts[-1] = losses.CallableLoss(parts[-1])
+    if parts:
+        parts[-1] = _as_loss(parts[-1])
     loss = parts.pop() if parts and isinstance(parts[-1], losses.Loss) else None
     if loss is not None:
         computes_natively(loss, f"loss {loss!r}")
@@ -775,11 +951,44 @@ def _split(parts) -> tuple[list, losses.Loss | None]:
     return parts, loss
 
 
-def _seed(seed) -> int | None:
-    if seed is None:
-        return None
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"seed: expected an int or None, got {seed!r}")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed: expected at least 0 and below 2**63, got {seed}")
-    return int(seed)
+def _as_loss(part: Any) -> Any:
+    """A function, or another object that can be called, as a loss; all else as it is."""
+    own = callable(part) and not isinstance(part, (type, layers.Layer, losses.Loss))
+    return losses.CallableLoss(part) if own else part
+
+
+def _in_no_other_model(parts: list) -> list:
+    """The layers of a new model: copies of those that stand in another model, or have stood in one that is gone."""
+    inside: set[int] = set()
+    _gather(parts, inside)
+    return [copy.deepcopy(part) if _stands_elsewhere(part, inside) else part for part in parts]
+
+
+def _gather(parts, inside: set[int]) -> None:
+    for part in parts:
+        inside.add(id(part))
+        _gather(part.children, inside)
+
+
+def _stands_elsewhere(part: layers.Layer, inside: set[int]) -> bool:
+    elsewhere = part._model is not None and id(part._owner()) not in inside
+    return elsewhere or any(_stands_elsewhere(child, inside) for child in part.children)
+
+
+def _warn_of_twice(model: Sequential) -> None:
+    """Warn of a model whose outputs are probabilities already, where its loss makes some of them."""
+    last, loss = model.layers[-1], model.loss
+    if loss is None or last.outputs is None or loss.outputs in (None, last.outputs):
+        return
+    mend = {"logits": f"leave {last!r} out", "log_probabilities": "let cnn.LogSoftmax() stand in its place"}
+    if loss.outputs in mend and (last.outputs == "probabilities" or loss.targets != "labels"):
+        warnings.warn(
+            f"{loss!r} expects {loss.outputs.replace('_', ' ')}, and {last!r} before it gives "
+            f"{last.outputs.replace('_', ' ')}: {mend[loss.outputs]}; predict_proba gives probabilities",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _with_shapes(arrays: Mapping) -> str:
+    return ", ".join(f"{name} {np.shape(a)}" for name, a in arrays.items())

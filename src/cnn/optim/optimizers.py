@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -206,6 +207,15 @@ class Optimizer(Configurable, kind="optimizer"):
         self.table[:, type(self).ema_decay.column] = np.nan if ema_decay is None else 0.0
         self.clip_norm, self.clip_value, self.ema_decay = clip_norm, clip_value, ema_decay
         self.schedule = schedule
+
+    def __copy__(self):
+        """An optimiser with a table and a schedule of its own."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        arrays = {name: value.copy() for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        own = {"_groups": [dict(group) for group in self._groups], "_schedule": copy.deepcopy(self._schedule)}
+        other.__dict__.update(arrays | own)
+        return other
 
     def _allow(self, name: str, value: bool) -> None:
         """ValueError if the flag `name` cannot have this value."""

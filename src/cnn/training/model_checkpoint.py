@@ -141,7 +141,7 @@ class ModelCheckpoint(Callback):
             if not gain > self._best:
                 return
             self._best = gain
-        parts = checkpoint.parts_of(self.model, True)
+        parts = checkpoint.parts_of(self.model, True, checkpoint.can_hold(self.model.loss))
         with self._lock:
             self._queued = parts
             if self._thread is None:

@@ -184,9 +184,9 @@ cdef void batch_norm_backward(const Chunk* c, const Op* op) noexcept nogil:
     cdef const real* mean = c.ws.extra[op.index]
     if wants_gradient(c, op.src):
         batch_norm_backward_rows(c.batch, op.n_out, c.all_rows, in_training(c.ws, op), source(c, op.src),
-                                 source_row(c, op.src), mean, mean + op.row, weight_of(c.net, op), mean + 3 * op.row,
-                                 mean + 4 * op.row, output_gradient(c, op), row_size(c, op), gradient_room(c, op),
-                                 c.net.buffers[op.src].row)
+                                 source_row(c, op.src), mean, mean + op.row, weight_of(c.net, op),
+                                 mean + 3 * op.row, mean + 4 * op.row, output_gradient(c, op), row_size(c, op),
+                                 gradient_room(c, op), c.net.buffers[op.src].row)
         gradient_done(c, op)
 
 
