@@ -1,7 +1,10 @@
 """Callbacks of fit: when they are called and with what; early stopping; the loggers."""
 
+import contextlib
 import csv
 import math
+import pickle
+import re
 import sys
 import types
 from typing import ClassVar
@@ -13,6 +16,7 @@ from networks import batch_for, build, chain
 import cnn
 from cnn.training import fit as training
 from cnn.training.callbacks import METHODS, more_is_better, overridden
+from cnn.training.state import names_of
 
 SPEC = chain(5, 9, 3)
 X, Y = batch_for(SPEC, "mse", 40, np.float32)
@@ -315,9 +319,229 @@ def test_modes():
         assert more_is_better(name)
     for name in ("loss", "val_loss", "mae", "val_rmse"):
         assert not more_is_better(name)
-    with pytest.raises(ValueError, match=r"^mode: 'auto' does not know whether more val_own is better: expected 'min'"):
-        cnn.EarlyStopping("val_own")
+
+    def own(targets, outputs):
+        return 1.0
+
+    with pytest.raises(ValueError, match=r"^mode: 'auto' does not know whether more own is better: expected 'min'"):
+        model_of().fit(X, Y, metrics=[own], early_stopping=cnn.EarlyStopping("own"))
     assert cnn.EarlyStopping("val_own", mode="max").mode == "max"
+
+
+@pytest.mark.parametrize("make", [cnn.EarlyStopping, lambda name: cnn.ModelCheckpoint("x", 1, 3, True, name)])
+def test_a_misspelt_monitor(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = "no 'val_los' to monitor: there are loss, val_loss; you may mean 'val_loss'"
+    with pytest.raises(ValueError, match=message):
+        model_of().fit(X, Y, validation_split=0.5, callbacks=[make("val_los")])
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("on_train_batch_end", " (you may mean on_batch_end)"),
+        ("on_train_epoch_end", " (you may mean on_epoch_end)"),
+        ("on_train_start", " (you may mean on_train_begin)"),
+        ("on_epoch_ends", " (you may mean on_epoch_end)"),
+        ("on_predict_begin", ""),
+    ],
+)
+@pytest.mark.parametrize("how", ["class", "object"])
+def test_methods_that_would_never_be_called(name, right, how):
+    callback = type("Mine", (cnn.Callback,), {name: lambda self, *_: None} if how == "class" else {})()
+    if how == "object":
+        setattr(callback, name, lambda *_: None)
+    message = f"callbacks: Mine has a method {name}, which fit never calls{right}: there are {', '.join(METHODS)}"
+    with pytest.raises(AttributeError, match=re.escape(message)):
+        model_of().fit(X, Y, callbacks=[callback])
+
+
+# what a run that is continued has to know ---------------------------------------------------------
+
+
+class Counting(cnn.Callback):
+    """A callback of the user's own, with a state."""
+
+    def __init__(self):
+        self.epochs, self.sums = 0, np.zeros(3)
+
+    def on_epoch_end(self, epoch, logs):
+        self.epochs += 1
+        self.sums += logs["val_loss"]
+
+    def state_dict(self):
+        return {"epochs": self.epochs, "sums": self.sums, "note": {"a": [1, None]}}
+
+    def load_state_dict(self, state):
+        assert state["note"] == {"a": [1, None]}
+        self.epochs, self.sums = state["epochs"], np.array(state["sums"])
+
+
+class Killed(cnn.Callback):
+    """Ends the process's run in the middle of an epoch, as a kill does: nothing is called afterwards."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs):
+        if epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+NOISE = np.random.default_rng(5).standard_normal((2, 24, 3)).astype(np.float32)
+
+
+def script(folder, dtype, *, killed_at=None, every=1, monitor="val_loss", patience=5):
+    """What a user runs again after a crash; a model that overfits, so that the best epoch is an early one."""
+    layers = [cnn.Linear(5, 24), cnn.BatchNorm1d(24), cnn.Tanh(), cnn.Linear(24, 3), cnn.MSELoss()]
+    optimizer = cnn.Adam(lr=0.03, ema_decay=0.9, schedule=cnn.ReduceLROnPlateau(patience=1, factor=0.5))
+    model = cnn.Sequential(layers, optimizer, dtype=dtype, seed=1)
+    mine, stopper = Counting(), cnn.EarlyStopping(monitor, patience=patience)
+    callbacks = [cnn.CSVLogger(folder / "log.csv"), mine, stopper]
+    history = None
+    with contextlib.suppress(KeyboardInterrupt):
+        history = model.fit(
+            X[:24], NOISE[0], epochs=40, batch_size=8, validation_data=(X[16:], NOISE[1]), checkpoint=folder / "saved",
+            checkpoint_every=every, resume=True, progress=False,
+            callbacks=[*callbacks, Killed(killed_at)] if killed_at else callbacks,
+        )  # fmt: skip
+    return model, history, mine, stopper
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("monitor", ["val_loss", "loss"])
+def test_callbacks_of_a_run_that_is_resumed(tmp_path, dtype, every, monitor):
+    """The same model, history, log and decisions as if nothing had happened, wherever the run was killed."""
+    patience = 5 if monitor == "val_loss" else 40
+    settings = {"every": every, "monitor": monitor, "patience": patience}
+    model, history, mine, stopper = script(tmp_path, dtype, **settings)
+    last = history.epochs[-1]
+    assert (last < 40) == (monitor == "val_loss")
+    log = (tmp_path / "log.csv").read_text()
+    for killed_at in {2, 4, stopper.best_epoch + 1, last - 1, last}:
+        folder = tmp_path / f"killed-{killed_at}"
+        folder.mkdir()
+        script(folder, dtype, killed_at=killed_at, **settings)
+        for again in range(2):  # started again, and once more when it is finished
+            other, its_history, its_mine, its_stopper = script(folder, dtype, **settings)
+            assert its_history == history, (killed_at, again)
+            assert its_history.epochs == history.epochs
+            assert (its_stopper.best, its_stopper.best_epoch) == (stopper.best, stopper.best_epoch)
+            assert its_stopper.stopped_epoch == stopper.stopped_epoch or again
+            np.testing.assert_array_equal(other.parameters, model.parameters)
+            assert its_mine.epochs == mine.epochs
+            np.testing.assert_array_equal(its_mine.sums, mine.sums)
+            assert (folder / "log.csv").read_text() == log
+
+
+def test_a_run_that_was_stopped_goes_on_with_more_patience(tmp_path):
+    """It stays stopped with the same, also in the same process."""
+    data, rest = (X[:20], NOISE[0][:20]), {"validation_data": (X[20:], NOISE[1][:20])}
+    model = model_of(lr=0.5)
+    epochs = model.fit(*data, epochs=40, early_stopping=3, **rest).epochs
+    assert len(epochs) < 40
+    best = model.parameters
+    assert model.fit(*data, epochs=40, early_stopping=3, initial_epoch=epochs[-1], **rest).epochs == epochs
+    np.testing.assert_array_equal(model.parameters, best)
+    stopper = cnn.EarlyStopping(patience=5)
+    assert model.fit(*data, epochs=40, early_stopping=stopper, initial_epoch=epochs[-1], **rest).epochs[-1] > epochs[-1]
+    assert stopper.best_epoch is not None
+
+
+def test_states_are_by_class_and_place():
+    made = [Counting(), cnn.EarlyStopping(), Counting()]
+    assert list(names_of(made)) == ["Counting", "EarlyStopping", "Counting.2"]
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (3, "Odd.state_dict: expected a dict with str as keys, got 3"),
+        ({1: 2}, "Odd.state_dict: expected a dict with str as keys, got {1: 2}"),
+        ({"a": {1}}, "Odd.state_dict: a: expected an array or what JSON can hold, got {1}"),
+        ({"a": np.array(["b"])}, "Odd.state_dict: a: expected an array of numbers, got dtype <U1"),
+    ],
+)
+def test_states_that_no_file_can_hold(state, message):
+    odd = type("Odd", (cnn.Callback,), {"state_dict": lambda self: state})()
+    with pytest.raises(TypeError, match=re.escape(message)):
+        model_of().fit(X, Y, callbacks=[odd])
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "divergence", "own error"])
+@pytest.mark.parametrize("saved", [False, True])
+def test_the_best_parameters_after_an_exception(how, saved):
+    model, best = model_of(), {}
+
+    def look(epoch, logs):
+        best[logs["val_loss"]] = model.parameters
+        if epoch == 4:
+            if how == "divergence":
+                model.parameters = np.full_like(model.parameters, 1e30)
+            else:
+                raise KeyboardInterrupt if how == "Ctrl-C" else KeyError
+
+    error = {"Ctrl-C": KeyboardInterrupt, "divergence": cnn.DivergenceError, "own error": KeyError}[how]
+    with pytest.raises(error):
+        model.fit(X, NOISE[0][:1].repeat(40, 0), epochs=9, validation_data=(X, -Y), early_stopping=8, batch_size=8,
+                  callbacks=[cnn.LambdaCallback(on_epoch_end=look)])  # fmt: skip
+    model = pickle.loads(pickle.dumps(model)) if saved else model
+    assert not np.array_equal(model.parameters, best[min(best)])
+    cnn.EarlyStopping.restore_best(model)
+    np.testing.assert_array_equal(model.parameters, best[min(best)])
+    with pytest.raises(RuntimeError, match=r"^restore_best: there are no best parameters"):
+        cnn.EarlyStopping.restore_best(model_of())
+
+
+@pytest.mark.parametrize("place", ["argument", "list"])
+def test_the_best_model_is_there_at_the_end_of_training(tmp_path, place):
+    """For other callbacks too, whatever their place: one that saves there saves the model that fit returns."""
+    model, stopper = model_of(lr=0.5), cnn.EarlyStopping(patience=3)
+    saver = cnn.LambdaCallback(on_train_end=lambda logs: model.save(tmp_path / "model"))
+    arguments = {"early_stopping": stopper, "callbacks": [saver]}
+    if place == "list":
+        arguments = {"callbacks": [saver, stopper]}
+    history = model.fit(X[:20], NOISE[0][:20], epochs=30, validation_data=(X[20:], NOISE[1][:20]), **arguments)
+    assert history.epochs[-1] > stopper.best_epoch
+    np.testing.assert_array_equal(cnn.load(tmp_path / "model").parameters, model.parameters)
+    assert model.evaluate(X[20:], NOISE[1][:20])["loss"] == pytest.approx(stopper.best, rel=1e-6)
+
+
+def test_the_best_training_loss_is_that_of_the_model():
+    """With one step an epoch, that diverges: the loss is measured before the step, and its parameters are put back."""
+    model = model_of(lr=3.0)
+    stopper = cnn.EarlyStopping("loss", patience=3)
+    history = model.fit(X, Y, epochs=20, batch_size=None, early_stopping=stopper)
+    assert history["loss"][-1] > 10 * stopper.best
+    assert model.evaluate(X, Y)["loss"] == pytest.approx(stopper.best, rel=1e-5)
+
+
+def test_the_schedule_goes_back_to_the_best_epoch():
+    """By steps or by epochs alike: what trains on does so as from the best epoch."""
+    for schedule in (cnn.ExponentialLR(0.9, interval="epoch"), cnn.ExponentialLR(0.9, interval="step")):
+        models = [model_of() for _ in range(2)]
+        for model, values in zip(models, ([3, 2, 4, 5], [3, 2]), strict=True):
+            model.optimizer = cnn.SGD(lr=0.1, schedule=schedule)
+            stopped_by(values, model, patience=9)
+            model.fit(X, Y, batch_size=8)
+        assert models[0].history == models[1].history
+        np.testing.assert_array_equal(models[0].parameters, models[1].parameters)
+
+
+@pytest.mark.parametrize(
+    ("values", "arguments", "epochs", "best"),
+    [
+        ([1, 2, 3, 4, 5, 6, 7, 8], {"start_from_epoch": 3, "patience": 2}, 6, 4),
+        ([1, 9, 8, 9, 9], {"start_from_epoch": 1, "patience": 2}, 5, 3),
+        ([5, 4, 3, 2, 1], {"baseline": 1.5, "patience": 3}, 3, 3),
+        ([5, 1, 4, 4, 1, 1], {"baseline": 1.5, "patience": 3}, 5, 2),
+    ],
+)
+def test_warm_up_and_baseline(values, arguments, epochs, best):
+    stopper, parameters, model, _ = stopped_by(values, **arguments)
+    assert (len(parameters), stopper.best_epoch) == (epochs, best)
+    np.testing.assert_array_equal(model.parameters, parameters[best - 1])
 
 
 @pytest.mark.parametrize(
@@ -330,6 +554,8 @@ def test_modes():
         ({"min_delta": "1"}, TypeError, "^min_delta: expected a number, got '1'"),
         ({"min_delta": -1}, ValueError, "^min_delta: expected a finite number of at least 0, got -1"),
         ({"min_delta": math.nan}, ValueError, "^min_delta: expected a finite number of at least 0, got nan"),
+        ({"start_from_epoch": -1}, ValueError, "^start_from_epoch: expected at least 0, got -1"),
+        ({"baseline": "1"}, TypeError, "^baseline: expected a number, got '1'"),
         ({"mode": "most"}, ValueError, "^mode: expected one of 'auto', 'min', 'max', got 'most'"),
     ],
     ids=str,
@@ -384,8 +610,8 @@ class Writer:
 
     made: ClassVar[list] = []
 
-    def __init__(self, folder):
-        self.folder, self.scalars, self.closed = folder, [], False
+    def __init__(self, folder, purge_step=None):
+        self.folder, self.scalars, self.closed, self.purge_step = folder, [], False, purge_step
         self.made.append(self)
 
     def add_scalar(self, name, value, step):
@@ -423,6 +649,10 @@ def test_tensorboard(module, monkeypatch, tmp_path):
     with pytest.raises(KeyError, match="mine"):
         model_of().fit(X, Y, callbacks=[logger, cnn.LambdaCallback(on_epoch_end=fail)])
     assert Writer.made[1].closed
+    model = model_of()
+    model.fit(X, Y, epochs=2)
+    model.fit(X, Y, epochs=4, initial_epoch=2, callbacks=[logger])
+    assert [one.purge_step for one in Writer.made] == [None, None, 3]  # epochs of a run that was killed are hidden
 
 
 def test_tensorboard_that_is_not_installed(monkeypatch, tmp_path):

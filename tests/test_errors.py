@@ -77,7 +77,7 @@ TRAINING = ("loss", "loss_and_grad", "train_step", "fit", "evaluate")
 @pytest.mark.parametrize("call", CALLS)
 def test_shape_of_x(state, call):
     call = with_x(state.model, lambda x: state.y)[call]
-    for shape in ((6, 4), (6, 6), (5,), (6, 5, 1), (1, 6, 5), (), (0, 4)):
+    for shape in ((6, 4), (6, 6), (4,), (6, 5, 1), (1, 6, 4), (), (0, 4)):
         got = str(shape).replace("(", r"\(").replace(")", r"\)")
         with pytest.raises(ValueError, match=rf"^x: expected shape \(batch, 5\) {TAKER}, got {got}$"):
             call(np.zeros(shape, state.dtype))
@@ -142,17 +142,21 @@ def test_shape_of_targets(state, targets_of):
             with pytest.raises(ValueError, match=rf": expected shape \(batch, 3\) {GIVER}, got \("):
                 targets_of(np.zeros(shape))
     else:
-        for shape in ((6, 1), (6, 3), (), (1, 6)):
+        for shape in ((6, 3), (), (1, 6), (6, 1, 1)):
             with pytest.raises(ValueError, match=r": .*expects class indices of shape \(batch,\), got \("):
                 targets_of(np.zeros(shape, int))
 
 
 def test_type_of_targets(state, targets_of):
-    for kind in ("c16", "O", "U3", "M8[s]") + (("f4", "f8", "?") if state.loss == "cross_entropy" else ()):
+    for kind in ("c16", "O", "U3", "M8[s]"):
         shape = (6, 3) if state.loss == "mse" else (6,)
         expected = "real numbers" if state.loss == "mse" else "integer class indices"
         with pytest.raises(TypeError, match=f": .*{expected}, got dtype "):
-            targets_of(np.zeros(shape, kind))
+            targets_of(np.full(shape, None) if kind == "O" else np.zeros(shape, kind))
+    if state.loss == "cross_entropy":
+        for bad in (0.5, np.nan, np.inf):
+            with pytest.raises(TypeError, match="and numbers that are not whole, or not finite: where targets are num"):
+                targets_of(np.full(6, bad))
 
 
 @pytest.mark.parametrize("bad", [3, -1, 100, 2**62, -(2**63)])
@@ -163,7 +167,8 @@ def test_class_index_out_of_range(isa, dtype, bad, place):
     for call in with_y(state.model, state.x, state.y).values():
         labels = state.y.copy()
         labels[place] = bad
-        with pytest.raises(ValueError, match=rf"\[{place}\] is {bad}, expected a class index from 0 to 2$"):
+        message = rf"\[{place}\] is {bad}, expected a class index from 0 to 2(: the indices begin at 1\? .*)?$"
+        with pytest.raises(ValueError, match=message):
             call(labels)
     state.assert_unchanged()
 
@@ -217,7 +222,13 @@ def test_grad_output(state):
         ({"batch_size": 0}, ValueError, "^batch_size: expected at least 1, got 0"),
         ({"batch_size": -1}, ValueError, "^batch_size: expected at least 1, got -1"),
         ({"batch_size": 2.5}, TypeError, "^batch_size: expected an int, got 2.5"),
-        ({"batch_size": None}, TypeError, "^batch_size: expected an int, got None"),
+        ({"batch_size": "all"}, TypeError, "^batch_size: expected an int, got 'all'"),
+        ({"steps_per_epoch": 0}, ValueError, "^steps_per_epoch: expected at least 1, got 0"),
+        ({"validation_freq": 0}, ValueError, "^validation_freq: expected at least 1, got 0"),
+        ({"drop_last": 1}, TypeError, "^drop_last: expected True or False, got 1"),
+        ({"drop_last": True, "batch_size": 99}, ValueError, "^drop_last: no batch of 99 rows is left of "),
+        ({"stratify": True}, ValueError, "^stratify: expected a validation_split with it, got none"),
+        ({"weigh_validation": "yes"}, TypeError, "^weigh_validation: expected True or False, got 'yes'"),
         ({"progress": "yes"}, ValueError, "^progress: expected 'auto', True or False, got 'yes'"),
         ({"progress": None}, ValueError, "^progress: expected 'auto', True or False, got None"),
         ({"validation_data": 3}, ValueError, r"^validation_data: expected a pair \(x, y\)"),
@@ -323,6 +334,11 @@ def test_widths_must_follow_from_one_another():
             r"^layer 0: a Sequential in a model has no optimizer of its own, got SGD\(",
         ),
         (lambda: cnn.Linear(2, 2), TypeError, r"^layers: expected a list of layers, got Linear\(2, 2\)"),
+        (
+            lambda: [cnn.Linear(2, 2), [cnn.ReLU()]],
+            TypeError,
+            r"^layer 1: expected a layer, got \[ReLU\(\)\]: one list of layers, or a cnn.Sequential for the inner ones",
+        ),
         (lambda: None, TypeError, "^layers: expected a list of layers, got None"),
         (lambda: 3, TypeError, "^layers: expected a list of layers, got 3"),
     ],
@@ -330,6 +346,13 @@ def test_widths_must_follow_from_one_another():
 def test_layers(layers, error, message):
     with pytest.raises(error, match=message):
         cnn.Sequential(layers())
+
+
+@pytest.mark.parametrize("more", [1, 2, 3, 4, 6])
+def test_layers_one_after_another(more):
+    """As torch.nn.Sequential takes them."""
+    with pytest.raises(TypeError, match=r"^layers: expected one list, Sequential\(\[Linear\(2, 2\), ...\]\), got one "):
+        cnn.Sequential(cnn.Linear(2, 2), *[cnn.ReLU() for _ in range(more - 1)], cnn.MSELoss())
 
 
 def test_a_layer_stands_in_one_place_of_one_model():

@@ -57,7 +57,9 @@ def models():
     """name -> model: every activation with every parameter, and random networks, in both dtypes."""
     specs = [[(5, 7, True), (name, param)] for name, param in WITH_PARAMETERS]
     known = {f"net{i}_{dtype}": build(spec, dtype=dtype)[0] for i, spec in enumerate(specs) for dtype in TOLERANCE}
-    return known | {f"random{i}_{dtype}": random_model(i, dtype) for i in range(10) for dtype in TOLERANCE}
+    return known | {
+        f"random{i}_{dtype}": random_model(i, dtype) for i, dtype in zip(range(18), 9 * list(TOLERANCE), strict=True)
+    }
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,7 @@ def test_facts_of_a_loss(name):
         assert loss.outputs in YES_ABOVE
         assert loss.targets in ("numbers", "labels", "probabilities")
     a, b, v = random.random((3, *shape)) + 0.1
-    t = targets_for(loss, random, shape)
+    t = targets_for(loss, random, (shape[0], shape[1] // loss.outputs_per_target))
     if loss.has_second_derivative:
         assert np.isfinite(loss.hvp(a, t, v)).all()
     else:

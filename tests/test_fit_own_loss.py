@@ -116,3 +116,33 @@ def test_inputs_that_are_not_finite_are_named_as_the_reason():
     with pytest.raises(cnn.DivergenceError, match=r"; x has NaN or infinity in this batch$"):
         model.fit(x, y, batch_size=8)
     np.testing.assert_array_equal(model.parameters, before)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_a_loss_that_sums(weight_decay):
+    """The history is that of the same loss of the library, and does not depend on the size of the batches."""
+
+    def squares(outputs, targets):
+        d = outputs - targets
+        return (d**2).sum(), 2 * d
+
+    x = np.random.default_rng(0).standard_normal((37, 4))
+    y = x[:, :2] ** 2
+    own, native = cnn.CallableLoss(squares, reduction="sum"), cnn.MSELoss(reduction="sum")
+    for size, steps in ((5, 1), (5, 3), (37, 1)):
+        histories, scores = [], []
+        for loss in (own, native):
+            layers = [cnn.Linear(4, 6, l2=weight_decay), cnn.Tanh(), cnn.Linear(6, 2), loss]
+            model = cnn.Sequential(layers, cnn.SGD(lr=1e-3), dtype="float64", seed=0)
+            data = {"validation_data": (x, y), "shuffle": False}
+            histories.append(model.fit(x, y, epochs=3, batch_size=size, accumulation_steps=steps, **data))
+            scores.append(model.evaluate(x, y)["loss"])
+        for name in ("loss", "val_loss"):
+            np.testing.assert_allclose(histories[0][name], histories[1][name], rtol=1e-12)
+        assert scores[0] == pytest.approx(scores[1], rel=1e-12)
+    layers = [cnn.Linear(4, 2), own]
+    totals = [
+        cnn.Sequential(layers, cnn.SGD(lr=0.0), dtype="float64", seed=0).fit(x, y, batch_size=size)["loss"][0]
+        for size in (1, 8, 37)
+    ]
+    np.testing.assert_allclose(totals, totals[0], rtol=1e-12)

@@ -158,7 +158,9 @@ def test_class_weights_of_what_is_no_class():
     spec = chain(5, 9, 3)
     x, y = batch_for(spec, "mse", 6, np.float64)
     for weights in ("balanced", {1: 2.0}):
-        with pytest.raises(ValueError, match=r"^class_weight: expected targets that are class indices, or 0 and 1"):
+        with pytest.raises(
+            ValueError, match=r"^class_weight: expected targets that are class indices, 0 and 1, or one"
+        ):
             model_of(spec, "mse", "float64").fit(x, y, class_weight=weights)
     with pytest.raises(ValueError, match=r"^class_weight: 'balanced' needs all targets in an array"):
         model_of(spec, "mse", "float64").fit([(x, y)], class_weight="balanced")
@@ -166,3 +168,69 @@ def test_class_weights_of_what_is_no_class():
         model_of(spec, "mse", "float64").fit([(x, y)], sample_weight=np.ones(6))
     with pytest.raises(ValueError, match=r"^validation_split: an iterable of batches cannot be split"):
         model_of(spec, "mse", "float64").fit([(x, y)], validation_split=0.5)
+
+
+def test_class_weights_of_one_hot_rows():
+    """As those of the class indices; of probabilities the mean over the classes."""
+    spec = chain(5, 9, 3)
+    x, _ = batch_for(spec, "cross_entropy", 40, np.float64)
+    y = np.random.default_rng(0).choice(3, 40, p=[0.7, 0.2, 0.1])
+    for wanted in ("balanced", {0: 0.5, 2: 3.0}):
+        histories = [
+            model_of(spec, "cross_entropy", "float64", lr=0.1).fit(x, t, class_weight=wanted, epochs=3)
+            for t in (y, np.eye(3)[y])
+        ]
+        assert_close(histories[0]["loss"], histories[1]["loss"], 1e-12)
+    numbers = [
+        model_of(spec, "mse", "float64", lr=0.1).fit(x, np.eye(3)[y], epochs=3, **weights)["loss"]
+        for weights in ({"class_weight": {2: 3.0}}, {"sample_weight": np.where(y == 2, 3.0, 1.0)})
+    ]
+    assert_close(*numbers, 1e-12)
+    soft = np.random.default_rng(1).dirichlet([1, 1, 1], 40)
+    losses = [
+        model_of(spec, "cross_entropy", "float64", lr=0.1).fit(x, soft, epochs=3, **weights)["loss"]
+        for weights in ({"class_weight": {0: 0.5, 2: 3.0}}, {"sample_weight": soft @ [0.5, 1, 3]})
+    ]
+    assert_close(*losses, 1e-12)
+
+
+def test_class_weights_of_several_decisions():
+    """The weights of the columns are multiplied; "balanced" is scikit-learn's."""
+    from sklearn.utils.class_weight import compute_sample_weight
+
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((40, 5)), (random.random((40, 3)) < [0.5, 0.2, 0.8]).astype(float)
+    by_hand = {
+        "balanced": compute_sample_weight("balanced", y),
+        "dict": np.where(y[:, 1] == 1, 4.0, 1.0) * 0.5 ** y[:, 2],
+    }
+    for name, wanted in (("balanced", "balanced"), ("dict", {1: 4.0, 2: 0.5})):
+        models = [
+            cnn.Sequential([cnn.Linear(5, 3), cnn.BCEWithLogitsLoss()], cnn.SGD(lr=0.1), "float64", seed=0)
+            for _ in "ab"
+        ]
+        history = models[0].fit(x, y, class_weight=wanted, epochs=3)
+        assert_close(history["loss"], models[1].fit(x, y, sample_weight=by_hand[name], epochs=3)["loss"], 1e-12)
+    model = cnn.Sequential([cnn.Linear(5, 3), cnn.BCEWithLogitsLoss()], cnn.SGD())
+    with pytest.raises(ValueError, match=r"^class_weight: expected targets 0 and 1 in each column"):
+        model.fit(x, y * 0.9, class_weight={0: 2.0})
+    with pytest.raises(ValueError, match=r"^class_weight: unknown class 3: expected indices from 0 to 2"):
+        model.fit(x, y, class_weight={3: 2.0})
+
+
+@pytest.mark.parametrize("source", ["array", "split", "batches"])
+def test_class_weights_for_validation(source):
+    """If wished, and in `evaluate`: the loss is that with the rows' weights."""
+    spec = chain(5, 9, 3)
+    x, _ = batch_for(spec, "cross_entropy", 40, np.float64)
+    y = np.random.default_rng(0).choice(3, 40, p=[0.7, 0.2, 0.1])
+    by_class = compute_class_weight("balanced", classes=np.arange(3), y=y[:20] if source == "split" else y)
+    data = {"split": {"validation_split": 0.5}, "array": {"validation_data": (x, y)}}
+    settings = data.get(source, {"validation_data": [(x[:30], y[:30]), (x[30:], y[30:])]})
+    model = model_of(spec, "cross_entropy", "float64", lr=0.1)
+    history = model.fit(x, y, class_weight="balanced", weigh_validation=True, **settings)
+    rows = slice(20, 40) if source == "split" else slice(0, 40)
+    expected = model.evaluate(x[rows], y[rows], sample_weight=by_class[y[rows]])["loss"]
+    assert_close(history["val_loss"][0], expected, 1e-12)
+    assert_close(model.evaluate(x[rows], y[rows], class_weight=dict(enumerate(by_class)))["loss"], expected, 1e-12)
+    assert abs(model.evaluate(x[rows], y[rows])["loss"] - expected) > 1e-3

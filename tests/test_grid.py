@@ -40,6 +40,7 @@ class Case:
         n_in, n, m = widths
         if self.loss.targets in ("classes", "distributions"):
             m = max(m, 2)
+        m = self.loss.width(m)
         if cnn.BatchNorm1d in inner.covers:
             batch = max(batch, 2)
         rng = self.rng = np.random.default_rng(seed)

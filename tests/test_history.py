@@ -86,6 +86,28 @@ def test_plot(tmp_path):
         assert labels == ["training", "validation", f"epoch 7: {best}"]
     assert rate.lines[0].get_ydata().tolist() == LONG["lr"]
     assert len(rate.lines) == 1
+    for ax in (loss, accuracy):  # nothing that is drawn runs through the legend, and the legend not through the title
+        legend, title = ax.get_legend().get_window_extent(), ax.title.get_window_extent()
+        assert legend.y0 >= ax.get_window_extent().y1 - 1
+        assert title.y0 >= legend.y1 - 1
+
+
+def test_plot_of_epochs_without_validation(tmp_path):
+    """The points that there are are joined."""
+    history = cnn.History(loss=[4.0, 3, 2, 1], val_loss=[math.nan, 3.5, math.nan, 2.5])
+    training, validation, *_ = history.plot(tmp_path / "history.png")[0].lines
+    assert validation.get_xydata().tolist() == [[2, 3.5], [4, 2.5]]
+    assert len(training.get_xdata()) == 4
+    assert history.best_epoch == 4
+
+
+def test_record_of_epochs_without_some_numbers():
+    history = cnn.History()
+    history.record(1, {"loss": 2.0})
+    history.record(2, {"loss": 1.0, "val_loss": 3.0})
+    history.record(3, {"loss": 0.5})
+    np.testing.assert_equal(dict(history), {"loss": [2.0, 1.0, 0.5], "val_loss": [math.nan, 3.0, math.nan]})
+    assert history.epochs == [1, 2, 3]
 
 
 @pytest.mark.parametrize("suffix", ["pdf", "svg"])

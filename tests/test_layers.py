@@ -84,7 +84,7 @@ def test_linear_refuses(isa, dtype):
     before = layer.weight.copy()
     refused = [
         (lambda: layer(np.ones((2, 4))), ValueError, r"^x: expected shape \(batch, 5\)"),
-        (lambda: layer(np.ones(5)), ValueError, r"^x: expected shape \(batch, 5\)"),
+        (lambda: layer(np.ones(4)), ValueError, r"^x: expected shape \(batch, 5\)"),
         (lambda: layer(np.ones((2, 5), complex)), TypeError, "^x: expected real numbers"),
         (lambda: setattr(layer, "weight", np.ones((3, 5))), ValueError, r"^weight: expected shape \(5, 3\), got"),
         (lambda: setattr(layer, "weight", 1.0), ValueError, r"^weight: expected shape \(5, 3\), got \(\)"),

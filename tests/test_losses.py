@@ -3,8 +3,10 @@
 import inspect
 import json
 import re
+from contextlib import nullcontext
 
 import numpy as np
+import pandas
 import pytest
 from arrays import LAYOUTS, covering, laid_out, zeros_of_padding
 from grid import CASES
@@ -21,7 +23,7 @@ LABELLED = [name for name, case in LOSSES.items() if case.targets == "classes"]
 
 
 def loss_of(name, n, **more):
-    return LOSSES[name].make(n, **{"reduction": "mean", **more})
+    return LOSSES[name].make(LOSSES[name].width(n), **{"reduction": "mean", **more})
 
 
 def expected_loss(name, outputs, targets, sample_weight, reduction):
@@ -34,10 +36,11 @@ def expected_loss(name, outputs, targets, sample_weight, reduction):
 def data(name, dtype, batch, n, seed=0):
     """Outputs, targets and sample weights, all exact in float32."""
     rng = np.random.default_rng([batch, n, seed])
+    n = LOSSES[name].width(n)
     outputs = (3 * rng.standard_normal((batch, n))).astype(np.float32).astype(dtype)
     if LOSSES[name].positive:
         outputs = np.abs(outputs) + dtype.type(0.125)
-    kind = LOSSES[name].targets
+    kind = LOSSES[name].targets.removeprefix("some ")
     if kind == "classes":
         targets = rng.integers(0, n, batch)
         targets[targets == loss_of(name, n).ignore_index] = 0
@@ -47,7 +50,9 @@ def data(name, dtype, batch, n, seed=0):
         targets = np.clip(rng.uniform(-0.2, 1.2, (batch, n)), 0, 1).astype(np.float32).astype(dtype)
         targets[:, 0] = 0.5  # no row of zeros
     else:
-        targets = rng.standard_normal((batch, n)).astype(np.float32).astype(dtype)
+        targets = rng.standard_normal((batch, n // 2 if kind == "halves" else n)).astype(np.float32).astype(dtype)
+    if LOSSES[name].targets.startswith("some "):
+        targets[(rng.random(targets.shape) < 0.25) & (np.arange(targets.size).reshape(targets.shape) > 0)] = np.nan
     weights = 0.25 * rng.integers(0, 5, batch)
     weights[batch // 2] = 1.25
     return outputs, targets, weights
@@ -71,7 +76,7 @@ def test_against_the_reference(isa, dtype, name, reduction):
         expected, gradient = expected_loss(name, outputs, targets, reduction=reduction, sample_weight=weights)
         assert isinstance(value, float)
         rows = batch if reduction == "sum" else 1
-        terms = rows * (1 + np.abs(outputs).max() * (1 + (targets.max() if targets.ndim == 2 else 1)))
+        terms = rows * (1 + np.abs(outputs).max() * (1 + (np.nanmax(targets) if targets.ndim == 2 else 1)))
         assert abs(value - expected) <= max(32, n / 8) * eps * (abs(expected) + terms), case
         actual = loss.backward()
         assert actual.shape == outputs.shape
@@ -120,7 +125,7 @@ def test_hessian_product_in_both_dtypes(isa, dtype, name):
     """Symmetric, linear, and in float32 that of float64; layouts do not matter."""
     for batch, n in SMALL:
         outputs, targets, weights = data(name, dtype, batch, n)
-        u, v = np.random.default_rng(1).integers(-8, 9, (2, batch, n)).astype(dtype)
+        u, v = np.random.default_rng(1).integers(-8, 9, (2, *outputs.shape)).astype(dtype)
         loss = loss_of(name, n)
         hu, hv = (loss.hvp(outputs, targets, a, weights) for a in (u, v))
         assert hv.dtype == dtype
@@ -167,6 +172,7 @@ def test_padding_stays_zero(isa, dtype, name):
     """A loss whose formula gives no 0 at (0, 0) must not write that behind the rows of its gradient."""
     for n in (3, 5, 9, 17):
         x, targets, _ = data(name, dtype, 6, n)
+        n = x.shape[1]
         model = cnn.Sequential([cnn.Linear(n, n), loss_of(name, n)], dtype=dtype)
         model.layers[0].weight = np.eye(n)
         model(x, targets)
@@ -299,10 +305,12 @@ def test_extreme_counts(isa, dtype):
 def test_nan_comes_through(isa, dtype, name, n):
     """One NaN anywhere makes the loss NaN, and only its row's gradient."""
     outputs, targets, _ = data(name, dtype, 4, n)
+    if np.isnan(targets).any():
+        targets[2] = 0.5
     loss = loss_of(name, n)
     loss(outputs, targets)
     clean = loss.backward()
-    for column in range(n):
+    for column in range(outputs.shape[1]):
         bad = outputs.copy()
         bad[2, column] = np.nan
         assert np.isnan(loss(bad, targets))
@@ -328,7 +336,7 @@ def test_rows_of_weight_zero_do_not_count(isa, dtype, name, reduction):
         assert loss(outputs, targets, weights) == expected
         np.testing.assert_array_equal(loss.backward()[kept], gradient)
         assert not loss.backward()[out].any()
-        product = loss.hvp(outputs, targets, np.ones((9, n)), weights)
+        product = loss.hvp(outputs, targets, np.ones(outputs.shape), weights)
         assert np.isfinite(product).all()
         assert not product[out].any()
 
@@ -415,6 +423,134 @@ def test_targets_of_quantiles(isa, dtype):
         loss(outputs, targets[:, :2])
 
 
+def test_quantiles_of_several_targets(isa, dtype):
+    """The outputs are (batch, targets, quantiles): the loss is the mean over those of each target alone."""
+    rng = np.random.default_rng(0)
+    outputs, targets = rng.standard_normal((7, 2, 3)).astype(dtype), rng.standard_normal((7, 2)).astype(dtype)
+    loss = cnn.QuantileLoss([0.1, 0.5, 0.9])
+    alone, gradients = [], []
+    for j in range(2):
+        alone.append(loss(outputs[:, j], targets[:, j]))
+        gradients.append(loss.backward())
+    flat = outputs.reshape(7, 6)
+    assert loss(flat, targets) == pytest.approx(np.mean(alone), rel=4e-7)
+    np.testing.assert_allclose(loss.backward(), np.hstack(gradients) / 2, rtol=4e-7)
+    assert loss(flat, np.repeat(targets, 3, axis=1)) == loss(flat, targets)
+    model = cnn.Sequential([cnn.Linear(4, 6), loss], cnn.SGD(lr=0.1), dtype=dtype, seed=0)
+    x = rng.standard_normal((7, 4))
+    assert model.fit(x, targets, batch_size=7)["loss"] == [pytest.approx(loss(model.predict(x), targets), rel=1)]
+
+
+OF_CHOSEN = [
+    name
+    for name, case in LOSSES.items()
+    if "chosen" in inspect.signature(case.loss.cls).parameters and "gaps" not in name
+]
+
+
+@pytest.mark.parametrize("name", OF_CHOSEN)
+@pytest.mark.parametrize("n", [1, 2, 5, 17])
+def test_the_loss_of_a_chosen_output(isa, dtype, name, n):
+    """That of the chosen outputs, as a column; the others have no gradient."""
+    outputs, values, weights = data(name, dtype, 9, n)
+    columns = np.random.default_rng(1).integers(0, n, 9)
+    loss, plain = loss_of(name, n, chosen=True), loss_of(name, 1)
+    rows = np.arange(9)
+    expected = plain(outputs[rows, columns][:, None], values[:, :1], weights)
+    assert loss(outputs, (columns, values[:, 0]), weights) == pytest.approx(expected, rel=1e-6)
+    gradient = np.zeros((9, n), dtype)
+    gradient[rows, columns] = plain.backward()[:, 0]
+    np.testing.assert_allclose(loss.backward(), gradient, rtol=1e-6)
+    assert loss(outputs, (columns[:, None], values[:, :1].tolist()), weights) == pytest.approx(expected, rel=1e-6)
+    model = cnn.Sequential([cnn.Linear(n, n, bias=False), loss_of(name, n, chosen=True)], cnn.SGD(lr=0.5), dtype=dtype)
+    for batch in (1, 9):
+        model.layers[0].weight = np.eye(n)
+        x, y = outputs[:batch], (columns[:batch], values[:batch, 0])
+        expected = loss(x, y)
+        assert model(x, y) == pytest.approx(expected, rel=1e-6)
+        assert model.evaluate(x, y, metrics="mae")["mae"] == pytest.approx(
+            np.abs(x[rows[:batch], y[0]] - y[1]).mean(), rel=1e-5, abs=1e-6
+        )
+        ways = [
+            lambda x=x, y=y: model.train_step(x, y),
+            lambda x=x, y=y: model.fit(x, y, batch_size=9, shuffle=False)["loss"][0],
+        ]
+        steps = []
+        for way in ways:
+            model.layers[0].weight = np.eye(n)
+            assert way() == pytest.approx(expected, rel=1e-6)
+            steps.append(np.eye(n) - model.layers[0].weight)
+            np.testing.assert_allclose(
+                steps[-1], 0.5 * x.T @ loss.backward(), rtol=1e-4, atol=1e-5 * np.abs(x).max() ** 2
+            )
+        np.testing.assert_array_equal(*steps)
+
+
+@pytest.mark.parametrize(
+    ("targets", "error", "message"),
+    [
+        (([0, 1, 3], [1.0, 1, 1]), ValueError, r"^targets\[0\]\[2\] is 3, expected a column from 0 to 2"),
+        (([0, -1, 2], [1.0, 1, 1]), ValueError, r"^targets\[0\]\[1\] is -1, expected a column from 0 to 2"),
+        (([0.0, 1, 2], [1.0, 1, 1]), TypeError, r"^targets\[0\]: expected integers, the columns that are chosen, got "),
+        (([0, 1], [1.0, 1, 1]), ValueError, r"^targets\[0\]: expected shape \(3,\), a number for each row, got \(2,\)"),
+        (
+            ([0, 1, 2], [[1.0, 1, 1]]),
+            ValueError,
+            r"^targets\[1\]: expected shape \(3,\), a number for each row, got",
+        ),
+        (([0, 1, 2], [1.0], [1.0]), ValueError, r"^targets: expected a pair \(columns, values\), got a tuple of 3"),
+        (([0, 1, 2], ["a"] * 3), TypeError, r"^targets\[1\]: expected real numbers"),
+    ],
+)
+def test_pairs_that_are_refused(isa, targets, error, message):
+    with pytest.raises(error, match=message):
+        cnn.MSELoss(chosen=True)(np.ones((3, 3)), targets)
+
+
+@pytest.mark.parametrize("name", [name for name, case in LOSSES.items() if case.targets.startswith("some ")])
+def test_targets_that_are_nan_do_not_count(isa, dtype, name):
+    """Whatever the outputs and x are: neither in the loss nor in any gradient; nor do rows without a target."""
+    outputs, targets, weights = data(name, dtype, 9, 6)
+    loss = loss_of(name, 6)
+    expected, gradient = loss(outputs, targets, weights), loss.backward()
+    lost = outputs.copy()
+    lost[np.tile(np.isnan(targets), outputs.shape[1] // targets.shape[1])] = np.nan
+    assert loss(lost, targets, weights) == expected
+    np.testing.assert_array_equal(loss.backward(), gradient)
+    out = np.array([1, 4, 8])
+    kept = np.delete(np.arange(9), out)
+    targets[out] = np.nan
+    expected = loss(outputs[kept], targets[kept], weights[kept])
+    assert loss(outputs, targets, weights) == pytest.approx(expected, rel=1e-6)
+    end = [cnn.Softplus()] * LOSSES[name].positive + [loss]
+    results = []
+    for rows in (np.arange(9), kept):
+        x = outputs.copy()
+        x[out] = [[np.nan], [np.inf], [0]]
+        model = cnn.Sequential([cnn.Linear(6, 6), *end], cnn.SGD(lr=0.1), dtype=dtype, seed=1)
+        model.train_step(x[rows], targets[rows])
+        history = model.fit(x[rows], targets[rows], batch_size=9, shuffle=False)
+        results.append((model.parameters, history["loss"][0], model.evaluate(x[kept], targets[kept])["loss"]))
+        assert np.isfinite(results[-1][0]).all()
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="the mean loss is not defined") if loss.reduction == "mean" else nullcontext():
+        loss(outputs, np.full_like(targets, np.nan))
+
+
+@pytest.mark.parametrize("log_var", [True, False])
+def test_variances(isa, dtype, log_var):
+    """Below eps the loss is that of eps; a variance below 0 makes NaN; logarithms may be of any size."""
+    loss = cnn.GaussianNLLLoss(log_var=log_var, eps=0.25)
+    tiny, least = (-50.0, np.log(0.25)) if log_var else (0.0, 0.25)
+    assert loss(np.array([[1, tiny]], dtype), [2]) == pytest.approx(loss(np.array([[1, least]], dtype), [2]), rel=1e-6)
+    if log_var:
+        assert loss(np.array([[0, 2000]], dtype), [1]) == 1000
+        np.testing.assert_array_equal(loss.backward(), [[0, 0.5]])
+    else:
+        assert np.isnan(loss(np.array([[0, -1]], dtype), [1]))
+
+
 def test_quantiles_are_found(isa):
     """The constant that minimises the loss is the quantile of the targets."""
     targets = np.random.default_rng(0).exponential(size=2001)
@@ -447,7 +583,7 @@ def test_backward(isa, name):
     gradient[...] = 0
     with pytest.raises(ValueError, match="targets"):
         loss(outputs, targets[:2])
-    loss.hvp(outputs, targets, np.ones((4, 3)))
+    loss.hvp(outputs, targets, np.ones(outputs.shape))
     np.testing.assert_array_equal(loss.backward(), expected)
 
 
@@ -460,7 +596,7 @@ def test_backward(isa, name):
         (np.ones((3, 2)), np.ones((3, 3)), ValueError, r"^targets: expected shape \(batch, 2\), got \(3, 3\)"),
         (np.ones((3, 2)), np.ones(3), ValueError, r"^targets: expected shape \(batch, 2\), got \(3,\)"),
         (np.ones((3, 2)), np.ones((2, 2)), ValueError, "^targets: expected 3 rows, as many as outputs has, got 2"),
-        (np.ones(3), np.ones(3), ValueError, r"^outputs: expected shape 2 dimensions, got \(3,\)"),
+        (np.ones(3), np.ones(3), ValueError, r"^outputs: expected shape \(rows, columns\), got \(3,\): a row is"),
         (np.ones((0, 2)), np.ones((0, 2)), ValueError, r"^outputs: expected at least one row .*\(0, 2\)"),
         (np.ones((2, 0)), np.ones((2, 0)), ValueError, r"^outputs: expected at least one row .*\(2, 0\)"),
         (np.ones((3, 2), complex), np.ones((3, 2)), TypeError, "^outputs: expected real numbers"),
@@ -471,7 +607,8 @@ def test_backward(isa, name):
     ids=lambda value: getattr(value, "__name__", None) or (str(value) if isinstance(value, str) else None),
 )
 @pytest.mark.parametrize(
-    "name", [name for name, case in LOSSES.items() if not case.loss.by_row and case.loss.cls is not cnn.QuantileLoss]
+    "name",
+    [name for name, case in LOSSES.items() if not case.loss.by_row and case.make(2).outputs_per_target == 1],
 )
 def test_elementwise_losses_refuse(isa, name, outputs, targets, error, message):
     with pytest.raises(error, match=message):
@@ -487,13 +624,33 @@ def test_elementwise_losses_refuse(isa, name, outputs, targets, error, message):
         (np.array([0, 2**64 - 100, 0], np.uint64), ValueError, r"^targets\[1\] is 18446744073709551516, expected"),
         (np.array([0, 0, 255], np.uint8), ValueError, r"^targets\[2\] is 255, expected a class index from"),
         ([0, 1], ValueError, "^targets: expected 3 rows, as many as outputs has, got 2"),
-        ([[0], [1], [2]], ValueError, r"^targets: .*class indices of shape \(batch,\), got \(3, 1\)"),
-        (np.eye(3, dtype=int), ValueError, r"^targets: .*class indices of shape \(batch,\), got \(3, 3\)"),
+        ([[0], [1], [3]], ValueError, r"^targets\[2\] is 3, expected a class index from 0 to 2"),
+        (
+            np.eye(3, dtype=int)[:, ::-1] * 2,
+            ValueError,
+            r"^targets: .*class indices .*\(3, 3\).* must have one 1",
+        ),
+        (np.ones((3, 3), int), ValueError, r"^targets: .*class indices .*\(3, 3\).* must have one 1 and zeros"),
+        (np.eye(3, 4, dtype=int), ValueError, r"^targets: .*class indices .*\(3, 4\)"),
         (1, ValueError, r"^targets: .*class indices of shape \(batch,\), got \(\)"),
-        ([0.0, 1.0, 2.0], TypeError, "^targets: .*integer class indices, got dtype float64"),
-        ([True, False, True], TypeError, "^targets: .*integer class indices, got dtype bool"),
-        (["0", "1", "2"], TypeError, "^targets: .*integer class indices, got dtype <U1"),
-        (np.zeros(3, object), TypeError, "^targets: .*integer class indices, got dtype object"),
+        (
+            [0.0, 1.0, 2.5],
+            TypeError,
+            "^targets: .*class indices, got dtype float64 and numbers that are not whole",
+        ),
+        ([0.0, 1.0, np.nan], TypeError, "^targets: .*integer class indices, got dtype float64 and .* not finite"),
+        (
+            ["0", "1", "2"],
+            TypeError,
+            r"^targets: .*integer class indices, got dtype <U1: .* np.unique\(y, return",
+        ),
+        (
+            np.array(["a", "b", "c"], object),
+            TypeError,
+            r"^targets: .*got dtype object: .* np.unique\(y, ret",
+        ),
+        (pandas.Series(["a", "b", "c"], dtype="category"), TypeError, r"^targets: .*got dtype object: .* np.unique\("),
+        (np.array([0, 1, None]), TypeError, "^targets: .*integer class indices, got dtype object"),
         (None, TypeError, "^targets: .*integer class indices, got dtype object"),
     ],
     ids=str,
@@ -568,8 +725,8 @@ def test_sample_weights_refused(isa, dtype, name):
     with pytest.raises(TypeError, match=r"^sample_weight: expected real numbers"):
         loss(outputs, targets, ["a"] * 4)
     with pytest.raises(ValueError, match=r"^vector: expected 4 rows, as many as outputs has, got 3"):
-        loss.hvp(outputs, targets, np.ones((3, 3)))
-    with pytest.raises(ValueError, match=r"^vector: expected shape \(batch, 3\), got \(4, 2\)"):
+        loss.hvp(outputs, targets, np.ones((3, outputs.shape[1])))
+    with pytest.raises(ValueError, match=r"^vector: expected shape \(batch, [34]\), got \(4, 2\)"):
         loss.hvp(outputs, targets, np.ones((4, 2)))
 
 
@@ -579,6 +736,22 @@ def test_labels_of_every_integer_type(isa, kind):
     expected = cnn.CrossEntropyLoss()(outputs, labels)
     assert cnn.CrossEntropyLoss()(outputs, labels.astype(kind)) == expected
     assert cnn.CrossEntropyLoss()(outputs, labels.tolist()) == expected
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_what_else_may_stand_for_labels(isa, dtype, name):
+    """Bools, whole floats, columns, rows of one 1 (scikit-learn's LabelBinarizer), pandas' integers."""
+    outputs, labels, weights = data(name, dtype, 9, 3)
+    loss = loss_of(name, 3)
+    expected = loss(outputs, labels, weights)
+    one_hot = np.eye(3, dtype=int)[labels]
+    others = [labels.astype(float), labels.astype("f4"), labels[:, None], labels[:, None].astype(float), one_hot]
+    others += [one_hot.astype(bool), labels.astype(object), pandas.Series(labels, dtype="Int64")]
+    for other in others:
+        assert loss(outputs, other, weights) == expected
+    loss, two = loss_of(name, 2), labels % 2
+    if loss.ignore_index not in (0, 1):
+        assert loss(outputs[:, :2], two.astype(bool)) == loss(outputs[:, :2], two)
 
 
 def test_ignored_in_unsigned_labels(isa):
@@ -594,7 +767,8 @@ def test_ignored_in_unsigned_labels(isa):
         (cnn.CrossEntropyLoss([1, 2]), "^CrossEntropyLoss: weight has 2 entries, but there are 3 outputs"),
         (cnn.NLLLoss([1, 2, 3, 4]), "^NLLLoss: weight has 4 entries, but there are 3 outputs"),
         (cnn.BCEWithLogitsLoss(pos_weight=[1, 2]), "^BCEWithLogitsLoss: pos_weight has 2 entries, but there are 3 out"),
-        (cnn.QuantileLoss([0.5]), "^QuantileLoss: quantiles has 1 entries, but there are 3 outputs"),
+        (cnn.QuantileLoss([0.1, 0.5]), "^QuantileLoss: expected 2 outputs for each target, got 3 outputs"),
+        (cnn.GaussianNLLLoss(), "^GaussianNLLLoss: expected 2 outputs for each target, got 3 outputs"),
     ],
 )
 def test_a_loss_that_does_not_fit_the_outputs(isa, dtype, loss, message):
@@ -679,7 +853,8 @@ def test_config_is_the_constructors_arguments(name):
     """Through JSON and back: the same loss."""
     loss = loss_of(name, 3, reduction="sum")
     config = json.loads(json.dumps(loss.get_config()))
-    assert list(config) == list(inspect.signature(type(loss)).parameters)
+    names = inspect.signature(type(loss)).parameters
+    assert list(config) == [name for name in names if name not in loss._if_used or getattr(loss, name)]
     again = type(loss)(**config)
     assert again.get_config() == config
     assert again.spec() == loss.spec()
@@ -696,8 +871,11 @@ def test_defaults_are_pytorchs():
         "PoissonNLLLoss()",
     ]
     assert cnn.HuberLoss().get_config() == {"delta": 1.0, "reduction": "mean"}
-    assert cnn.SmoothL1Loss().get_config() == {"beta": 1.0, "reduction": "mean"}
+    assert cnn.SmoothL1Loss(chosen=True).get_config() == {"beta": 1.0, "reduction": "mean", "chosen": True}
     assert cnn.BCEWithLogitsLoss().get_config() == {"pos_weight": None, "reduction": "mean"}
+    expected = {"log_var": True, "full": False, "eps": 1e-6, "reduction": "mean"}
+    assert cnn.GaussianNLLLoss().get_config() == expected
+    assert cnn.GaussianNLLLoss(ignore_nan=True).get_config() == {**expected, "ignore_nan": True}
     assert cnn.NLLLoss().get_config() == {"weight": None, "ignore_index": -100, "reduction": "mean"}
     expected = {"weight": None, "ignore_index": -100, "label_smoothing": 0.0, "reduction": "mean"}
     assert cnn.CrossEntropyLoss().get_config() == expected
@@ -790,5 +968,5 @@ def test_a_callable_may_diverge():
     assert np.isnan(loss(np.ones((3, 2)), None))
     with pytest.raises(TypeError, match=r"^outputs: expected real numbers"):
         loss(np.ones((3, 2), complex), None)
-    with pytest.raises(ValueError, match=r"^outputs: expected shape 2 dimensions"):
+    with pytest.raises(ValueError, match=r"^outputs: expected shape \(batch, out_features\), got \(3,\)"):
         loss(np.ones(3), None)

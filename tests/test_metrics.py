@@ -249,11 +249,15 @@ def test_outputs_of_unknown_meaning():
 @pytest.mark.parametrize(
     ("metrics", "error", "message"),
     [
-        (["nonsense"], ValueError, "^metrics: unknown name 'nonsense': expected one of accuracy, auc, f1, mae, r2, "),
+        (
+            ["nonsense"],
+            ValueError,
+            "^metrics: unknown name 'nonsense': expected one of accuracy, auc, auc_ovo, ",
+        ),
         (["top_0"], ValueError, "^metrics: unknown name 'top_0'"),
         (["top_4"], ValueError, "^top_4: expected k of at most 3, the number of outputs, got 4"),
         (["mae"], ValueError, "^mae: expected targets that are numbers, got class indices"),
-        (["auc"], ValueError, "^auc: expected one output, or two and class indices, got 3 outputs"),
+        (["acuracy"], ValueError, "^metrics: unknown name 'acuracy', did you mean 'accuracy'\\?: expected one of acc"),
         (["f1", "f1"], ValueError, "^metrics: the name 'f1' is taken"),
         ([lambda t, o: 0, lambda t, o: 1], ValueError, "^metrics: the name '<lambda>' is taken"),
         ([3], TypeError, r"^metrics: expected a name or a function of \(targets, outputs\), got 3"),
@@ -341,3 +345,128 @@ def test_probabilities_divide_at_a_half():
     model.parameters = [1, 0]
     scores = model.evaluate([[-1.0], [1.0], [0.1], [-0.1]], [0, 1, 0, 0], metrics="accuracy")
     assert scores["accuracy"] == 0.75
+
+
+def classifier(outputs, loss=cnn.CrossEntropyLoss, rows=200, last=()):
+    """A model, x, class indices, and its probabilities in float64."""
+    rng = np.random.default_rng(outputs)
+    x, y = rng.standard_normal((rows, 5)), rng.integers(0, max(2, outputs), rows)
+    model = cnn.Sequential(
+        [cnn.Linear(5, outputs), *last, loss()], optimizer=cnn.SGD(lr=0.1), dtype="float64", seed=outputs
+    )
+    return model, x, y, model.predict_proba(x)
+
+
+@pytest.mark.parametrize("last", [(), (cnn.Softmax,), (cnn.LogSoftmax,)])
+@pytest.mark.parametrize("classes", [3, 4, 10])
+def test_auc_of_several_classes(classes, last):
+    """scikit-learn's, of the probabilities, whatever the outputs are."""
+    loss = cnn.CrossEntropyLoss if not last else cnn.NLLLoss
+    model, x, y, p = classifier(classes, loss, last=[layer() for layer in last])
+    scores = model.evaluate(x, y, metrics=["auc", "auc_ovr", "auc_ovo"])
+    expected = {way: sklearn_metrics.roc_auc_score(y, p, multi_class=way, average="macro") for way in ("ovr", "ovo")}
+    assert scores["auc"] == scores["auc_ovr"] == pytest.approx(expected["ovr"], rel=1e-12)
+    assert scores["auc_ovo"] == pytest.approx(expected["ovo"], rel=1e-12)
+    for way in ("auc", "auc_ovo"):
+        assert np.isnan(model.evaluate(x[y > 0], y[y > 0], metrics=way)[way])
+
+
+def test_auc_of_several_decisions_a_row():
+    model, x, _, p = classifier(3, cnn.BCEWithLogitsLoss)
+    y = np.random.default_rng(1).integers(0, 2, (200, 3))
+    expected = sklearn_metrics.roc_auc_score(y, p, average="macro")
+    assert model.evaluate(x, y, metrics="auc")["auc"] == pytest.approx(expected, rel=1e-12)
+    model = cnn.Sequential([cnn.Linear(5, 3), cnn.MSELoss()])
+    with pytest.raises(ValueError, match=r"^auc_ovr: expected class indices, or one output, or a loss of yes or no"):
+        model.evaluate(x, y, metrics="auc_ovr")
+
+
+def test_metrics_of_probabilities_and_of_labels():
+    """cnn.Metric: functions of scikit-learn as they are."""
+    model, x, y, p = classifier(4)
+    metrics = [
+        cnn.Metric(sklearn_metrics.log_loss, proba=True),
+        cnn.Metric(sklearn_metrics.balanced_accuracy_score, labels=True, name="balanced"),
+        cnn.Metric(lambda targets, outputs: outputs.max(), name="largest"),
+    ]
+    scores = model.evaluate(x, y, metrics=metrics)
+    assert list(scores) == ["loss", "accuracy", "log_loss", "balanced", "largest"]
+    assert scores["log_loss"] == pytest.approx(scores["loss"])
+    assert scores["balanced"] == pytest.approx(sklearn_metrics.balanced_accuracy_score(y, p.argmax(axis=1)))
+    assert scores["largest"] == model.predict(x).max()
+    history = model.fit(x, y, metrics=metrics, validation_data=(x, y))
+    assert {"log_loss", "val_log_loss", "balanced", "val_balanced"} <= set(history)
+    assert repr(metrics[1]) == "Metric(balanced)"
+
+
+def test_labels_of_yes_and_no():
+    for outputs in (1, 3):
+        model, x, _, p = classifier(outputs, cnn.BCEWithLogitsLoss)
+        y = np.random.default_rng(1).integers(0, 2, (200, outputs))
+        given = cnn.Metric(lambda t, o: sklearn_metrics.f1_score(t, o, average="macro"), labels=True, name="f")
+        expected = sklearn_metrics.f1_score(y, p > 0.5, average="macro")
+        assert model.evaluate(x, y, metrics=given)["f"] == pytest.approx(expected)
+    own = cnn.Sequential([cnn.Linear(5, 1), lambda o, t: (0.0, np.zeros_like(o))])
+    with pytest.raises(ValueError, match=r"^f: the loss does not say which outputs stand for class 1"):
+        own.evaluate(x, y[:, :1], metrics=given)
+    with pytest.raises(ValueError, match=r"^predict_proba: CallableLoss\(.*\) does not say what the outputs are"):
+        own.evaluate(x, y[:, :1], metrics=cnn.Metric(max, proba=True))
+
+
+def test_names_of_ones_own():
+    model, x, y, _ = classifier(3)
+    scores = model.evaluate(x, y, metrics={"area": "auc", "hits": "accuracy", "rows": lambda t, o: len(t)})
+    assert list(scores) == ["loss", "accuracy", "area", "hits", "rows"]
+    assert scores["hits"] == scores["accuracy"]
+    assert scores["rows"] == 200
+    for metrics, error, message in (
+        ({"loss": "f1"}, ValueError, "^metrics: the name 'loss' is taken"),
+        ({"val_x": "f1"}, ValueError, "^metrics: the name 'val_x' is taken"),
+        ({1: "f1"}, TypeError, "^metrics: expected a dict of names, got the key 1"),
+        ({"a": "acc"}, ValueError, "^metrics: unknown name 'acc', did you mean 'accuracy'"),
+    ):
+        with pytest.raises(error, match=message):
+            model.evaluate(x, y, metrics=metrics)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: cnn.Metric(3), TypeError, r"^function: expected a function of \(targets, outputs\), got 3"),
+        (lambda: cnn.Metric(dict), TypeError, r"^function: expected a function of \(targets, outputs\), got <class"),
+        (lambda: cnn.Metric(max, proba=True, labels=True), ValueError, "^labels: expected either proba or labels"),
+        (lambda: cnn.Metric(max, proba=1), TypeError, "^proba: expected True or False, got 1"),
+        (lambda: cnn.Metric(max, name=3), TypeError, "^name: expected a str, got 3"),
+    ],
+)
+def test_metrics_that_cannot_be_made(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@BLOCKS
+def test_targets_that_are_nan_are_left_out(blocks):
+    """Column by column, as scikit-learn's metrics of the known ones."""
+    rng = np.random.default_rng(0)
+    targets, outputs = rng.standard_normal((2, 50, 3))
+    gaps = np.where(rng.random(targets.shape) < 0.3, np.nan, targets)
+    gaps[:10] = np.nan  # whole blocks
+    known = ~np.isnan(gaps)
+    assert fed(MAE(), gaps, outputs, blocks) == pytest.approx(np.abs(outputs - targets)[known].mean())
+    assert fed(RMSE(), gaps, outputs, blocks) == pytest.approx(((outputs - targets)[known] ** 2).mean() ** 0.5)
+    columns = [sklearn_metrics.r2_score(targets[k, j], outputs[k, j]) for j, k in enumerate(known.T)]
+    assert fed(R2(), gaps, outputs, blocks) == pytest.approx(np.mean(columns))
+
+
+def test_metrics_of_a_mean_with_its_variance():
+    """Of GaussianNLLLoss they are those of the means; of QuantileLoss of every quantile."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((40, 5)), rng.standard_normal((40, 2))
+    model = cnn.Sequential([cnn.Linear(5, 4), cnn.GaussianNLLLoss()], dtype="float64", seed=0)
+    scores = model.evaluate(x, y, metrics=["mae", "r2"])
+    means = model.predict(x)[:, :2]
+    assert scores["mae"] == pytest.approx(np.abs(means - y).mean())
+    assert scores["r2"] == pytest.approx(sklearn_metrics.r2_score(y, means))
+    own = cnn.Sequential([cnn.Linear(5, 4), lambda o, t: (0.0, np.zeros_like(o))])
+    with pytest.raises(ValueError, match=r"^mae: expected targets of the outputs' shape \(rows, 4\), got \(40, 2\)"):
+        own.evaluate(x, y, metrics="mae")

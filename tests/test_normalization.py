@@ -362,7 +362,7 @@ ERRORS = {
         r"^layer 1, BatchNorm1d\(num_features=5\).*expects 5 inputs, but layer 0, Linear\(3, 4\), gives 4",
     ),
     "input": (lambda: cnn.LayerNorm(3).forward(np.ones((2, 4))), ValueError, r"^x: expected .*3.*got"),
-    "one dimension": (lambda: cnn.LayerNorm(3).forward(np.ones(3)), ValueError, r"^x: expected shape \(batch, 3\)"),
+    "one dimension": (lambda: cnn.LayerNorm(3).forward(np.ones(4)), ValueError, r"^x: expected shape \(batch, 3\)"),
     "complex": (lambda: cnn.LayerNorm(3).forward(np.ones((2, 3), complex)), TypeError, r"^x: expected real numbers"),
     "no forward": (lambda: cnn.BatchNorm1d(3).backward(np.ones((2, 3))), RuntimeError, r"^backward needs a forward"),
 }

@@ -133,13 +133,3 @@ def test_grad_input_and_evaluation(pair):
         with pytest.raises(RuntimeError, match="grad_input has run since"):
             model.backward()
     assert_close(*[model.evaluate(X, Y, metrics=["mae"])["mae"] for model in pair])
-
-
-def test_a_model_in_another_one():
-    """Neither kind of loss computes any more once another model has taken the layers over."""
-    inner = cnn.Sequential([cnn.Linear(5, 3)])
-    outer = cnn.Sequential([inner, squared])
-    assert outer(X, Y) > 0
-    for call in (lambda: inner(X), lambda: inner.predict(X), lambda: inner.vjp(X, Y), lambda: inner.parameters):
-        with pytest.raises(RuntimeError, match="is part of another model"):
-            call()

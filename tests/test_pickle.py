@@ -108,7 +108,8 @@ def test_in_other_processes():
     model = network()
     expected = model.predict(X)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        np.testing.assert_array_equal(pool.apply(cnn.Sequential.predict, (model, X)), expected)
+        answer = pool.apply_async(cnn.Sequential.predict, (model, X))
+        np.testing.assert_array_equal(answer.get(timeout=100), expected)  # a worker that dies never answers
 
 
 def test_in_another_process_by_file(tmp_path):

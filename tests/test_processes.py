@@ -55,6 +55,20 @@ if __name__ == "__main__":
     assert output(tmp_path, code) == ["True"] * 5
 
 
+def test_workers_share_the_processors(tmp_path):
+    """As many workers as processors have one thread each."""
+    code = """
+def threads(_):
+    import cnn
+    return cnn.get_num_threads()
+
+if __name__ == "__main__":
+    import joblib
+    print(*joblib.Parallel(n_jobs=os.cpu_count(), backend="loky")(joblib.delayed(threads)(i) for i in range(4)))
+"""
+    assert set(output(tmp_path, code)) == {"1"}
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 def test_forks_beside_threads_that_predict(tmp_path):
     """The workspace of `predict` is in use at the fork, for good in the child: it works in memory of its own there."""

@@ -47,22 +47,64 @@ class Batches:
 @pytest.mark.parametrize("batches", [False, True])
 def test_bar(monkeypatch, batches):
     """With loss, metrics, samples per second, time left; full at the end."""
+    monkeypatch.setattr("cnn.training.progress._columns", lambda: 120)
     terminal = on_terminal(monkeypatch)
     history = fitted("auto", metrics=["mae"], validation_split=0.0, batches=batches)
     last = terminal.getvalue().split("\r")[-1]
-    assert "epoch 3/3: 100%" in last
-    assert f"{EPOCHS * ROWS}/{EPOCHS * ROWS}" in last
-    assert re.search(r"samples/s", last)
-    assert re.search(r"\[\d\d:\d\d<", last)
+    assert re.search(r"^epoch 3/3: 100%\|#+\| 00:00 \S+ samples/s, ", last)
     for name, values in history.items():
         assert f"{name}={_text(values[-1])}" in last
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_bar_fits_the_terminal(monkeypatch, columns):
+    """The losses come first, then what there is room for; there is a bar in any case that one can use."""
+    monkeypatch.setattr("cnn.training.progress._columns", lambda: columns)
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda fp: (columns, 24))
+    terminal = on_terminal(monkeypatch)
+    fitted("auto", metrics=["mae", "rmse", "r2"], validation_split=0.5)
+    last = terminal.getvalue().split("\r")[-1].rstrip("\n")
+    assert len(last) <= columns
+    shown = re.findall(r"(\w+)=", last)
+    if columns == 80:
+        assert shown[:2] == ["loss", "val_loss"]
+        assert "######" in last
+    elif columns == 200:
+        assert shown == ["loss", "val_loss", "mae", "rmse", "r2", "val_mae", "val_rmse", "val_r2"]
+
+
+def test_a_terminal_without_tqdm(monkeypatch):
+    """Lines, and once in a process what to install."""
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    monkeypatch.setattr("cnn.training.progress._told", False)
+    terminal = on_terminal(monkeypatch)
+    fitted("auto")
+    fitted("auto")
+    lines = terminal.getvalue().splitlines()
+    assert [line.split()[0] for line in lines] == ["for", *["epoch"] * 2 * EPOCHS]
+    assert lines[0] == "for a progress bar: pip install tqdm; for silence: progress=False"
+
+
+@pytest.mark.parametrize(("verbose", "bar", "lines"), [(0, 0, 0), (1, 1, 0), (2, 0, EPOCHS), (None, 1, 0)])
+def test_verbose(monkeypatch, verbose, bar, lines):
+    terminal = on_terminal(monkeypatch)
+    fitted("auto", verbose=verbose)
+    text = terminal.getvalue()
+    assert ("100%" in text, text.count("samples/s\n") + text.count(" left\n")) == (bool(bar), lines)
+
+
+def test_verbose_that_is_refused():
+    for value in (3, "2", -1):
+        with pytest.raises(ValueError, match=f"^verbose: expected 0, 1 or 2, got {value!r}"):
+            fitted("auto", verbose=value)
+    with pytest.raises(ValueError, match=r"^verbose: expected none with progress=False"):
+        fitted(False, verbose=2)
 
 
 def test_bar_of_a_run_that_goes_on(monkeypatch):
     terminal = on_terminal(monkeypatch)
     fitted(True, initial_epoch=1)
     assert "epoch 3/3: 100%" in terminal.getvalue()
-    assert f"{2 * ROWS}/{2 * ROWS}" in terminal.getvalue()
 
 
 def test_bar_is_closed_by_an_exception(monkeypatch):

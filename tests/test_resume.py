@@ -1,5 +1,6 @@
 """Exact resume: 20 epochs straight, or 7, a file, a new process and 13, give the same bits."""
 
+import contextlib
 import json
 import os
 import re
@@ -311,6 +312,16 @@ EDITS = {
     "a number too few": (lambda a, n: n.pop("epoch") is None, "training: expected epoch, epochs_seen, history"),
     "a number too many": (lambda a, n: n.update({"x": 0}), "training: expected epoch, epochs_seen, history"),
     "no table": (lambda a, n: [1], "training: expected epoch"),
+    "callbacks no table": (lambda a, n: n.update({"callbacks": [1]}), "training: callbacks: expected tables by name"),
+    "a callback no table": (
+        lambda a, n: n.update({"callbacks": {"A": 1}}),
+        "training: callbacks: expected tables by n",
+    ),
+    "an array of no callback": (lambda a, n: a.update({"callback/A/b": a["epochs"]}), "callback/A/b.*of no callback"),
+    "two of one name": (
+        lambda a, n: a.update({"callback/A/b": a["epochs"]}) or n.update({"callbacks": {"A": {"b": 1}}}),
+        "callback/A/b.*of no callback",
+    ),
 }
 
 
@@ -326,6 +337,30 @@ def test_a_damaged_training_state(tmp_path, edit, message):
     else:
         with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: no readable checkpoint: .*{message}"):
             cnn.load(path)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda state: state.pop("parameters"),
+        lambda state: state.pop("waited"),
+        lambda state: state.update(parameters=state["parameters"][1:]),
+        lambda state: state.update({"state.0": state["state.0"][:-1]}),
+        lambda state: state.update(counters=-state["counters"] - 1),
+        lambda state: state.update(epochs_seen="many"),
+    ],
+)
+def test_a_damaged_state_of_early_stopping(edit):
+    """Found before anything is trained, and nothing is read or written beyond the arrays."""
+    model = plain(cnn.Adam())
+    with contextlib.suppress(KeyError):
+        fit(model, 2, early_stopping=3, callbacks=[cnn.LambdaCallback(on_epoch_end=lambda epoch, logs: {}[epoch])])
+    state = model._core.state.callbacks["EarlyStopping"]
+    before = model.parameters
+    edit(state)
+    with pytest.raises((ValueError, TypeError)):
+        fit(model, 3, initial_epoch=1, early_stopping=3)
+    np.testing.assert_array_equal(model.parameters, before)
 
 
 def test_a_damaged_state_of_a_schedule(tmp_path):

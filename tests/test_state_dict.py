@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,63 @@ def test_load_weights_changes_all_or_nothing(isa, model, changes, error, message
     with pytest.raises(error, match=message):
         model.load_weights(changed(state, **changes))
     np.testing.assert_array_equal(model.parameters, before)
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300, 3.5e38])
+def test_numbers_too_large_for_float32(value):
+    """In every way to set parameters; infinity itself and NaN may come from a model that diverged."""
+    model = cnn.Sequential([cnn.Linear(3, 2), cnn.BatchNorm1d(2)], seed=0)
+    before = model.parameters
+    state = changed(model.state_dict(), **{"0.weight": np.full((3, 2), 1.0)})
+    state["0.weight"][2, 1] = value
+    shown = re.escape(str(value))
+    with pytest.raises(ValueError, match=rf"^0.weight\[2, 1\] is {shown}, too large for float32: a model of dtype"):
+        model.load_weights(state)
+    with pytest.raises(ValueError, match=rf"^weight\[2, 1\] is {shown}, too large for float32"):
+        model.layers[0].weight = state["0.weight"]
+    with pytest.raises(ValueError, match=rf"^parameters\[1\] is {shown}, too large for float32"):
+        model.parameters = np.array([0, value, *before[2:]])
+    np.testing.assert_array_equal(model.parameters, before)
+    for other in (np.inf, np.nan):
+        state["0.weight"][2, 1] = other
+        model.load_weights(state)
+    wide = cnn.Sequential([cnn.Linear(3, 2), cnn.BatchNorm1d(2)], dtype="float64")
+    state["0.weight"][2, 1] = value
+    wide.load_weights(state)
+    assert wide.layers[0].weight[2, 1] == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("1.running_var", [1.0, -1e-3], r"^1.running_var\[1\] is -0.001, expected at least 0"),
+        ("1.running_var", [-np.inf, 1.0], r"^1.running_var\[0\] is -inf, expected at least 0"),
+        ("1.running_mean", [1.0, 1e300], r"^1.running_mean\[1\] is 1e\+300, too large for float32"),
+        ("1.num_batches_tracked", np.array(-1), r"^1.num_batches_tracked is -1, expected at least 0"),
+    ],
+)
+def test_statistics_that_cannot_be(name, value, message):
+    model = cnn.Sequential([cnn.Linear(3, 2), cnn.BatchNorm1d(2)], seed=0)
+    before = model.state_dict()
+    with pytest.raises(ValueError, match=message):
+        model.load_weights(before | {name: value})
+    for key, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[key])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([1, 2], r"got list: a vector is set by model\.parameters = vector"),
+        (np.zeros(3), r"got ndarray: a vector is set by model\.parameters = vector"),
+        ("model.safetensors", r"got str: cnn\.load\(path\) reads a file"),
+        (None, "got NoneType$"),
+    ],
+    ids=str,
+)
+def test_load_weights_refuses_what_has_no_names(model, given, message):
+    with pytest.raises(TypeError, match=rf"^state_dict: expected arrays by name, as model.state_.*, {message}"):
+        model.load_weights(given)
 
 
 def test_load_weights_refuses_torch_tensors(model):

@@ -102,7 +102,7 @@ class Life(RuleBasedStateMachine):
     # native training
 
     def trained(self, x, y, w=None):
-        loss, _, grads = self.truth.gradients(x, y, w, True)
+        loss, _, grads = self.truth.gradients(x, y, w, self.model.training)
         self.optimizer.step(self.truth, grads, self.states)
         self.pending = None
         return loss

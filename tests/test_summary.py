@@ -47,8 +47,10 @@ ROWS = [
 
 
 def test_summary(capsys):
-    assert model().summary() is None
-    lines = capsys.readouterr().out.splitlines()
+    text = model().summary()
+    lines = text.splitlines()
+    assert capsys.readouterr().out == text + "\n"
+    assert repr(text) == ""  # an interpreter does not show it again
     rule = lines[1]
     assert set(rule) == {"-"}
     assert lines[6] == rule
@@ -109,3 +111,18 @@ def test_layers_in_layers(capsys):
     out = capsys.readouterr().out
     assert "142 parameters, float32" in out
     assert f"{2 * (3 * 8 + 8 * 4 + 4 * 8 + 8 * 2):,} FLOPs a sample forward" in out
+
+
+def test_nested_representations_are_indented():
+    inner = cnn.Sequential([cnn.Linear(2, 3), cnn.Sequential([cnn.Linear(3, 4)])])
+    assert repr(cnn.Sequential([inner, cnn.Tanh()])).splitlines() == [
+        "Sequential(",
+        "  (0): Sequential(",
+        "    (0): Linear(2, 3)",
+        "    (1): Sequential(",
+        "      (0): Linear(3, 4)",
+        "    )",
+        "  )",
+        "  (1): Tanh()",
+        ")",
+    ]

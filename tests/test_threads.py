@@ -294,6 +294,25 @@ def test_whatever_reads_the_input(isa, name):
         assert_same(gradients(threads), expected, f"{threads} threads")
 
 
+def test_threads_at_different_ops(isa, dtype):
+    """Gradients that are to be added to others lie in a scratch, which ops of all widths share."""
+    x = np.random.default_rng(0).standard_normal((900, 40)).astype(dtype)
+    y = np.random.default_rng(1).standard_normal((900, 3)).astype(dtype)
+
+    def trained(threads):
+        parts = [cnn.Linear(40, 40)]
+        for narrow in (3, 17, 1):
+            inner = cnn.Sequential([cnn.Linear(40, narrow), cnn.Add(cnn.SiLU(), cnn.LayerNorm(narrow))], dtype=dtype)
+            parts += [cnn.Concat(cnn.GELU(), inner, cnn.Tanh()), cnn.Linear(80 + narrow, 40)]
+        model = cnn.Sequential([*parts, cnn.Linear(40, 3), cnn.MSELoss()], cnn.SGD(0.01), dtype=dtype, seed=0)
+        cnn.set_num_threads(threads)
+        return [model.train_step(x, y) for _ in range(3)], model.parameters
+
+    expected = trained(1)
+    for threads in (2, 3, 8) * 4:
+        assert_same(trained(threads), expected, f"{threads} threads")
+
+
 @given(seed=st.integers(0, 10**6), batch=st.integers(1, 1300), threads=st.sampled_from(COUNTS), data=st.data())
 @settings(max_examples=12)
 def test_random_networks_do_not_depend_on_threads_or_batches(dtype, seed, batch, threads, data):
@@ -543,3 +562,39 @@ def test_a_model_that_trains_refuses_others(isa, threads, call):
     assert refused.startswith("another thread is training this model")
     assert np.isfinite(losses).all()
     assert np.isfinite(model.train_step(x, y))
+
+
+@pytest.mark.parametrize(
+    ("omp", "own", "expected"),
+    [("1", None, 1), ("1,4", None, 1), ("999", None, None), ("0", None, None), ("many", None, None), ("1", "3", 3)],
+)
+def test_openmp_s_limit(omp, own, expected):
+    """OMP_NUM_THREADS limits the threads, where CNN_NUM_THREADS says nothing; None: as many as there are processors."""
+    done = run("-c", "import cnn; print(cnn.get_num_threads())", OMP_NUM_THREADS=omp, CNN_NUM_THREADS=own)
+    assert int(done.stdout) == (expected or _threads.available())
+
+
+@pytest.mark.parametrize("first", ["cnn", "threadpoolctl"])
+def test_limits_of_threadpoolctl(first):
+    pytest.importorskip("threadpoolctl")
+    code = f"""
+import {first}
+import cnn, threadpoolctl
+cnn.set_num_threads(3)
+with threadpoolctl.threadpool_limits(2):
+    print(cnn.get_num_threads())
+    with threadpoolctl.threadpool_limits({{"cnn": 1}}):
+        print(cnn.get_num_threads())
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        print(cnn.get_num_threads())
+print(cnn.get_num_threads())
+(own,) = [one for one in threadpoolctl.threadpool_info() if one["user_api"] == "cnn"]
+print(own["num_threads"])
+"""
+    done = run("-c", code)
+    assert done.stdout.split() == ["2", "1", "2", "3", "3"], done.stderr
+
+
+def test_without_threadpoolctl():
+    code = "import sys; sys.modules['threadpoolctl'] = None; import cnn; print(cnn.get_num_threads())"
+    assert int(run("-c", code, OMP_NUM_THREADS=None, CNN_NUM_THREADS=None).stdout) == _threads.available()

@@ -38,8 +38,11 @@ from .training import (
     EarlyStopping,
     History,
     LambdaCallback,
+    LearningRates,
+    Metric,
     ModelCheckpoint,
     TensorBoardLogger,
+    find_lr,
 )
 
 __all__ = [
@@ -58,7 +61,9 @@ __all__ = [
     "ExponentialLR",
     "History",
     "LambdaCallback",
+    "LearningRates",
     "LinearLR",
+    "Metric",
     "ModelCheckpoint",
     "MultiStepLR",
     "OneCycleLR",
@@ -69,6 +74,7 @@ __all__ = [
     "SequentialLR",
     "StepLR",
     "TensorBoardLogger",
+    "find_lr",
     "from_onnx",
     "from_sklearn",
     "from_torch",

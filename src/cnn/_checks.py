@@ -72,3 +72,27 @@ def choice(name: str, value, known: Sequence[str]) -> Any:
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
     return value
+
+
+def in_range(name: str, array: np.ndarray, dtype: np.dtype) -> None:
+    """ValueError if a number of a parameter or a statistic is infinite in the dtype, or must not be negative."""
+    if array.dtype.kind == "f" and array.dtype != dtype:
+        with np.errstate(over="ignore"):
+            lost = np.isinf(array.astype(dtype)) & np.isfinite(array)
+        if lost.any():
+            where, value = _first(name, array, lost)
+            raise ValueError(f"{where} is {value}, too large for {dtype}: a model of dtype='float64' takes it")
+    if name.endswith(("running_var", "num_batches_tracked")) and (array < 0).any():
+        where, value = _first(name, array, array < 0)
+        raise ValueError(f"{where} is {value}, expected at least 0")
+
+
+def _first(name: str, array: np.ndarray, which: np.ndarray) -> tuple[str, Any]:
+    """The place of the first element of some, and the element."""
+    place = np.unravel_index(which.argmax(), array.shape)
+    return f"{name}[{', '.join(map(str, place))}]" if place else name, array[place]
+
+
+def transposed(expected: tuple[int, ...], got: tuple[int, ...]) -> str:
+    """What to do about a weight of another shape, if its axes are exchanged."""
+    return ": PyTorch keeps weights as (out, in), here they are (in, out): .T" if got == expected[::-1] else ""

@@ -42,11 +42,37 @@ def checked(n, name: str) -> int:
 def _initial() -> int:
     text = os.environ.get("CNN_NUM_THREADS")
     if not text:
-        return available()
+        # OpenMP's limit is one for this library too: joblib's workers have it, so that all together have a thread a
+        # processor. It may be a list, for nested loops, and whoever made it will be told by OpenMP if it is wrong.
+        first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+        return min(available(), int(first)) if first.isdecimal() and int(first) else available()
     try:
         return checked(int(text), "CNN_NUM_THREADS")
     except ValueError:
         raise ValueError(f"CNN_NUM_THREADS: expected a number from 1 to {MOST}, got {text!r}") from None
+
+
+def _obey_threadpoolctl() -> None:
+    """Let `threadpoolctl.threadpool_limits` set the number, if it is installed, as that of BLAS and OpenMP."""
+    try:
+        from threadpoolctl import LibController, register
+    except ImportError:
+        return
+
+    class Controller(LibController):
+        user_api = internal_api = "cnn"
+        filename_prefixes = (kernels("float32").__name__.rpartition(".")[2],)  # how it knows that we are loaded
+
+        def get_num_threads(self):
+            return _threads
+
+        def set_num_threads(self, num_threads):
+            set_num_threads(min(num_threads, MOST))
+
+        def get_version(self):
+            return None
+
+    register(Controller)
 
 
 _threads = _initial()
@@ -57,7 +83,12 @@ def set_num_threads(n: int) -> None:
 
     Work that does not repay the hand-over to another thread stays on one, whatever n. Results are the same, bit for
     bit, for any number of threads. The environment variable CNN_NUM_THREADS sets the number at import; without it, it
-    is the number of processors that the process may use.
+    is the number of processors that the process may use, or OMP_NUM_THREADS, if that is less: joblib's workers have
+    one thread each where there are as many workers as processors. `threadpoolctl.threadpool_limits` holds as well.
+
+    Parameters
+    ----------
+    n : int
 
     Raises
     ------
@@ -69,10 +100,18 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """How many threads training and prediction may use."""
+    """How many threads training and prediction may use.
+
+    Returns
+    -------
+    int
+    """
     return _threads
 
 
 def threads_for(threads: int | None) -> int:
     """What an argument `threads` means: None is the number set for all."""
     return _threads if threads is None else checked(threads, "threads")
+
+
+_obey_threadpoolctl()

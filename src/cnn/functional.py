@@ -15,7 +15,16 @@ DEFAULT_PARAM: dict[str, float] = {}  # of each activation, by name; its class e
 
 
 def real_dtype(x) -> np.dtype:
-    """The dtype in which x is computed with: float32 if it is that or float16, float64 otherwise."""
+    """The dtype in which x is computed with: float32 if it is that or float16, float64 otherwise.
+
+    Parameters
+    ----------
+    x : array_like
+
+    Returns
+    -------
+    numpy.dtype
+    """
     dtype = getattr(x, "dtype", None)
     return np.dtype(np.float32 if dtype in (np.float32, np.float16) else np.float64)
 
@@ -35,6 +44,8 @@ def linear_forward(x, weight, bias=None, activation="identity", param=None, *, o
     Parameters
     ----------
     x : array_like of shape (batch, in_features)
+        Of an array with other leading axes each (in_features,) is a row; the result has its leading axes, unless it
+        goes into `out`.
     weight : array_like of shape (in_features, out_features)
     bias : array_like of shape (out_features,), optional
     activation : str
@@ -78,7 +89,8 @@ def linear_backward(grad_output, x, weight, *, grad_weight=None, grad_bias=None,
 
     Returns
     -------
-    grad_input, grad_weight, grad_bias : ndarray
+    tuple of ndarray
+        grad_input, grad_weight and grad_bias.
 
     Raises
     ------
@@ -90,21 +102,55 @@ def linear_backward(grad_output, x, weight, *, grad_weight=None, grad_bias=None,
 
 
 def activation_forward(name, z, param=None, *, out=None):
-    """f(z) element by element, for z of any shape; `out` may be z itself.
+    """f(z) element by element.
 
-    See `linear_forward` for the names and `param`. ValueError for an unknown name, listing the known ones.
+    Parameters
+    ----------
+    name : str
+        Of the activation, see `linear_forward`.
+    z : array_like
+        Of any shape.
+    param : float, optional
+        See `linear_forward`.
+    out : ndarray of z's shape, optional
+        Where the result goes; it may be z itself.
+
+    Returns
+    -------
+    ndarray of z's shape
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `linear_forward`.
     """
     k = kernels(real_dtype(z))
     return k.activation_forward(*_activation(k, name, param), z, out)
 
 
 def activation_backward(name, grad_output, z, param=None, *, out=None):
-    """grad_output * f'(z) element by element; `out` may be grad_output itself.
+    """grad_output * f'(z) element by element.
+
+    Parameters
+    ----------
+    name : str
+        Of the activation, see `linear_forward`.
+    grad_output : array_like of z's shape
+    z : array_like
+        Of any shape: what the activation was applied to.
+    param : float, optional
+        See `linear_forward`.
+    out : ndarray of z's shape, optional
+        Where the result goes; it may be grad_output itself.
+
+    Returns
+    -------
+    ndarray of z's shape
 
     Raises
     ------
-    ValueError
-        If the shapes differ, or the name is unknown.
+    ValueError, TypeError
+        As for `linear_forward`, and if the shapes differ.
     """
     k = kernels(real_dtype(z))
     return k.activation_backward(*_activation(k, name, param), grad_output, z, out)
@@ -131,7 +177,9 @@ def sgd_step(
     grad : array_like of param's shape
     momentum_buffer : ndarray of param's shape, optional
         Changed; needed where momentum is not 0.
-    lr, momentum, dampening, weight_decay, nesterov
+    lr, momentum, dampening, weight_decay : float
+        As for `SGD`.
+    nesterov : bool
         As for `SGD`.
     first : bool
         Whether the momentum buffer holds nothing yet: it becomes the gradient, without dampening.

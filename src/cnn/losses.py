@@ -10,6 +10,11 @@ not defined: ValueError (PyTorch: NaN).
 
 Targets are those of the class, (batch, out_features) for elementwise losses; with one output, (batch,) will do. Values
 that a loss is not defined for are a ValueError that names the place. NaN in the outputs makes the loss NaN.
+
+Losses of numbers have two more arguments. With `ignore_nan` an element whose target is NaN does not count, as rows of
+weight 0 do not: a mean is over the elements that count. With `chosen` one output of each row counts: targets may be a
+pair (columns, values), the number of that output and its target, both of shape (batch,). It is what Q-learning asks
+for, with the actions as columns.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ __all__ = [
     "BCEWithLogitsLoss",
     "CallableLoss",
     "CrossEntropyLoss",
+    "GaussianNLLLoss",
     "HuberLoss",
     "L1Loss",
     "MSELoss",
@@ -47,6 +53,27 @@ YES_ABOVE = {
     "probabilities": 0.5,
     "log_probabilities": math.log(0.5),
 }
+
+
+def probabilities_of(model, who: str = "predict_proba") -> str:
+    """What makes probabilities of a model's outputs: "classes" for the softmax of logits, "logits" for their sigmoid,
+    "log_probabilities" for the exponential, "probabilities" for nothing.
+
+    ValueError if nothing does.
+    """
+    loss = model.loss
+    kind = model.outputs or (loss and loss.outputs)
+    if kind in ("probabilities", "log_probabilities"):
+        return kind
+    if kind == "logits":
+        return "classes" if loss.targets == "labels" else kind
+    if loss is None:
+        why = "the model has no loss, and nothing says what its outputs are: let a loss stand last, or a cnn.Softmax()"
+    elif kind is None:
+        why = f"{loss!r} does not say what the outputs are: let a cnn.Softmax() or cnn.Sigmoid() stand last"
+    else:
+        why = f"the outputs are {kind.replace('log_', 'logarithms of ')} with {loss!r}, not logits: predict gives them"
+    raise ValueError(f"{who}: {why}")
 
 
 def _int64(name: str, value) -> int:
@@ -101,6 +128,8 @@ class Loss(Configurable, kind="loss"):
         Whether `hvp` is defined.
     column : str or None
         The argument that has a number for each output.
+    outputs_per_target : int
+        How many outputs belong to a target.
     criterion : dict
         What the targets are, as the kernels check them: see `Criterion` in kernels/targets.pxi.
     """
@@ -112,7 +141,9 @@ class Loss(Configurable, kind="loss"):
     convex: ClassVar[bool]
     has_second_derivative: ClassVar[bool] = True
     column: ClassVar[str | None] = None
+    outputs_per_target: int = 1
     criterion: ClassVar[dict[str, Any]] = {"targets": "numbers"}
+    _if_used: ClassVar[tuple[str, ...]] = ("ignore_nan", "chosen")  # earlier versions read files without them
 
     def __init__(self, *, reduction="mean"):
         self.reduction = choice("reduction", reduction, ("mean", "sum"))
@@ -210,6 +241,7 @@ class Loss(Configurable, kind="loss"):
             "name": type(self).__name__,
             "mean": self.reduction == "mean",
             "parameters": [float(number) for number in self._parameters()],
+            "per_target": self.outputs_per_target,
             **self.criterion,
         }
         if hasattr(self, "ignore_index"):
@@ -224,13 +256,68 @@ class Loss(Configurable, kind="loss"):
         """The numbers of the formula, in the kernels' order."""
         return ()
 
+    def get_config(self):
+        """The constructor's arguments; those of `_if_used` only where they are in use.
 
-class MSELoss(Loss):
+        Returns
+        -------
+        dict
+            By name, as JSON can hold them.
+        """
+        return {name: value for name, value in super().get_config().items() if value or name not in self._if_used}
+
+
+class _OfNumbers(Loss, abstract=True):
+    """A loss of targets that are numbers, some of which may be missing.
+
+    Parameters
+    ----------
+    reduction : {"mean", "sum"}
+    ignore_nan : bool
+        Whether elements whose target is NaN do not count.
+    """
+
+    targets = "numbers"
+    chosen = False
+
+    def __init__(self, *, reduction="mean", ignore_nan=False):
+        super().__init__(reduction=reduction)
+        self.ignore_nan = flag("ignore_nan", ignore_nan)
+
+    def spec(self):
+        spec: Any = super().spec()
+        return {**spec, "ignore_nan": self.ignore_nan or self.chosen, "chosen": self.chosen}
+
+
+class _OfChosen(_OfNumbers, abstract=True):
+    """A loss of numbers that can be that of one output of each row.
+
+    Parameters
+    ----------
+    reduction : {"mean", "sum"}
+    ignore_nan : bool
+        Whether elements whose target is NaN do not count.
+    chosen : bool
+        Whether targets are pairs (columns, values); implies ignore_nan.
+    """
+
+    outputs = "values"
+
+    def __init__(self, *, reduction="mean", ignore_nan=False, chosen=False):
+        super().__init__(reduction=reduction, ignore_nan=ignore_nan)
+        self.chosen = flag("chosen", chosen)
+
+
+class MSELoss(_OfChosen):
     """Mean squared error: (outputs - targets)**2.
 
     Parameters
     ----------
     reduction : {"mean", "sum"}
+    ignore_nan : bool
+        Whether elements whose target is NaN do not count.
+    chosen : bool
+        Whether one output of each row counts, and targets are pairs (columns, values); implies ignore_nan.
 
     Examples
     --------
@@ -239,29 +326,31 @@ class MSELoss(Loss):
     2.5
     >>> loss.backward()
     array([[1., 2.]])
+    >>> MSELoss(chosen=True)([[1.0, 2.0], [3.0, 4.0]], ([1, 0], [2.5, 4.0]))
+    0.625
     """
 
     kind = "mse"
-    outputs = "values"
-    targets = "numbers"
     convex = True
 
 
-class L1Loss(Loss):
+class L1Loss(_OfChosen):
     """Mean absolute error: abs(outputs - targets). Where they are equal, the gradient is 0.
 
     Parameters
     ----------
     reduction : {"mean", "sum"}
+    ignore_nan : bool
+        Whether elements whose target is NaN do not count.
+    chosen : bool
+        Whether one output of each row counts, and targets are pairs (columns, values); implies ignore_nan.
     """
 
     kind = "l1"
-    outputs = "values"
-    targets = "numbers"
     convex = True
 
 
-class HuberLoss(Loss):
+class HuberLoss(_OfChosen):
     """Squared near the target, linear far from it: with d = outputs - targets, d**2 / 2 where abs(d) <= delta, and
     delta (abs(d) - delta / 2) elsewhere.
 
@@ -270,22 +359,24 @@ class HuberLoss(Loss):
     delta : float
         Where the loss becomes linear, above 0.
     reduction : {"mean", "sum"}
+    ignore_nan : bool
+        Whether elements whose target is NaN do not count.
+    chosen : bool
+        Whether one output of each row counts, and targets are pairs (columns, values); implies ignore_nan.
     """
 
     kind = "huber"
-    outputs = "values"
-    targets = "numbers"
     convex = True
 
-    def __init__(self, *, delta=1.0, reduction="mean"):
-        super().__init__(reduction=reduction)
+    def __init__(self, *, delta=1.0, reduction="mean", ignore_nan=False, chosen=False):
+        super().__init__(reduction=reduction, ignore_nan=ignore_nan, chosen=chosen)
         self.delta = positive("delta", delta)
 
     def _parameters(self):
         return self.delta, 1.0
 
 
-class SmoothL1Loss(Loss):
+class SmoothL1Loss(_OfChosen):
     """`HuberLoss(delta=beta)` divided by beta: far from the target its slope is 1, whatever beta is.
 
     Parameters
@@ -293,15 +384,17 @@ class SmoothL1Loss(Loss):
     beta : float
         Where the loss becomes linear, at least 0; 0 is `L1Loss`.
     reduction : {"mean", "sum"}
+    ignore_nan : bool
+        Whether elements whose target is NaN do not count.
+    chosen : bool
+        Whether one output of each row counts, and targets are pairs (columns, values); implies ignore_nan.
     """
 
     kind = "huber"
-    outputs = "values"
-    targets = "numbers"
     convex = True
 
-    def __init__(self, *, beta=1.0, reduction="mean"):
-        super().__init__(reduction=reduction)
+    def __init__(self, *, beta=1.0, reduction="mean", ignore_nan=False, chosen=False):
+        super().__init__(reduction=reduction, ignore_nan=ignore_nan, chosen=chosen)
         self.beta = number("beta", beta, 0)
 
     def _parameters(self):
@@ -312,13 +405,15 @@ class BCEWithLogitsLoss(Loss):
     """Binary cross-entropy of sigmoid(outputs): one yes or no for each output.
 
     With p = sigmoid(y): -(pos_weight t log(p) + (1 - t) log(1 - p)), computed from the logits y so that nothing
-    overflows. Targets t are probabilities from 0 to 1.
+    overflows. t is a target, a probability from 0 to 1, less label_smoothing times (target - 1/2).
 
     Parameters
     ----------
     pos_weight : float or array_like of shape (out_features,), optional
         Weight of the positives, one for all outputs or one for each: number of negatives / number of positives balances
         them. Finite and not negative.
+    label_smoothing : float
+        From 0 to 1.
     reduction : {"mean", "sum"}
     """
 
@@ -328,21 +423,28 @@ class BCEWithLogitsLoss(Loss):
     convex = True
     criterion: ClassVar = {"targets": "numbers", "high": 1.0, "expected": "a probability from 0 to 1"}
     column = "pos_weight"
+    _if_used: ClassVar = ("label_smoothing",)
 
-    def __init__(self, *, pos_weight=None, reduction="mean"):
+    def __init__(self, *, pos_weight=None, label_smoothing=0.0, reduction="mean"):
         super().__init__(reduction=reduction)
+        self.label_smoothing = fraction("label_smoothing", label_smoothing)
         one = pos_weight is not None and np.ndim(pos_weight) == 0
         self.pos_weight = number("pos_weight", pos_weight, 0) if one else _weights("pos_weight", pos_weight)
+
+    def _parameters(self):
+        return (self.label_smoothing,)
 
 
 class CrossEntropyLoss(Loss):
     """Cross-entropy of softmax(outputs); the outputs are logits (batch, classes).
 
     Targets are class indices, integers of shape (batch,) from 0 to classes - 1, or class probabilities, floats of shape
-    (batch, classes), which are used as they are: their sum is not made 1. A row's loss is the sum over the classes c of
-    -weight[c] q[c] log(softmax(outputs)[c]), where q is (1 - label_smoothing) times the probabilities (1 for the class
-    index) plus label_smoothing / classes. The mean divides by the sum of the weights of the class indices, or by the
-    number of rows for class probabilities, as in PyTorch, and either with the sample weights.
+    (batch, classes), which are used as they are: their sum is not made 1. Whole floats and bools of shape (batch,), a
+    column (batch, 1), and integers of shape (batch, classes) with one 1 in each row are class indices too. A row's loss
+    is the sum over the classes c of -weight[c] q[c] log(softmax(outputs)[c]), where q is (1 - label_smoothing) times
+    the probabilities (1 for the class index) plus label_smoothing / classes. The mean divides by the sum of the weights
+    of the class indices, or by the number of rows for class probabilities, as in PyTorch, and either with the sample
+    weights.
 
     Parameters
     ----------
@@ -417,7 +519,7 @@ class NLLLoss(Loss):
         self.ignore_index = _int64("ignore_index", ignore_index)
 
 
-class PoissonNLLLoss(Loss):
+class PoissonNLLLoss(_OfNumbers):
     """Negative log-likelihood of counts with a Poisson distribution: exp(y) - t y, or y - t log(y + eps).
 
     Targets t are counts: finite and not negative, not necessarily whole.
@@ -432,15 +534,16 @@ class PoissonNLLLoss(Loss):
     eps : float
         Keeps log(0) away if log_input is False.
     reduction : {"mean", "sum"}
+    ignore_nan : bool
+        Whether elements whose target is NaN do not count.
     """
 
     kind = "poisson"
-    targets = "numbers"
     convex = True
     criterion: ClassVar = {"targets": "numbers", "high": np.inf, "expected": "a finite count, not below 0"}
 
-    def __init__(self, *, log_input=True, full=False, eps=1e-8, reduction="mean"):
-        super().__init__(reduction=reduction)
+    def __init__(self, *, log_input=True, full=False, eps=1e-8, reduction="mean", ignore_nan=False):
+        super().__init__(reduction=reduction, ignore_nan=ignore_nan)
         self.log_input = flag("log_input", log_input)
         self.full = flag("full", full)
         self.eps = number("eps", eps, 0)
@@ -454,17 +557,20 @@ class PoissonNLLLoss(Loss):
         return self.log_input, self.full, self.eps
 
 
-class QuantileLoss(Loss):
+class QuantileLoss(_OfNumbers):
     """Pinball loss: with d = targets - outputs, max(q d, (q - 1) d), least where the output is the targets' quantile q.
 
-    One output for each quantile (Koenker and Bassett, Regression Quantiles, 1978). Targets are (batch,) or (batch, 1),
-    the same for every quantile, or (batch, number of quantiles). Where d is 0, the gradient is 0.
+    One output for each quantile (Koenker and Bassett, Regression Quantiles, 1978). Of several targets, those of the
+    first come first: ``outputs.reshape(batch, targets, quantiles)``. Targets are (batch, targets), each for all of its
+    quantiles, or of the outputs' shape; with one target, (batch,) will do. Where d is 0, the gradient is 0.
 
     Parameters
     ----------
-    quantiles : float or array_like of shape (out_features,)
+    quantiles : float or array_like of shape (n_quantiles,)
         Between 0 and 1, both excluded.
     reduction : {"mean", "sum"}
+    ignore_nan : bool
+        Whether elements whose target is NaN do not count.
 
     Examples
     --------
@@ -474,15 +580,61 @@ class QuantileLoss(Loss):
 
     kind = "quantile"
     outputs = "values"
-    targets = "numbers"
     convex = True
     criterion: ClassVar = {"targets": "numbers", "repeat": True}
     column = "quantiles"
 
-    def __init__(self, quantiles, *, reduction="mean"):
-        super().__init__(reduction=reduction)
+    @property
+    def outputs_per_target(self):  # type: ignore[override]
+        """As many as there are quantiles."""
+        return len(self.quantiles)
+
+    def __init__(self, quantiles, *, reduction="mean", ignore_nan=False):
+        super().__init__(reduction=reduction, ignore_nan=ignore_nan)
         quantiles = [quantiles] if np.ndim(quantiles) == 0 else quantiles
-        self.quantiles = _numbers("quantiles", quantiles, "a number between 0 and 1", lambda q: (q > 0) & (q < 1))
+        self.quantiles: Any = _numbers("quantiles", quantiles, "a number between 0 and 1", lambda q: (q > 0) & (q < 1))
+
+
+class GaussianNLLLoss(_OfNumbers):
+    """Negative log-likelihood of numbers with a normal distribution: (log(v) + (m - t)**2 / v) / 2.
+
+    Two outputs for each target t: the first half of a row's outputs are the means m, the second half the logarithms of
+    the variances v, or with ``log_var=False`` the variances: ``mean, log_var = np.split(outputs, 2, axis=1)``. v is eps
+    where it would be less, and the gradient is then that of the formula at eps. Both are PyTorch's, whose loss takes
+    means and variances as two arguments. Targets are (batch, out_features / 2); with two outputs, (batch,) will do.
+
+    Parameters
+    ----------
+    log_var : bool
+        Whether the second half are logarithms. If not, variances must not be negative: let that half end with a
+        `Softplus`; the loss is NaN where they are.
+    full : bool
+        Add the constant log(2 pi) / 2.
+    eps : float
+        The least variance, at least 0.
+    reduction : {"mean", "sum"}
+    ignore_nan : bool
+        Whether elements whose target is NaN do not count.
+
+    Examples
+    --------
+    >>> GaussianNLLLoss()([[1.0, 0.0]], [3.0])
+    2.0
+    """
+
+    kind = "gaussian"
+    outputs = "values"
+    convex = False
+    outputs_per_target = 2
+
+    def __init__(self, *, log_var=True, full=False, eps=1e-6, reduction="mean", ignore_nan=False):
+        super().__init__(reduction=reduction, ignore_nan=ignore_nan)
+        self.log_var = flag("log_var", log_var)
+        self.full = flag("full", full)
+        self.eps = number("eps", eps, 0)
+
+    def _parameters(self):
+        return self.log_var, self.full, self.eps
 
 
 class CallableLoss(Loss):
@@ -493,7 +645,10 @@ class CallableLoss(Loss):
     function : callable
         `function(outputs, targets)` returns (loss, gradient): a number, and its gradient with respect to the outputs,
         an array of their shape. outputs is an array (batch, out_features) that must not be changed; targets are what
-        was passed as targets. Whether the loss is a mean over the batch is the function's business.
+        was passed as targets.
+    reduction : {"mean", "sum"}
+        Which of the two the function takes over the rows of a batch, so that the history of `fit`, and `evaluate`, do
+        not depend on how the rows are cut into batches.
 
     Notes
     -----
@@ -517,8 +672,8 @@ class CallableLoss(Loss):
     outputs = targets = None
     convex = has_second_derivative = False
 
-    def __init__(self, function):
-        super().__init__()
+    def __init__(self, function, *, reduction="mean"):
+        super().__init__(reduction=reduction)
         if not callable(function):
             raise TypeError(f"function: expected a callable (outputs, targets) -> (loss, gradient), got {function!r}")
         self.function = function
@@ -551,7 +706,7 @@ class CallableLoss(Loss):
         if array.dtype.kind not in "fiub":
             raise TypeError(f"outputs: expected real numbers, got dtype {array.dtype}")
         if array.ndim != 2:
-            raise ValueError(f"outputs: expected shape 2 dimensions, got {array.shape}")
+            raise ValueError(f"outputs: expected shape (batch, out_features), got {array.shape}")
         loss, self._gradient = self.value_and_gradient(array.astype(real_dtype(outputs), copy=False), targets)
         return loss
 
@@ -586,8 +741,10 @@ class CallableLoss(Loss):
         if gradient.dtype.kind not in "fiu":
             raise TypeError(f"{self!r}: expected a gradient of real numbers, got dtype {gradient.dtype}")
         if gradient.shape != outputs.shape:
+            flat = outputs.shape[1] == 1 and np.ndim(targets) == 1
+            mend = ": outputs are a column, targets are not: targets[:, None]" if flat else ""
             raise ValueError(
-                f"{self!r}: expected a gradient of the outputs' shape {outputs.shape}, got {gradient.shape}"
+                f"{self!r}: expected a gradient of the outputs' shape {outputs.shape}, got {gradient.shape}{mend}"
             )
         loss = float(value.item())
         if np.isfinite(loss) and not np.isfinite(gradient).all():

@@ -36,9 +36,9 @@ cdef inline vf log_cosh_curvature "log_cosh_curvature"(const LossSpec* spec, vf 
     ("src/cnn/losses.py", '    "MSELoss",\n', '    "LogCoshLoss",\n'),
     (
         "src/cnn/losses.py",
-        "class HuberLoss(Loss):",
+        "class HuberLoss(_OfChosen):",
         '''\
-class LogCoshLoss(Loss):
+class LogCoshLoss(_OfChosen):
     """log(cosh(outputs - targets)).
 
     Parameters

@@ -25,8 +25,10 @@ class Loss:
     cls: type[cnn.losses.Loss]
     formula: Callable
     cases: dict[str, Any]
-    targets: str = "numbers"  # or probabilities, counts, classes
+    targets: str = "numbers"  # or probabilities, counts, classes, halves (of as many numbers as half the outputs)
     soft: tuple[str, ...] = ()  # cases whose targets are distributions over the classes
+    gaps: tuple[str, ...] = ()  # cases with targets that are NaN
+    ours: tuple[str, ...] = ()  # cases that PyTorch has not, nor those with gaps
     by_row: bool = False
     kinked: bool = False
     exact: bool = False  # each element's gradient is right to a few roundoffs
@@ -41,6 +43,7 @@ class Case:
     loss: Loss
     given: Any
     targets: str
+    torch: bool = True
 
     def options(self, m):
         return self.given(m) if callable(self.given) else self.given
@@ -57,22 +60,35 @@ class Case:
     @property
     def positive(self):
         """The outputs must be: a Softplus stands before it."""
-        return self.options(1).get("log_input") is False
+        return any(self.options(1).get(name) is False for name in ("log_input", "log_var"))
+
+    @property
+    def in_pairs(self):
+        """Whether the number of outputs is even."""
+        return self.targets.endswith("halves")
+
+    def width(self, m):
+        """The number of outputs, at least m."""
+        return m + m % 2 if self.in_pairs else m
 
     @property
     def own(self):
         return self.loss.cls is cnn.CallableLoss
 
 
-def value_and_gradient(loss, outputs, targets, sample_weight=None, reduction="mean", **options):
+def value_and_gradient(loss, outputs, targets, sample_weight=None, reduction="mean", ignore_nan=False, **options):
     """By the formulas of the library's docstrings."""
     w = np.ones(len(outputs)) if sample_weight is None else np.asarray(sample_weight)
     targets = np.asarray(targets)
     if loss.by_row:
         rows, gradient, counts = loss.formula(outputs, targets, **options)
     else:
-        values, gradient = loss.formula(outputs, targets.reshape(len(outputs), -1), **options)
-        rows, counts = values.sum(axis=1), np.ones(len(outputs))
+        targets = targets.reshape(len(outputs), -1)
+        known = ~np.isnan(targets) if ignore_nan else np.ones(targets.shape, bool)
+        values, gradient = loss.formula(outputs, np.where(known, targets, 0.5), **options)
+        many = gradient.shape[1] // known.shape[1]  # outputs of a target
+        gradient = gradient * np.tile(known, many)
+        rows, counts = (values * known).sum(axis=1), known.mean(axis=1) / many
         if reduction == "mean":
             rows, gradient = rows / outputs.shape[1], gradient / outputs.shape[1]
     divisor = (w * counts).sum() if reduction == "mean" else 1
@@ -108,7 +124,8 @@ def smooth_l1(y, t, beta=1.0):
     return xp.where(abs(d) < beta, d**2 / (2 * beta), abs(d) - beta / 2), xp.clip(d / beta, -1, 1)
 
 
-def bce_with_logits(y, t, pos_weight=None):
+def bce_with_logits(y, t, pos_weight=None, label_smoothing=0.0):
+    t = (1 - label_smoothing) * t + label_smoothing / 2
     xp, positive = namespace(y), np.asarray(1.0 if pos_weight is None else pos_weight) * t
     value = positive * xp.logaddexp(0, -y) + (1 - t) * xp.logaddexp(0, y)
     return value, (1 - t) * sigmoid(y) - positive * sigmoid(-y)
@@ -125,6 +142,14 @@ def poisson_nll(y, t, log_input=True, full=False, eps=1e-8):
 def quantile(y, t, quantiles):
     xp, d, q = namespace(y), y - t, np.asarray(quantiles)
     return xp.where(d < 0, -q * d, (1 - q) * d), xp.where(d < 0, -q, xp.where(d > 0, 1 - q, 0))
+
+
+def gaussian_nll(y, t, log_var=True, full=False, eps=1e-6):
+    xp, k = namespace(y), t.shape[1]
+    d, s = y[:, :k] - t, y[:, k:]
+    v = xp.maximum(xp.exp(s) if log_var else s, eps)
+    value = (xp.log(v) + d**2 / v + full * np.log(2 * np.pi)) / 2
+    return value, xp.concatenate([d / v, (1 - d**2 / v) / (2 if log_var else 2 * v)], axis=1)
 
 
 def shares(t, n, ignore_index):
@@ -175,8 +200,22 @@ def _quantiles(m):
 
 
 ENTRIES = [
-    Loss(cnn.MSELoss, squared, {"mse": {}, "mse sum": {"reduction": "sum"}}, exact=True),
-    Loss(cnn.L1Loss, absolute, {"l1": {}}, kinked=True, exact=True, linear=True),
+    Loss(
+        cnn.MSELoss,
+        squared,
+        {"mse": {}, "mse sum": {"reduction": "sum"}, "mse gaps": {"ignore_nan": True}},
+        gaps=("mse gaps",),
+        exact=True,
+    ),
+    Loss(
+        cnn.L1Loss,
+        absolute,
+        {"l1": {}, "l1 gaps": {"ignore_nan": True, "reduction": "sum"}},
+        gaps=("l1 gaps",),
+        kinked=True,
+        exact=True,
+        linear=True,
+    ),
     Loss(
         cnn.HuberLoss,
         huber,
@@ -194,8 +233,13 @@ ENTRIES = [
     Loss(
         cnn.BCEWithLogitsLoss,
         bce_with_logits,
-        {"bce": {}, "bce weights": lambda m: {"pos_weight": ramp(m)}, "bce weight": {"pos_weight": 3.5}},
+        {
+            "bce": {},
+            "bce weights": lambda m: {"pos_weight": ramp(m)},
+            "bce smooth": {"pos_weight": 3.5, "label_smoothing": 0.125},
+        },
         "probabilities",
+        ours=("bce smooth",),
     ),
     Loss(
         cnn.PoissonNLLLoss,
@@ -205,13 +249,19 @@ ENTRIES = [
             "poisson rates full": {"log_input": False, "full": True, "eps": 0.125},
             "poisson full": {"full": True},
             "poisson rates": {"log_input": False},
+            "poisson gaps": {"full": True, "ignore_nan": True},
         },
         "counts",
+        gaps=("poisson gaps",),
     ),
     Loss(
         cnn.QuantileLoss,
         quantile,
-        {"quantile": lambda m: {"quantiles": _quantiles(m)}},
+        {
+            "quantile": lambda m: {"quantiles": _quantiles(m)},
+            "quantile gaps": lambda m: {"quantiles": _quantiles(m), "ignore_nan": True},
+        },
+        gaps=("quantile gaps",),
         kinked=True,
         exact=True,
         linear=True,
@@ -246,10 +296,26 @@ ENTRIES = [
         by_row=True,
         linear=True,
     ),
+    Loss(
+        cnn.GaussianNLLLoss,
+        gaussian_nll,
+        {
+            "gaussian": {},
+            "gaussian variances": {"log_var": False, "full": True, "eps": 1e-9},
+            "gaussian gaps": {"ignore_nan": True},
+        },
+        "halves",
+        gaps=("gaussian gaps",),
+    ),
     Loss(cnn.CallableLoss, log_cosh, {"own": {}}, torch=False),
 ]
 CASES: dict[str, Case] = {
-    name: Case(entry, options, "distributions" if name in entry.soft else entry.targets)
+    name: Case(
+        entry,
+        options,
+        "distributions" if name in entry.soft else "some " * (name in entry.gaps) + entry.targets,
+        entry.torch and name not in entry.gaps + entry.ours,
+    )
     for entry in ENTRIES
     for name, options in entry.cases.items()
 }
@@ -257,7 +323,13 @@ LOSSES: dict[str, Case] = {name: CASES[name] for entry in ENTRIES for name in li
 
 
 def targets(kind, rows, m, rng):
-    """Targets of m outputs, as float64 or class indices."""
+    """Targets of m outputs, as float64 or class indices; of "some", about a quarter are NaN, but not the first."""
+    if kind.startswith("some "):
+        t = targets(kind.removeprefix("some "), rows, m, rng)
+        t[(rng.random(t.shape) < 0.25) & (np.arange(t.size).reshape(t.shape) > 0)] = np.nan
+        return t
+    if kind == "halves":
+        m //= 2
     if kind == "classes":
         return rng.integers(0, m, rows)
     if kind == "probabilities":

@@ -105,7 +105,12 @@ class Draw:
         """A linear layer and up to `most` parts behind it, gates `depth` deep; and the width."""
         first, n = self.linear(n)
         parts = [first]
-        kinds = ["linear", "activation", *["layer"] * bool(self.layers), *["gate"] * (2 * bool(self.gates and depth))]
+        kinds = [
+            "linear",
+            "activation",
+            *["layer"] * (3 * bool(self.layers)),
+            *["gate"] * (2 * bool(self.gates and depth)),
+        ]
         for _ in range(self.pick(range(most + 1))):
             kind = self.pick(kinds)
             if kind == "linear":
@@ -150,7 +155,10 @@ def graphs(draw, n_out=None, depth=2, names=tuple(ACTIVATIONS), gates=tuple(GATE
 
 
 def random_model(seed, dtype="float32", branches=True):
-    """A model of up to eight layers of any kind, its parameters and statistics random: for what leaves the library."""
+    """A model with layers of any kind, its parameters and statistics random: for what leaves the library.
+
+    As many seeds that follow one another as LAYERS has entries have each of them.
+    """
     random = np.random.default_rng(seed)
     source = Draw(
         lambda options: options[random.integers(len(options))],
@@ -161,7 +169,8 @@ def random_model(seed, dtype="float32", branches=True):
     )
     spec = [source.activation() for _ in range(source.pick((0, 0, 1)))]
     parts, width = source.chain(source.pick(source.widths), 2, 6)
-    spec += [*parts, source.linear(width)[0]]
+    name = source.layers[seed % len(source.layers)]
+    spec += [*parts, (name, width), source.linear(LAYERS[name].width(width))[0]]
     model, _ = build(spec, dtype=dtype)
     # Weights of norm 1, so that numbers neither grow nor vanish on the way.
     state = {}

@@ -30,7 +30,7 @@ LAYERS = {name: entry.make for name, entry in grid.ACTIVATIONS.items()} | {
     if not entry.branches and entry.width(20) == 20 and name not in ("dropout", "linear penalised")
 }
 LAYERS["dropout of nothing"] = partial(cnn.Dropout, 0.0)
-LOSSES = {name: case for name, case in grid.LOSSES.items() if case.loss.torch}
+LOSSES = {name: case for name, case in grid.LOSSES.items() if case.torch and not case.in_pairs}
 EPOCHS = 20  # of the schedules: steps of 10
 SCHEDULES = {
     "StepLR": ({"step_size": 5}, "epoch"),

@@ -14,7 +14,7 @@ from peers.twins import jax_loss
 
 import cnn
 
-LOSSES = {name: case for name, case in grid.LOSSES.items() if not case.own}
+LOSSES = {name: case for name, case in grid.LOSSES.items() if not case.own and not case.in_pairs}
 
 
 def targets_for(name, batch, seed):

@@ -145,6 +145,27 @@ def test_what_from_torch_refuses(module, message):
         cnn.from_torch(module)
 
 
+def test_modules_of_ones_own():
+    """What to do instead, with the names that there are; and it works."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc2(torch.relu(self.fc1(x)))
+
+    net = Net()
+    with pytest.raises(
+        TypeError, match=r"state_dict\(\), activation=cnn\.ReLU\(\)\).* fc1\.weight \(4, 3\), fc1\.bias"
+    ):
+        cnn.from_torch(net)
+    x = np.random.default_rng(0).standard_normal((5, 3)).astype("float32")
+    expected = net(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(cnn.from_torch(net.state_dict(), activation=cnn.ReLU()).predict(x), expected, rtol=1e-5)
+
+
 def test_subclasses_and_hooks_are_refused():
     """Their forward may compute something else."""
 

@@ -15,7 +15,7 @@ SHAPES = [(1, 1), (1, 10), (7, 3), (33, 37)]
 CLOSE = {"float64": {"rtol": 1e-10, "atol": 1e-13}, "float32": {"rtol": 2e-5, "atol": 2e-6}}
 
 
-CASES = {name: case for name, case in grid.CASES.items() if case.loss.torch}
+CASES = {name: case for name, case in grid.CASES.items() if case.torch and not case.in_pairs}
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
@@ -65,6 +65,70 @@ def test_sample_weights_of_integers_are_repetitions(isa, name, reduction):
     )
     actual = getattr(cnn, name)(reduction=reduction)(outputs, targets, times)
     assert actual == pytest.approx(expected.item(), rel=1e-12)
+
+
+def beside(ours, theirs, outputs, targets):
+    """Value, gradient and Hessian product of ours and of a function of torch's outputs."""
+    at = torch.from_numpy(outputs).requires_grad_()
+    value = theirs(at)
+    value.backward()
+    direction = np.random.default_rng(7).standard_normal(outputs.shape)
+    product = torch.autograd.functional.hvp(theirs, at.detach(), torch.from_numpy(direction))[1]
+    np.testing.assert_allclose(ours(outputs, targets), value.item(), rtol=1e-12)
+    np.testing.assert_allclose(ours.backward(), at.grad.numpy(), rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(ours.hvp(outputs, targets, direction), product.numpy(), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("eps", [1e-6, 0.25])
+@pytest.mark.parametrize("log_var", [True, False])
+@pytest.mark.parametrize(("batch", "targets"), [(1, 1), (7, 3), (33, 20)])
+def test_gaussian_nll(isa, log_var, eps, full, reduction, batch, targets):
+    """Also where variances are below eps: the gradient is PyTorch's there."""
+    random = np.random.default_rng(batch)
+    outputs, t = 2 * random.standard_normal((batch, 2 * targets)), random.standard_normal((batch, targets))
+    if not log_var:
+        outputs[:, targets:] = np.abs(outputs[:, targets:]) + 1e-3
+    theirs = torch.nn.GaussianNLLLoss(full=full, eps=eps, reduction=reduction)
+    aim = torch.from_numpy(t)
+
+    def loss(y):
+        mean, var = y.chunk(2, dim=1)
+        return theirs(mean, aim, var.exp() if log_var else var)
+
+    beside(cnn.GaussianNLLLoss(log_var=log_var, eps=eps, full=full, reduction=reduction), loss, outputs, t)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_label_smoothing_of_yes_and_no(isa, smoothing):
+    """PyTorch's loss of smoothed targets; Keras' formula."""
+    random = np.random.default_rng(0)
+    outputs, t, weight = random.standard_normal((9, 5)), random.integers(0, 2, (9, 5)).astype(float), random.random(5)
+    theirs = torch.nn.BCEWithLogitsLoss(pos_weight=torch.from_numpy(weight))
+    aim = torch.from_numpy(t * (1 - smoothing) + smoothing / 2)
+    beside(cnn.BCEWithLogitsLoss(pos_weight=weight, label_smoothing=smoothing), lambda y: theirs(y, aim), outputs, t)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", ["MSELoss", "L1Loss", "HuberLoss", "SmoothL1Loss"])
+def test_missing_and_chosen(isa, name, reduction):
+    """PyTorch's loss of the elements picked out by a mask, or by gather, as ports of DQN write it."""
+    random = np.random.default_rng(0)
+    q, t = 2 * random.standard_normal((2, 9, 5))
+    theirs = getattr(torch.nn, name)(reduction=reduction)
+    mask = torch.from_numpy(random.random((9, 5)) < 0.6)
+    gaps = np.where(mask.numpy(), t, np.nan)
+    aim = torch.from_numpy(t)
+    beside(getattr(cnn, name)(reduction=reduction, ignore_nan=True), lambda y: theirs(y[mask], aim[mask]), q, gaps)
+    actions, values = random.integers(0, 5, 9), t[:, 0]
+    column, aim = torch.from_numpy(actions)[:, None], torch.from_numpy(values)[:, None]
+    beside(
+        getattr(cnn, name)(reduction=reduction, chosen=True),
+        lambda y: theirs(y.gather(1, column), aim),
+        q,
+        (actions, values),
+    )
 
 
 @pytest.mark.parametrize("dtype", CLOSE)

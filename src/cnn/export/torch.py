@@ -98,7 +98,15 @@ def _parts(module: Any, place: str, dtype: str) -> list[layers.Layer]:
         return found
     twins = {layer.torch_name: layer for layer in layers.Layer.known.values() if layer.torch_name is not None}
     if name not in twins or type(module) is not getattr(nn, name):
-        raise TypeError(f"{where}: has no counterpart here; known are {', '.join(twins)} of torch.nn")
+        mend = ""
+        if not place and list(module.children()):
+            own = ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in module.state_dict().items())
+            mend = (
+                ". What its forward does is not known here: of a chain, pass torch.nn.Sequential of its modules; of "
+                "Linear layers also from_torch(module.state_dict(), activation=cnn.ReLU()) will do; else "
+                f"load_weights of a cnn.Sequential built alike, with the weights transposed. Its tensors: {own}"
+            )
+        raise TypeError(f"{where}: has no counterpart here; known are {', '.join(twins)} of torch.nn{mend}")
     try:
         return [twins[name]._from_torch(module, dtype)]
     except TypeError as error:

@@ -27,11 +27,42 @@ cdef object as_array(object a, str name):
         raise TypeError(f"{name}: {type(a).__name__} cannot be read as an array: {error}") from error
 
 
+def odd_columns(frame):
+    """The columns of a DataFrame that are not numbers, or lack some, in words."""
+    return [f"column {key!r} is {kind}" for key, kind in frame.dtypes.items()
+            if getattr(kind, "kind", "O") not in "fiub"
+            or not isinstance(kind, np.dtype) and frame[key].isna().any()]
+
+
+def mend_of(a, array):
+    """What to do about an object that is not made of real numbers; array: it as NumPy has it."""
+    if hasattr(a, "toarray"):
+        return f": {type(a).__name__} is sparse: pass .toarray() of it, or to fit an iterable of such batches"
+    if is_frame(a) and (odd := odd_columns(a)):
+        return (f": {', '.join(odd[:5])}{', ...' * (len(odd) > 5)}: pandas.get_dummies makes numbers of categories and "
+                "text, .fillna of missing values; or leave it out")
+    if str(getattr(a, "dtype", "")) == "category":
+        return ": the numbers of a category are its .cat.codes"
+    return ": text has to be made numbers" if array.dtype.kind in "US" else ""
+
+
+def is_frame(a):
+    return hasattr(getattr(a, "dtypes", None), "items")
+
+
+cdef object real_array(object a, str name):
+    """as_array of what has to be real numbers."""
+    array = as_array(a, name)
+    if array.dtype.kind == "O" and is_frame(a) and not odd_columns(a):
+        array = a.to_numpy(np.float64)          # columns of several types
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}{mend_of(a, array)}")
+    return array
+
+
 cdef cnp.ndarray converted(object a, str name):
     """a as an array of this module's dtype: over a's own memory if that can be, else a C-contiguous copy."""
-    array = as_array(a, name)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
+    array = real_array(a, name)
     return array if array.dtype == DTYPE else np.ascontiguousarray(array, DTYPE).reshape(array.shape)
 
 
@@ -53,11 +84,58 @@ cdef cnp.ndarray as_matrix(object a, Py_ssize_t columns, str name, str where):
         a = converted(a, name)
     m = <cnp.ndarray>a
     if cnp.PyArray_NDIM(m) != 2 or (columns >= 0 and cnp.PyArray_DIM(m, 1) != columns):
-        wanted = f"(batch, {columns})" if columns >= 0 else "2 dimensions"
-        raise ValueError(f"{name}: expected shape {wanted}{where}, got {np.shape(m)}")
+        wanted = f"(batch, {columns})" if columns >= 0 else "(rows, columns)"
+        raise ValueError(f"{name}: expected shape {wanted}{where}, got {np.shape(m)}{mend_of_shape(m, columns)}")
     if not fits(m):
         m = converted(m.copy(), name)
     return m
+
+
+def mend_of_shape(array, columns):
+    """What to do about an array that is no matrix of so many columns."""
+    if array.ndim == 1 and array.size > 1:
+        if columns == 1:
+            return ": a column is [:, None] of it"
+        if columns < 0:
+            return ": a row is [None, :] of it, a column [:, None]"
+    if array.ndim == 2 and array.shape[0] == columns:
+        return ": the axes are exchanged? .T exchanges them"
+    return ""
+
+
+cdef cnp.ndarray as_rows(object a, Py_ssize_t columns, str name, str where):
+    """as_matrix, also of arrays with more leading axes, or none: each (columns,) of them is a row."""
+    if not cnp.PyArray_CheckExact(a):
+        a = real_array(a, name)
+    cdef int axes = cnp.PyArray_NDIM(a)
+    if axes != 2 and axes > 0 and cnp.PyArray_DIM(a, axes - 1) == columns:
+        a = a.reshape(-1, columns)
+    return as_matrix(a, columns, name, where)
+
+
+cdef tuple leading_of(object x):
+    """All axes of an array but the last."""
+    cdef tuple shape = np.shape(x)
+    return shape[:len(shape) - 1]
+
+
+cdef object led(cnp.ndarray rows, object x):
+    """Results for the rows of an array x, with the leading axes that x has."""
+    if cnp.PyArray_NDIM(x) == 2:
+        return rows
+    return rows.reshape(leading_of(x) + (cnp.PyArray_DIM(rows, 1),))
+
+
+cdef object flat(object a, tuple leading, str name):
+    """An array with these leading axes, with one in their place; of a tuple each array."""
+    if a is None:
+        return None
+    if isinstance(a, tuple):
+        return tuple([flat(one, leading, name) for one in a])
+    a = as_array(a, name)
+    if a.shape[:len(leading)] != leading:
+        raise ValueError(f"{name}: expected the leading axes of x, {leading}, got shape {a.shape}")
+    return a.reshape((-1,) + a.shape[len(leading):])
 
 
 cdef cnp.ndarray as_vector(object a, Py_ssize_t n, str name):
@@ -67,7 +145,8 @@ cdef cnp.ndarray as_vector(object a, Py_ssize_t n, str name):
         a = converted(a, name)
     v = <cnp.ndarray>a
     if cnp.PyArray_NDIM(v) != 1 or cnp.PyArray_DIM(v, 0) != n:
-        raise ValueError(f"{name}: expected shape ({n},), got {np.shape(v)}")
+        mend = f": a vector is .reshape({n}) of it" if v.size == n and cnp.PyArray_NDIM(v) > 1 else ""
+        raise ValueError(f"{name}: expected shape ({n},), got {np.shape(v)}{mend}")
     return v if fits(v) else converted(v.copy(), name)
 
 

@@ -24,7 +24,6 @@ cdef int compile_network(Network* net, list shapes, list ops, uint64_t seed) exc
         shape_buffer(&net.buffers[i], shape)
         net.widest = larger(net.widest, net.buffers[i].row)
     net.outputs = net.buffers[net.n_buffers - 1].width
-    net.n_segments = 1
     net.single = True
     sources = 0
     for i, spec in enumerate(ops):
@@ -47,6 +46,8 @@ cdef int compile_network(Network* net, list shapes, list ops, uint64_t seed) exc
         op.param = <double>spec.get("param", 0.0)       # not `real`: to Cython that is a float
         op.keeps_input = op.act != IDENTITY and keeps_input(op.act, op.param)
         op.own_derivative = True
+        op.training = op.trains_weight = op.trains_bias = True
+        op.tracked = &op.own_tracked
         op.fused_into = -1
         op.n_in = net.buffers[op.src].width
         op.n_out = net.buffers[op.dst].width
@@ -58,12 +59,32 @@ cdef int compile_network(Network* net, list shapes, list ops, uint64_t seed) exc
         net.n_parameters += (larger(op.rows, 1) * op.has_weight + op.has_bias) * op.n_out
         net.single = net.single and op.does.single and op.src == op.dst - 1
         net.random = net.random or op.does.random
-        if op.does.batch != NULL:
-            net.segments[net.n_segments] = i
-            net.n_segments += 1
     share_gradients(net)
     fuse_derivatives(net)
+    note_modes(net)
     return 0
+
+
+cdef void note_modes(Network* net) noexcept nogil:
+    """What follows for the network from the modes of its ops and from what they train."""
+    cdef int i
+    cdef const Op* op
+    cdef bint differ = False, on = False
+    net.n_segments = 1
+    net.frozen = False
+    net.first_trained = net.n_ops
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        if op.does.batch != NULL and op.training:
+            net.segments[net.n_segments] = i
+            net.n_segments += 1
+        if op.does.random or op.does.batch != NULL:
+            differ = True
+            on = on or op.training
+        net.frozen = net.frozen or op.has_weight and not op.trains_weight or op.has_bias and not op.trains_bias
+        if op.has_weight and op.trains_weight or op.has_bias and op.trains_bias:
+            net.first_trained = smaller(net.first_trained, i)
+    net.all_off = differ and not on
 
 
 cdef int shape_buffer(Buffer* buffer, tuple shape) except -1:
@@ -120,3 +141,29 @@ cdef void clear_network(Network* net) noexcept:
     free(net.segments)
     free(net.buffers)
     memset(net, 0, sizeof(Network))
+
+
+cdef int share_memory(Network* net, const Network* of, list places) except -1:
+    """Let the ops of a network have their parameters and statistics where those of another one are; places: for each
+    op the other's number, or -1 for an op without parameters. Both must have been compiled from the same layers."""
+    cdef int i
+    cdef Op* op
+    cdef const Op* other
+    if net.n_ops != len(places):
+        raise ValueError(f"expected {net.n_ops} places, got {len(places)}")
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        if not (op.has_weight or op.has_bias or op.has_running):
+            continue
+        if not 0 <= places[i] < of.n_ops:
+            raise ValueError(f"op {i}: expected the number of an op with parameters, got {places[i]}")
+        other = &of.ops[<int>places[i]]
+        if op.does != other.does or op.n_in != other.n_in or op.n_out != other.n_out or op.row != other.row:
+            raise ValueError(f"op {i}: op {places[i]} is another one")
+        op.weight, op.bias, op.running, op.tracked = other.weight, other.bias, other.running, other.tracked
+        op.weight_group, op.bias_group = other.weight_group, other.bias_group
+        op.trains_weight, op.trains_bias = other.trains_weight, other.trains_bias
+    net.params, net.grads, net.state, net.n_block = of.params, of.grads, of.state, of.n_block
+    net.running, net.running_exact, net.n_running = of.running, of.running_exact, of.n_running
+    note_modes(net)
+    return 0

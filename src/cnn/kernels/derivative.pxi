@@ -153,7 +153,7 @@ cdef class Derivatives:
         into.grads = self.t.grads
         p = self.program.training_pass(batch, threads)
         p.net = &into
-        p.wants.gather = p.wants.backward = p.wants.overwrite = True
+        p.wants.gather = p.wants.backward = p.wants.overwrite = p.wants.frozen_too = True
         p.wants.input_grad = input_grad
         p.wants.weights = weights
         run_pass(&p, &weight, &correct)

@@ -51,7 +51,9 @@ def linear_forward(x, weight, bias, int act, double param, out, pre):
     """out = act(pre), pre = x weight + bias."""
     cdef cnp.ndarray w = as_matrix(weight, -1, "weight", "")
     cdef Py_ssize_t n_in = cnp.PyArray_DIM(w, 0), n_out = cnp.PyArray_DIM(w, 1)
-    cdef cnp.ndarray a = as_matrix(x, n_in, "x", " for this weight")
+    if not cnp.PyArray_CheckExact(x):
+        x = real_array(x, "x")
+    cdef cnp.ndarray a = as_rows(x, n_in, "x", " for this weight")
     cdef Py_ssize_t batch = cnp.PyArray_DIM(a, 0)
     cdef cnp.ndarray b = None if bias is None else as_vector(bias, n_out, "bias")
     refuse_overlap(out, "out", x, weight, bias, pre)
@@ -85,7 +87,7 @@ def linear_forward(x, weight, bias, int act, double param, out, pre):
             activate_rows(<Activation>act, <real>param, 1, batch * n_out, data(z), 0, data(y), 0)
     elif pre is not None:
         memcpy(data(y), data(z), batch * n_out * sizeof(real))
-    return y
+    return led(y, x) if out is None else y
 
 
 def linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, bint accumulate, bint inputs=True,
@@ -96,8 +98,12 @@ def linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, 
     """
     cdef cnp.ndarray w = as_matrix(weight, -1, "weight", "")
     cdef Py_ssize_t n_in = cnp.PyArray_DIM(w, 0), n_out = cnp.PyArray_DIM(w, 1)
-    cdef cnp.ndarray a = as_matrix(x, n_in, "x", " for this weight")
+    if not cnp.PyArray_CheckExact(x):
+        x = real_array(x, "x")
+    cdef cnp.ndarray a = as_rows(x, n_in, "x", " for this weight")
     cdef Py_ssize_t batch = cnp.PyArray_DIM(a, 0)
+    if cnp.PyArray_NDIM(x) != 2:
+        grad_output = as_rows(grad_output, n_out, "grad_output", " for this weight")
     cdef cnp.ndarray g = as_matrix(grad_output, n_out, "grad_output", " for this weight")
     if cnp.PyArray_DIM(g, 0) != batch:
         raise ValueError(f"grad_output: expected {batch} rows, as many as x has, got {cnp.PyArray_DIM(g, 0)}")
@@ -149,7 +155,7 @@ def linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, 
     if inputs:
         unpad(pdx, dx)
     release(&arena)
-    return dx, dw, db
+    return led(dx, x) if grad_input is None else dx, dw, db
 
 
 cdef cnp.ndarray as_block(object a, str name):
@@ -186,6 +192,31 @@ def activation_backward(int act, double param, grad_output, z, out):
     with nogil:
         activate_backward_rows(<Activation>act, <real>param, True, 1, n, data(g), 0, data(a), 0, data(d), 0)
     return d
+
+
+def probabilities(z, str outputs):
+    """Outputs (batch, n) made probabilities where they lie: softmax of each row for "classes", the sigmoid of each for
+    "logits", the exponential for "log_probabilities"."""
+    cdef cnp.ndarray y = as_out(z, np.shape(z), "outputs")
+    cdef Py_ssize_t i, rows = cnp.PyArray_DIM(y, 0), n = cnp.PyArray_DIM(y, 1), row = round_up(n, VL)
+    cdef real* at = data(y)
+    cdef Arena arena
+    cdef real* one
+    cdef int sigmoid = ACTIVATIONS["sigmoid"]
+    if outputs == "logits":
+        with nogil:
+            activate_rows(<Activation>sigmoid, 0, 1, rows * n, at, 0, at, 0)
+    elif outputs == "log_probabilities":
+        np.exp(y, out=y)
+    else:
+        one = allocate(&arena, row)
+        with nogil:
+            for i in range(rows):           # a row at a time in whole vectors; the next one stands behind it
+                softmax_rows(False, 1, n, at, n, one, row)
+                memcpy(at, one, n * sizeof(real))
+                at += n
+        release(&arena)
+    return y
 
 
 def sgd_step(param, grad, momentum_buffer, double lr, double momentum, double dampening, double weight_decay,

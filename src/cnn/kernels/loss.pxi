@@ -6,7 +6,8 @@
 # is taken here. dy may be NULL: the loss alone.
 #
 # A row counts with the weight of its sample times that of its class. Rows whose class index is ignore_index, and rows
-# of sample weight 0, have the loss 0 and the gradient 0, whatever their outputs are.
+# of sample weight 0, have the loss 0 and the gradient 0, whatever their outputs are. So have, with ignore_nan, the
+# elements whose target is NaN; a row then counts with the part of its targets that are known.
 #
 # Rows of y, dy, v and hv are padded to VL, those of targets are not. The padding of y is zero, or for the losses of
 # classes anything; that of dy and hv is set to zero: the products rely on it.
@@ -33,7 +34,8 @@ cdef extern from *:
 
     #define ROW_LOSSES(X, ...)                          \\
         X(LOSS_CROSS_ENTROPY, cross_entropy, 0, ##__VA_ARGS__) \\
-        X(LOSS_NLL, nll, 0, ##__VA_ARGS__)
+        X(LOSS_NLL, nll, 0, ##__VA_ARGS__)              \\
+        X(LOSS_GAUSSIAN, gaussian, 0, ##__VA_ARGS__)
 
     #define LOSS_KIND(KIND, name, zero, ...) KIND,
     typedef enum { LOSS_NONE, ELEMENTWISE_LOSSES(LOSS_KIND) ROW_LOSSES(LOSS_KIND) N_LOSSES } LossKind;
@@ -72,6 +74,8 @@ cdef struct LossSpec:
     bint labels             # targets are int64 class indices, one a row; if not, rows of reals
     bint mean               # if not, losses are summed
     double[LOSS_PARAMETERS] param
+    bint ignore_nan         # elements whose target is NaN do not count
+    Py_ssize_t targets      # reals in a row of targets
     int64_t ignore_index
     real* column            # NULL, or a number for each column, padded with zeros: class weight, pos_weight, quantile
 
@@ -115,6 +119,19 @@ cdef inline double row_weight(const real* weight, Py_ssize_t i) noexcept nogil:
     if weight == NULL:
         return 1
     return weight[i]
+
+
+cdef inline Py_ssize_t known_targets(const LossSpec* spec, const real* target) noexcept nogil:
+    """How many of a row's targets are not NaN."""
+    cdef Py_ssize_t j, known = 0
+    for j in range(spec.targets):
+        known += target[j] == target[j]
+    return known
+
+
+cdef inline vf where_known(vf t, vf a) noexcept nogil:
+    """a, and 0 where the target is NaN."""
+    return vf_select_gt(vf_abs(t), number(-1), a, number(0))
 
 
 # ---- elementwise losses: functions of an output y, a target t and the column's number c. Where a derivative jumps (L1,
@@ -180,13 +197,21 @@ cdef inline vf huber_curvature "huber_curvature"(const LossSpec* spec, vf y, vf 
 
 
 # BCE: (1 - t) softplus(y) + c t softplus(-y), where softplus(y) = max(y, 0) + log(1 + exp(-|y|)): no sum of terms that
-# cancel, and no exponential that overflows. A term without a share is 0, also where its softplus is infinite.
+# cancel, and no exponential that overflows. A term without a share is 0, also where its softplus is infinite. Label
+# smoothing makes t (1 - smoothing) + smoothing / 2 of a target.
+# param: label smoothing
+
+cdef inline vf smoothed(const LossSpec* spec, vf t) noexcept nogil:
+    return vf_fma(number(1 - spec.param[0]), t, number(spec.param[0] / 2))
+
 
 cdef inline vf bce_element "bce_element"(const LossSpec* spec, vf y, vf t, vf c, vf* derivative) noexcept nogil:
     cdef vf e = v_exp(minus_abs(y))
     cdef vf q = number(1) / (number(1) + e)                 # sigmoid(|y|)
     cdef vf l = v_log1p(e)
-    cdef vf d = number(1) - t
+    cdef vf d
+    t = smoothed(spec, t)
+    d = number(1) - t
     t = c * t
     derivative[0] = vf_select_gt(y, number(0), d * q - t * (e * q), d * (e * q) - t * q)
     q = vf_min(number(0), vf_max(number(0), y))             # 0, or NaN
@@ -198,6 +223,7 @@ cdef inline vf bce_element "bce_element"(const LossSpec* spec, vf y, vf t, vf c,
 cdef inline vf bce_curvature "bce_curvature"(const LossSpec* spec, vf y, vf t, vf c) noexcept nogil:
     cdef vf e = v_exp(minus_abs(y))
     cdef vf q = number(1) / (number(1) + e)
+    t = smoothed(spec, t)
     return vf_fma(c, t, number(1) - t) * (e * q * q)
 
 
@@ -245,6 +271,15 @@ cdef inline vf quantile_curvature "quantile_curvature"(const LossSpec* spec, vf 
     return number(0)
 
 
+cdef inline vf counted_element(const int kind, const LossSpec* spec, vf y, vf t, vf c, vf* derivative) noexcept nogil:
+    """loss_element, of the elements that count."""
+    cdef vf value = loss_element(kind, spec, y, t, c, derivative)
+    if spec.ignore_nan:
+        derivative[0] = where_known(t, derivative[0])
+        value = where_known(t, value)
+    return value
+
+
 cdef inline double elementwise "elementwise"(const int kind, const bint zero, const LossSpec* spec, Py_ssize_t batch,
                                              Py_ssize_t n, const real* y, Py_ssize_t y_row, const real* target,
                                              Py_ssize_t target_row, const real* weight, double scale, real* dy,
@@ -266,13 +301,13 @@ cdef inline double elementwise "elementwise"(const int kind, const bint zero, co
             factor = vf_set(<real>(scale * w * share))
             sums = vf_set(0)
             for j from 0 <= j < vectors by VL:
-                sums = sums + loss_element(kind, spec, vf_load(y + j), vf_load(target + j), column_part(spec, j),
-                                           &derivative)
+                sums = sums + counted_element(kind, spec, vf_load(y + j), vf_load(target + j), column_part(spec, j),
+                                              &derivative)
                 if dy != NULL:
                     vf_store(dy + j, factor * derivative)
             if vectors < n:
-                value = loss_element(kind, spec, vf_load(y + vectors), vf_load_first(target + vectors, n - vectors),
-                                     column_part(spec, vectors), &derivative)
+                value = counted_element(kind, spec, vf_load(y + vectors), vf_load_first(target + vectors, n - vectors),
+                                        column_part(spec, vectors), &derivative)
                 sums = sums + (value if zero else vf_first(value, n - vectors, number(0)))
                 if dy != NULL:
                     derivative = factor * derivative
@@ -293,7 +328,7 @@ cdef inline void elementwise_hessian "elementwise_hessian"(const int kind, const
                                                            Py_ssize_t hv_row) noexcept nogil:
     """hv = scale weight curvature(y, t) v (/ n)."""
     cdef double w
-    cdef vf h
+    cdef vf h, t
     cdef Py_ssize_t i, j
     for i in range(batch):
         w = row_weight(weight, i)
@@ -302,8 +337,11 @@ cdef inline void elementwise_hessian "elementwise_hessian"(const int kind, const
         else:
             w *= scale / n if spec.mean else scale
             for j from 0 <= j < n by VL:
-                h = loss_curvature(kind, spec, vf_load(y + j), load_part(target, j, n), column_part(spec, j))
+                t = load_part(target, j, n)
+                h = loss_curvature(kind, spec, vf_load(y + j), t, column_part(spec, j))
                 h = vf_set(<real>w) * h * vf_load(v + j)
+                if spec.ignore_nan:
+                    h = where_known(t, h)
                 vf_store(hv + j, cut_off(h, j, n, 0))
         y += y_row
         target += target_row
@@ -527,6 +565,102 @@ cdef void nll_hessian "nll_hessian"(const LossSpec* spec, Py_ssize_t batch, Py_s
         memset(hv + i * hv_row, 0, round_up(n, VL) * sizeof(real))
 
 
+# ---- Gaussian: a row of k means m and then k logarithms of variances, or variances, s; k targets t. With d = m - t and
+# v the variance, or eps where that is larger: (log(v) + d**2 / v) / 2, with `full` plus log(2 pi) / 2. The gradient of
+# s is that of v's formula also where eps stands for it, as in PyTorch. A variance below 0 makes NaN.
+# param: log_var, full, eps
+
+cdef struct Variance:
+    double log          # log(v)
+    double inverse      # 1 / v
+    double slope        # dv/ds / v
+
+
+cdef inline Variance variance_of(const LossSpec* spec, double s) noexcept nogil:
+    cdef double v = exp(s) if spec.param[0] != 0 else s
+    cdef bint raised = v < spec.param[2]
+    cdef Variance a
+    if v < 0:
+        a.log = a.inverse = a.slope = NAN
+        return a
+    a.inverse = 1 / (spec.param[2] if raised else v)
+    if spec.param[0] == 0:
+        a.slope = a.inverse
+        a.log = -log(a.inverse)
+    else:
+        a.slope = v * a.inverse if raised else 1
+        a.log = log(spec.param[2]) if raised else s
+    return a
+
+
+cdef double gaussian_rows "gaussian_rows"(const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n, const real* y,
+                                          Py_ssize_t y_row, const char* target, Py_ssize_t target_bytes,
+                                          const real* weight, double scale, real* dy, Py_ssize_t dy_row,
+                                          Py_ssize_t* correct) noexcept nogil:
+    """Weighted sum over the rows of the sum, or mean, of the targets' losses. y (batch, 2 k), an exponential and at
+    most one logarithm for each target."""
+    cdef Py_ssize_t i, j, k = n // 2
+    cdef double w, d, z, row_loss, total = 0, share = 1.0 / k if spec.mean else 1.0
+    cdef double constant = 0.9189385332046727 if spec.param[1] != 0 else 0
+    cdef const real* t
+    cdef Variance v
+    for i in range(batch):
+        w = row_weight(weight, i) * share
+        t = <const real*>target
+        if dy != NULL:
+            memset(dy, 0, round_up(n, VL) * sizeof(real))
+        if w != 0:
+            row_loss = 0
+            for j in range(k):
+                if spec.ignore_nan and t[j] != t[j]:
+                    continue
+                d = <double>y[j] - t[j]
+                v = variance_of(spec, y[k + j])
+                z = d * v.inverse
+                row_loss += 0.5 * (v.log + d * z) + constant
+                if dy != NULL:
+                    dy[j] = <real>(scale * w * z)
+                    dy[k + j] = <real>(scale * w * 0.5 * v.slope * (1 - d * z))
+            total += w * row_loss
+        y += y_row
+        target += target_bytes
+        if dy != NULL:
+            dy += dy_row
+    return total
+
+
+cdef void gaussian_hessian "gaussian_hessian"(const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n, const real* y,
+                                              Py_ssize_t y_row, const char* target, Py_ssize_t target_bytes,
+                                              const real* weight, double scale, const real* v, Py_ssize_t v_row,
+                                              real* hv, Py_ssize_t hv_row) noexcept nogil:
+    """hv = scale weight H v (/ k), H a 2 x 2 matrix for each target: dv/ds**2 d2/dv2 + d2v/ds2 d/dv for s."""
+    cdef Py_ssize_t i, j, k = n // 2
+    cdef double w, d, z, mean_s, s_s
+    cdef const real* t
+    cdef Variance a
+    for i in range(batch):
+        w = row_weight(weight, i) * (scale / k if spec.mean else scale)
+        t = <const real*>target
+        memset(hv, 0, round_up(n, VL) * sizeof(real))
+        if w != 0:
+            for j in range(k):
+                if spec.ignore_nan and t[j] != t[j]:
+                    continue
+                d = <double>y[j] - t[j]
+                a = variance_of(spec, y[k + j])
+                z = d * a.inverse
+                mean_s = -z * a.slope
+                s_s = a.slope * a.slope * (d * z - 0.5)
+                if spec.param[0] != 0:
+                    s_s += 0.5 * a.slope * (1 - d * z)
+                hv[j] = <real>(w * (a.inverse * v[j] + mean_s * v[k + j]))
+                hv[k + j] = <real>(w * (mean_s * v[j] + s_s * v[k + j]))
+        y += y_row
+        target += target_bytes
+        v += v_row
+        hv += hv_row
+
+
 # ---- whichever it is
 
 cdef double loss_rows(const LossSpec* spec, Py_ssize_t batch, Py_ssize_t n, const real* y, Py_ssize_t y_row,
@@ -562,10 +696,12 @@ cdef double loss_weight(const LossSpec* spec, Py_ssize_t batch, const char* targ
     cdef double total = 0, w
     cdef int64_t label
     cdef Py_ssize_t i
-    if weight == NULL and not spec.labels:
+    if weight == NULL and not spec.labels and not spec.ignore_nan:
         return <double>batch
     for i in range(batch):
         w = row_weight(weight, i)
+        if spec.ignore_nan:
+            w *= <double>known_targets(spec, <const real*>(target + i * target_bytes)) / spec.targets
         if spec.labels:
             label = (<const int64_t*>(target + i * target_bytes))[0]
             if label == spec.ignore_index:

@@ -53,10 +53,14 @@ cdef struct Op:
     int bias_group
     double l1               # penalties on the weights
     double l2
+    bint training           # dropout drops, batch norm takes the batch's statistics, if the workspace trains at all
+    bint trains_weight      # the optimiser changes it
+    bint trains_bias
     bint has_running        # statistics over batches
     double momentum         # of them; below zero: the mean of all batches
     Py_ssize_t running      # offset in the block of running statistics: mean, `row` further the variance
-    int64_t tracked         # batches in them
+    int64_t* tracked        # batches in them
+    int64_t own_tracked     # ... of an op that does not share them with another network's
     uint64_t key            # dropout: of its random numbers
 
 cdef struct Network:
@@ -66,8 +70,11 @@ cdef struct Network:
     int* sources            # of all ops: Op.srcs points into it
     char* adds
     Buffer* buffers
-    int n_segments          # 1 + ops that need the whole batch at once
+    int n_segments          # 1 + ops that need the whole batch at once, in training mode
     int* segments           # first op of each; but for the first segment, such an op
+    bint all_off            # there are ops that differ between the modes, and all are in evaluation mode
+    bint frozen             # some parameters are not trained
+    int first_trained       # op with parameters that are; going back, those before it need not be visited
     bint single             # one row may take the direct path of online.pxi
     bint random             # an op draws random numbers
     LossSpec loss
@@ -94,7 +101,7 @@ cdef struct Workspace:
     real** grad
     real** extra            # what each op keeps beside its buffers
     real* scratch           # a gradient that is to be added to another, (capacity, widest)
-    bint training           # dropout drops, batch norm takes the statistics of the batch
+    bint training           # False: all ops are in evaluation mode; True: each is in its own
     int64_t row0            # number of the first row, of all that were trained on: dropout's masks depend on it
     real* panel             # of thread 0; the others' follow
     Py_ssize_t panel_size
@@ -157,6 +164,7 @@ cdef struct Request:
     bint backward
     bint input_grad
     bint weights            # gradients of the weights
+    bint frozen_too         # ... of those that are not trained as well
     bint overwrite          # ... replace the old ones
     const Update* update    # ... or are used for the step: one Update for each row of the optimiser's table
     double scale            # of the gradient of the loss
@@ -241,6 +249,20 @@ cdef inline real* row_of(real** buffers, const Network* net, int b, Py_ssize_t f
     return buffers[b] + first * net.buffers[b].row
 
 
+cdef inline bint wants_weight(const Pass* p, const Op* op) noexcept nogil:
+    """Whether the gradient of an op's weight is wanted, and below of its bias."""
+    return op.has_weight and (op.trains_weight or p.wants.frozen_too)
+
+
+cdef inline bint wants_bias(const Pass* p, const Op* op) noexcept nogil:
+    return op.has_bias and (op.trains_bias or p.wants.frozen_too)
+
+
+cdef inline bint in_training(const Workspace* ws, const Op* op) noexcept nogil:
+    """Whether an op that differs between the modes is in training mode."""
+    return ws.training and op.training
+
+
 cdef inline const real* source(const Chunk* c, int b) noexcept nogil:
     """The first row of what an op reads: buffer 0 may lie where the caller has it."""
     return c.x if b == 0 else row_of(c.ws.value, c.net, b, c.first)
@@ -268,10 +290,16 @@ cdef inline bint wants_gradient(const Chunk* c, int b) noexcept nogil:
     return b != 0 or c.input_grad
 
 
+cdef inline real* scratch_of(const Chunk* c) noexcept nogil:
+    """The rows of the scratch that belong to the chunk, whatever the width that is written there: another thread may be
+    at another op."""
+    return c.ws.scratch + c.first * c.net.widest
+
+
 cdef inline real* gradient_room(const Chunk* c, const Op* op) noexcept nogil:
     """Where an op with one source writes the gradient of it; `gradient_done` follows."""
     if op.adds[0]:
-        return c.ws.scratch + c.first * c.net.buffers[op.src].row
+        return scratch_of(c)
     return row_of(c.ws.grad, c.net, op.src, c.first)
 
 
@@ -282,7 +310,7 @@ cdef inline void gradient_done(const Chunk* c, const Op* op) noexcept nogil:
     """
     cdef Py_ssize_t row = c.net.buffers[op.src].row
     if op.adds[0]:
-        add_columns(c.batch, op.n_in, c.ws.scratch + c.first * row, row, True,
+        add_columns(c.batch, op.n_in, scratch_of(c), row, True,
                     row_of(c.ws.grad, c.net, op.src, c.first), row)
 
 

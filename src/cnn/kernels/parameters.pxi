@@ -1,6 +1,16 @@
 # The parameters, and what else training changes, as Python sees them: packed vectors, views, snapshots. In a packed
 # vector stand the numbers of a block without its padding, in the order of the ops: weight (in, out), then bias.
 
+cdef void clear_blocks(const Network* net, real* block) noexcept nogil:
+    """Zeros for the network's own numbers in a block, and their padding: others may have theirs there too."""
+    cdef const Op* op
+    cdef int i
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        memset(block + op.weight, 0, weight_size(op) * sizeof(real))
+        memset(block + op.bias, 0, bias_size(op) * sizeof(real))
+
+
 cdef cnp.ndarray packed(const Network* net, const real* block):
     """The numbers of a block without its padding, in the order of the ops: weight (in, out), then bias."""
     cdef const Op* op
@@ -33,7 +43,7 @@ cdef int unpack(const Network* net, object vector, str name, real* block) except
     cdef int o
     cdef cnp.ndarray v = as_vector(vector, net.n_parameters, name)
     cdef const real* at = data(v)
-    memset(block, 0, net.n_block * sizeof(real))
+    clear_blocks(net, block)
     for o in range(net.n_ops):
         op = &net.ops[o]
         if op.has_weight and op.transposed:
@@ -126,7 +136,7 @@ cdef void clear_running(Network* net) noexcept nogil:
     for i in range(net.n_ops):
         op = &net.ops[i]
         if op.has_running:
-            op.tracked = 0
+            op.tracked[0] = 0
             for j in range(op.n_out):
                 net.running[op.running + j] = 0
                 net.running[op.running + op.row + j] = 1

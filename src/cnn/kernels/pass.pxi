@@ -113,9 +113,10 @@ cdef void use_running(const Network* net, Workspace* ws) noexcept nogil:
     """In evaluation mode, running statistics take the place of those of the batch."""
     cdef int i
     cdef const Op* op
-    for i in range(1, net.n_segments):
-        op = &net.ops[net.segments[i]]
-        op.does.batch.use_running(net, op, ws.extra[op.index])
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        if op.has_running and not in_training(ws, op):
+            op.does.batch.use_running(net, op, ws.extra[i])
 
 
 # Weights --------------------------------------------------------------------------------------------------------------
@@ -140,7 +141,8 @@ cdef void weights_task(void* argument, int thread) noexcept nogil:
                 first = units * piece // pieces * unit
                 end = smaller(rows, units * (piece + 1) // pieces * unit)
                 x = pass_input(p, op.src, &x_row)
-                op.does.weight_gradient(p, op, first, end - first, x, x_row, panel)
+                if wants_weight(p, op) or wants_bias(p, op):
+                    op.does.weight_gradient(p, op, first, end - first, x, x_row, panel)
                 claimed = atomic_add(&p.phase.claimed, 1)
             at += 1
 
@@ -151,6 +153,8 @@ cdef inline bint counts(const Batch* batch, Py_ssize_t place) noexcept nogil:
     """Whether a row has a weight above zero and a target that is not to be ignored. place: of its target and weight."""
     if batch.weight != NULL and batch.weight[place] == 0:
         return False
+    if batch.loss.ignore_nan:
+        return known_targets(&batch.loss, <const real*>(batch.target + place * batch.target_bytes)) > 0
     return not (batch.loss.labels
                 and (<const int64_t*>(batch.target + place * batch.target_bytes))[0] == batch.loss.ignore_index)
 
@@ -168,7 +172,7 @@ cdef bint leave_out_rows(Pass* p) noexcept nogil:
     the weights: `pass_rows` puts zeros in their place, if it is told so."""
     cdef const Batch* batch = &p.batch
     cdef Py_ssize_t i, row
-    if batch.weight == NULL and not batch.loss.labels:
+    if batch.weight == NULL and not batch.loss.labels and not batch.loss.ignore_nan:
         return False
     for i in range(batch.rows):
         row = batch.order[i] if batch.order != NULL else i
@@ -179,7 +183,7 @@ cdef bint leave_out_rows(Pass* p) noexcept nogil:
 cdef void gather_targets(Pass* p) noexcept nogil:
     """Targets and weights of the rows of an order, one after the other."""
     cdef Batch* batch = &p.batch
-    cdef Py_ssize_t i, bytes = sizeof(int64_t) if batch.loss.labels else p.net.outputs * sizeof(real)
+    cdef Py_ssize_t i, bytes = sizeof(int64_t) if batch.loss.labels else batch.loss.targets * sizeof(real)
     for i in range(batch.rows):
         memcpy(p.ws.targets + i * bytes, batch.target + batch.order[i] * batch.target_bytes, bytes)
     batch.target, batch.target_bytes = p.ws.targets, bytes
@@ -212,6 +216,7 @@ cdef double run_pass(Pass* p, double* weight, Py_ssize_t* correct) noexcept nogi
     cdef Request* wants = &p.wants
     cdef Phase* phase = &p.phase
     cdef int s, segments = net.n_segments if p.ws.training else 1
+    cdef int lowest = 0 if wants.input_grad or wants.frozen_too or not net.frozen else net.first_trained
     cdef double rows_weight, total = 0
     if batch.rows * net.work < THREAD_WORK:
         wants.threads = 1
@@ -228,8 +233,11 @@ cdef double run_pass(Pass* p, double* weight, Py_ssize_t* correct) noexcept nogi
         wants.scale *= loss_scale(&batch.loss, rows_weight)
         wants.leave_out = wants.keep and leave_out_rows(p)
         wants.gather = wants.gather or wants.leave_out
-    if not p.ws.training and wants.forward:
+    if wants.forward:
         use_running(net, p.ws)
+    if wants.weights and wants.overwrite and wants.update == NULL and net.frozen and not wants.frozen_too:
+        clear_blocks(net, net.grads)        # those that nobody computes are zero
+        wants.overwrite = False
     phase.back_start = phase.back_stop = 0
     if wants.forward:
         for s in range(segments):
@@ -240,14 +248,14 @@ cdef double run_pass(Pass* p, double* weight, Py_ssize_t* correct) noexcept nogi
             phase.start = net.segments[s]
             phase.stop = net.segments[s + 1] if s + 1 < segments else net.n_ops
             if wants.backward and s + 1 == segments:
-                phase.back_start, phase.back_stop = net.n_ops, net.segments[s] + (s > 0)
+                phase.back_start, phase.back_stop = net.n_ops, <int>larger(lowest, net.segments[s] + (s > 0))
             run_rows(p)
     if wants.backward:
         for s in range(segments - 1, -1, -1):
             if s + 1 < segments or not wants.forward:
                 phase.start = phase.stop = -1
                 phase.back_start = net.segments[s + 1] + 1 if s + 1 < segments else net.n_ops
-                phase.back_stop = net.segments[s] + (s > 0)
+                phase.back_stop = <int>larger(lowest, net.segments[s] + (s > 0))
                 run_rows(p)
             if s > 0:
                 run_sums(p, &net.ops[net.segments[s]], True)

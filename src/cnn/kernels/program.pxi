@@ -34,6 +34,10 @@ cdef class Program:
         What takes the inputs and what gives the outputs, for error messages.
     seed : int
         Of dropout.
+    of : Program, optional
+        Whose parameters and statistics these are as well: no memory of its own then, and no optimiser.
+    places : list of int
+        With it: for each op the other's number, or -1 for an op without parameters.
     """
     cdef Network net
     cdef Criterion loss
@@ -44,7 +48,9 @@ cdef class Program:
     cdef Workspace infer
     cdef Stepper stepper
     cdef object table           # the optimiser's, kept alive
+    cdef Program of             # whose memory it is, if it is not its own
     cdef Py_ssize_t batch       # rows of the last forward pass
+    cdef tuple leading          # axes of its x but the last, if it had others than rows
     cdef Saved saved
     cdef str lost               # why nothing is saved
     cdef bint handed_out        # a writeable view of parameters is in Python's hands
@@ -56,7 +62,7 @@ cdef class Program:
     cdef int64_t rows_seen      # rows that training has run forward: dropout's masks follow from it
     cdef readonly Py_ssize_t allocations    # of parameter blocks and workspaces, so far
 
-    def __cinit__(self, list shapes, list ops, loss, where, uint64_t seed=0):
+    def __cinit__(self, list shapes, list ops, loss, where, uint64_t seed=0, Program of=None, list places=None):
         cdef Network* net = &self.net
         compile_network(net, shapes, ops, seed)
         self.takes, self.gives = where
@@ -64,6 +70,11 @@ cdef class Program:
         if loss is not None:
             self.loss = Criterion(loss, net.outputs)
             net.loss = self.loss.spec
+        if of is not None:
+            share_memory(net, &of.net, places)
+            self.of = of
+            self.handed_out = True      # the other may change the parameters: see fingerprint
+            return
         net.params = allocate(&self.block, times(2 + STATES, net.n_block))
         net.grads = net.params + net.n_block
         net.state = net.grads + net.n_block
@@ -119,14 +130,24 @@ cdef class Program:
         """Before a forward pass in the training workspace."""
         self.train.training = training
         self.train.row0 = self.rows_seen
-        if training:
+        if training and not self.net.all_off:
             self.rows_seen += batch
 
     # arguments --------------------------------------------------------------------------------------------------------
 
     def inputs(self, x, name="x"):
-        """x as the walks can read it: shape (batch, in_features), this dtype; x itself where that holds already."""
-        return as_matrix(x, self.net.buffers[0].width, name, self.takes)
+        """x as the walks can read it: shape (batch, in_features), this dtype; x itself where that holds already. Each
+        (in_features,) of an array with other leading axes is a row."""
+        return as_rows(x, self.net.buffers[0].width, name, self.takes)
+
+    def flattened(self, x, y, w=None, name_x="x", name_y="targets", name_w="sample_weight"):
+        """x with the axes (batch, in_features), and y and w with as many: their leading axes are those of x."""
+        if not cnp.PyArray_CheckExact(x):
+            x = real_array(x, name_x)
+        if cnp.PyArray_NDIM(x) == 2:
+            return x, y, w
+        leading = leading_of(x)
+        return self.inputs(x, name_x), flat(y, leading, name_y), flat(w, leading, name_w)
 
     def targets(self, y, Py_ssize_t batch, name="targets"):
         """y as the loss can read it: class indices (batch,) or numbers (batch, out_features)."""
@@ -157,6 +178,8 @@ cdef class Program:
         of it, for weight and bias. Its state is empty then."""
         cdef Stepper* s = &self.stepper
         cdef int i
+        if self.of is not None:
+            raise RuntimeError("a part of a model has no optimizer of its own: train the model that it is a part of")
         self.enter()
         try:
             self.table = table
@@ -185,18 +208,25 @@ cdef class Program:
 
     cdef bint single(self, cnp.ndarray w):
         """Whether the batch-1 fast path is allowed (see online.pxi)."""
-        return (self.net.single and self.stepper.groups == 1 and not self.stepper.unfused and w is None
-                and not (self.net.loss.labels and self.net.loss.column != NULL))
+        return (self.net.single and not self.net.frozen and self.stepper.groups == 1 and not self.stepper.unfused
+                and w is None and not (self.net.loss.labels and self.net.loss.column != NULL)
+                and not self.net.loss.ignore_nan)
 
     def forward(self, x, y, int threads, bint training=True):
         """Outputs (batch, out_features); with targets the loss instead, and its gradient is kept for backward.
 
         x is copied: changing it afterwards does not change what backward computes.
         """
-        cdef cnp.ndarray rows = self.inputs(x), t = None, out = None
-        cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), correct = 0
+        cdef cnp.ndarray rows, t = None, out = None
+        cdef Py_ssize_t batch, correct = 0
         cdef double loss, weight = 0
         cdef Pass p
+        if not cnp.PyArray_CheckExact(x):
+            x = real_array(x, "x")
+        rows = self.inputs(x)
+        batch = cnp.PyArray_DIM(rows, 0)
+        if y is not None and cnp.PyArray_NDIM(x) != 2:
+            y = flat(y, leading_of(x), "targets")
         if y is not None:
             t = self.targets(y, batch)
             if batch == 0:
@@ -218,9 +248,10 @@ cdef class Program:
                 loss = run_pass(&p, &weight, &correct)
             self.batch = batch
             self.saved = SAVED_OUTPUTS if t is None else SAVED_LOSS
+            self.leading = None if cnp.PyArray_NDIM(x) == 2 else leading_of(x)
             if self.handed_out:
                 self.seen = fingerprint(&self.net)
-            return out if t is None else self.reduced(loss, weight)
+            return led(out, x) if t is None else self.reduced(loss, weight)
         finally:
             self.training_busy = False
 
@@ -239,7 +270,10 @@ cdef class Program:
         if grad_output is None and self.saved != SAVED_LOSS:
             raise RuntimeError("backward needs grad_output, or a forward pass with targets that no backward has used")
         if grad_output is not None:
-            g = as_matrix(grad_output, self.net.outputs, "grad_output", self.gives)
+            if self.leading is None:
+                g = as_matrix(grad_output, self.net.outputs, "grad_output", self.gives)
+            else:
+                g = as_rows(grad_output, self.net.outputs, "grad_output", self.gives)
             if cnp.PyArray_DIM(g, 0) != self.batch:
                 raise ValueError(f"grad_output: expected {self.batch} rows, as the last forward pass had, got "
                                  f"{cnp.PyArray_DIM(g, 0)}")
@@ -259,7 +293,7 @@ cdef class Program:
                 copy_rows(self.batch, width, self.train.grad[0], self.net.buffers[0].row, data(dx), width)
             if g is None and weights:
                 penalties(&self.net, True)
-            return dx
+            return dx if self.leading is None else dx.reshape(self.leading + (width,))
         finally:
             self.training_busy = False
 
@@ -283,6 +317,7 @@ cdef class Program:
 
         The gradients are replaced by this one.
         """
+        x, y, _ = self.flattened(x, y)
         cdef cnp.ndarray rows = self.inputs(x)
         cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), correct = 0
         cdef cnp.ndarray t = self.targets(y, batch)
@@ -324,7 +359,7 @@ cdef class Program:
     def zero_grads(self):
         """Set the gradients to zero."""
         self.enter()
-        memset(self.net.grads, 0, self.net.n_block * sizeof(real))
+        clear_blocks(&self.net, self.net.grads)
         self.training_busy = False
 
     def forget(self, str why):
@@ -334,7 +369,9 @@ cdef class Program:
 
     def train_step(self, x, y, int threads, w=None, cnp.ndarray rates=None):
         """Forward, loss, backward and step, the update fused into the weight gradient; the loss of the batch."""
-        cdef cnp.ndarray rows = self.inputs(x)
+        if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(x) != 2:
+            x, y, w = self.flattened(x, y, w)
+        cdef cnp.ndarray rows = as_matrix(x, self.net.buffers[0].width, "x", self.takes)
         cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), correct = 0
         cdef cnp.ndarray t = self.targets(y, batch), v = None
         cdef double loss, weight = 0, extra = 0
@@ -475,13 +512,20 @@ cdef class Program:
 
     def predict(self, x, out, int threads):
         """Outputs (batch, out_features), in `out` if given, chunk by chunk. Does not disturb a pending backward."""
-        cdef cnp.ndarray rows = self.inputs(x), result
-        cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0)
+        cdef cnp.ndarray rows, result
+        cdef Py_ssize_t batch
         cdef Pass p
+        if not cnp.PyArray_CheckExact(x):
+            x = real_array(x, "x")
+        rows = self.inputs(x)
+        batch = cnp.PyArray_DIM(rows, 0)
         if out is None:
             result = empty_matrix(batch, self.net.outputs)
         else:
-            result = as_output(out, batch, self.net.outputs)
+            if cnp.PyArray_NDIM(x) == 2:
+                result = as_output(out, batch, self.net.outputs)
+            else:
+                result = as_out(out, leading_of(x) + (self.net.outputs,), "out").reshape(batch, self.net.outputs)
             if overlap(result, rows):
                 raise ValueError("out: shares memory with x")
         memset(&p, 0, sizeof(p))
@@ -489,10 +533,11 @@ cdef class Program:
         p.batch.rows = batch
         p.batch.out, p.batch.out_row = data(result), row_stride(result)
         self.infer_pass(&p, threads, NULL, NULL)
-        return result
+        return led(result, x) if out is None else out
 
     def evaluate(self, x, y, w, int threads):
         """(sum of the loss over the rows, sum of their weights, rows classified right); w may be None: one each."""
+        x, y, w = self.flattened(x, y, w)
         cdef cnp.ndarray rows = self.inputs(x)
         cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), correct = 0, blocks = batch // LOSS_BLOCK + 1
         cdef cnp.ndarray t = self.targets(y, batch), v = None if w is None else self.weights(w, batch)
@@ -566,6 +611,8 @@ cdef class Program:
         finally:
             self.training_busy = False
         self.forget("the parameters have been changed since")
+        if self.of is not None:
+            self.of.forget("the parameters of a part have been changed since")
 
     def clear_padding(self):
         """Set the padding of the parameters to zero."""
@@ -605,10 +652,20 @@ cdef class Program:
 
     def tracked(self, int op):
         """Batches in the running statistics of an op."""
-        return self.net.ops[op].tracked
+        return self.net.ops[op].tracked[0]
 
     def set_tracked(self, int op, int64_t batches):
-        self.net.ops[op].tracked = batches
+        self.net.ops[op].tracked[0] = batches
+
+    def set_mode(self, int op, bint training):
+        """Whether an op is in training mode where the program trains, or always in evaluation mode."""
+        self.net.ops[op].training = training
+        note_modes(&self.net)
+
+    def set_trainable(self, int op, bint weight, bint bias):
+        """Whether the optimiser changes an op's weight and bias."""
+        self.net.ops[op].trains_weight, self.net.ops[op].trains_bias = weight, bias
+        note_modes(&self.net)
 
     def snapshot(self, int states):
         """A copy of all that training changes, `states` blocks of optimiser state in use, for restore."""
@@ -659,15 +716,17 @@ cdef class Program:
     cdef object counters(self):
         """Steps, steps with momentum, rows seen, and batches in the running statistics of each batch norm."""
         counts = [self.stepper.steps, self.stepper.momentum_steps, self.rows_seen]
-        counts += [self.net.ops[self.net.segments[i]].tracked for i in range(1, self.net.n_segments)]
+        counts += [self.net.ops[i].tracked[0] for i in range(self.net.n_ops) if self.net.ops[i].has_running]
         return np.array(counts, np.int64)
 
     cdef void set_counters(self, cnp.ndarray counts):
         cdef const int64_t* n = <const int64_t*>cnp.PyArray_DATA(counts)
-        cdef int i
+        cdef int i, at = 3
         self.stepper.steps, self.stepper.momentum_steps, self.rows_seen = n[0], n[1], n[2]
-        for i in range(1, self.net.n_segments):
-            self.net.ops[self.net.segments[i]].tracked = n[2 + i]
+        for i in range(self.net.n_ops):
+            if self.net.ops[i].has_running:
+                self.net.ops[i].tracked[0] = n[at]
+                at += 1
 
     def state(self, int states):
         """What training depends on beside the parameters and the running statistics, as a dict of arrays: "state.0",
@@ -679,7 +738,7 @@ cdef class Program:
         if self.average is not None:
             arrays["ema"] = self.average
         arrays["counters"] = self.counters()
-        if self.net.n_running:
+        if statistics_size(&self.net):
             arrays["statistics"] = self.exact_statistics()
         return arrays
 
@@ -688,7 +747,7 @@ cdef class Program:
         cdef int i
         names = [f"state.{block}" for block in range(states)] + ["counters"]
         ema = [] if self.stepper.average.at == NULL or "ema" not in arrays else ["ema"]
-        exact = arrays.get("statistics") if self.net.n_running else None        # files of version 0.1 have none
+        exact = arrays.get("statistics") if statistics_size(&self.net) else None        # files of version 0.1 have none
         if missing := [name for name in names if name not in arrays]:
             raise ValueError(f"training state: missing {', '.join(missing)}")
         if unknown := [name for name in arrays if name not in names + ema + ["statistics"] * (exact is not None)]:
@@ -697,7 +756,7 @@ cdef class Program:
             raise ValueError(f"statistics: expected shape ({statistics_size(&self.net)},), got {np.shape(exact)}")
         vectors = [as_vector(arrays[name], self.net.n_parameters, name) for name in names[:states] + ema]
         counts = np.ascontiguousarray(arrays["counters"], np.int64)
-        expected = 2 + self.net.n_segments
+        expected = len(self.counters())
         if counts.shape != (expected,) or counts.min() < 0:
             raise ValueError(f"counters: expected {expected} counts, got {counts}")
         self.enter()

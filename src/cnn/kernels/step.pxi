@@ -45,8 +45,8 @@ cdef double penalties(const Network* net, bint gradient) noexcept nogil:
     for i in range(net.n_ops):
         op = &net.ops[i]
         if op.l1 != 0 or op.l2 != 0:
-            total += penalty(weight_size(op), net.params + op.weight, net.grads + op.weight if gradient else NULL,
-                             op.l1, op.l2)
+            total += penalty(weight_size(op), net.params + op.weight,
+                             net.grads + op.weight if gradient and op.trains_weight else NULL, op.l1, op.l2)
     return total
 
 
@@ -56,10 +56,10 @@ cdef void sweep_updates(const Network* net, const Update* updates) noexcept nogi
     cdef int i
     for i in range(net.n_ops):
         op = &net.ops[i]
-        if op.has_weight:
+        if op.has_weight and op.trains_weight:
             update_rows(1, weight_size(op), net.params + op.weight, 0, net.grads + op.weight, 0,
                         updates + op.weight_group)
-        if op.has_bias:
+        if op.has_bias and op.trains_bias:
             update_rows(1, bias_size(op), net.params + op.bias, 0, net.grads + op.bias, 0, updates + op.bias_group)
 
 

@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import functional
-from .._checks import integer
+from .._checks import flag, in_range, integer, transposed
 from .._configurable import Configurable, arguments_of
 from .._dispatch import kernels
 from .._threads import get_num_threads
-from .graph import Graph, Place, chain, program
+from .graph import Graph, Place, chain, part, program, tell_modes
 
 
 class Layer(Configurable, kind="layer"):
@@ -66,12 +66,109 @@ class Layer(Configurable, kind="layer"):
 
     _fixed: ClassVar[tuple[str, ...]] = ()  # what only the constructor may set, since models are compiled from it
     _alone: Any = None  # (width and dtype, program) of the layer used alone
-    training = True  # used alone: whether dropout drops and batch normalisation takes the statistics of the batch
+    _op: Any = None  # in a model, its program and the number of the op there
+    _training = True
+    _trainable: dict[str, bool] = {}  # noqa: RUF012  of parameters, True where nothing is said; never changed in place
 
     def __setattr__(self, name, value):
         if name in self._fixed and name in self.__dict__:
             raise AttributeError(f"{name}: can only be set when the layer is made")
         super().__setattr__(name, value)
+
+    # mode -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def training(self) -> bool:
+        """Whether the layer is in training mode: dropout drops, batch normalisation takes the batch's statistics.
+
+        A model sets the mode of all its layers; a layer may have another one, in the model as well as alone. Assigning
+        sets it for the layers inside too.
+        """
+        return self._training
+
+    @training.setter
+    def training(self, mode):
+        self._training = bool(mode)
+        for child in self.children:
+            child.training = mode
+        self._tell()
+
+    def train(self, mode: bool = True):
+        """Set training mode, for the layers inside too.
+
+        Parameters
+        ----------
+        mode : bool
+            False sets evaluation mode.
+
+        Returns
+        -------
+        Layer
+            The layer itself.
+        """
+        self.training = mode
+        return self
+
+    def eval(self):
+        """Set evaluation mode: ``train(False)``.
+
+        Returns
+        -------
+        Layer
+            The layer itself.
+        """
+        return self.train(False)
+
+    @property
+    def trainable(self) -> bool | dict[str, bool]:
+        """Whether the optimiser changes the parameters; a dict by their names, if it changes some of them only.
+
+        Assign True or False, for the layers inside too, or a dict such as ``{"weight": False}``. Parameters that are
+        not trained have gradients of zero, and the backward pass ends before the first layer that is trained. A
+        `BatchNorm1d` that is not trained at all also keeps its running statistics, and uses them in training. Files do
+        not hold it.
+        """
+        inside = [child.trainable for child in self.children if child.n_parameters or child.children]
+        values = [self._trainable.get(name, True) for name in self.parameter_names] + inside
+        if all(value is True for value in values):
+            return True
+        if all(value is False for value in values):
+            return False
+        return {name: self._trainable.get(name, True) for name in self.parameter_names} if not inside else False
+
+    @trainable.setter
+    def trainable(self, value):
+        if isinstance(value, dict):
+            if unknown := [name for name in value if name not in self.parameter_names]:
+                known = ", ".join(self.parameter_names) or "no parameters of its own"
+                raise ValueError(f"trainable: unknown {', '.join(map(repr, unknown))}: {self!r} has {known}")
+            checked = {name: flag(f"trainable[{name!r}]", v) for name, v in value.items()}
+            self._trainable = {**self._trainable, **checked}
+        else:
+            self._trainable = dict.fromkeys(self.parameter_names, flag("trainable", value))
+            for child in self.children:
+                child.trainable = value
+        self._tell()
+
+    @property
+    def acts(self) -> bool:
+        """Whether the layer is in training mode and not frozen."""
+        trained = [self._trainable.get(name, True) for name in self.parameter_names]
+        return self._training and (any(trained) or not trained)
+
+    def _tell(self) -> None:
+        """Let the model's program know the mode and what is trained."""
+        if self._op is not None:
+            program, op = self._op
+            trained = [self._trainable.get(name, True) for name in self.parameter_names]
+            program.set_mode(op, self.acts)
+            if trained:
+                program.set_trainable(op, *trained)
+
+    def _placed(self, program, op: int) -> None:
+        """The layer computes an op of a model now."""
+        self._op = program, op
+        self._tell()
 
     # facts ------------------------------------------------------------------------------------------------------------
 
@@ -194,12 +291,32 @@ class Layer(Configurable, kind="layer"):
             self._alone = key, program(kernels(dtype), graph, None, seed)
         return self._alone[1]
 
+    def _program_inside(self, width: int):
+        """The program of a layer whose parameters are those of layers inside: on the memory of the model that it
+        stands in; alone, with memory of its own that these move into."""
+        graph = Graph([(width,)])
+        chain(graph, [self], 0)
+        inside = [place.layer for _, place in graph.parameters()]
+        home = inside[0]._op
+        if self._alone is None or self._alone[0] != width or home is None or self._alone[2] is not home[0]:
+            k = kernels(inside[0].dtype)
+            made = part(k, graph)
+            if made is None:
+                bits = np.random.PCG64()
+                made = program(k, graph, None, int.from_bytes(os.urandom(8), "little") >> 1)
+                for op, place in graph.parameters():
+                    place.layer._join(None, made, op, k.DTYPE, bits)
+            self._alone = width, made, inside[0]._op[0]
+        tell_modes(graph, self._alone[1])
+        return self._alone[1]
+
     def forward(self, x):
         """The layer's outputs. What `backward` needs is kept.
 
         Parameters
         ----------
         x : array_like of shape (batch, in_features)
+            Of an array with other leading axes each (in_features,) is a row; the result has its leading axes.
 
         Returns
         -------
@@ -212,10 +329,14 @@ class Layer(Configurable, kind="layer"):
             If x has another shape, or is not made of real numbers.
         """
         x = np.asarray(x)
-        if x.ndim != 2:
-            raise ValueError(f"x: expected shape (batch, in_features), got {x.shape}")
-        self._last = self._program_for(x.shape[1], functional.real_dtype(x))
-        return self._last.forward(x, None, get_num_threads(), self.training)
+        if not x.ndim:
+            raise ValueError("x: expected shape (batch, in_features), got ()")
+        if any(child.parameter_names or child.children for child in self.children):
+            self._last = self._program_inside(x.shape[-1])
+        else:
+            self._last = self._program_for(x.shape[-1], functional.real_dtype(x))
+            self._last.set_mode(0, self.acts)
+        return self._last.forward(x, None, get_num_threads())
 
     def backward(self, grad_output):
         """Go back over the last `forward`; the gradients of parameters are added to.
@@ -297,7 +418,6 @@ class Parametric(Layer, abstract=True):
         self.dtype = kernels(dtype).DTYPE
         self._arrays: dict[str, np.ndarray | None] = {}
         self._model: Any = None  # weak reference to the Sequential that holds it
-        self._op: Any = None  # in a model, its program and the number of the op there
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the parameters that the layer has.
@@ -373,7 +493,10 @@ class Parametric(Layer, abstract=True):
         if value.dtype.kind not in "fiub":
             raise TypeError(f"{name}: expected real numbers, got dtype {value.dtype}")
         if value.shape != array.shape:
-            raise ValueError(f"{name}: expected shape {array.shape}, got {value.shape}")
+            raise ValueError(
+                f"{name}: expected shape {array.shape}, got {value.shape}{transposed(array.shape, value.shape)}"
+            )
+        in_range(name, value, array.dtype)
         array[...] = value
         self._changed()
 
@@ -390,7 +513,7 @@ class Parametric(Layer, abstract=True):
         names = [*self.parameter_names, *(f"grad_{name}" for name in self.parameter_names), *self.statistic_names]
         self._arrays = {name: program.view(op, name) for name in names}
         self._model = None if model is None else weakref.ref(model)
-        self._op = program, op
+        self._placed(program, op)
         for name in (*self.parameter_names, *self.statistic_names):
             view = self._arrays[name]
             if view is not None:
@@ -430,6 +553,7 @@ class Parametric(Layer, abstract=True):
         Parameters
         ----------
         x : array_like of shape (batch, in_features)
+            Of an array with other leading axes each (in_features,) is a row; the result has its leading axes.
 
         Returns
         -------
@@ -445,7 +569,7 @@ class Parametric(Layer, abstract=True):
         for name in (*self.parameter_names, *self.statistic_names):
             if self._array(name) is not None:
                 alone.view(0, name)[...] = self._array(name)
-        y = alone.forward(x, None, get_num_threads(), self.training)
+        y = alone.forward(x, None, get_num_threads(), self.acts)
         for name in self.statistic_names:
             statistic: Any = self._array(name)
             statistic[...] = alone.view(0, name)

@@ -142,10 +142,33 @@ def in_features(parts: Iterable) -> int | None:
     return None
 
 
-def program(kernels, graph: Graph, loss: dict | None, seed: int):
-    """The native program of a graph."""
+def program(kernels, graph: Graph, loss: dict | None, seed: int, *shared):
+    """The native program of a graph; `shared` are Program's last arguments."""
     takers = (place for places in graph.places for place in places if place.layer._in_features() is not None)
     where = (f" for {next(takers, 'the model')}", f" for the outputs of {graph.givers[-1]}")
     codes = kernels.ACTIVATIONS
     ops = [op | {"act": codes[op["act"]]} if "act" in op else op for op in graph.ops]
-    return kernels.Program(graph.shapes, ops, loss, where, seed)
+    return kernels.Program(graph.shapes, ops, loss, where, seed, *shared)
+
+
+def part(kernels, graph: Graph):
+    """A program of layers that stand in a model already, on the memory of that model's; None if they do not.
+
+    Its parameters are the model's, not copies, and stay where they are.
+    """
+    parametric = graph.parameters()
+    homes = [place.layer._op for _, place in parametric]
+    if None in homes or len({id(home[0]) for home in homes}) != 1:
+        return None
+    places = [-1] * len(graph.ops)
+    for (op, _), home in zip(parametric, homes, strict=True):
+        places[op] = home[1]
+    made = program(kernels, graph, None, 0, homes[0][0], places)
+    tell_modes(graph, made)
+    return made
+
+
+def tell_modes(graph: Graph, part) -> None:
+    """Let a part know the present modes of its layers, which tell only the model's own program of them."""
+    for op, places in enumerate(graph.places):
+        part.set_mode(op, places[0].layer.acts)

@@ -186,6 +186,7 @@ class Linear(Parametric):
         Parameters
         ----------
         x : array_like of shape (batch, in_features)
+            Of an array with other leading axes each (in_features,) is a row; the result has its leading axes.
 
         Returns
         -------

@@ -14,6 +14,7 @@ here, and from nothing else that is private to a model:
 from __future__ import annotations
 
 import os
+import weakref
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 from .._checks import number
 from .._dispatch import kernels
 from ..layers import Parametric
-from ..layers.graph import Graph, Place, chain, in_features, program
+from ..layers.graph import Graph, Place, chain, in_features, part, program, tell_modes
 from ..optim.schedules import ReduceLROnPlateau
 from ..training.state import TrainingState, stateful
 from .python_loss import PythonLoss
@@ -52,8 +53,9 @@ class Core:
     parametric : list of (int, Place)
         The ops with parameters and the layers that hold them, in the order of `state_dict`.
     program
-        The native `Program`, or a `PythonLoss` around it. RuntimeError at any use, once another model has taken the
-        layers over.
+        The native `Program`, or a `PythonLoss` around it.
+    nested : bool
+        Whether it is a part of another model, whose memory it works on.
     optimizer : Optimizer or None
     state : TrainingState
     fitting : bool
@@ -76,7 +78,9 @@ class Core:
         self.optimizer: Any = None
         self._rates: tuple = (0, (), None)  # of some steps or epochs ahead: the first, rates, and what they are made of
         self.fitting = False
+        self.nested = False
         self._derivatives: Any = None
+        self._first: dict[int, Any] = {}
 
     def compile(self, model: Any, loss: Any) -> None:
         """Make the program, and move the arrays of the model's layers into it."""
@@ -84,36 +88,59 @@ class Core:
         native = program(self.kernels, self.graph, spec, self.state.random_seed)
         for place in self.graph.seen.values():
             if hasattr(place.layer, "_core"):
-                place.layer._core.give_up()
+                place.layer._core.give_up(self.kernels)
         bits = np.random.PCG64(self.state.random_seed)
         self._drawn = [place.layer for _, place in self.parametric if not place.layer._arrays]
         for op, place in self.parametric:
             place.layer._join(model, native, op, self.dtype, bits)
+        for op, places in enumerate(self.graph.places):
+            places[0].layer._placed(native, op)
         self._initial = zlib.crc32(native.parameters)
         self.program = native if loss is None or spec is not None else PythonLoss(native, loss)
+        self.nested = False
 
-    def give_up(self) -> None:
-        """Become part of another model, which computes for this one from now on.
+    def give_up(self, kernels: Any) -> None:
+        """Become part of another model, of the dtype of these kernels: it has the parameters from now on.
 
         Parameters that this model has drawn without a seed of its own, and that nobody has changed, are drawn anew.
         """
-        if not self.nested:
-            if self.seed is None and zlib.crc32(self.program.parameters) == self._initial:
-                for layer in self._drawn:
-                    layer._arrays = {}
-            self.program, self._derivatives = _Nested(), None
+        if not self.nested and self.seed is None and zlib.crc32(self.program.parameters) == self._initial:
+            for layer in self._drawn:
+                layer._arrays = {}
+        self.kernels, self.dtype, self.nested = kernels, kernels.DTYPE, True
+        self.program, self._derivatives, self._first = _Part(self), None, {}
 
-    @property
-    def nested(self) -> bool:
-        """Whether the model is part of another one."""
-        return isinstance(self.program, _Nested)
+    @classmethod
+    def part(cls, model: Any, layers: list) -> Core:
+        """The core of some of a model's layers, on the model's own memory."""
+        core = object.__new__(cls)
+        core.kernels, core.dtype, core.seed = model._core.kernels, model._core.dtype, None
+        core.state = TrainingState(model._core.state.random_seed)
+        core.state.training = model._core.state.training
+        core.graph = _graph_of(layers, model)
+        core.parametric = core.graph.parameters()
+        core.optimizer, core.fitting, core.nested, core._derivatives, core._first = None, False, True, None, {}
+        core.program = _Part(core)
+        return core
 
     @property
     def derivatives(self):
         """The native derivative products; made when first needed."""
         if self._derivatives is None:
-            self._derivatives = self.kernels.Derivatives(getattr(self.program, "native", self.program))
+            native = getattr(self.program, "native", None)  # which makes a part's program, too
+            self._derivatives = self.kernels.Derivatives(self.program if native is None else native)
         return self._derivatives
+
+    def first(self, layers: list) -> Any:
+        """The program of the first so many layers, on this one's memory; made when first needed."""
+        if len(layers) not in self._first:
+            self._first[len(layers)] = part(self.kernels, _graph_of(layers, layers))
+        return self._first[len(layers)]
+
+    def tell_modes(self) -> None:
+        """Before a pass in training mode: a part asks its layers for their modes."""
+        if self.nested:
+            tell_modes(self.graph, self.program)
 
     @property
     def in_features(self) -> int:
@@ -145,7 +172,9 @@ class Core:
 
     def set_optimizer(self, optimizer: Any) -> None:
         """Hand the optimiser's hyper-parameters to the program; ValueError, and no change, if its groups do not fit."""
-        if optimizer is not None and not self.nested:
+        if optimizer is not None and self.nested:
+            raise RuntimeError("a part of a model has no optimizer of its own: train the model that it is a part of")
+        if optimizer is not None:
             named = self.named(*PARAMETERS)
             rows = dict(zip(named, optimizer.assign(list(named), [a.ndim for a in named.values()]), strict=True))
             groups = [(0, 0)] * len(self.graph.ops)
@@ -174,13 +203,18 @@ class Core:
             self._rates = first, rates, made_of
         return rates[done - first]
 
-    def end_epoch(self, logs: Any) -> None:
-        """Count an epoch, and let a schedule react to it; ValueError, and no change, if it needs what logs lack."""
+    def end_epoch(self, logs: Any, watched: str | None = None) -> None:
+        """Count an epoch, and let a schedule react to it; ValueError, and no change, if it needs what logs lack.
+
+        watched: the name of what it monitors, which not every epoch has.
+        """
         schedule = getattr(self.optimizer, "schedule", None)  # a callback of fit may have taken the optimizer away
-        if isinstance(schedule, ReduceLROnPlateau):
+        if isinstance(schedule, ReduceLROnPlateau) and (watched is None or watched in logs):
             if logs is None:
                 raise ValueError(f"logs: expected a number for {schedule!r} to monitor, as model.end_epoch(val_loss)")
-            schedule.step(logs[schedule.watched(logs)] if isinstance(logs, Mapping) else number("logs", logs))
+            schedule.step(
+                logs[watched or schedule.watched(logs)] if isinstance(logs, Mapping) else number("logs", logs)
+            )
         self.state.epochs_seen += 1
         self.state.position = None
 
@@ -191,6 +225,8 @@ class Core:
     def set_training_state(self, arrays: dict[str, np.ndarray], numbers: Any) -> None:
         """Go on where `training_state` was taken; ValueError if it is another model's, or damaged."""
         self.state = TrainingState.from_parts(arrays, numbers, self.program, self.optimizer, self.dtype)
+        for place in self.graph.seen.values():
+            place.layer.training = self.state.training
 
     def snapshot(self) -> Any:
         """A copy of all that training changes, for `restore`: the parameters, the running statistics, the state of the
@@ -210,14 +246,23 @@ class Core:
             schedule[0].load_state_dict(schedule[1])
 
 
-class _Nested:
-    """Stands in for the program of a model that is part of another one."""
+class _Part:
+    """Stands in for the program of a model that is a part of another one, until it is first used."""
+
+    def __init__(self, core: Core):
+        self._core = weakref.ref(core)
 
     def __getattr__(self, name):
-        raise RuntimeError("this Sequential is part of another model, which computes for it: use that one")
+        core: Any = self._core()
+        made = part(core.kernels, core.graph)
+        if made is None:
+            raise RuntimeError("the layers of this Sequential have been taken over by several models")
+        core.program = made
+        return getattr(made, name)
 
 
-def _graph_of(layers: list) -> Graph:
+def _graph_of(layers: list, part_of: Any = None) -> Graph:
+    """The graph of a chain; with part_of they may belong to a model."""
     width = in_features(layers)
     if width is None:
         raise ValueError("layers: expected at least one Linear, got none: nothing says how wide the input is")
@@ -225,8 +270,11 @@ def _graph_of(layers: list) -> Graph:
     chain(graph, layers, 0)
     for place in graph.seen.values():
         owner = place.layer._owner() if isinstance(place.layer, Parametric) else None
-        if owner is not None and id(owner) not in graph.seen:
-            raise ValueError(f"{place}: belongs to another Sequential already")
+        if part_of is None and owner is not None and id(owner) not in graph.seen:
+            raise ValueError(
+                f"{place}: belongs to another Sequential already. Use model[:k] of that one, a model on the same "
+                "memory, or layers of the same configuration and load_weights"
+            )
     if not graph.ops:
         raise ValueError("layers: expected at least one layer that computes something")
     return graph

@@ -164,7 +164,8 @@ def hvp(self: Any, x, y, v) -> np.ndarray:
 def gnvp(self: Any, x, y, v) -> np.ndarray:
     """Gauss-Newton matrix of the loss, J^T (d2 loss / d outputs2) J, times v; as `hvp`.
 
-    Positive semi-definite where the loss is convex in the outputs, as all of the library's are. l2 adds 2 l2 v.
+    Positive semi-definite where the loss is convex in the outputs, as all of the library's but `GaussianNLLLoss` are.
+    l2 adds 2 l2 v.
 
     Parameters
     ----------

@@ -25,6 +25,7 @@ class PythonLoss:
     def __init__(self, native: Any, loss: Any):
         self.native = native
         self.loss = loss
+        self.mean = loss.reduction == "mean"
         self._gradient: np.ndarray | None = None  # of the outputs, by the last `forward` with targets
 
     def __getattr__(self, name):
@@ -42,12 +43,13 @@ class PythonLoss:
 
     def forward(self, x, y, threads: int, training: bool = True):
         self._gradient = None
+        if y is None:
+            return self.native.forward(x, None, threads, training)
+        x, y, _ = self.native.flattened(x, y)
         x = self.native.inputs(x)
-        if y is not None and not len(x):
+        if not len(x):
             raise ValueError("the loss of an empty batch is not defined")
         outputs = self.native.forward(x, None, threads, training)
-        if y is None:
-            return outputs
         value, self._gradient = self.loss.value_and_gradient(outputs, y)
         return value + self.native.penalty()
 
@@ -93,12 +95,13 @@ class PythonLoss:
                 native.backward(gradient / count, threads)  # without the penalties
                 if out is not None:
                     out[at:end] = outputs
-                totals += np.array((value * (end - at), end - at, 0, end - at))
-            totals[0] += native.penalty(True) * (last - first)
+                rows = end - at
+                totals += np.array((value * rows if self.mean else value, rows, 0, rows))
+            totals[0] += native.penalty(True) * (last - first if self.mean else 1)
             native.step(None if rates is None else rates[step])
         native.zero_grads()
         return -1
 
     def evaluate(self, x, y, w, threads: int) -> tuple[float, float, int]:
         value, _ = self.loss.value_and_gradient(self.native.predict(x, None, threads), y)
-        return value * len(x), len(x), 0
+        return value * len(x) if self.mean else value, len(x), 0

@@ -7,16 +7,18 @@ derivatives.py, the training loop is in training/fit.py, files are in files/chec
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from .. import layers, losses, optim
+from .._checks import in_range, integer, transposed
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
 from ..files import checkpoint
+from ..layers import Layer
 from ..layers.graph import computes_natively
 from ..training import fit as fitting
 from ..training.history import History
@@ -32,8 +34,8 @@ class Sequential(layers.Chain):
     Parameters
     ----------
     layers : sequence of Layer
-        Layers in order, among them a `Linear`; a loss may stand last, or a function of your own, as for `CallableLoss`.
-        Widths must follow from one another.
+        Layers in order, among them a `Linear`; a loss may stand last, or a function of your own, or another object that
+        can be called, as for `CallableLoss`. Widths must follow from one another.
     optimizer : Optimizer, optional
         Needed for `step`, `train_step` and `fit`. Setting another one later begins anew: momentum, schedule, and the
         orders of the rows in `fit`.
@@ -42,6 +44,8 @@ class Sequential(layers.Chain):
     seed : int, optional
         Of the initial parameters and of the order in `fit`: the same numbers on every platform. None: different at
         every run.
+    *rest
+        Nothing. Layers stand in one list: that they do not is said where they are found here.
 
     Attributes
     ----------
@@ -70,7 +74,9 @@ class Sequential(layers.Chain):
     [0.0, 1.0, 1.0, 0.0]
     """
 
-    def __init__(self, layers, optimizer=None, dtype="float32", seed=None):
+    def __init__(self, layers, optimizer=None, dtype="float32", seed=None, *rest):
+        if rest or (isinstance(layers, Layer) and isinstance(optimizer, (Layer, losses.Loss))):
+            raise TypeError(f"layers: expected one list, Sequential([{layers!r}, ...]), got one layer after another")
         kernels(dtype)  # the first argument to be wrong is the first to be named
         self.layers, self._loss = _split(layers)
         self.seed = _seed(seed)
@@ -101,12 +107,14 @@ class Sequential(layers.Chain):
 
     @property
     def training(self) -> bool:
-        """Whether the model is in training mode, in which regularising layers act; set by `train` and `eval`."""
+        """Whether the model is in training mode; its layers may have other modes, see `Layer.training`."""
         return self._core.state.training
 
     @training.setter
     def training(self, mode):
         self._core.state.training = bool(mode)
+        for layer in self.layers:
+            layer.training = mode
 
     @property
     def history(self) -> History | None:
@@ -146,9 +154,11 @@ class Sequential(layers.Chain):
         Parameters
         ----------
         x : array_like of shape (batch, in_features)
-            Copied: changing it later does not change what `backward` computes.
+            Copied: changing it later does not change what `backward` computes. With other leading axes as for
+            `predict`.
         targets : array_like, optional
-            As the loss wants them: class indices of shape (batch,), or numbers of shape (batch, out_features).
+            As the loss wants them: class indices of shape (batch,), or numbers of shape (batch, out_features). With
+            the leading axes of x in place of batch.
 
         Returns
         -------
@@ -163,7 +173,9 @@ class Sequential(layers.Chain):
             If there are targets but no loss.
         """
         core = self._core
-        return core.program.forward(x, targets, get_num_threads(), core.state.training)
+        if core.nested:
+            core.tell_modes()
+        return core.program.forward(x, targets, get_num_threads())
 
     __call__ = forward
 
@@ -324,18 +336,58 @@ class Sequential(layers.Chain):
 
     stop_training = False  # set to True in a callback, ends fit after this batch or epoch
 
-    fit = fitting.fit
-    evaluate = fitting.evaluate
-
-    def predict(self, x, out=None, threads=None):
-        """The outputs of the last layer (logits, where the loss is CrossEntropyLoss) in evaluation mode.
-
-        Any number of rows: they are run in chunks that stay in cache. Does not disturb a pending `backward`.
+    def hidden(self, x, k: int, threads=None) -> np.ndarray:
+        """The outputs of an inner layer in evaluation mode, fused and threaded as `predict` is.
 
         Parameters
         ----------
         x : array_like of shape (batch, in_features)
-            The batch may be empty.
+        k : int
+            How many layers to go through: the outputs are those of ``model[:k]``, of ``model.layers[k - 1]``. Negative
+            numbers count from the end: -1 leaves the last layer out.
+        threads : int, optional
+            As for `predict`.
+
+        Returns
+        -------
+        ndarray of shape (batch, features)
+
+        Raises
+        ------
+        ValueError, TypeError
+            If x does not fit, or there are not so many layers.
+
+        Examples
+        --------
+        >>> model = Sequential([Linear(2, 8), Tanh(), Linear(8, 1)], seed=0)
+        >>> model.hidden([[0.0, 1.0]], 2).shape
+        (1, 8)
+        """
+        n, k = len(self.layers), integer("k", k)
+        if not (0 < k <= n or -n < k < 0):
+            raise ValueError(f"k: expected 1 to {n} layers, or -1 to {1 - n}, got {k}")
+        k %= n
+        if k == 0:
+            return self.predict(x, None, threads)
+        return self._core.first(self.layers[:k]).predict(x, None, threads_for(threads))
+
+    fit = fitting.fit
+    evaluate = fitting.evaluate
+
+    def predict(self, x, out=None, threads=None):
+        """The outputs of the last layer (logits, where the loss is CrossEntropyLoss: see `predict_proba`) in evaluation
+        mode.
+
+        Any number of rows: they are run in chunks that stay in cache. Does not disturb a pending `backward`.
+
+        **The result of a model with one output is a column, (batch, 1)**, also where y was a vector (batch,): the
+        difference of the two has the shape (batch, batch). Compare ``predict(x)[:, 0]`` with such a y.
+
+        Parameters
+        ----------
+        x : array_like of shape (batch, in_features)
+            The batch may be empty. Of an array with other leading axes each (in_features,) is a row, and the result has
+            its leading axes: (in_features,) gives (out_features,), (T, N, in_features) gives (T, N, out_features).
         out : ndarray of shape (batch, out_features), optional
             Where the result goes; of the model's dtype, rows contiguous.
         threads : int, optional
@@ -352,31 +404,35 @@ class Sequential(layers.Chain):
         """
         return self._core.program.predict(x, out, threads_for(threads))
 
-    def train(self, mode: bool = True) -> Sequential:
-        """Set training mode, in which `Dropout` drops and `BatchNorm1d` takes the statistics of the batch.
+    def predict_proba(self, x, threads=None):
+        """Probabilities, in evaluation mode: of what `predict` gives the softmax, where the loss is CrossEntropyLoss,
+        or the sigmoid, where it is BCEWithLogitsLoss.
+
+        With one output the column is the probability of class 1; scikit-learn's two are ``np.hstack([1 - p, p])``. The
+        outputs of a model that ends with a `Softmax` or a `Sigmoid` are probabilities already; of log-probabilities
+        (`LogSoftmax`, NLLLoss) it is the exponential.
 
         Parameters
         ----------
-        mode : bool
-            False sets evaluation mode.
+        x : array_like of shape (batch, in_features)
+            As for `predict`.
+        threads : int, optional
+            As for `predict`.
 
         Returns
         -------
-        Sequential
-            The model itself.
-        """
-        self.training = bool(mode)
-        return self
+        ndarray of shape (batch, out_features)
 
-    def eval(self) -> Sequential:
-        """Set evaluation mode: ``train(False)``.
-
-        Returns
-        -------
-        Sequential
-            The model itself.
+        Raises
+        ------
+        ValueError, TypeError
+            If x does not fit, or the outputs are no probabilities and no logits.
         """
-        return self.train(False)
+        kind = losses.probabilities_of(self)
+        y = self.predict(x, threads=threads)
+        if kind != "probabilities":
+            self._core.kernels.probabilities(y.reshape(-1, y.shape[-1]), kind)
+        return y
 
     # parameters -------------------------------------------------------------------------------------------------------
 
@@ -387,6 +443,7 @@ class Sequential(layers.Chain):
 
     @parameters.setter
     def parameters(self, vector):
+        in_range("parameters", np.asarray(vector), self.dtype)
         self._core.program.set_parameters(vector)
 
     @property
@@ -466,10 +523,19 @@ class Sequential(layers.Chain):
         Raises
         ------
         ValueError
-            If names are missing or unknown, shapes differ, or config describes another network.
+            If names are missing or unknown, shapes differ, config describes another network, a number is too large for
+            the model's dtype, or a variance or a count is negative.
         TypeError
-            If values are no arrays of real numbers, or are PyTorch's tensors, whose weights are the other way round.
+            If state_dict is no mapping, or values are no arrays of real numbers, or PyTorch's tensors, whose weights
+            are the other way round.
         """
+        if not isinstance(state_dict, Mapping):
+            hint = ": cnn.load(path) reads a file" if isinstance(state_dict, (str, os.PathLike)) else ""
+            hint = hint or ": a vector is set by model.parameters = vector" * isinstance(state_dict, (list, np.ndarray))
+            raise TypeError(
+                "state_dict: expected arrays by name, as model.state_dict() returns them, got "
+                f"{type(state_dict).__name__}{hint}"
+            )
         if config is not None:
             expected = self.get_config()["layers"]
             got = config.get("layers") if isinstance(config, dict) else config
@@ -495,7 +561,10 @@ class Sequential(layers.Chain):
             if arrays[name].dtype.kind not in ("fiub" if name in own else "iu"):
                 raise TypeError(f"{name}: expected real numbers, got dtype {arrays[name].dtype}")
             if arrays[name].shape != shape:
-                raise ValueError(f"{name}: expected shape {shape}, got {arrays[name].shape}")
+                raise ValueError(
+                    f"{name}: expected shape {shape}, got {arrays[name].shape}{transposed(shape, arrays[name].shape)}"
+                )
+            in_range(name, arrays[name], self.dtype)
             if verbose:
                 print(f"{name} {shape}")
         parameters = self._core.named(*PARAMETERS)
@@ -610,11 +679,19 @@ class Sequential(layers.Chain):
 
     # for people -------------------------------------------------------------------------------------------------------
 
-    def summary(self) -> None:
-        """Print a table of the layers, with output shapes, parameters, FLOPs a sample and memory."""
+    def summary(self) -> str:
+        """Print a table of the layers, with output shapes, parameters, FLOPs a sample and memory.
+
+        Returns
+        -------
+        str
+            The same text; its repr is empty, so that an interpreter does not show it twice.
+        """
         from . import summary
 
-        print(summary.text(self))
+        text = summary.Text(summary.text(self))
+        print(text)
+        return text
 
     def _repr_html_(self) -> str:
         from . import summary
@@ -647,14 +724,32 @@ class Sequential(layers.Chain):
 
     def __repr__(self) -> str:
         parts = [*self.layers, *([self.loss] if self.loss else [])]
-        lines = "".join(f"  ({i}): {part!r}\n" for i, part in enumerate(parts))
+        lines = "".join(f"  ({i}): {part!r}\n".replace("\n", "\n  ")[:-2] for i, part in enumerate(parts))
         return f"Sequential(\n{lines}){'' if self.dtype == np.float32 else f' {self.dtype}'}"
 
     def __len__(self) -> int:
         return len(self.layers)
 
     def __getitem__(self, i):
-        return self.layers[i]
+        """A layer, or with a slice a part of the model: a model of some of the layers on the same memory.
+
+        ``model[:4]`` predicts, saves and is exported as any model; what is written into its parameters is written into
+        those of this model, and the other way round. It has no loss and no optimizer: train this model.
+        """
+        if not isinstance(i, slice):
+            return self.layers[i]
+        chosen = self.layers[i]
+        if not chosen:
+            raise ValueError(f"model[{_shown(i)}]: expected at least one of the {len(self.layers)} layers, got none")
+        part = object.__new__(type(self))
+        part.layers, part._loss, part.seed = chosen, None, None
+        part._of = self  # which has the parameters
+        part._core = Core.part(self, chosen)
+        return part
+
+
+def _shown(i: slice) -> str:
+    return ":".join("" if n is None else str(n) for n in (i.start, i.stop, *([] if i.step is None else [i.step])))
 
 
 def _split(parts) -> tuple[list, losses.Loss | None]:
@@ -662,7 +757,7 @@ def _split(parts) -> tuple[list, losses.Loss | None]:
     if isinstance(parts, layers.Layer) or not hasattr(parts, "__iter__"):
         raise TypeError(f"layers: expected a list of layers, got {parts!r}")
     parts = list(parts)
-    if parts and (inspect.isroutine(parts[-1]) or isinstance(parts[-1], functools.partial)):
+    if parts and callable(parts[-1]) and not isinstance(parts[-1], (type, layers.Layer, losses.Loss)):
         parts[-1] = losses.CallableLoss(parts[-1])
     loss = parts.pop() if parts and isinstance(parts[-1], losses.Loss) else None
     if loss is not None:
@@ -672,6 +767,8 @@ def _split(parts) -> tuple[list, losses.Loss | None]:
             raise ValueError(f"layer {i}, {part!r}: a loss can only stand last")
         if not isinstance(part, layers.Layer):
             hint = " (pass an object, not the class)" if isinstance(part, type) else ""
+            if isinstance(part, (list, tuple)):
+                hint = ": one list of layers, or a cnn.Sequential for the inner ones"
             raise TypeError(f"layer {i}: expected a layer, got {part!r}{hint}")
         part._may_nest(f"layer {i}")
     return parts, loss

@@ -40,6 +40,18 @@ def notes(model, flops: int) -> list[str]:
     ]
 
 
+class Text(str):
+    """A text that has been printed already: interpreters and notebooks do not show it a second time."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return ""
+
+    def _ipython_display_(self) -> None:
+        """Show nothing."""
+
+
 def text(model) -> str:
     """The table as lines of text."""
     rows, flops = table(model)

@@ -223,7 +223,7 @@ class Optimizer(Configurable, kind="optimizer"):
     def groups(self) -> list[dict[str, Any]]:
         """The groups as passed in, with their present learning rates; setting an "lr" or "weight_decay" there sets it
         for the next step."""
-        now = []
+        now: list[dict[str, Any]] = []
         for row, group in enumerate(self._groups, 1):
             rate = {"lr": float(self.table[row, LR])} if "lr" in group else {}
             now.append(_Group(self, row, {**group, "layers": list(group["layers"]), **rate}))

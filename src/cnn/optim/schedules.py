@@ -127,10 +127,13 @@ class Schedule(Configurable, kind="schedule"):
         rates = self.rates(0, count, lr)
         if ax is None:
             if path is None:
-                from matplotlib.pyplot import figure
+                import matplotlib.pyplot as plt
+
+                ax = plt.figure(layout="constrained").subplots()
             else:
-                from matplotlib.figure import Figure as figure
-            ax = figure(layout="constrained").subplots()
+                from matplotlib.figure import Figure
+
+                ax = Figure(layout="constrained").subplots()
         ax.plot(rates[:, 0], label="learning rate")
         ax.set_xlabel(self.interval)
         ax.set_ylabel("learning rate")

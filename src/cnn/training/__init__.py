@@ -2,8 +2,10 @@
 
 from .callbacks import Callback, CSVLogger, EarlyStopping, LambdaCallback, TensorBoardLogger
 from .data import Blocks
+from .find_lr import LearningRates, find_lr
 from .fit import DivergenceError
 from .history import History
+from .metrics import Metric
 from .model_checkpoint import ModelCheckpoint
 
 __all__ = [
@@ -14,6 +16,9 @@ __all__ = [
     "EarlyStopping",
     "History",
     "LambdaCallback",
+    "LearningRates",
+    "Metric",
     "ModelCheckpoint",
     "TensorBoardLogger",
+    "find_lr",
 ]

@@ -5,12 +5,18 @@ A method that is not overridden is not called, and costs nothing.
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import io
 import math
 import os
 from typing import Any
 
+import numpy as np
+
 from .._checks import choice, integer, number
+from ..files import atomic_write
+from .state import best_of, bring_back
 
 __all__ = ["CSVLogger", "Callback", "EarlyStopping", "LambdaCallback", "TensorBoardLogger"]
 
@@ -31,10 +37,14 @@ class Callback:
     -----
     Exceptions leave `fit`, with the model as it is at that moment. `model.history` holds the epochs so far. A callback
     may not call `fit` on its own model.
+
+    Callbacks are called in the order of the list, but `EarlyStopping` before all others and `ModelCheckpoint` after
+    them: what is saved, by anyone, has had the epoch, and after training it is the best model.
     """
 
     model: Any = None
     stop = False
+    _turn = 1  # 0 before others, 2 after them
 
     def on_train_begin(self, logs: dict[str, float]) -> None:
         """Before the first epoch.
@@ -89,6 +99,27 @@ class Callback:
             Those of the last epoch.
         """
 
+    def state_dict(self) -> dict[str, Any]:
+        """What this callback has to know when a run that was interrupted goes on.
+
+        Saved with the training state of the model; `fit` gives it to `load_state_dict` when it continues the run.
+
+        Returns
+        -------
+        dict of str to (ndarray, or what JSON can hold)
+            Empty: nothing is saved.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was called; after `on_train_begin`, in a run that is continued.
+
+        Parameters
+        ----------
+        state : dict
+            What `state_dict` returned, of the callback of the same class, or of the same place among several.
+        """
+
     def __repr__(self) -> str:
         shown = {name: p.default for name, p in inspect.signature(type(self)).parameters.items() if name in vars(self)}
         changed = {name: vars(self)[name] for name, default in shown.items() if vars(self)[name] != default}
@@ -106,6 +137,19 @@ def overridden(callbacks: list[Callback], method: str) -> list:
     """The methods of that name which do something."""
     bound = [getattr(callback, method) for callback in callbacks]
     return [one for one in bound if getattr(one, "__func__", None) is not getattr(Callback, method)]
+
+
+def check_methods(callback: Callback) -> None:
+    """AttributeError for a method that `fit` would never call, such as Keras's on_train_batch_end."""
+    for name in dir(callback):
+        if name.startswith("on_") and name not in METHODS and callable(getattr(callback, name, None)):
+            plain = name.replace("_train_", "_", 1) if "batch" in name or "epoch" in name else name
+            near = difflib.get_close_matches(plain.replace("_start", "_begin"), METHODS, 1, 0.85)
+            hint = f" (you may mean {near[0]})" if near else ""
+            raise AttributeError(
+                f"callbacks: {type(callback).__name__} has a method {name}, which fit never calls{hint}: there are "
+                f"{', '.join(METHODS)}"
+            )
 
 
 class LambdaCallback(Callback):
@@ -156,7 +200,12 @@ class EarlyStopping(Callback):
         Whether less or more is better. "auto": more for accuracy, top_k, AUC, F1 and R2, less for losses, MAE and RMSE.
     restore_best_weights : bool
         Whether the model has the parameters, the optimiser's state and the running statistics of the best epoch when
-        `fit` returns, whether or not training ended early.
+        `fit` returns, whether or not training ended early. The next epoch would be the one after the best, for
+        schedules too.
+    start_from_epoch : int
+        Epochs at the beginning that are not looked at, as in Keras.
+    baseline : float, optional
+        A value that is to be surpassed: epochs that do not are not an improvement, however much better than the others.
 
     Attributes
     ----------
@@ -174,16 +223,39 @@ class EarlyStopping(Callback):
 
     Notes
     -----
-    NaN is no improvement. Each `fit` starts anew.
+    NaN is no improvement. An epoch without validation (`validation_freq`) does not count.
+
+    A number of the training rows ("loss", "accuracy") is measured while the epoch changes the parameters: its best
+    parameters are those that the epoch began with, which are the ones measured, if an epoch is one step. Numbers of
+    validation rows are those of the parameters after the epoch.
+
+    Each `fit` starts anew, unless it continues a run (`initial_epoch`, `resume`): best value, best parameters and the
+    count of epochs are part of the training state that `save` and checkpoints write. If the run that is continued had
+    been ended here, it stays ended, unless `patience` is larger now.
+
+    After Ctrl-C or an error the model has its last parameters: `restore_best` puts back the best.
     """
 
-    def __init__(self, monitor="val_loss", patience=10, min_delta=0.0, mode="auto", restore_best_weights=True):
-        self.monitor = monitor
+    _turn = 0
+
+    def __init__(
+        self,
+        monitor="val_loss",
+        patience=10,
+        min_delta=0.0,
+        mode="auto",
+        restore_best_weights=True,
+        start_from_epoch=0,
+        baseline=None,
+    ):
+        self.monitor = named(monitor)
         self.patience = integer("patience", patience, 1)
         self.min_delta = number("min_delta", min_delta, 0)
         self.mode = choice("mode", mode, ("auto", "min", "max"))
         self.restore_best_weights = bool(restore_best_weights)
-        self._sign = direction(monitor, mode)
+        self.start_from_epoch = integer("start_from_epoch", start_from_epoch, 0)
+        self.baseline = None if baseline is None else number("baseline", baseline)
+        self._began: Any = None
         self._forget()
 
     def _forget(self) -> None:
@@ -195,35 +267,115 @@ class EarlyStopping(Callback):
 
     def _check(self, names):
         expect_monitor("early stopping", self.monitor, names)
+        self._sign = direction(self.monitor, self.mode)
 
     def on_train_begin(self, logs):
         self._forget()
 
+    def on_epoch_begin(self, epoch, logs):
+        if self.restore_best_weights and not self.monitor.startswith("val_"):
+            self._began = best_of(self.model._core)
+
     def on_epoch_end(self, epoch, logs):
+        if epoch <= self.start_from_epoch or self.monitor not in logs:
+            return
         value = logs[self.monitor]
         gain = self._sign * value
-        if math.isnan(value) or not (self.best is None or gain > self._sign * self.best + self.min_delta):
-            self._waited += 1
-            if self._waited >= self.patience:
-                self.stop = True
-                self.stopped_epoch = epoch
-            return
-        self.best, self.best_epoch, self._waited = value, epoch, 0
-        if self.restore_best_weights:
-            self._saved = self.model._core.snapshot()
+        self._waited += 1
+        if not math.isnan(value) and (self.best is None or gain > self._sign * self.best + self.min_delta):
+            self.best, self.best_epoch = value, epoch
+            if self.baseline is None or gain > self._sign * self.baseline:
+                self._waited = 0
+            if self.restore_best_weights:
+                self._saved = best_of(self.model._core) if self._began is None else self._began
+        if self._waited >= self.patience:
+            self.stop = True
+            self.stopped_epoch = epoch
 
     def on_train_end(self, logs):
         if self._saved is not None:
-            self.model._core.restore(self._saved)
+            bring_back(self.model._core, self._saved)
+            self._saved = None
 
     def _close(self):
-        self._saved = None
+        self._began = None
+
+    def state_dict(self):
+        """The best value, its epoch and, unless the model has them, its parameters; and the epochs since then.
+
+        Returns
+        -------
+        dict
+        """
+        if self.best is None:
+            return {"waited": self._waited}
+        numbers = {"best": np.array(self.best), "best_epoch": self.best_epoch, "waited": self._waited}
+        return {**numbers, "stopped_epoch": self.stopped_epoch, **(self._saved or {})}
+
+    def load_state_dict(self, state):
+        """Go on with what `state_dict` returned.
+
+        Parameters
+        ----------
+        state : dict
+
+        Raises
+        ------
+        ValueError, TypeError
+            If it is that of another model.
+        """
+        core, now = self.model._core, best_of(self.model._core)
+        if saved := _model_in(state):
+            try:
+                bring_back(core, saved)  # finds out whether it fits, before anything is trained
+            finally:
+                bring_back(core, now)
+        self._waited = integer("waited", state.get("waited"), 0)
+        self.best = float(state["best"]) if "best" in state else None
+        self.best_epoch, self.stopped_epoch = state.get("best_epoch"), state.get("stopped_epoch")
+        if self.best is not None and self.restore_best_weights:
+            self._saved = saved or now  # without parameters in the state it is the model that has the best
+        self.stop = self._waited >= self.patience
+        if not self.stop:
+            self.stopped_epoch = None
+
+    @staticmethod
+    def restore_best(model) -> None:
+        """Give a model the best parameters of its last `fit`, whatever has ended it: Ctrl-C, an error, the epochs.
+
+        Parameters
+        ----------
+        model : Sequential
+            Fitted with early stopping, in this process, or before it was saved with its training state.
+
+        Raises
+        ------
+        RuntimeError
+            If there are none: no epoch was finished, or early stopping did not keep any.
+        """
+        states = [s for s in model._core.state.callbacks.values() if s.keys() >= {"waited", "best"}]
+        if not states:
+            raise RuntimeError("restore_best: there are no best parameters: fit with early_stopping first")
+        for state in states:
+            if best := _model_in(state):
+                bring_back(model._core, best)
+
+
+def _model_in(state: dict[str, Any]) -> dict[str, Any]:
+    """What `best_of` has put into a state of EarlyStopping."""
+    own = ("best", "best_epoch", "stopped_epoch", "waited")
+    return {name: value for name, value in state.items() if name not in own}
+
+
+def named(monitor) -> str:
+    """monitor, if it is a name: TypeError otherwise."""
+    if not isinstance(monitor, str):
+        raise TypeError(f"monitor: expected a name such as 'val_loss', got {monitor!r}")
+    return monitor
 
 
 def direction(monitor: str, mode: str) -> int:
     """1 if larger values of a number of the history are better, -1 if smaller ones are."""
-    if not isinstance(monitor, str):
-        raise TypeError(f"monitor: expected a name such as 'val_loss', got {monitor!r}")
     return 1 if (more_is_better(monitor) if mode == "auto" else mode == "max") else -1
 
 
@@ -233,6 +385,8 @@ def expect_monitor(who: str, monitor: str, names: list[str]) -> None:
         hint = ""
         if monitor.startswith("val_") and not any(name.startswith("val_") for name in names):
             hint = "; pass validation_data or validation_split, or monitor='loss'"
+        elif near := difflib.get_close_matches(monitor, names, 1):
+            hint = f"; you may mean {near[0]!r}"
         raise ValueError(f"{who}: no {monitor!r} to monitor: there are {', '.join(names)}{hint}")
 
 
@@ -253,7 +407,8 @@ class CSVLogger(Callback):
     """Writes a line for each epoch to a CSV file: "epoch" and the numbers of the history, under a header.
 
     The file is complete after each epoch. If the first epoch is not epoch 1, lines are added to a file that is there,
-    whose columns must be the same.
+    whose columns must be the same; lines of that epoch and later ones, which a run that was killed had written after
+    its last checkpoint, are taken out. What an epoch has no number for, such as validation, is left empty.
 
     Parameters
     ----------
@@ -277,21 +432,25 @@ class CSVLogger(Callback):
     def on_epoch_end(self, epoch, logs):
         import csv
 
-        names = ["epoch", *logs]
-        if self._names is None and epoch > 1 and os.path.exists(self.path):
-            with open(self.path, newline="", encoding="utf-8") as file:
-                self._names = next(csv.reader(file), None)
-            if self._names not in (None, names):
-                raise ValueError(
-                    f"{self.path}: expected the columns {', '.join(names)}, as this run writes, "
-                    f"got {', '.join(self._names or [])}"
-                )
-        with open(self.path, "a" if self._names else "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if not self._names:
-                writer.writerow(names)
-                self._names = names
-            writer.writerow([epoch, *(repr(float(value)) for value in logs.values())])
+        if self._names is None:
+            self._names = ["epoch", *self.model.history]
+            lines = [self._names]
+            if epoch > 1 and os.path.exists(self.path):
+                with open(self.path, newline="", encoding="utf-8") as file:
+                    there = list(csv.reader(file))
+                if there and there[0] != self._names:
+                    raise ValueError(
+                        f"{self.path}: expected the columns {', '.join(self._names)}, as this run writes, "
+                        f"got {', '.join(there[0])}"
+                    )
+                whole = (line for line in there[1:] if len(line) == len(self._names) and line[0].isdecimal())
+                lines += [line for line in whole if int(line[0]) < epoch]
+            text = io.StringIO(newline="")
+            csv.writer(text).writerows(lines)
+            atomic_write.replace(self.path, [text.getvalue().encode()])
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            values = (repr(float(logs[name])) if name in logs else "" for name in self._names[1:])
+            csv.writer(file).writerow([epoch, *values])
 
 
 class TensorBoardLogger(Callback):
@@ -300,7 +459,7 @@ class TensorBoardLogger(Callback):
     Parameters
     ----------
     folder : str or path
-        Where the event files go.
+        Where the event files go. A run that goes on hides what a run that was killed had written of the same epochs.
 
     Raises
     ------
@@ -313,10 +472,9 @@ class TensorBoardLogger(Callback):
         self._make = _summary_writer()
         self._writer: Any = None
 
-    def on_train_begin(self, logs):
-        self._writer = self._make(self.folder)
-
     def on_epoch_end(self, epoch, logs):
+        if self._writer is None:
+            self._writer = self._make(self.folder, purge_step=epoch if epoch > 1 else None)
         for name, value in logs.items():
             base = name.removeprefix("val_")
             part = "" if name == "lr" else "/validation" if name != base else "/training"

@@ -30,6 +30,19 @@ class Part(NamedTuple):
     order: np.ndarray | None
     batch_size: int
 
+    @property
+    def rows(self) -> int:
+        """How many rows are taken."""
+        return len(self.x) if self.order is None else len(self.order)
+
+    def first(self, rows: int) -> Part:
+        """The part's first rows, in its order."""
+        if rows == self.rows:
+            return self
+        if self.order is not None:
+            return self._replace(order=self.order[:rows])
+        return self._replace(x=self.x[:rows], y=self.y[:rows], w=None if self.w is None else self.w[:rows])
+
 
 class Names(NamedTuple):
     """What errors call the arrays."""
@@ -50,6 +63,7 @@ class Source:
     """
 
     context: Any
+    names: Names
     rows: int | None
 
     def parts(self, epoch: int | None) -> Iterator[Part]:
@@ -68,6 +82,10 @@ class Rows(Source):
     def split(self, n: int) -> Rows:
         """Split off the rows from row n on, as another source."""
         raise NotImplementedError
+
+    def stratified(self, fraction: Any) -> Rows:
+        """Split off the last rows of each class, as another source: the classes have the same parts in both."""
+        raise ValueError("stratify: expected arrays in memory: shuffle the rows on disk, or pass validation_data")
 
     def labels(self) -> Iterator[np.ndarray]:
         """All targets, in one or more arrays."""
@@ -116,6 +134,7 @@ class _Arrays(Rows):
         self.context = context
         self.names = names
         program = context.program
+        x, y, w = program.flattened(x, y, w, names.x, names.y, names.w)
         self.x: np.ndarray = program.inputs(x, names.x)
         self.y = context.targets(y, len(self.x), names.y)
         if len(self.x) == 0:
@@ -133,6 +152,27 @@ class _Arrays(Rows):
         self.rows = n
         return rest
 
+    def stratified(self, fraction):
+        labels = classes_of(self.y)
+        if labels is None:
+            raise ValueError("stratify: expected targets that are classes: class indices, 0 and 1, or one-hot rows")
+        order = np.argsort(labels, kind="stable")  # class by class, in each as the rows lie
+        counts = np.unique(labels, return_counts=True)[1]
+        shares = [fraction * int(count) for count in counts]
+        held = np.array([int(share) for share in shares])
+        missing = self.rows - int(self.rows * (1 - fraction)) - held.sum()  # go to the largest remainders
+        held[sorted(range(len(held)), key=lambda i: held[i] - shares[i])[:missing]] += 1
+        out = np.zeros(self.rows, bool)
+        for end, count in zip(np.cumsum(counts), held, strict=True):
+            out[order[end - count : end]] = True
+        rest = object.__new__(_Arrays)
+        rest.__dict__.update(self.__dict__)
+        for source, rows in ((rest, out), (self, ~out)):
+            source.x, source.y = source.x[rows], source.y[rows]
+            source.w = None if source.w is None else source.w[rows]
+            source.rows = len(source.x)
+        return rest
+
     def labels(self) -> Iterator[np.ndarray]:
         yield self.y
 
@@ -140,7 +180,7 @@ class _Arrays(Rows):
         metrics.check(self.y)
         if self.context.class_weights is not None:
             self.w = self.context.with_classes(self.y, self.w)
-        _some_weight(self.w, self.names.w)
+        self.context.some_weight(self.w, self.names.w)
 
     def parts(self, epoch):
         context = self.context
@@ -152,9 +192,15 @@ class _Arrays(Rows):
         yield Part(self.x, self.y, self.w, order, context.batch_size)
 
 
-def _some_weight(w: np.ndarray | None, name: str) -> None:
-    if w is not None and not w.any():
-        raise ValueError(f"{name}: expected at least one weight above 0")
+def classes_of(y: np.ndarray) -> np.ndarray | None:
+    """Targets as class indices (n,), if that is what they are: indices, 0 and 1, or one-hot rows."""
+    if y.ndim == 1:
+        return y if y.dtype.kind in "iu" else None
+    if y.ndim != 2 or not ((y == 0) | (y == 1)).all():
+        return None
+    if y.shape[1] == 1:
+        return y[:, 0].astype(np.int64)
+    return y.argmax(axis=1) if (y.sum(axis=1) == 1).all() else None
 
 
 # blocks of arrays on disk ---------------------------------------------------------------------------------------------
@@ -310,7 +356,7 @@ class _Blocks(Rows):
             start, stop = self.bounds()[0]
             metrics.check(self.targets(start, stop))
         if self.w is not None:
-            _some_weight(self.w[self.start : self.stop], self.names.w)
+            self.context.some_weight(self.w[self.start : self.stop], self.names.w)
 
     def parts(self, epoch):
         context, names = self.context, self.names
@@ -341,13 +387,15 @@ class _Iterable(Source):
         self.rows = None
         self.batches = batches
         self.training = False
+        self.running: Iterator | None = None  # what epochs of so many steps go on with
         self.sequence = hasattr(batches, "__len__") and hasattr(batches, "__getitem__")
         if self.sequence and len(batches) == 0:
             raise context.no_rows(names)
-        if epochs > 1 and not self.sequence and iter(batches) is batches:
+        if epochs > 1 and not self.sequence and iter(batches) is batches and context.steps is None:
             raise ValueError(
                 f"{names.all}: {type(batches).__name__} is an iterator, which can be gone over once, but there are "
-                f"{epochs} epochs: pass a list, a Sequence, or an object whose __iter__ starts anew each time"
+                f"{epochs} epochs: pass a list, a Sequence, an object whose __iter__ starts anew each time, or "
+                "steps_per_epoch"
             )
 
     def check(self, metrics):
@@ -365,6 +413,9 @@ class _Iterable(Source):
             if self.training and context.shuffle:
                 order = context.permutation(len(self.batches), context.seed, epoch).tolist()
             batches = (self.batches[i] for i in order)
+        elif self.training and context.steps is not None:
+            self.running = self.running or self.endless()
+            batches = self.running
         found: list = []
         at = -1
         for at, batch in enumerate(batches):
@@ -379,6 +430,19 @@ class _Iterable(Source):
                 f"{self.names.all}: gave no batches. An iterator can be gone over once: pass a list, a Sequence, or "
                 "an object whose __iter__ starts anew each time"
             )
+
+    def endless(self) -> Iterator:
+        """The batches, and again from the beginning where they can be gone over again."""
+        found = True
+        while found:
+            found = False
+            for batch in self.batches:
+                found = True
+                yield batch
+        raise ValueError(
+            f"{self.names.all}: gave no more batches within an epoch of {self.context.steps} steps: lower "
+            "steps_per_epoch or epochs, or pass an object whose __iter__ starts anew each time"
+        )
 
     def part(self, batches: list, first: int) -> Part:
         """Batches that make one step of the optimiser together, as one part."""
@@ -396,27 +460,28 @@ class _Iterable(Source):
         w = None
         if any(part.w is not None for part in parts):
             w = np.concatenate([np.ones(len(p.x), self.context.dtype) if p.w is None else p.w for p in parts])
-        return Part(np.concatenate([p.x for p in parts]), np.concatenate([p.y for p in parts]), w, None, sizes[0])
+        x, y = (np.concatenate([part[i] for part in parts]) for i in range(2))
+        return Part(x, y, w, None, sizes[0])
 
     def one(self, batch, name: str) -> Part:
         if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
             raise TypeError(f"{name}: expected (x, y) or (x, y, sample_weight), got {_kind(batch)}")
         context = self.context
-        x = context.program.inputs(_array(batch[0]), f"{name}: x")
+        x = context.program.inputs(_array(batch[0], f"{name}: x"), f"{name}: x")
         n = len(x)
         if n == 0:
             raise ValueError(f"{name}: expected at least one row, got none")
-        y = context.targets(_array(batch[1]), n, f"{name}: y")
+        y = context.targets(batch[1], n, f"{name}: y")
         w = None
         if len(batch) == 3 and batch[2] is not None:
-            w = context.program.weights(_array(batch[2]), n, f"{name}: sample_weight")
+            w = context.program.weights(_array(batch[2], f"{name}: sample_weight"), n, f"{name}: sample_weight")
         if context.class_weights is not None:
             w = context.with_classes(y, w)
         self.metrics.check(y)
         return Part(x, y, w, None, n)
 
 
-def _array(a):
+def _array(a, name: str):
     """a as an array, without touching it if it is one."""
     return a if isinstance(a, (np.ndarray, list, tuple)) else np.asarray(a)
 

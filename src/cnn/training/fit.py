@@ -7,25 +7,31 @@ data.py; what is made of the numbers is in metrics.py, history.py and progress.p
 from __future__ import annotations
 
 import contextlib
+import math
 import time
+import warnings
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
 
-from .._checks import integer, number
+from .._checks import flag, integer, number
 from .._threads import threads_for
 from ..optim.optimizers import Optimizer
 from ..optim.schedules import ReduceLROnPlateau
-from .callbacks import Callback, EarlyStopping, overridden
-from .class_weights import labels_of, weights_of_classes
-from .data import Blocks, Names, Part, Rows, Source, source_of
+from .callbacks import Callback, EarlyStopping, check_methods, overridden
+from .class_weights import row_weights, weights_of_classes
+from .data import Blocks, Names, Part, Rows, Source, classes_of, source_of
 from .history import History
 from .metrics import Metrics
 from .model_checkpoint import ModelCheckpoint
-from .progress import Progress
+from .progress import Progress, mode_of
+from .state import names_of
 
+NOTHING_COUNTS = "no row counts: their weights are 0, or their targets are to be ignored"
 SLICE = 0.05  # seconds that one native call may take
 EVALUATION_WORK = 1 << 28  # multiply-adds of one native call of evaluation; fixed, so that sums are always cut alike
+MOST_ROWS = 1 << 62  # batch_size=None: the whole data
 VALIDATION = Names("validation_data[0]", "validation_data[1]", "validation_data[2]", "validation_data")
 
 
@@ -36,13 +42,25 @@ class DivergenceError(ArithmeticError):
 class Context:
     """What sources of batches need to know of the model and of the call."""
 
-    def __init__(self, model, purpose: str, batch_size: int = 1, shuffle: bool = False, accumulate: int = 1):
+    def __init__(
+        self,
+        model,
+        training: bool = False,
+        batch_size: int = 1,
+        shuffle: bool = False,
+        accumulate: int = 1,
+        steps: int | None = None,
+        drop_last: bool = False,
+    ):
         self.program = model._core.program
+        self.loss = model.loss
         self.dtype = model.dtype
-        self.purpose = purpose
+        self.training = training
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.accumulate = accumulate
+        self.steps = steps  # batches of an epoch at most
+        self.drop_last = drop_last
         self.seed = model._core.state.random_seed
         self.permutation = model._core.kernels.permutation
         self.class_weights: np.ndarray | None = None
@@ -53,15 +71,41 @@ class Context:
         return checked.copy() if checked.ndim == 1 else checked  # labels: nobody shall change them once checked
 
     def no_rows(self, names: Names) -> ValueError:
-        return ValueError(f"{names.all}: {self.purpose} at least one row, got none")
+        return ValueError(
+            f"{names.all}: {'training needs' if self.training else 'expected'} at least one row, got none"
+        )
+
+    def some_weight(self, w: np.ndarray | None, name: str) -> None:
+        """ValueError if rows to train on have no weight."""
+        if self.training and w is not None and not w.any():
+            raise ValueError(f"{name}: expected at least one weight above 0")
 
     def with_classes(self, y: np.ndarray, w: np.ndarray | None) -> np.ndarray:
         """The rows' weights times those of their classes."""
-        known = self.class_weights
-        assert known is not None
-        labels = labels_of(y)
-        rows = known[np.clip(labels, 0, len(known) - 1)].astype(self.dtype)  # an ignored row may have any label
+        assert self.class_weights is not None
+        rows = row_weights(y, self.class_weights).astype(self.dtype)
         return rows if w is None else rows * w
+
+    def rows(self, n: int) -> int:
+        """How many of n rows an epoch takes."""
+        if self.drop_last:
+            n -= n % self.batch_size
+        return n if self.steps is None else min(n, self.steps * self.batch_size)
+
+    def taken(self, parts: Iterator[Part]) -> Iterator[Part]:
+        """What an epoch takes of the parts."""
+        left = self.steps
+        for part in parts:
+            rows, size = part.rows, part.batch_size
+            if self.drop_last:
+                rows -= rows % size
+            if left is not None:
+                rows = min(rows, left * size)
+                left -= -(-rows // size)
+            if rows:
+                yield part.first(rows)
+            if left == 0:
+                return
 
 
 # fit ------------------------------------------------------------------------------------------------------------------
@@ -77,15 +121,21 @@ def fit(
     shuffle=True,
     validation_data=None,
     validation_split=0.0,
+    stratify=False,
+    validation_freq=1,
     sample_weight=None,
     class_weight=None,
+    weigh_validation=False,
     metrics=(),
     callbacks=(),
     early_stopping=None,
     initial_epoch=None,
+    steps_per_epoch=None,
+    drop_last=False,
     accumulation_steps=1,
     threads=None,
     progress="auto",
+    verbose=None,
     checkpoint=None,
     checkpoint_every=1,
     keep=3,
@@ -104,42 +154,71 @@ def fit(
         Targets as the loss wants them: class indices of shape (n,), or numbers of shape (n, out_features). None if
         x brings them.
     epochs : int
-        The number of the last epoch, counted from 1.
-    batch_size : int
-        The last batch of an epoch, or of a block, may be smaller. 1 trains one sample at a time.
+        The number of the last epoch, counted from 1:
+
+        - ``fit(x, y, epochs=10)`` trains epochs 1 to 10; a second such call trains 10 more, in a new history;
+        - ``fit(x, y, epochs=15, initial_epoch=10)`` after it continues that run with epochs 11 to 15.
+    batch_size : int or None
+        The last batch of an epoch, or of a block, may be smaller. 1 trains one sample at a time; None takes the whole
+        data as one batch.
     shuffle : bool
         Whether each epoch takes the rows in a random order of its own, which depends on the model's seed and the
         epoch's number alone.
     validation_data : (x, y), (x, y, sample_weight), or batches as for x, optional
         Evaluated after each epoch.
     validation_split : float
-        The part of the rows, the last ones, that is held out for validation instead; from 0 to below 1.
+        The part of the rows, the last ones, that is held out for validation instead; from 0 to below 1. Of n rows
+        n * (1 - validation_split) are trained on, rounded down. A warning says so if the classes are sorted.
+    stratify : bool
+        Whether `validation_split` takes the last rows of each class, so that each has the same part in both. The rows
+        are copied.
+    validation_freq : int
+        Epochs from one validation to the next. Between them the history has NaN, and callbacks' `logs` have no "val_".
     sample_weight : array_like of shape (n,), optional
         Not negative. The loss is the weighted mean.
     class_weight : dict or "balanced", optional
-        Weights of class indices, 1 for those that are not named. "balanced": n / (classes * count of the class), as
-        in scikit-learn. They multiply the sample weights, in training only.
-    metrics : sequence of str or callable
+        Weights of class indices, or of one-hot rows' classes; 1 for those that are not named. "balanced":
+        n / (classes * count of the class), as in scikit-learn. They multiply the sample weights. Where a row may
+        belong to several classes (`BCEWithLogitsLoss` with several outputs) the weights of its columns are multiplied:
+        of a dict those whose target is 1, with "balanced" those of 0 and 1 in each column. Weights shift the
+        predicted probabilities towards the classes that have more of it: they are not calibrated for the data as it
+        is any more. To keep them so, train without and move the threshold instead.
+    weigh_validation : bool
+        Whether `class_weight` enters "val_loss" as well, which is then comparable with "loss".
+    metrics : sequence of str, callable or Metric, or dict, optional
         Of training rows, by the outputs that they had in the training step, and of validation rows: "accuracy",
         "top_k" ("top_3", ...), "mae", "rmse", "r2", "auc", "f1", or functions of (targets, outputs) that return a
-        number. Weights do not enter.
+        number. Weights do not enter. `cnn.Metric` for functions of probabilities or of labels; "auc_ovr" (as "auc") and
+        "auc_ovo" for several classes. A dict gives names of your own.
     callbacks : sequence of Callback
         See `cnn.Callback`.
     early_stopping : EarlyStopping, int or True, optional
         An int is its patience; True is 10.
     initial_epoch : int, optional
-        The number of epochs that are done, to continue a run: orders of rows, and rates of a schedule by epoch, are
-        those of one uninterrupted run, and `model.history` is continued, if it ends there and has the same names. A
-        model that was interrupted within the next epoch, or saved there with its training state (by a callback),
-        continues at that batch; metrics of training rows are then of the remaining rows. None: a new run, with a new
-        history; orders and rates follow those of the epochs that this model has done with its optimizer.
+        The number of epochs that are done, to continue a run:
+
+        - orders of rows, and rates of a schedule by epoch, are those of one uninterrupted run;
+        - `model.history` is continued, if it ends there and has the same names;
+        - callbacks go on where they were (`Callback.load_state_dict`): early stopping knows its best epoch;
+        - a model that was interrupted within the next epoch, or saved there with its training state (by a callback),
+          continues at that batch; metrics of training rows are then of the remaining rows.
+
+        None: a new run, with a new history; orders and rates follow those of the epochs that this model has done with
+        its optimizer.
+    steps_per_epoch : int, optional
+        Batches of an epoch at most. An iterable that is not a Sequence is gone on with in the next epoch, and may be
+        endless; of rows in an array each epoch takes others, if they are shuffled.
+    drop_last : bool
+        Whether the last batch of an epoch, or of a block, is left out if it is smaller than the others.
     accumulation_steps : int
         Batches whose mean gradient makes one step of the optimiser.
     threads : int, optional
         At most this many; None: as `cnn.set_num_threads` says. The result does not depend on it.
     progress : {"auto", True, False}
-        "auto": a bar on a terminal or in a notebook, if tqdm is installed, else silence. True: where there is no
-        bar, one line an epoch on stderr. False: silence.
+        "auto": a bar on a terminal or in a notebook, or without tqdm one line an epoch; elsewhere silence. True: where
+        there is no bar, one line an epoch on stderr. False: silence.
+    verbose : {0, 1, 2}, optional
+        In place of `progress`, as in Keras: 0 is silence, 1 a bar as with True, 2 one line an epoch.
     checkpoint : str or path, optional
         A folder for checkpoints: see `cnn.ModelCheckpoint`, which is added to the callbacks.
     checkpoint_every : int
@@ -172,41 +251,53 @@ def fit(
 
     Notes
     -----
-    Ctrl-C stops within about 0.1 s and leaves a valid model; `model.history` has the epochs so far.
+    Ctrl-C stops within about 0.1 s and leaves a valid model, with its last parameters; `model.history` has the epochs
+    so far, ``fit(..., initial_epoch=model.history.epochs[-1])`` goes on at that batch, and
+    ``cnn.EarlyStopping.restore_best(model)`` gives it the best parameters, if there was early stopping. So does it
+    after DivergenceError.
+
+    Memory: arrays of the model's dtype are used where they lie, whatever their order of rows. Others are copied to it
+    once: float64 data of 800 MB takes 400 MB more for a float32 model; ``x.astype("float32")`` before, and
+    ``del`` of the original, saves that. Early stopping and each epoch keep a copy of the parameters and the
+    optimiser's state.
     """
-    with _only_fit_of(self):
+    with only_fit_of(self):
         continued = resume or initial_epoch is not None
         initial_epoch = 0 if initial_epoch is None else initial_epoch
-        epochs, batch_size = integer("epochs", epochs, 1), integer("batch_size", batch_size, 1)
+        epochs = integer("epochs", epochs, 1)
+        batch_size = MOST_ROWS if batch_size is None else integer("batch_size", batch_size, 1)
         initial_epoch = integer("initial_epoch", initial_epoch, 0)
         accumulation_steps = integer("accumulation_steps", accumulation_steps, 1)
         checkpoint_every, keep = integer("checkpoint_every", checkpoint_every, 1), integer("keep", keep, 1)
+        validation_freq = integer("validation_freq", validation_freq, 1)
+        steps_per_epoch = None if steps_per_epoch is None else integer("steps_per_epoch", steps_per_epoch, 1)
+        drop_last, stratify = flag("drop_last", drop_last), flag("stratify", stratify)
+        weigh_validation = flag("weigh_validation", weigh_validation)
         threads = threads_for(threads)
-        if progress not in ("auto", True, False):
-            raise ValueError(f"progress: expected 'auto', True or False, got {progress!r}")
+        progress = mode_of(progress, verbose)
         if resume and checkpoint is None:
             raise ValueError("resume: expected a folder as checkpoint with it, got none")
         core = self._core
         core.need_optimizer()
 
-        context = Context(self, "training needs", batch_size, bool(shuffle), accumulation_steps)
+        context = Context(self, True, batch_size, bool(shuffle), accumulation_steps, steps_per_epoch, drop_last)
         source = source_of(context, x, y, sample_weight, Names(), epochs - initial_epoch)
-        validation = _validation(self, source, validation_data, validation_split, epochs - initial_epoch)
+        validation = _validation(self, source, validation_data, validation_split, stratify, epochs - initial_epoch)
         if class_weight is not None:
-            if self.loss is not None and self.loss.spec() is None:
-                raise ValueError("class_weight: expected none with a loss of your own, which weighs the rows itself")
-            blocks = source.labels() if isinstance(source, Rows) else None
-            ignored = getattr(self.loss, "ignore_index", None)
-            context.class_weights = weights_of_classes(class_weight, blocks, core.out_features, ignored)
+            context.class_weights = _class_weights(self, class_weight, source)
+        if weigh_validation and validation is not None:
+            validation.context.class_weights = context.class_weights
         meter, val_meter = (_Meter(metrics, self) for _ in range(2))
         source.check(meter)
         if isinstance(source, Rows):
-            core.program.check_batches(source.rows, batch_size)
+            if not context.rows(source.rows):
+                raise ValueError(f"drop_last: no batch of {batch_size} rows is left of {source.rows} rows")
+            core.program.check_batches(context.rows(source.rows), batch_size)
         if validation is not None:
             validation.check(val_meter)
         names = [*meter.summed, *meter.names]
         names += [f"val_{name}" for name in names] * (validation is not None)
-        chosen = _callbacks(callbacks, early_stopping)
+        chosen = sorted(_callbacks(callbacks, early_stopping), key=lambda callback: callback._turn)
         schedule = _Schedule(self.optimizer, names)
         if schedule:
             names.append("lr")
@@ -228,18 +319,27 @@ def fit(
         history = History()
         if initial_epoch and self.history is not None and self.history.goes_on(initial_epoch, names):
             history = self.history.copy()
+        for name in names:
+            history.setdefault(name, [])
         self.history = history
         self.stop_training = False
+        known = core.state.callbacks if continued and initial_epoch == core.state.epoch else {}
         core.program.clear_padding()  # a step that diverged may have left NaN there
         logs: dict[str, float] = {}
+        rows = None if source.rows is None else context.rows(source.rows)
         with contextlib.ExitStack() as at_end:
             for callback in chosen:
                 callback.model, callback.stop = self, False
                 at_end.callback(callback._close)
-            bar = at_end.enter_context(Progress(progress, initial_epoch, epochs, source.rows))
+            at_end.callback(core.state.release)
+            bar = at_end.enter_context(Progress(progress, initial_epoch, epochs, rows))
             trainer = _Trainer(context, self, meter, schedule, chosen, bar, threads)
             for call in overridden(chosen, "on_train_begin"):
                 call({})
+            for name, callback in names_of(chosen).items():
+                if name in known:
+                    callback.load_state_dict(known[name])
+            core.state.running, core.state.callbacks = chosen, {}
             for epoch in range(initial_epoch + 1, epochs + 1):
                 if trainer.stopped():
                     break
@@ -247,14 +347,14 @@ def fit(
                     call(epoch, {})
                 logs = trainer.epoch(source, epoch, seen, position)
                 position = None
-                if validation is not None:
+                if validation is not None and epoch % validation_freq == 0:
                     with trainer.undone():
                         scores = _evaluate(self, validation, val_meter, threads)
                     logs |= {f"val_{name}": value for name, value in scores.items()}
                 if schedule:
                     logs["lr"] = trainer.lr
                 core.state.epoch, core.state.epochs_seen = epoch, seen
-                core.end_epoch(logs)
+                core.end_epoch(logs, schedule.watched)
                 seen = core.state.epochs_seen
                 history.record(epoch, logs)
                 bar.epoch(epoch, trainer.rows, logs)
@@ -266,7 +366,7 @@ def fit(
 
 
 @contextlib.contextmanager
-def _only_fit_of(model):
+def only_fit_of(model):
     """RuntimeError if another `fit` of the model is running."""
     if model._core.fitting:
         raise RuntimeError("another thread is training this model, or a callback of its fit has called fit again")
@@ -277,25 +377,32 @@ def _only_fit_of(model):
         model._core.fitting = False
 
 
-def _validation(model, source: Source, data, split, epochs: int) -> Source | None:
+def _validation(model, source: Source, data, split, stratify: bool, epochs: int) -> Source | None:
     """The source of validation data; what is split off is taken from `source`."""
-    split = number("validation_split", split, 0, 1)
+    context = Context(model, batch_size=source.context.batch_size)
+    number("validation_split", split, 0, 1)
     if split:
         if data is not None:
             raise ValueError("validation_split: expected no validation_data with it")
         if not isinstance(source, Rows):
             raise ValueError("validation_split: an iterable of batches cannot be split: pass validation_data")
-        n = int(source.rows * (1 - split))
+        from fractions import Fraction  # with decimal, which `import cnn` does without
+
+        fraction = Fraction(str(split)).limit_denominator(10**9)  # 0.1 is a tenth, and 1 / 3 a third
+        n = int(source.rows * (1 - fraction))
         if not 0 < n < source.rows:
             raise ValueError(
                 f"validation_split: {split} of {source.rows} rows leaves no rows to train on or to validate"
             )
-        rest = source.split(n)
-        rest.context = Context(model, "expected", source.context.batch_size)
+        if not stratify:
+            _warn_of_order(source)
+        rest = source.stratified(fraction) if stratify else source.split(n)
+        rest.context = context
         return rest
+    if stratify:
+        raise ValueError("stratify: expected a validation_split with it, got none")
     if data is None:
         return None
-    context = Context(model, "expected", source.context.batch_size)
     if isinstance(data, Blocks):
         return source_of(context, data, None, None, VALIDATION)
     batches = isinstance(data, list) and all(isinstance(b, (tuple, list)) and len(b) in (2, 3) for b in data)
@@ -307,6 +414,39 @@ def _validation(model, source: Source, data, split, epochs: int) -> Source | Non
     if isinstance(data, (np.ndarray, dict, str, bytes)) or not hasattr(data, "__iter__"):
         raise ValueError("validation_data: expected a pair (x, y), or (x, y, sample_weight), or batches of them")
     return source_of(context, data, None, None, VALIDATION, epochs)
+
+
+def _warn_of_order(source: Rows) -> None:
+    """Warn if rows that are split at the end are sorted by their classes."""
+    last = None
+    up = down = True
+    different: Any = False
+    for y in source.labels():
+        labels = classes_of(y)
+        if labels is None or not (up or down):
+            return
+        labels = labels if last is None else np.append(last, labels)
+        steps = labels[1:].astype(np.int64) - labels[:-1].astype(np.int64)
+        up, down = up and bool((steps >= 0).all()), down and bool((steps <= 0).all())
+        different = different or steps.any()
+        last = labels[-1:]
+    if different and (up or down):
+        warnings.warn(
+            "validation_split: takes the last rows, but y is sorted by class: some classes are hardly trained on, or "
+            "not validated: pass stratify=True, or shuffle x and y before",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _class_weights(model, wanted, source: Source) -> np.ndarray:
+    """The weights of the classes, by the argument `class_weight`."""
+    loss = model.loss
+    if loss is not None and loss.spec() is None:
+        raise ValueError("class_weight: expected none with a loss of your own, which weighs the rows itself")
+    blocks = source.labels() if isinstance(source, Rows) else None
+    ignored, kind = getattr(loss, "ignore_index", None), loss and loss.targets
+    return weights_of_classes(wanted, blocks, model._core.out_features, ignored, kind)
 
 
 def _callbacks(callbacks, early_stopping) -> list[Callback]:
@@ -330,7 +470,12 @@ def _callbacks(callbacks, early_stopping) -> list[Callback]:
             raise TypeError(f"callbacks: expected cnn.Callback objects, got {callback!r}{hint}")
         if any(callback is other for other in chosen[:i]):
             raise ValueError(f"callbacks: {callback!r} stands there twice")
+        check_methods(callback)
     return chosen
+
+
+def _finite(a: np.ndarray) -> bool:
+    return a.dtype.kind != "f" or bool(np.isfinite(a).all())
 
 
 def _counted(model, y: np.ndarray) -> int:
@@ -366,7 +511,9 @@ class _Meter(Metrics):
     def loss(self, totals: np.ndarray) -> float:
         """The loss, from the weighted sum over the rows and the sum of their weights."""
         loss, weight = totals[:2]
-        return float(loss) if not self.mean else float(loss / weight) if weight else 0.0
+        if not weight:
+            return math.nan  # nothing counts
+        return float(loss / weight) if self.mean else float(loss)
 
     def numbers(self, totals: np.ndarray) -> dict[str, float]:
         """All numbers, from the program's four sums and what the metrics have been updated with."""
@@ -382,8 +529,9 @@ class _Schedule:
     def __init__(self, optimizer: Optimizer, names: list[str]):
         self.optimizer = optimizer
         self.schedule = cast(Any, optimizer.schedule)
+        self.watched: str | None = None  # the number that the schedule reacts to, in epochs that have it
         if isinstance(self.schedule, ReduceLROnPlateau):
-            self.schedule.watched(names)
+            self.watched = self.schedule.watched(names)
 
     def __bool__(self) -> bool:
         return self.schedule is not None
@@ -409,6 +557,7 @@ class _Trainer:
     """
 
     def __init__(self, context: Context, model, meter: _Meter, schedule: _Schedule, callbacks, bar: Progress, threads):
+        self.context = context
         self.program = context.program
         self.accumulate = context.accumulate
         self.model = model
@@ -443,26 +592,28 @@ class _Trainer:
         if position is not None and self.schedule:  # of the last step before it, if there is none behind it
             last = self.schedule.rates(max(0, self.program.steps - 1), 1) if rates is None else rates
             self.lr = float(last[0, 0])
-        parts = source.parts(seen)
+        parts = self.context.taken(source.parts(seen))
         while True:
             with self.undone():
                 part = next(parts, None)
             if part is None:
                 break
-            first = min(skip, len(part.x))
+            first = min(skip, part.rows)
             skip -= first
-            done = self.part(part, epoch, batches, totals, rates, first) if first < len(part.x) else first
+            done = self.part(part, epoch, batches, totals, rates, first) if first < part.rows else first
             self.rows += done
             batches += -(-done // part.batch_size)
-            if done < len(part.x) or (self.on_batch_end and self.stopped()):
+            if done < part.rows or (self.on_batch_end and self.stopped()):
                 break
         self.core.state.position = None
         with self.undone():
+            if not totals[1]:
+                raise ValueError(f"{source.names.all}: {NOTHING_COUNTS}")
             return self.meter.numbers(totals)
 
     def part(self, part: Part, epoch: int, batches: int, totals: np.ndarray, rates, first: int) -> int:
         """Train on a part from row `first` on; the rows that are done, all unless a callback ends the training."""
-        n, batch_size = len(part.x), part.batch_size
+        n, batch_size = part.rows, part.batch_size
         group = self.accumulate * batch_size
         out = self.meter.room(n)
         schedule, program = self.schedule, self.program
@@ -485,7 +636,8 @@ class _Trainer:
             if bad >= 0:
                 lr = self.model.optimizer.lr if now is None else now[(bad - at) // group, 0]
                 rows = slice(bad, bad + batch_size) if part.order is None else part.order[bad : bad + batch_size]
-                why = "" if np.isfinite(part.x[rows]).all() else "; x has NaN or infinity in this batch"
+                odd = [name for name, a in (("x", part.x[rows]), ("y", part.y[rows])) if not _finite(a)]
+                why = f"; {' and '.join(odd)} has NaN or infinity in this batch" if odd else ""
                 self.diverged(epoch, batches + bad // batch_size, lr, why)
             at = stop
             if self.on_batch_end:
@@ -535,7 +687,7 @@ class _Trainer:
 # evaluate -------------------------------------------------------------------------------------------------------------
 
 
-def evaluate(self: Any, x, y=None, sample_weight=None, metrics=(), threads=None) -> dict[str, float]:
+def evaluate(self: Any, x, y=None, sample_weight=None, metrics=(), threads=None, class_weight=None) -> dict[str, float]:
     """The loss and the metrics of x and y, in evaluation mode.
 
     Parameters
@@ -546,10 +698,12 @@ def evaluate(self: Any, x, y=None, sample_weight=None, metrics=(), threads=None)
         Targets; None if x brings them.
     sample_weight : array_like of shape (n,), optional
         Not negative.
-    metrics : sequence of str or callable
+    metrics : sequence of str, callable or Metric, or dict, optional
         As for `fit`.
     threads : int, optional
         At most this many; None: as `cnn.set_num_threads` says. The result does not depend on it.
+    class_weight : dict or "balanced", optional
+        As for `fit`.
 
     Returns
     -------
@@ -563,11 +717,19 @@ def evaluate(self: Any, x, y=None, sample_weight=None, metrics=(), threads=None)
         If something does not fit, or there are no rows.
     RuntimeError
         If there is no loss.
+
+    Warns
+    -----
+    RuntimeWarning
+        If no row counts, as all have weight 0 or are to be ignored, and the loss is NaN; or x or y make it NaN or
+        infinite, since they are so themselves.
     """
     threads = threads_for(threads)
-    context = Context(self, "expected")
+    context = Context(self)
     meter = _Meter(metrics, self)
     source = source_of(context, x, y, sample_weight, Names())
+    if class_weight is not None:
+        context.class_weights = _class_weights(self, class_weight, source)
     source.check(meter)
     return _evaluate(self, source, meter, threads)
 
@@ -577,14 +739,21 @@ def _evaluate(model, source: Source, meter: _Meter, threads: int) -> dict[str, f
     step = max(256, min(1 << 17, EVALUATION_WORK // max(1, program.n_parameters)))
     totals = np.zeros(4)
     meter.reset()
+    odd = ""
     for part in source.parts(None):
         for at in range(0, len(part.x), step):
             rows = slice(at, at + step)
             x, y, w = part.x[rows], part.y[rows], None if part.w is None else part.w[rows]
             loss, weight, right = program.evaluate(x, y, w, threads)
             totals += np.array((loss, weight, right, _counted(model, y)))
+            if not (odd or math.isfinite(loss)):
+                names = source.names if source.rows else Names()
+                odd = next((name for name, a in ((names.x, x), (names.y, y)) if not _finite(a)), "")
+                odd = odd and f"{odd} has NaN or infinity: the loss is {loss:g}"
             if meter:
                 meter.update(y, program.predict(x, meter.room(len(x)), threads))
     numbers = meter.numbers(totals)
     numbers["loss"] += program.penalty()
+    if odd or not totals[1]:
+        warnings.warn(odd or f"{source.names.all}: {NOTHING_COUNTS}: the loss is NaN", RuntimeWarning, stacklevel=3)
     return numbers

@@ -27,16 +27,17 @@ class History(dict):
         self.epochs: list[int] = list(range(1, 1 + len(next(iter(self.values()), []))))
 
     def record(self, epoch: int, logs: dict[str, float]) -> None:
-        """Add an epoch's numbers.
+        """Add an epoch's numbers; NaN for names that it has none of.
 
         Parameters
         ----------
         epoch : int
         logs : dict of str to float
         """
+        for name in {**self, **logs}:
+            values = self.setdefault(name, [math.nan] * len(self.epochs))
+            values.append(logs.get(name, math.nan))
         self.epochs.append(epoch)
-        for name, value in logs.items():
-            self.setdefault(name, []).append(value)
 
     def goes_on(self, epochs: int, names: list[str]) -> bool:
         """Whether a further run can be added: this one ends with that epoch and has numbers of the same names.
@@ -164,7 +165,8 @@ class History(dict):
             if f"val_{name}" in self:
                 curves["validation"] = self[f"val_{name}"]
             for (label, values), color in zip(curves.items(), ("#1f77b4", "#e8710a"), strict=False):
-                ax.plot(self.epochs, values, color=color, label=label, lw=1.6, marker=marker)
+                points = [(e, v) for e, v in zip(self.epochs, values, strict=True) if not math.isnan(v)]
+                ax.plot([e for e, _ in points], [v for _, v in points], color=color, label=label, lw=1.6, marker=marker)
             if name != "lr" and best is not None:
                 values = list(curves.values())[-1]
                 value = values[self.epochs.index(best)]
@@ -175,13 +177,14 @@ class History(dict):
             wide = finite and min(finite) > 0 and max(finite) > 30 * min(finite)
             if wide and name in ("loss", "mae", "rmse"):
                 ax.set_yscale("log")
-            ax.set_title({"lr": "learning rate"}.get(name, name), fontsize=11)
+            ax.set_title({"lr": "learning rate"}.get(name, name), fontsize=11, pad=6 if name == "lr" else 22)
             ax.set_xlabel("epoch")
             ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
             ax.grid(alpha=0.25, lw=0.6)
             ax.spines[["top", "right"]].set_visible(False)
             if name != "lr":
-                ax.legend(frameon=False, fontsize=8.5)
+                above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "borderaxespad": 0.2, "ncols": 3}
+                ax.legend(**above, frameon=False, fontsize=8.5, columnspacing=1, handlelength=1.5)
         if path is not None:
             figure.savefig(path, dpi=150)
         return axes

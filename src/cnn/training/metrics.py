@@ -1,4 +1,4 @@
-"""Metrics of `fit` and `evaluate`: accuracy, top_k, MAE, RMSE, R2, AUC, F1, and functions of the user's own.
+"""Metrics of `fit` and `evaluate`: accuracy, top_k, MAE, RMSE, R2, AUC, F1, and functions of the user's own (`Metric`).
 
 Each metric is fed with block after block of targets and outputs, so that none has to be in memory as a whole; only AUC
 and the user's functions keep what they are given. All of them count rows alike, whatever their weights.
@@ -6,17 +6,71 @@ and the user's functions keep what they are given. All of them count rows alike,
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from .. import losses
+from .._checks import flag
+from .._dispatch import kernels
 
-KNOWN = ("accuracy", "auc", "f1", "mae", "r2", "rmse", "top_k")
+KNOWN = ("accuracy", "auc", "auc_ovo", "auc_ovr", "f1", "mae", "r2", "rmse", "top_k")
 
 
 class Metric:
+    """A metric of your own, for `fit` and `evaluate`.
+
+    A plain function will do where it takes the outputs as `predict` gives them: this class says that it takes something
+    else, or gives it a name.
+
+    Parameters
+    ----------
+    function : callable
+        Of (targets, outputs), which returns a number. Targets are class indices (rows,), or numbers (rows, targets):
+        with one output both are columns, (rows, 1).
+    proba : bool
+        Whether it takes probabilities, as `Sequential.predict_proba` gives them.
+    labels : bool
+        Whether it takes the true and the predicted classes: two arrays of integers (rows,), or of truth values
+        (rows, outputs) where a row may belong to several classes.
+    name : str, optional
+        In the history; None: the function's.
+
+    Raises
+    ------
+    TypeError
+        If function is not callable, or a class.
+    ValueError
+        If both proba and labels are asked for.
+
+    Examples
+    --------
+    >>> from sklearn.metrics import balanced_accuracy_score, log_loss       # doctest: +SKIP
+    >>> metrics = [cnn.Metric(balanced_accuracy_score, labels=True),        # doctest: +SKIP
+    ...            cnn.Metric(log_loss, proba=True, name="log_loss")]
+    """
+
+    def __init__(self, function, *, proba=False, labels=False, name=None):
+        if not callable(function) or isinstance(function, type):
+            raise TypeError(f"function: expected a function of (targets, outputs), got {function!r}")
+        if proba and labels:
+            raise ValueError("labels: expected either proba or labels, got both")
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name: expected a str, got {name!r}")
+        self.function = function
+        self.proba = flag("proba", proba)
+        self.labels = flag("labels", labels)
+        self.name = str(name or getattr(function, "__name__", type(function).__name__))
+
+    def __repr__(self) -> str:
+        return f"Metric({self.name})"
+
+
+class Known:
     """A number made of targets and outputs, block by block: `reset`, `update` for each block, `result`.
 
     Targets are class indices of shape (rows,), or numbers of the outputs' shape (rows, outputs).
@@ -40,7 +94,7 @@ class Metric:
         raise NotImplementedError
 
 
-class _Classifying(Metric):
+class _Classifying(Known):
     """What metrics of classifiers share: which class, or which classes, outputs stand for.
 
     One output: class 1 where it is above the threshold (None: unknown, see `losses.YES_ABOVE`). Class indices, or
@@ -127,7 +181,7 @@ class F1(_Classifying):
         return float(f1[1] if f1.size == 2 else f1[occurring > 0].mean())
 
 
-class TopK(Metric):
+class TopK(Known):
     """The part of rows whose class is among the k largest outputs; of equal outputs the first counts as larger."""
 
     def __init__(self, k: int):
@@ -154,10 +208,16 @@ class TopK(Metric):
         return self.right / self.count if self.count else np.nan
 
 
-class _Regression(Metric):
+class _Regression(Known):
+    """A metric of numbers; those whose target is NaN do not count."""
+
     def check(self, targets, width):
         if targets.ndim != 2:
             raise ValueError(f"{self.name}: expected targets that are numbers, got class indices")
+        if targets.shape[1] != width:
+            raise ValueError(
+                f"{self.name}: expected targets of the outputs' shape (rows, {width}), got {targets.shape}"
+            )
 
 
 class MAE(_Regression):
@@ -169,8 +229,9 @@ class MAE(_Regression):
         self.total, self.count = 0.0, 0
 
     def update(self, targets, outputs):
-        self.total += float(np.abs(outputs - targets).sum(dtype=np.float64))
-        self.count += outputs.size
+        known = _known(targets)
+        self.total += float(np.abs(outputs - targets)[known].sum(dtype=np.float64))
+        self.count += int(np.count_nonzero(known))
 
     def result(self):
         return self.total / self.count if self.count else np.nan
@@ -185,8 +246,9 @@ class RMSE(_Regression):
         self.total, self.count = 0.0, 0
 
     def update(self, targets, outputs):
-        self.total += float(np.square(outputs - targets, dtype=np.float64).sum())
-        self.count += outputs.size
+        known = _known(targets)
+        self.total += float(np.square(outputs - targets, dtype=np.float64)[known].sum())
+        self.count += int(np.count_nonzero(known))
 
     def result(self):
         return (self.total / self.count) ** 0.5 if self.count else np.nan
@@ -202,32 +264,39 @@ class R2(_Regression):
     name = "r2"
 
     def reset(self):
-        self.count = 0
+        self.count: Any = 0  # here and below, of each column
         self.mean: Any = 0.0
         self.spread: Any = 0.0
         self.residual: Any = 0.0
 
     def update(self, targets, outputs):
         t = targets.astype(np.float64)
-        n = len(t)
-        if not n:
+        known = _known(t)
+        n = np.count_nonzero(known, axis=0)
+        if not len(t):
             return
-        mean = t.mean(axis=0)
+        mean = t.sum(axis=0, where=known) / np.maximum(n, 1)
         away = mean - self.mean
-        self.spread = self.spread + ((t - mean) ** 2).sum(axis=0) + away**2 * (self.count * n / (self.count + n))
-        self.mean = self.mean + away * (n / (self.count + n))
-        self.residual = self.residual + ((outputs - t) ** 2).sum(axis=0)
-        self.count += n
+        rows = np.maximum(self.count + n, 1)
+        self.spread = self.spread + ((t - mean) ** 2).sum(axis=0, where=known) + away**2 * (self.count * n / rows)
+        self.mean = self.mean + away * (n / rows)
+        self.residual = self.residual + ((outputs - t) ** 2).sum(axis=0, where=known)
+        self.count = self.count + n
 
     def result(self):
-        if self.count < 2:
+        if np.any(np.less(self.count, 2)):
             return np.nan
         constant = self.spread == 0
         scores = 1 - self.residual / np.where(constant, 1, self.spread)
         return float(np.where(constant, self.residual == 0, scores).mean())
 
 
-class _Whole(Metric):
+def _known(targets: np.ndarray) -> np.ndarray:
+    """Which of some numbers are not NaN."""
+    return ~np.isnan(targets)
+
+
+class _Whole(Known):
     """A metric that needs all targets and outputs at once."""
 
     def reset(self):
@@ -250,40 +319,80 @@ class _Whole(Metric):
 class AUC(_Whole):
     """Area under the receiver operating characteristic: how often a row of class 1 is above one of class 0.
 
-    By the ranks, equal outputs having the mean of theirs (Mann and Whitney, 1947). NaN if there is one class only.
-    The score is the output, or where there are two, the second less the first.
+    By the ranks, equal outputs having the mean of theirs (Mann and Whitney, 1947). The score is the output, or where
+    there are two, the second less the first. Of columns that are classes of their own it is the mean over the columns.
+    Of more classes: "ovr", the mean over the classes of each against the rest, or "ovo", the mean over the pairs of
+    classes (Hand and Till, 2001), by the probabilities; both are scikit-learn's with average="macro". NaN where a class
+    does not occur, or it is the only one.
     """
 
-    name = "auc"
+    def __init__(self, name: str = "auc", probabilities=None, several: bool = False):
+        self.name = name
+        self.pairs = name == "auc_ovo"
+        self.probabilities = probabilities  # of outputs; None: they are such already, or there is one output
+        self.several = several
 
     def check(self, targets, width):
-        if width > 2 or (width == 2 and targets.ndim != 1):
-            raise ValueError(f"auc: expected one output, or two and class indices, got {width} outputs")
-        wrong = targets[(targets != 0) & (targets != 1)]
-        if wrong.size:
-            raise ValueError(f"auc: expected targets 0 and 1, got {wrong[0]:g}")
+        if width > 2 and targets.ndim != 1 and not self.several:
+            raise ValueError(
+                f"{self.name}: expected class indices, or one output, or a loss of yes or no for each output, got "
+                f"{width} outputs and targets that are numbers"
+            )
+        if width <= 2 or self.several:
+            if width == 2 and targets.ndim != 1 and not self.several:
+                raise ValueError(f"{self.name}: expected one output, or class indices, got 2 outputs and numbers")
+            wrong = targets[(targets != 0) & (targets != 1)]
+            if wrong.size:
+                raise ValueError(f"{self.name}: expected targets 0 and 1, got {wrong[0]:g}")
 
     def of(self, targets, outputs):
-        score = outputs[:, -1].astype(np.float64)
-        if outputs.shape[1] == 2:
-            score -= outputs[:, 0]
-        positive = targets.reshape(-1) > 0.5
-        n, p = len(score), np.count_nonzero(positive)
-        if p in (0, n) or np.isnan(score).any():
-            return np.nan
-        _, which, counts = np.unique(score, return_inverse=True, return_counts=True)
-        ranks = (np.cumsum(counts) - (counts - 1) / 2)[which.reshape(-1)]
-        return float((ranks[positive].sum() - p * (p + 1) / 2) / (p * (n - p)))
+        n = outputs.shape[1]
+        if targets.ndim == 2 and n > 1:
+            return float(np.mean([_auc(targets[:, j] > 0.5, outputs[:, j]) for j in range(n)]))
+        scores = outputs.astype(np.float64)
+        if n <= 2:
+            return _auc(targets.reshape(-1) > 0.5, scores[:, -1] - (scores[:, 0] if n == 2 else 0))
+        if self.probabilities is not None:
+            scores = self.probabilities(scores)
+        if not self.pairs:
+            return float(np.mean([_auc(targets == j, scores[:, j]) for j in range(n)]))
+        areas = []
+        for a, b in combinations(range(n), 2):
+            rows = (targets == a) | (targets == b)
+            t, pair = targets[rows], scores[rows]
+            areas.append((_auc(t == a, pair[:, a]) + _auc(t == b, pair[:, b])) / 2)
+        return float(np.mean(areas))
+
+
+def _auc(positive: np.ndarray, score: np.ndarray) -> float:
+    """Of a score, for rows that are positive or not; NaN if there is one kind only."""
+    n, p = len(score), np.count_nonzero(positive)
+    if p in (0, n) or np.isnan(score).any():
+        return np.nan
+    _, which, counts = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[which.reshape(-1)]
+    return float((ranks[positive].sum() - p * (p + 1) / 2) / (p * (n - p)))
 
 
 class Own(_Whole):
-    """A function of the user's own, of (targets, outputs)."""
+    """A metric of the user's own; classify: what makes classes of targets and outputs, where it wants them."""
 
-    def __init__(self, function):
-        self.function = function
-        self.name = getattr(function, "__name__", type(function).__name__)
+    def __init__(self, metric: Metric, probabilities, classify: _Classifying | None):
+        self.function = metric.function
+        self.name: str = metric.name
+        self.probabilities = probabilities if metric.proba else None
+        self.classify = classify if metric.labels else None
+
+    def check(self, targets, width):
+        if self.classify is not None:
+            self.classify.name = self.name
+            self.classify.check(targets, width)
 
     def of(self, targets, outputs):
+        if self.classify is not None:
+            targets, outputs = self.classify.classes(targets, outputs)
+        elif self.probabilities is not None:
+            outputs = self.probabilities(outputs)
         value = self.function(targets, outputs)
         try:
             return float(value)
@@ -296,8 +405,9 @@ class Metrics:
 
     Parameters
     ----------
-    wanted : str, callable, or sequence of them
-        Names, with "top_3" and the like for top_k, or functions of (targets, outputs) that return a number.
+    wanted : str, callable, Metric, sequence of them, or dict
+        Names, with "top_3" and the like for top_k, or functions of (targets, outputs) that return a number. A dict
+        gives them names of the user's own.
     model : Sequential
     free : tuple of str
         Names that the model reports anyway; they are left out here.
@@ -311,14 +421,23 @@ class Metrics:
     """
 
     def __init__(self, wanted, model, free: tuple[str, ...] = ()):
-        if isinstance(wanted, str) or callable(wanted):
+        if isinstance(wanted, (str, Metric)) or callable(wanted):
             wanted = (wanted,)
+        given: list = [None]
+        if isinstance(wanted, Mapping):
+            given, wanted = list(wanted), wanted.values()
         try:
             wanted = list(wanted)
         except TypeError:
             raise TypeError(f"metrics: expected names and functions, got {wanted!r}") from None
         self.ignored = getattr(model.loss, "ignore_index", None)
+        self.per_target = getattr(model.loss, "outputs_per_target", 1)
         chosen = [_metric(one, model) for one in wanted]
+        if given != [None]:
+            for name, metric in zip(given, chosen, strict=True):
+                if not isinstance(name, str):
+                    raise TypeError(f"metrics: expected a dict of names, got the key {name!r}")
+                metric.name = name
         names = [metric.name for metric in chosen]
         for name in names:
             if names.count(name) > 1 or name in ("loss", "lr", "epoch") or name.startswith("val_"):
@@ -334,10 +453,18 @@ class Metrics:
 
     def check(self, targets: np.ndarray, width: int) -> None:
         """ValueError if a metric is not defined for such targets and `width` outputs."""
-        if width == 1 and targets.ndim == 1:
-            targets = targets[:, None]
+        targets, outputs = self.paired(targets, np.empty((0, width)))
         for metric in self.list:
-            metric.check(targets, width)
+            metric.check(targets, outputs.shape[1])
+
+    def paired(self, targets: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Targets as a column if there is one output, and the outputs that are to equal them: of GaussianNLLLoss the
+        means."""
+        if outputs.shape[1] == 1 and targets.ndim == 1:
+            targets = targets[:, None]
+        if self.per_target > 1:
+            outputs = outputs[:, : targets.shape[1]]
+        return targets, outputs
 
     def reset(self) -> None:
         for metric in self.list:
@@ -345,8 +472,7 @@ class Metrics:
 
     def update(self, targets: np.ndarray, outputs: np.ndarray) -> None:
         """Count a block; rows whose target is the loss's `ignore_index` are left out."""
-        if outputs.shape[1] == 1 and targets.ndim == 1:
-            targets = targets[:, None]
+        targets, outputs = self.paired(targets, outputs)
         if self.ignored is not None and targets.ndim == 1:
             kept = targets != self.ignored
             if not kept.all():
@@ -358,20 +484,36 @@ class Metrics:
         return {metric.name: float(metric.result()) for metric in self.list}
 
 
-def _metric(one, model) -> Metric:
+def _metric(one, model) -> Known:
+    if callable(one) and not isinstance(one, type):
+        one = Metric(one)
+    several = model.loss is not None and model.loss.targets == "probabilities"
+    outputs = model.outputs or (model.loss and model.loss.outputs)
+    classify = _Classifying(None if outputs is None else losses.YES_ABOVE[outputs], several)
+    if isinstance(one, Metric):
+        return Own(one, _probabilities(model) if one.proba else None, classify)
     if not isinstance(one, str):
-        if not callable(one) or isinstance(one, type):
-            raise TypeError(f"metrics: expected a name or a function of (targets, outputs), got {one!r}")
-        return Own(one)
-    simple = {"mae": MAE, "rmse": RMSE, "r2": R2, "auc": AUC}
+        raise TypeError(f"metrics: expected a name or a function of (targets, outputs), got {one!r}")
+    simple = {"mae": MAE, "rmse": RMSE, "r2": R2}
     if one in simple:
         return simple[one]()
+    if one in ("auc", "auc_ovr", "auc_ovo"):
+        logits = outputs in ("logits", "log_probabilities") and not several
+        return AUC(one, _probabilities(model) if logits else None, several)
     if top := re.fullmatch(r"top_([1-9]\d*)", one):
         return TopK(int(top[1]))
     if one not in ("accuracy", "f1"):
+        names = [name for name in KNOWN if name.startswith(one)] or difflib.get_close_matches(one, KNOWN, 1)
+        near = f", did you mean {names[0]!r}?" if names else ""
         raise ValueError(
-            f"metrics: unknown name {one!r}: expected one of {', '.join(KNOWN)} (top_3, ...), or a function"
+            f"metrics: unknown name {one!r}{near}: expected one of {', '.join(KNOWN)} (top_3, ...), or a function"
         )
-    outputs = model.outputs or model.loss.outputs
-    threshold = None if outputs is None else losses.YES_ABOVE[outputs]
-    return (Accuracy if one == "accuracy" else F1)(threshold, several=model.loss.targets == "probabilities")
+    return (Accuracy if one == "accuracy" else F1)(classify.threshold, several)
+
+
+def _probabilities(model):
+    """The function that makes probabilities of outputs; ValueError if there is none."""
+    kind = losses.probabilities_of(model)
+    if kind == "probabilities":
+        return None
+    return lambda outputs: kernels(outputs.dtype).probabilities(np.array(outputs, order="C"), kind)

@@ -10,7 +10,7 @@ import warnings
 
 from .._checks import choice, flag, integer
 from ..files import checkpoint
-from .callbacks import Callback, direction, expect_monitor
+from .callbacks import Callback, direction, expect_monitor, named
 
 __all__ = ["ModelCheckpoint"]
 
@@ -47,8 +47,8 @@ class ModelCheckpoint(Callback):
 
     Notes
     -----
-    Callbacks that stand before it in the list have had the epoch when the model is saved. ``fit(checkpoint=folder)`` is
-    this callback, at the end of the list.
+    It comes after all other callbacks, wherever it stands: they have had the epoch when the model is saved, and what
+    they keep (`Callback.state_dict`) is in the file. ``fit(checkpoint=folder)`` is this callback.
 
     Examples
     --------
@@ -57,14 +57,16 @@ class ModelCheckpoint(Callback):
     >>> model.fit(x, y, epochs=200, callbacks=[keeper], initial_epoch=keeper.resume(model))  # doctest: +SKIP
     """
 
+    _turn = 2
+
     def __init__(self, folder, every=1, max_to_keep=3, save_best_only=False, monitor="val_loss", mode="auto"):
         self.folder = os.fsdecode(folder)
         self.every = integer("every", every, 1)
         self.max_to_keep = integer("max_to_keep", max_to_keep, 1)
         self.save_best_only = flag("save_best_only", save_best_only)
-        self.monitor = monitor
+        self.monitor = named(monitor)
         self.mode = choice("mode", mode, ("auto", "min", "max"))
-        self._sign = direction(monitor, mode) if save_best_only else 0
+        self._sign = 0
         self._best = -math.inf
         self._lock = threading.Lock()
         self._queued: checkpoint.Parts | None = None  # the next file's content, until the thread takes it
@@ -120,6 +122,7 @@ class ModelCheckpoint(Callback):
     def _check(self, names):
         if self.save_best_only:
             expect_monitor("save_best_only", self.monitor, names)
+            self._sign = direction(self.monitor, self.mode)
         os.makedirs(self.folder, exist_ok=True)
 
     def on_train_begin(self, logs):
@@ -134,7 +137,7 @@ class ModelCheckpoint(Callback):
         if epoch % self.every:
             return
         if self.save_best_only:
-            gain = self._sign * logs[self.monitor]
+            gain = self._sign * logs.get(self.monitor, math.nan)
             if not gain > self._best:
                 return
             self._best = gain

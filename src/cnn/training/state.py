@@ -5,15 +5,19 @@ A checkpoint with the training state saves it whole: as arrays, and numbers that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from .._checks import integer
 from ..files.safetensors_file import short
 from .history import History
 
 EPOCHS, HISTORY = "epochs", "history/"  # names of arrays: the epochs' numbers, and before the history's names
+CALLBACK = "callback/"  # before the names of a callback's arrays: "callback/EarlyStopping/parameters"
+STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass
@@ -34,6 +38,10 @@ class TrainingState:
         Within an epoch of `fit`: its number, the rows done, and four sums over them.
     history : History or None
         Of the last `fit`, also of one that an exception has ended.
+    callbacks : dict of str to dict
+        What the `state_dict` of the callbacks of the last `fit` gave, by `names_of`.
+    running : list of Callback
+        Those of the `fit` that is running, whose state is asked for when it is wanted.
     """
 
     random_seed: int
@@ -42,6 +50,21 @@ class TrainingState:
     epochs_seen: int = 0
     position: tuple | None = None
     history: History | None = None
+    callbacks: dict[str, dict] = field(default_factory=dict)
+    running: list = field(default_factory=list)
+
+    def ask(self) -> None:
+        """Bring `callbacks` to what the callbacks of a running `fit` have now."""
+        if self.running:
+            states = {name: callback.state_dict() for name, callback in names_of(self.running).items()}
+            self.callbacks = {name: _checked(name, state) for name, state in states.items() if state}
+
+    def release(self) -> None:
+        """When `fit` is over: keep the states of its callbacks, and not the callbacks."""
+        try:
+            self.ask()
+        finally:
+            self.running = []
 
     def to_parts(self, program: Any, optimizer: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """What `from_parts` reads: copies of the arrays by name, and the numbers."""
@@ -50,6 +73,12 @@ class TrainingState:
         if history is not None:
             arrays[EPOCHS] = np.array(history.epochs, np.int64)
             arrays |= {HISTORY + name: np.array(values, np.float64) for name, values in history.items()}
+        self.ask()
+        kept: dict[str, dict] = {}
+        for name, state in self.callbacks.items():
+            kept[name] = {key: value for key, value in state.items() if not isinstance(value, np.ndarray)}
+            of_it = {key: value for key, value in state.items() if key not in kept[name]}
+            arrays |= {f"{CALLBACK}{name}/{key}": np.array(value) for key, value in of_it.items()}
         schedule = stateful(optimizer)
         numbers = {
             "epoch": self.epoch,
@@ -60,7 +89,7 @@ class TrainingState:
             "schedule": schedule and schedule.state_dict(),
             "training": self.training,
         }
-        return arrays, numbers
+        return arrays, numbers | ({"callbacks": kept} if kept else {})
 
     @classmethod
     def from_parts(cls, arrays: dict[str, np.ndarray], numbers: Any, program: Any, optimizer: Any, dtype: np.dtype):
@@ -72,7 +101,7 @@ class TrainingState:
             If something is missing, unknown or no such number, or another program's or optimiser's.
         """
         names = {"epoch", "epochs_seen", "history", "position", "random_seed", "schedule", "training"}
-        if not isinstance(numbers, dict) or numbers.keys() != names:
+        if not isinstance(numbers, dict) or numbers.keys() - {"callbacks"} != names:
             raise ValueError(f"training: expected {', '.join(sorted(names))}, got {short(numbers)}")
         for name in ("epoch", "epochs_seen", "random_seed"):
             if type(n := numbers[name]) is not int or not 0 <= n < 1 << 63:
@@ -89,6 +118,7 @@ class TrainingState:
             raise ValueError(f"training: position: expected epoch, rows and four sums, got {short(position)}")
         arrays = dict(arrays)
         history = None if numbers["history"] is None else _history(arrays, numbers["history"])
+        callbacks = _callbacks(arrays, numbers.get("callbacks", {}))
         schedule = stateful(optimizer)
         if (schedule is None) != (numbers["schedule"] is None):
             raise ValueError(f"training: schedule: {short(numbers['schedule'])} is no state of {schedule!r}")
@@ -101,7 +131,55 @@ class TrainingState:
         program.set_seed(numbers["random_seed"])
         program.set_state(arrays, _blocks(optimizer))
         kept = {name: numbers[name] for name in ("random_seed", "training", "epoch", "epochs_seen")}
-        return cls(**kept, position=None if position is None else tuple(position), history=history)
+        position = None if position is None else tuple(position)
+        return cls(**kept, position=position, history=history, callbacks=callbacks)
+
+
+def names_of(callbacks: list) -> dict[str, Any]:
+    """Callbacks by the names that their states are kept under: the class, from its second object on with a number."""
+    names: dict[str, Any] = {}
+    for callback in callbacks:
+        kind = type(callback).__name__
+        same = sum(type(other).__name__ == kind for other in names.values())
+        names[f"{kind}.{same + 1}" if same else kind] = callback
+    return names
+
+
+def best_of(core: Any) -> dict[str, Any]:
+    """All that training changes in a model, for `bring_back`, as a checkpoint can hold it on any processor."""
+    schedule = stateful(core.optimizer)
+    return {
+        "parameters": core.program.parameters,
+        **{name: np.array(a) for name, a in core.named(*STATISTICS).items()},
+        **core.program.state(_blocks(core.optimizer)),
+        "epochs_seen": core.state.epochs_seen,
+        "schedule": schedule and schedule.state_dict(),
+    }
+
+
+def bring_back(core: Any, best: dict[str, Any]) -> None:
+    """Make a model what it was when `best_of` was called; ValueError, and no change, if it was another model."""
+    state = dict(best)
+    own = core.named(*STATISTICS)
+    try:
+        parameters, seen, rates = (state.pop(name) for name in ("parameters", "epochs_seen", "schedule"))
+        statistics = {name: state.pop(name) for name in own}
+    except KeyError as error:
+        raise ValueError(f"the best state: missing {error}") from None
+    if np.shape(parameters) != core.program.parameters.shape or any(
+        np.shape(a) != own[name].shape for name, a in statistics.items()
+    ):
+        raise ValueError("the best state: it is another model's")
+    seen = integer("epochs_seen", seen, 0)
+    core.program.set_state(state, _blocks(core.optimizer))
+    core.program.set_parameters(parameters)
+    for name, a in statistics.items():
+        own[name][...] = a
+    core.program.set_state(state, _blocks(core.optimizer))  # with the statistics before they were rounded
+    core.state.epochs_seen = seen
+    schedule = stateful(core.optimizer)
+    if schedule is not None and rates is not None:
+        schedule.load_state_dict(rates)
 
 
 def _blocks(optimizer: Any) -> int:
@@ -129,3 +207,34 @@ def _history(arrays: dict[str, np.ndarray], names: Any) -> History:
     history = History({name: taken(HISTORY + name, np.float64) for name in names})
     history.epochs = taken(EPOCHS, np.int64)
     return history
+
+
+def _checked(name: str, state: Any) -> dict[str, Any]:
+    """What a callback's `state_dict` has returned, if a checkpoint can hold it."""
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise TypeError(f"{name}.state_dict: expected a dict with str as keys, got {short(state)}")
+    for key, value in state.items():
+        if isinstance(value, np.ndarray):
+            if value.dtype.kind not in "fiub":
+                raise TypeError(f"{name}.state_dict: {key}: expected an array of numbers, got dtype {value.dtype}")
+            continue
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"{name}.state_dict: {key}: expected an array or what JSON can hold, got {value!r}"
+            ) from None
+    return state
+
+
+def _callbacks(arrays: dict[str, np.ndarray], states: Any) -> dict[str, dict]:
+    """The callbacks' states; takes their arrays from the others."""
+    if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
+        raise ValueError(f"training: callbacks: expected tables by name, got {short(states)}")
+    found = {name: dict(state) for name, state in states.items()}
+    for name in [name for name in arrays if name.startswith(CALLBACK)]:
+        callback, _, key = name.removeprefix(CALLBACK).partition("/")
+        if callback not in found or key in found[callback]:
+            raise ValueError(f"training: {short(name)}: of no callback that is named")
+        found[callback][key] = arrays.pop(name)
+    return found

@@ -143,8 +143,8 @@ cdef void batch_norm_track(Network* net, Op* op, const real* extra, Py_ssize_t b
     """running = running + momentum (statistics of the batch - running), the variance with batch - 1."""
     cdef Py_ssize_t j
     cdef double momentum, unbiased = <double>batch / (batch - 1)
-    op.tracked += 1
-    momentum = op.momentum if op.momentum >= 0 else 1.0 / op.tracked
+    op.tracked[0] += 1
+    momentum = op.momentum if op.momentum >= 0 else 1.0 / op.tracked[0]
     for j in range(op.n_out):
         towards(net, op.running + j, extra[j], momentum)
         towards(net, op.running + op.row + j, unbiased * extra[2 * op.row + j], momentum)
@@ -183,8 +183,8 @@ cdef void batch_norm_forward(const Chunk* c, const Op* op) noexcept nogil:
 cdef void batch_norm_backward(const Chunk* c, const Op* op) noexcept nogil:
     cdef const real* mean = c.ws.extra[op.index]
     if wants_gradient(c, op.src):
-        batch_norm_backward_rows(c.batch, op.n_out, c.all_rows, c.ws.training, source(c, op.src), source_row(c, op.src),
-                                 mean, mean + op.row, weight_of(c.net, op), mean + 3 * op.row, mean + 4 * op.row,
+        batch_norm_backward_rows(c.batch, op.n_out, c.all_rows, in_training(c.ws, op), source(c, op.src),
+                                 source_row(c, op.src), mean, mean + op.row, weight_of(c.net, op), mean + 3 * op.row, mean + 4 * op.row,
                                  output_gradient(c, op), row_size(c, op), gradient_room(c, op),
                                  c.net.buffers[op.src].row)
         gradient_done(c, op)
@@ -210,7 +210,7 @@ cdef void batch_norm_second(const Chunk* c, const Op* op) noexcept nogil:
 cdef void batch_norm_weight_gradient(const Pass* p, const Op* op, Py_ssize_t first, Py_ssize_t columns, const real* x,
                                      Py_ssize_t x_row, real* sums) noexcept nogil:
     cdef const real* extra = p.ws.extra[op.index]
-    if p.ws.training:           # they are there already, see batch_norm_gradient_sums
+    if in_training(p.ws, op):   # they are there already, see batch_norm_gradient_sums
         memcpy(sums, extra + 3 * op.row + first, columns * sizeof(real))
         memcpy(sums + columns, extra + 4 * op.row + first, columns * sizeof(real))
     else:

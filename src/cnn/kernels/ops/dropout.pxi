@@ -52,7 +52,7 @@ cdef void dropout_rows(Py_ssize_t rows, Py_ssize_t n, double p, uint64_t key, in
 
 
 cdef void dropout_forward(const Chunk* c, const Op* op) noexcept nogil:
-    if c.ws.training:
+    if in_training(c.ws, op):
         dropout_rows(c.batch, op.n_out, op.param, op.key, c.ws.row0 + c.first, source(c, op.src), source_row(c, op.src),
                      output(c, op), row_size(c, op))
     else:
@@ -63,7 +63,7 @@ cdef void dropout_backward(const Chunk* c, const Op* op) noexcept nogil:
     cdef real* dx = gradient_room(c, op)
     if not wants_gradient(c, op.src):
         return
-    if c.ws.training:
+    if in_training(c.ws, op):
         dropout_rows(c.batch, op.n_out, op.param, op.key, c.ws.row0 + c.first, output_gradient(c, op), row_size(c, op),
                      dx, c.net.buffers[op.src].row)
     else:

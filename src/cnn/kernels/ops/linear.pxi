@@ -119,18 +119,18 @@ cdef void input_gradient(const Op* op, const Op* before, const real* saved, Py_s
     product(&p)
 
 
-cdef void weight_product(const Op* op, bint bias, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t batch, const real* x,
-                         Py_ssize_t x_row, const real* dz, Py_ssize_t dz_row, real* params, real* grads,
+cdef void weight_product(const Op* op, bint weight, bint bias, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t batch,
+                         const real* x, Py_ssize_t x_row, const real* dz, Py_ssize_t dz_row, real* params, real* grads,
                          const Update* update, bint overwrite, real* panel) noexcept nogil:
-    """dW = X^T dZ and with `bias` db = sum of dZ over the batch, for `rows` rows of W from `first` on: added to the
-    gradients, or stored there, or, with an update, used for the optimiser's step and not kept. 2 batch in out FLOPs
-    for all rows.
+    """With `weight` dW = X^T dZ and with `bias` db = sum of dZ over the batch, for `rows` rows of W from `first` on:
+    added to the gradients, or stored there, or, with an update, used for the optimiser's step and not kept.
+    2 batch in out FLOPs for all rows.
 
     The bias goes with the last row. A transposed layer reads x in vectors: its rows must be padded.
     """
     cdef Product p
     cdef bint last = first + rows == (op.n_out if op.transposed else op.n_in)
-    cdef bint together = not op.transposed and op.bias_group == op.weight_group
+    cdef bint together = weight and not op.transposed and op.bias_group == op.weight_group
     memset(&p, 0, sizeof(p))
     p.m = rows
     p.k = batch
@@ -156,7 +156,8 @@ cdef void weight_product(const Op* op, bint bias, Py_ssize_t first, Py_ssize_t r
     p.c = grads + op.weight + first * op.row
     p.c_row = op.row
     p.param = params + op.weight + first * op.row
-    product(&p)
+    if weight:
+        product(&p)
     if bias and last and not together:
         p.m = 0
         p.update = update + op.bias_group if update != NULL else NULL
@@ -279,19 +280,19 @@ cdef Py_ssize_t linear_op_pieces(const Op* op, int threads, Py_ssize_t* rows, Py
 
 cdef void linear_op_weight_gradient(const Pass* p, const Op* op, Py_ssize_t first, Py_ssize_t rows, const real* x,
                                     Py_ssize_t x_row, real* panel) noexcept nogil:
-    weight_product(op, op.has_bias, first, rows, p.batch.rows, x, x_row, p.ws.grad[op.dst], p.net.buffers[op.dst].row,
-                   p.net.params, p.net.grads, p.wants.update, p.wants.overwrite, panel)
+    weight_product(op, wants_weight(p, op), wants_bias(p, op), first, rows, p.batch.rows, x, x_row, p.ws.grad[op.dst],
+                   p.net.buffers[op.dst].row, p.net.params, p.net.grads, p.wants.update, p.wants.overwrite, panel)
 
 
 cdef void linear_op_weight_tangent(const Chunk* c, const Op* op) noexcept nogil:
     """dW' = x^T dz' + x'^T dz and db' = sum of dz', of all rows of the batch."""
     cdef Py_ssize_t x_row = c.net.buffers[op.src].row, row = row_size(c, op)
     cdef Py_ssize_t rows = op.n_out if op.transposed else op.n_in
-    weight_product(op, op.has_bias, 0, rows, c.batch, c.ws.value[op.src], x_row, c.t.grad[op.dst], row, c.net.params,
-                   c.t.grads, NULL, True, c.panel)
+    weight_product(op, True, op.has_bias, 0, rows, c.batch, c.ws.value[op.src], x_row, c.t.grad[op.dst], row,
+                   c.net.params, c.t.grads, NULL, True, c.panel)
     if op.src != 0 or c.t.inputs:
-        weight_product(op, False, 0, rows, c.batch, c.t.value[op.src], x_row, c.ws.grad[op.dst], row, c.net.params,
-                       c.t.grads, NULL, False, c.panel)
+        weight_product(op, True, False, 0, rows, c.batch, c.t.value[op.src], x_row, c.ws.grad[op.dst], row,
+                       c.net.params, c.t.grads, NULL, False, c.panel)
 
 
 cdef OpMethods LINEAR = plain_op("linear")

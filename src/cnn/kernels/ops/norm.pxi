@@ -44,7 +44,7 @@ cdef void use_norm_gradient(const Pass* p, const Op* op, Py_ssize_t first, Py_ss
     cdef Py_ssize_t at
     cdef int half
     for half in range(2):
-        if op.has_bias if half else op.has_weight:
+        if wants_bias(p, op) if half else wants_weight(p, op):
             part = sums + half * columns
             at = (op.bias if half else op.weight) + first
             if p.wants.update != NULL:

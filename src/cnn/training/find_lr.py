@@ -1,0 +1,196 @@
+"""`find_lr`: a range test of the learning rate, after L. N. Smith, "Cyclical learning rates" (2017)."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from .._checks import integer, positive
+from .._threads import threads_for
+from ..optim.optimizers import MOMENTUM
+from .data import Names, source_of
+from .fit import Context, only_fit_of
+
+__all__ = ["LearningRates", "find_lr"]
+
+MEMORY = 0.9  # of the running mean of the losses
+TOO_MUCH = 4.0  # times the lowest loss so far: the end
+
+
+class LearningRates:
+    """What `find_lr` has measured.
+
+    Parameters
+    ----------
+    lr : ndarray of shape (steps,)
+        The learning rates, rising.
+    loss : ndarray of shape (steps,)
+        The running mean of the batches' losses, each before the step at that rate.
+
+    Attributes
+    ----------
+    lr, loss
+        As passed in.
+    suggestion : float
+        A tenth of the rate at which the loss is lowest, which is on the verge of too much.
+    """
+
+    def __init__(self, lr: np.ndarray, loss: np.ndarray):
+        self.lr = lr
+        self.loss = loss
+        self.suggestion = float(lr[loss.argmin()] / 10)
+
+    def plot(self, path: str | os.PathLike | None = None):
+        """Draw the loss over the learning rate, the suggestion marked.
+
+        Parameters
+        ----------
+        path : str or path, optional
+            Where to save the picture (PNG, PDF, SVG, by its suffix). Without it the figure is pyplot's.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("LearningRates.plot needs matplotlib: pip install cnn[plot]") from error
+        make: Any = Figure
+        if path is None:
+            from matplotlib.pyplot import figure as make
+        figure = make(figsize=(5.2, 3.4), layout="constrained")
+        ax = figure.add_subplot()
+        ax.plot(self.lr, self.loss, color="#1f77b4", lw=1.6)
+        at = np.interp(np.log(self.suggestion), np.log(self.lr), self.loss)
+        ax.plot([self.suggestion], [at], "o", ms=6, color="black", label=f"suggestion: {self.suggestion:.2g}")
+        ax.set_xscale("log")
+        usual = self.loss[: self.loss.argmin() + 1].max()
+        ax.set_ylim(top=min(self.loss.max(), usual + 0.3 * (usual - self.loss.min())))
+        ax.set_xlabel("learning rate")
+        ax.set_ylabel("loss of the batches, running mean")
+        ax.grid(alpha=0.25, lw=0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), borderaxespad=0.2)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return ax
+
+    def __repr__(self) -> str:
+        return f"LearningRates(suggestion={self.suggestion:.3g}, {len(self.lr)} steps up to {self.lr[-1]:.3g})"
+
+
+def find_lr(
+    model,
+    x,
+    y=None,
+    *,
+    sample_weight=None,
+    batch_size=32,
+    lr_min=1e-6,
+    lr_max=10.0,
+    steps=100,
+    threads=None,
+) -> LearningRates:
+    """Train with a learning rate that rises from step to step, until the loss explodes; then undo it all.
+
+    Parameters
+    ----------
+    model : Sequential
+        With a loss and an optimizer, whose learning rate and schedule do not matter here. It is afterwards what it was.
+    x : array_like of shape (n, in_features), memory map, Blocks, or iterable of batches
+        As for `Sequential.fit`; gone over as often as needed.
+    y : array_like, optional
+        Targets; None if x brings them.
+    sample_weight : array_like of shape (n,), optional
+        Not negative.
+    batch_size : int
+        As in the training that the rate is for.
+    lr_min, lr_max : float
+        The first and the last rate; between them they rise by a factor.
+    steps : int
+        At most, at least 3.
+    threads : int, optional
+        At most this many; None: as `cnn.set_num_threads` says.
+
+    Returns
+    -------
+    LearningRates
+        With `lr`, `loss`, `suggestion`, and `plot(path)`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If something does not fit, or the loss is not finite at the first rates.
+    RuntimeError
+        If there is no loss or no optimizer.
+
+    Examples
+    --------
+    >>> found = cnn.find_lr(model, x, y)  # doctest: +SKIP
+    >>> found.plot("rates.png")  # doctest: +SKIP
+    >>> model.optimizer = cnn.Adam(lr=found.suggestion)  # doctest: +SKIP
+    """
+    with only_fit_of(model):
+        batch_size, steps = integer("batch_size", batch_size, 1), integer("steps", steps, 3)
+        if positive("lr_min", lr_min) >= positive("lr_max", lr_max):
+            raise ValueError(f"lr_max: expected more than lr_min, {lr_min:g}, got {lr_max:g}")
+        core, threads = model._core, threads_for(threads)
+        core.need_optimizer()
+        source = source_of(Context(model, True, batch_size, True, steps=steps), x, y, sample_weight, Names())
+        source.check(_NoMetrics())
+        rates = np.geomspace(lr_min, lr_max, steps)
+        before, gradients = core.snapshot(), model.gradients
+        losses: list[float] = []
+        try:
+            for loss in _losses(core, source, rates, threads):
+                if losses:
+                    loss = MEMORY * losses[-1] + (1 - MEMORY) * loss
+                if not math.isfinite(loss) or (losses and loss > TOO_MUCH * min(losses) > 0):
+                    break
+                losses.append(loss)
+        finally:
+            core.restore(before)
+            core.program.clear_padding()
+            core.unpack(gradients, "grad_weight", "grad_bias")
+    if len(losses) < 3:
+        raise ValueError(f"find_lr: the loss is not finite, or explodes, at rates of {lr_min:g} already: lower lr_min")
+    return LearningRates(rates[: len(losses)], np.array(losses))
+
+
+class _NoMetrics:
+    def check(self, targets) -> None:
+        """Nothing is measured but the loss."""
+
+
+def _losses(core, source, rates: np.ndarray, threads: int):
+    """The loss of batch after batch, each before the step at the next rate."""
+    momentum, mean = (
+        core.optimizer.table[0, MOMENTUM],
+        source.context.loss is None or source.context.loss.reduction == "mean",
+    )
+    step = epoch = 0
+    while step < len(rates):
+        for part in source.context.taken(source.parts(epoch)):
+            for at in range(0, part.rows, part.batch_size):
+                if step == len(rates):
+                    return
+                totals = np.zeros(4)
+                now = np.array([[rates[step], momentum]])
+                stop = min(part.rows, at + part.batch_size)
+                bad = core.program.train_batches(*part[:4], at, stop, part.batch_size, now, None, threads, 1, totals)
+                if bad >= 0:
+                    yield math.nan
+                    return
+                if totals[1]:
+                    yield totals[0] / totals[1] if mean else totals[0] / totals[3]
+                    step += 1
+        epoch += 1
