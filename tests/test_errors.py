@@ -526,6 +526,22 @@ def test_unknown_attributes_name_the_right_one(kind, name, right):
     assert str(error.value) == f"{type(one).__name__} has no attribute {name!r}: {right}?"
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [("model", "seed"), ("model", "layers"), ("layer", "seed"), ("layer", "weight_init")]
+)
+def test_what_only_the_constructor_uses_is_fixed(kind, name):
+    one = parts()[kind]
+    before = getattr(one, name)
+    with pytest.raises(AttributeError, match=f"^{name}: can only be set when the layer is made"):
+        setattr(one, name, 5)
+    assert getattr(one, name) is before
+
+
+def test_a_part_of_a_model_has_no_other_attributes_either():
+    with pytest.raises(AttributeError, match=r"^Sequential has no attribute 'learning_rate'"):
+        parts()["model"][:2].learning_rate = 0.1
+
+
 def test_classes_of_ones_own_have_attributes_of_their_own():
     class Model(cnn.Sequential):
         def __init__(self, width, **settings):

@@ -155,6 +155,17 @@ def test_ensemble(tmp_path):
     assert is_picture(tmp_path / "ensemble.png")
 
 
+def test_transfer(tmp_path):
+    """Frozen layers are ahead with few examples, and behind with many."""
+    result = run("examples/transfer.py", "--draws", 4, "--out", tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    read, frozen, scratch = (percentages(line) for line in result.stdout.splitlines() if "%" in line)
+    assert read[0] > 0.94
+    assert frozen[0] > scratch[0]
+    assert frozen[-1] < scratch[-1]
+    assert is_picture(tmp_path / "transfer.png")
+
+
 def test_newton(tmp_path):
     options = ("--points", 100, "--width", 5, "--work", 1500)
     result = run("examples/newton.py", *options, "--out", tmp_path, cwd=tmp_path)

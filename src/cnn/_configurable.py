@@ -19,6 +19,7 @@ PACKAGE = __name__.partition(".")[0]
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 _arguments: dict[type, dict[str, Any]] = {}
+_keywords: dict[type, list[str]] = {}
 
 # Other libraries' names, and ours.
 OTHER_NAMES = {
@@ -82,9 +83,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return lower[close[0]] if len(close) == 1 else ""
 
 
-@functools.cache
 def keywords_of(cls: type) -> list[str]:
     """The constructor's arguments by name, with those that it hands on to its bases as **kwargs."""
+    if cls in _keywords:
+        return _keywords[cls]
     names: list[str] = []
     for base in cls.__mro__:
         if "__init__" not in vars(base) or base is object:
@@ -93,6 +95,7 @@ def keywords_of(cls: type) -> list[str]:
         names += [p.name for p in parameters if p.kind not in VARIADIC and p.name not in names]
         if not any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters):
             break
+    _keywords[cls] = names
     return names
 
 

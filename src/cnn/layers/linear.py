@@ -61,7 +61,7 @@ class Linear(Parametric):
     op = "linear"
     torch_name = "Linear"
     positional = ("in_features", "out_features")
-    _fixed = ("in_features", "out_features", "has_bias", "l1", "l2")
+    _fixed = ("in_features", "out_features", "has_bias", "l1", "l2", "seed", "weight_init", "bias_init")
 
     def __init__(
         self,

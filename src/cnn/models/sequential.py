@@ -81,6 +81,8 @@ class Sequential(layers.Chain):
     [0.0, 1.0, 1.0, 0.0]
     """
 
+    _fixed = ("layers", "seed")
+
     def __init__(self, layers, optimizer=None, dtype="float32", seed=None, *rest):
         if rest or (isinstance(layers, Layer) and isinstance(optimizer, (Layer, losses.Loss))):
             raise TypeError(f"layers: expected one list, Sequential([{layers!r}, ...]), got one layer after another")
@@ -918,7 +920,7 @@ class Sequential(layers.Chain):
         if not chosen:
             raise ValueError(f"model[{_shown(i)}]: expected at least one of the {len(self.layers)} layers, got none")
         part = object.__new__(type(self))
-        part.layers, part._loss, part.seed = chosen, None, None
+        part.layers, part._loss, part.seed, part._complete = chosen, None, None, True
         part._of = self  # which has the parameters
         part._complete = True
         part._core = Core.part(self, chosen)
