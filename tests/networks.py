@@ -34,11 +34,11 @@ def batch_for(spec, loss, batch, dtype, seed=0):
     return x, rng.standard_normal((batch, linears[-1][1])).astype(dtype)
 
 
-def assert_close(actual, expected, rtol, what=""):
-    """Equal within rtol of the array's largest number: the error of a sum is relative to its terms."""
+def assert_close(actual, expected, rtol, what="", terms=0.0):
+    """Equal within rtol of the array's largest number, or of the terms that it is summed from, if they are larger."""
     expected = np.asarray(expected)
     assert np.shape(actual) == expected.shape, what
-    scale = np.abs(expected).max(initial=0)
+    scale = np.abs(expected).max(initial=terms)
     np.testing.assert_allclose(actual, expected, rtol=rtol, atol=rtol * scale, err_msg=what)
 
 

@@ -107,7 +107,7 @@ def _constructor(init: Callable[..., None]) -> Callable[..., None]:
         cls = type(self)
         outermost = cls.__init__ is __init__
         if outermost and kwargs and init.__module__.partition(".")[0] == PACKAGE:
-            known = keywords_of(cls)  # type: ignore[arg-type]
+            known = keywords_of(cls)
             for name in kwargs:
                 if name not in known:
                     raise TypeError(f"{cls.__name__}: unknown argument {name!r}: {_mend(name, known)}")

@@ -29,6 +29,7 @@ class Node:
         self.arrays: dict[str, np.ndarray] = {}
         self.statistics: dict[str, np.ndarray] = {}
         self.grads: dict[str, np.ndarray] = {}
+        self.terms = 0.0  # the largest of the numbers whose difference the gradient of x is
 
     def walk(self, key=""):
         """The layers of one piece and the beginnings of their names, in the order of state_dict."""
@@ -109,6 +110,7 @@ class Norm(Node):
             self.grads = {"weight": (g * self.normal).sum(axis=0), "bias": g.sum(axis=0)}
             return g * weight / np.sqrt(self.statistics["running_var"] + eps)
         dx, dw, db = reference.norm_backward(g, self.x, self.options["axis"], eps, weight)
+        self.terms = np.abs(g * weight / np.sqrt(self.x.var(axis=self.options["axis"], keepdims=True) + eps)).max()
         self.grads = {"weight": dw, "bias": db}
         return dx
 

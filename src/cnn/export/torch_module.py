@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..models import Sequential
-from ..models.core import PARAMETERS, STATISTICS
+from ..models.core import PARAMETERS
+from ..training.state import STATISTICS
 
 
 def as_torch(model):

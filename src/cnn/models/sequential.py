@@ -95,8 +95,6 @@ class Sequential(layers.Chain):
         self.optimizer = optimizer
         _warn_of_twice(self)
 
-    _fixed = ("layers", "seed")
-
     @property
     def dtype(self) -> np.dtype:
         """Of parameters and arithmetic: numpy.dtype("float32") or numpy.dtype("float64")."""
@@ -671,6 +669,7 @@ class Sequential(layers.Chain):
         for name, value in self._attributes().items():
             if name not in own:
                 own[name] = value if type(value) in (bool, int) else copy.deepcopy(value, memo)
+        own["_complete"] = True
         return other
 
     __copy__ = copy
@@ -835,7 +834,7 @@ class Sequential(layers.Chain):
 
     def _attributes(self) -> dict[str, Any]:
         """The attributes that the library has not set, but those of a class of the user's, or a callback."""
-        ours = ("layers", "_loss", "_core", "seed", "_of", *self._of_model)
+        ours = ("layers", "_loss", "_core", "seed", "_of", "_complete", *self._of_model)
         return {name: value for name, value in self.__dict__.items() if name not in ours}
 
     def handle(self):
@@ -922,7 +921,6 @@ class Sequential(layers.Chain):
         part = object.__new__(type(self))
         part.layers, part._loss, part.seed, part._complete = chosen, None, None, True
         part._of = self  # which has the parameters
-        part._complete = True
         part._core = Core.part(self, chosen)
         return part
 
