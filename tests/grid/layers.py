@@ -261,7 +261,7 @@ class Network(Chain):
     def distance_to_kinks(self):
         """The least |z| that went into a ReLU, leaky ReLU or the like at the last forward."""
         kinked = [node for _, node in self.walk() if isinstance(node, Function) and node.entry.kinked]
-        return min((np.abs(node.x).min() for node in kinked), default=np.inf)
+        return min((node.entry.distance(node.x).min() for node in kinked), default=np.inf)
 
 
 # the table ------------------------------------------------------------------------------------------------------------
