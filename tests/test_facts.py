@@ -210,6 +210,7 @@ def test_stored_numbers_of_other_tables():
 OPERATORS = {
     "Abs": np.abs,
     "Add": np.add,
+    "Clip": np.clip,
     "Div": np.divide,
     "Erf": np.vectorize(math.erf),
     "Exp": np.exp,
@@ -242,6 +243,7 @@ VARIANTS = [
     *(cls() for cls in ACTIVATIONS),
     cnn.GELU("tanh"),
     cnn.ELU(-0.3),
+    cnn.CELU(0.3),
     cnn.LeakyReLU(-0.5),
     cnn.LeakyReLU(1.5),
 ]
@@ -257,6 +259,14 @@ def test_formulas_in_onnx(layer):
         assert layer.onnx.operator is not None
         assert layer.onnx.float64
         assert layer.onnx.opset <= OLDEST_OPSET
+
+
+@pytest.mark.parametrize("attributes", [{}, {"alpha": 0.2}, {"alpha": 1 / 6, "beta": 0.4}], ids=str)
+def test_a_hard_sigmoid_of_another_slope_is_refused(attributes):
+    """ONNX's default, which Keras had, is 0.2."""
+    with pytest.raises(ValueError, match="^HardSigmoid: expected alpha 1/6 and beta 0.5"):
+        cnn.HardSigmoid._from_onnx(attributes)
+    assert cnn.HardSigmoid._from_onnx({"alpha": float(np.float32(1 / 6))}) is not None
 
 
 @pytest.mark.parametrize("cls", ACTIVATIONS)

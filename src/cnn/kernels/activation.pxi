@@ -335,7 +335,7 @@ cdef inline vf celu_second "celu_second"(bint from_input, vf saved, vf param) no
 # ---- mish: z tanh(softplus(z)) = z n / d, with e = exp(-|z|):
 # n = 1 + 2 e and d = n + 2 e**2 for z > 0, n = e (e + 2) and d = n + 2 else.
 # (tanh(softplus(z)))' = w / d**2 with w = 4 e (1 + e) and, for z > 0, once more e. f' = (n + z w / d) / d;
-# f'' = (2 w + z r / d) / d**2, r = 4 e**2 ((2 + e) d - 4 (1 + e)**2) for z > 0, 4 e ((1 + 2 e) d - 4 e (1 + e)**2) else.
+# f'' = (2 w + z r) / d**2, r = 4 e**2 (2 + e - 4 (1 + e)**2 / d) for z > 0, 4 e (1 + 2 e - 4 e (1 + e)**2 / d) else.
 
 cdef inline vf mish_parts(vf u, vf* n, vf* w) noexcept nogil:
     """exp(-|u|)"""
@@ -376,7 +376,7 @@ cdef inline vf mish_second "mish_second"(bint from_input, vf saved, vf param) no
     cdef vf a = vf_select_gt(u, number(0), number(2) + e, vf_fma(number(2), e, number(1)))
     cdef vf b = number(4) * s * s * vf_select_gt(u, number(0), number(1), e)
     cdef vf r = number(4) * e * vf_select_gt(u, number(0), e, number(1)) * vf_fma(-b, q, a)
-    return vf_fma(number(2) * w, q, u * r) * q
+    return vf_fma(number(2), w, u * r) * (q * q)
 
 
 # ---- softsign: z / (1 + |z|), 1.5 ULP; f' = s**2 with s = 1 / (1 + |z|) = 1 - |y|, f'' = -2 sign(z) s**3
