@@ -264,7 +264,7 @@ def test_formulas_in_onnx(layer):
 @pytest.mark.parametrize("attributes", [{}, {"alpha": 0.2}, {"alpha": 1 / 6, "beta": 0.4}], ids=str)
 def test_a_hard_sigmoid_of_another_slope_is_refused(attributes):
     """ONNX's default, which Keras had, is 0.2."""
-    with pytest.raises(ValueError, match="^HardSigmoid: expected alpha 1/6 and beta 0.5"):
+    with pytest.raises(ValueError, match=r"^HardSigmoid: expected alpha 1/6 and beta 0\.5"):
         cnn.HardSigmoid._from_onnx(attributes)
     assert cnn.HardSigmoid._from_onnx({"alpha": float(np.float32(1 / 6))}) is not None
 
