@@ -29,7 +29,8 @@ def to_onnx(model, path, opset: int = 20) -> None:
     model : Sequential
     path : str or path
     opset : int
-        Version of the operators, 13 or newer. Below 20 GELU, below 17 LayerNorm is written as a formula.
+        Version of the operators, 13 or newer. Below 20 GELU, below 17 LayerNorm is written as a formula, in
+        float64 always.
 
     Raises
     ------
@@ -116,6 +117,14 @@ class _Writer:
             self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array, self.dtype), name)
         return Value(self, name)
 
+    def axes(self, *axes: int) -> Value:
+        """A constant of whole numbers."""
+        from onnx import numpy_helper
+
+        name = f"axes_{axes}"
+        self.constants[name] = numpy_helper.from_array(np.array(axes, np.int64), name)
+        return Value(self, name)
+
     def parameter(self, name: str, array: Any) -> Value:
         """An array of the layer that is being written."""
         return self.constant(array, f"{self.key}.{name}")
@@ -140,6 +149,12 @@ class Value:
         if not self.graph.float64:
             return self.op(operator)
         return self.op("Cast", to=TensorProto.FLOAT).op(operator).op("Cast", to=TensorProto.DOUBLE)
+
+    def mean(self) -> Value:
+        """The mean of each row, in one column. Up to opset 17 the axis was an attribute."""
+        if self.graph.opset < 18:
+            return self.op("ReduceMean", axes=[-1])
+        return self.op("ReduceMean", self.graph.axes(-1))
 
     def __add__(self, other: Value | float) -> Value:
         return self.op("Add", other)

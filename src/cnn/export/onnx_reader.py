@@ -123,10 +123,22 @@ class _Graph:
         self.file = file
         self.opsets = proto.opset_import
         self.constants = {array.name: numpy_helper.to_array(array) for array in proto.graph.initializer}
+        try:
+            inferred = shape_inference.infer_shapes(proto, data_prop=True).graph
+        except shape_inference.InferenceError:
+            inferred = proto.graph  # a node that onnx does not know; reading names it
+        self.shapes: dict[str, list[int | None]] = {}
+        for value in [*inferred.input, *inferred.value_info, *inferred.output]:
+            tensor = value.type.tensor_type
+            if tensor.HasField("shape"):
+                self.shapes[value.name] = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
         self.producer: dict[str, Any] = {}
         self.position: dict[str, int] = {}  # of each value, in the order of the nodes
         self.readers: dict[str, list[Any]] = {}
         for i, node in enumerate(proto.graph.node):
+            if (width := self._asked_width(node)) is not None:
+                self.constants[node.output[0]] = width
+                continue
             if self._is_constant(node):
                 self.constants.update(zip(node.output, self.run([node], node.output), strict=True))
                 continue
@@ -136,15 +148,17 @@ class _Graph:
                 self.readers.setdefault(name, []).append(node)
         self.inputs = [value.name for value in proto.graph.input if value.name not in self.constants]
         self.outputs = [value.name for value in proto.graph.output]
-        try:
-            inferred = shape_inference.infer_shapes(proto, data_prop=True).graph
-        except shape_inference.InferenceError as error:
-            raise ValueError(f"{file}: the types and shapes of its values do not agree: {error}") from error
-        self.shapes: dict[str, list[int | None]] = {}
-        for value in [*inferred.input, *inferred.value_info, *inferred.output]:
-            tensor = value.type.tensor_type
-            if tensor.HasField("shape"):
-                self.shapes[value.name] = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+
+    def _asked_width(self, node: Any) -> np.ndarray | None:
+        """What a Gather takes of a Shape, where the file says it; the batch is open."""
+        before = self.producer.get(node.input[0]) if node.op_type == "Gather" and _is_standard(node) else None
+        index = self.constants.get(node.input[1]) if before is not None and before.op_type == "Shape" else None
+        if before is None or index is None or index.size != 1 or before.attribute:
+            return None
+        shape, i = self.shapes.get(before.input[0], []), int(index.reshape(-1)[0])
+        if not -len(shape) < i < len(shape) or i == 0 or shape[i] is None:
+            return None
+        return np.full(index.shape, shape[i], np.int64)
 
     def _is_constant(self, node: Any) -> bool:
         return (
@@ -366,7 +380,7 @@ class _Reader:
     def way_out(self, node: Any) -> str:
         before = self.graph.computed(node)
         start = before[0] if before else self.graph.inputs[0]
-        return f"outputs={start!r} reads the network up to it; read are {', '.join(sorted({*READERS, *FORMULAS}))}"
+        return f"outputs={start!r} reads the network up to it"
 
     def where(self, node: Any) -> str:
         return self.graph.where(node)
@@ -837,6 +851,8 @@ class _Builder:
     def branch(self, pieces: list[Any], width: int | None) -> layers.Layer:
         inside = self.layers(pieces, width)
         if len(inside) > 1:
+            if width is not None and all(layer._in_features() is None for layer in inside):
+                inside.insert(0, layers.Linear.of(np.eye(width, dtype=self.dtype)))  # a chain needs a width
             return Sequential(inside, dtype=self.dtype)
         return inside[0] if inside else layers.Identity()
 
