@@ -68,7 +68,7 @@ def from_onnx(path, *, outputs=None, loss=None, optimizer=None) -> Sequential:
     reader = _Reader(_Graph(proto, name))
     pieces = reader.network([outputs] if isinstance(outputs, str) else outputs)
     dtype = reader.dtype()
-    found = _Builder(name, dtype).layers(pieces, reader.graph.in_features())
+    found = _Builder(name, dtype).chain(pieces, reader.graph.in_features())
     return Sequential([*found, *([loss] if loss is not None else [])], optimizer, dtype)
 
 
@@ -200,7 +200,8 @@ class _Graph:
 
     def origin(self, values: Iterable[str]) -> Iterator[tuple[str, list[Any]]]:
         """The values that all of these are computed from, the nearest first, and the nodes between, in their order."""
-        open_, nodes = set(values), []
+        open_ = set(values)
+        nodes: list[Any] = []
         if len(open_) == 1:
             yield next(iter(open_)), []
         while (last := max(open_, key=lambda name: self.position.get(name, -1))) in self.producer:
@@ -528,7 +529,7 @@ def _reshape(reader: _Reader, node: Any, at: str) -> Any:
         axis = _attributes(node).get("axis", 1)
         if axis == 1 or (before and axis % len(before) == len(before) - 1 and len(before) > 1):
             return [Rows(node, -1)], source
-    if one and before and after and None not in before + after and after[-1] == np.prod(after):  # type: ignore[operator]
+    if one and before and after and None not in before + after and after[-1] == np.prod(after):  # type: ignore[arg-type]
         return [Rows(node, int(np.prod(after)))], source  # type: ignore[arg-type]
     if before and after and before[-1] is not None and before[-1] == after[-1]:
         return [Rows(node, before[-1])], source
@@ -645,10 +646,12 @@ def _clip(reader: _Reader, node: Any, at: str) -> Any:
         return formula
     graph, values = reader.graph, _attributes(node)
     names = dict(zip(("min", "max"), node.input[1:], strict=False))
-    ends = [graph.constants[names[k]] if names.get(k) in graph.constants else values.get(k) for k in ("min", "max")]
+    ends: list[Any] = [
+        graph.constants[names[k]] if names.get(k) in graph.constants else values.get(k) for k in ("min", "max")
+    ]
     if any(names.get(k) and names[k] not in graph.constants for k in names) or any(np.size(e) != 1 for e in ends):
         return None
-    if None in ends:
+    if any(end is None for end in ends):
         return None
     low, high = (np.reshape(end, 1).astype(np.float64) for end in ends)
     one, relu = np.ones(1), layers.ReLU
@@ -740,7 +743,7 @@ class _Builder:
     def __init__(self, file: str, dtype: Any) -> None:
         self.file, self.dtype = file, np.dtype(dtype).name
 
-    def layers(self, pieces: list[Any], width: int | None) -> list[layers.Layer]:
+    def chain(self, pieces: list[Any], width: int | None) -> list[layers.Layer]:
         """The layers of a chain of pieces, for x of this many columns."""
         folded: list[Any] = []
         for piece in pieces:
@@ -849,7 +852,7 @@ class _Builder:
         return self.layer(dense, width)
 
     def branch(self, pieces: list[Any], width: int | None) -> layers.Layer:
-        inside = self.layers(pieces, width)
+        inside = self.chain(pieces, width)
         if len(inside) > 1:
             if width is not None and all(layer._in_features() is None for layer in inside):
                 inside.insert(0, layers.Linear.of(np.eye(width, dtype=self.dtype)))  # a chain needs a width
