@@ -263,8 +263,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "hardswish": Activation(
         cnn.HardSwish,
         lambda z: z * np.clip(z + 3, 0, 6) / 6,
-        lambda z: np.where(np.abs(z) <= 3, z / 3 + 0.5, z > 3),
-        lambda z: (np.abs(z) <= 3) / 3,
+        lambda z: np.where(np.abs(z) < 3, z / 3 + 0.5, z > 0),
+        lambda z: (np.abs(z) < 3) / 3,
         (0, INF),
         kinks=(-3, 3),
         jax=lambda nn, z: nn.hard_swish(z),

@@ -431,7 +431,7 @@ cdef inline vf hardsigmoid_second "hardsigmoid_second"(bint from_input, vf saved
     return number(0)
 
 
-# ---- hardswish: z hardsigmoid(z); f' = z / 3 + 1/2 and f'' = 1/3 from -3 to 3
+# ---- hardswish: z hardsigmoid(z); f' = z / 3 + 1/2 and f'' = 1/3 between -3 and 3; at -3 and 3 as outside
 
 cdef inline vf hardswish_value "hardswish_value"(vf z, vf param) noexcept nogil:
     return vf_max(number(-3), z) * hardsigmoid_value(z, param)  # -infinity times 0 is none
@@ -439,11 +439,11 @@ cdef inline vf hardswish_value "hardswish_value"(vf z, vf param) noexcept nogil:
 
 cdef inline vf hardswish_backward "hardswish_backward"(vf dy, bint from_input, vf saved, vf param) noexcept nogil:
     cdef vf inside = dy * vf_fma(saved, number(0.3333333333333333), number(0.5))
-    return vf_select_gt(saved, number(3), dy, vf_select_gt(number(-3), saved, number(0), inside))
+    return vf_select_gt(saved, number(-3), vf_select_gt(number(3), saved, inside, dy), number(0))
 
 
 cdef inline vf hardswish_second "hardswish_second"(bint from_input, vf saved, vf param) noexcept nogil:
-    return vf_select_gt(vf_abs(saved), number(3), number(0), number(0.3333333333333333))
+    return vf_select_gt(number(3), vf_abs(saved), number(0.3333333333333333), number(0))
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------

@@ -409,6 +409,10 @@ class CELU(Activation):
         """What -f(z) tends to for z to -infinity."""
         return self.param
 
+    @classmethod
+    def _forms(cls, numbers):
+        return super()._forms([number for number in numbers if number > 0])
+
     def onnx_formula(self, x):
         return (x > 0.0).op("Where", x, self.param * ((x.op("Min", 0.0) / self.param).op("Exp") - 1.0))
 
@@ -482,16 +486,9 @@ class HardSigmoid(Activation):
     def onnx_formula(self, x):
         return (x + 3.0).op("Clip", 0.0, 6.0) * self._slope
 
-    @classmethod
-    def _from_onnx(cls, attributes):
-        alpha, beta = attributes.get("alpha", 0.2), attributes.get("beta", 0.5)
-        if abs(alpha - cls._slope) > 1e-7 or beta != 0.5:
-            raise ValueError(f"HardSigmoid: expected alpha 1/6 and beta 0.5, as PyTorch's, got {alpha:g} and {beta:g}")
-        return cls()
-
 
 class HardSwish(Activation):
-    """f(z) = z min(max(z + 3, 0), 6) / 6 (Howard and others, 2019); f'(-3) = -1/2, f'(3) = 3/2."""
+    """f(z) = z min(max(z + 3, 0), 6) / 6 (Howard and others, 2019); f'(-3) = 0, f'(3) = 1."""
 
     function = "hardswish"
     gain = None
