@@ -261,14 +261,6 @@ def test_formulas_in_onnx(layer):
         assert layer.onnx.opset <= OLDEST_OPSET
 
 
-@pytest.mark.parametrize("attributes", [{}, {"alpha": 0.2}, {"alpha": 1 / 6, "beta": 0.4}], ids=str)
-def test_a_hard_sigmoid_of_another_slope_is_refused(attributes):
-    """ONNX's default, which Keras had, is 0.2."""
-    with pytest.raises(ValueError, match=r"^HardSigmoid: expected alpha 1/6 and beta 0\.5"):
-        cnn.HardSigmoid._from_onnx(attributes)
-    assert cnn.HardSigmoid._from_onnx({"alpha": float(np.float32(1 / 6))}) is not None
-
-
 @pytest.mark.parametrize("cls", ACTIVATIONS)
 def test_defaults_and_gains(cls):
     """Those of the functions on plain arrays, and of initialisers."""

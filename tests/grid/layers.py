@@ -276,7 +276,9 @@ class Network(Chain):
         """The least |z| that went into a ReLU, PReLU or the like at the last forward."""
         nodes = [node for _, node in self.walk()]
         kinked = [node.entry.distance(node.x) for node in nodes if isinstance(node, Function) and node.entry.kinked]
-        return min((z.min() for z in [*kinked, *(abs(node.x) for node in nodes if isinstance(node, PReLU))]), default=np.inf)
+        return min(
+            (z.min() for z in [*kinked, *(abs(node.x) for node in nodes if isinstance(node, PReLU))]), default=np.inf
+        )
 
 
 # the table ------------------------------------------------------------------------------------------------------------

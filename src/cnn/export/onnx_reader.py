@@ -36,9 +36,9 @@ def from_onnx(path, *, outputs=None, loss=None, optimizer=None) -> Sequential:
     """The model that computes what an ONNX file computes, if layers of this library can.
 
     Read are linear layers (Gemm, MatMul, Add), every activation of the library as its operator or as a formula,
-    Softmax, LogSoftmax, BatchNormalization and LayerNormalization, and branches that join again (Add, Sum, Sub, Mul,
-    Max, Concat). Constant factors and terms become part of the linear layer beside them. Identity, Dropout, Flatten,
-    Reshape and Cast are left out where they do nothing to a batch of rows.
+    PRelu, Softmax, LogSoftmax, BatchNormalization and LayerNormalization, and branches that join again (Add, Sum, Sub,
+    Mul, Max, Concat). Constant factors and terms become part of the linear layer beside them. Identity, Dropout,
+    Flatten, Reshape and Cast are left out where they do nothing to a batch of rows.
 
     Parameters
     ----------

@@ -439,7 +439,8 @@ cdef inline vf hardswish_value "hardswish_value"(vf z, vf param) noexcept nogil:
 
 cdef inline vf hardswish_backward "hardswish_backward"(vf dy, bint from_input, vf saved, vf param) noexcept nogil:
     cdef vf inside = dy * vf_fma(saved, number(0.3333333333333333), number(0.5))
-    return vf_select_gt(saved, number(-3), vf_select_gt(number(3), saved, inside, dy), number(0))
+    # the last is 0, and NaN for NaN
+    return vf_select_gt(saved, number(-3), vf_select_gt(number(3), saved, inside, dy), vf_max(number(0), saved))
 
 
 cdef inline vf hardswish_second "hardswish_second"(bint from_input, vf saved, vf param) noexcept nogil:
