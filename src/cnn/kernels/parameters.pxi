@@ -60,7 +60,7 @@ cdef int unpack(const Network* net, object vector, str name, real* block) except
 
 
 cdef cnp.ndarray view(Network* net, const Op* op, str what, object owner):
-    """An array over the memory of an op's "weight" ((rows, columns), or (columns,)), "bias", "grad_weight", "grad_bias",
+    """An array over the memory of an op's "weight" ((rows, columns) or (columns,)), "bias", "grad_weight", "grad_bias",
     "running_mean" or "running_var" (n,); it keeps the owner alive. None for what the op does not have."""
     cdef real* block = net.grads if what.startswith("grad_") else net.params
     cdef cnp.npy_intp shape[2]
