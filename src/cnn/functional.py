@@ -52,7 +52,7 @@ def linear_forward(x, weight, bias=None, activation="identity", param=None, *, o
         identity, relu, leaky_relu, elu, sigmoid, tanh, gelu, gelu_tanh, silu, softplus, selu, celu, mish, softsign,
         relu6, hardsigmoid or hardswish.
     param : float, optional
-        Slope of leaky_relu (default 0.01), alpha of elu (default 1).
+        Slope of leaky_relu (default 0.01), alpha of elu and celu (default 1).
     out : ndarray of shape (batch, out_features), optional
         Where the result goes.
     pre : ndarray of shape (batch, out_features), optional
