@@ -46,7 +46,7 @@ def test_fit_resumes_after_a_crash(tmp_path, make, every):
     expected = fit(straight, 12)
     folder = tmp_path / "runs" / "1"
     with pytest.raises(Crash):
-        fit(make(optimizer()), 12, checkpoint=folder, checkpoint_every=every, keep=2, callbacks=[Crashing(8)])
+        fit(make(optimizer()), 12, checkpoint=folder, checkpoint_every=every, max_to_keep=2, callbacks=[Crashing(8)])
     again = make(optimizer())
     seen = []
     begun = cnn.LambdaCallback(on_epoch_begin=lambda epoch, logs: seen.append(epoch))

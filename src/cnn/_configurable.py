@@ -66,6 +66,17 @@ OTHER_NAMES = {
     "random_state": ("seed",),
     "rng": ("seed",),
     "requires_grad": ("trainable",),
+    "n_epochs": ("epochs",),
+    "max_iter": ("epochs",),
+    "max_epochs": ("epochs",),
+    "keep": ("max_to_keep",),
+    "validation_steps": ("validation_data",),
+    "validation_fraction": ("validation_split",),
+    "eval_set": ("validation_data",),
+    "n_iter_no_change": ("early_stopping",),
+    "patience": ("early_stopping",),
+    "n_jobs": ("threads",),
+    "workers": ("threads",),
 }
 
 
@@ -116,6 +127,20 @@ def _constructor(init: Callable[..., None]) -> Callable[..., None]:
             self.__dict__["_complete"] = True
 
     return __init__
+
+
+def names_arguments(function: Any) -> Any:
+    """A method that names the right argument where an unknown one comes."""
+    known = list(inspect.signature(function).parameters)[1:]
+
+    @functools.wraps(function)
+    def method(self, *args, **kwargs):
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(f"{function.__name__}: unknown argument {name!r}: {_mend(name, known)}")
+        return function(self, *args, **kwargs)
+
+    return method
 
 
 def _settable(one: Any) -> list[str]:

@@ -125,6 +125,17 @@ class Constant(Node):
         return np.zeros((len(g), self.width))
 
 
+class Columns(Node):
+    def forward(self, x, training):
+        self.x = x
+        return x[:, self.options["start"] : self.options["stop"]]
+
+    def backward(self, g):
+        dx = np.zeros(self.x.shape)
+        dx[:, self.options["start"] : self.options["stop"]] = g
+        return dx
+
+
 class Gate(Node):
     def __init__(self, kind, branches):
         super().__init__()
@@ -342,6 +353,16 @@ LAYERS: dict[str, Layer] = {
         lambda n, dtype: cnn.Concat(cnn.Identity(), _branch(n, 5, dtype), cnn.Linear(n, 1)),
         lambda: Gate("concat", [Function(name="identity"), _branch_node(), Linear()]),
         lambda n: n + 6,
+    ),
+    "columns": Layer(
+        (cnn.Columns,),
+        lambda n, dtype: cnn.Concat(
+            cnn.Linear(n, 2), cnn.Columns(1, n - 1), cnn.Sequential([cnn.Columns(0, 2, n), cnn.Tanh()], dtype=dtype)
+        ),
+        lambda: Gate(
+            "concat", [Linear(), Columns(start=1, stop=-1), Chain([Columns(start=0, stop=2), Function(name="tanh")])]
+        ),
+        lambda n: n + 2,
     ),
     "nested": Layer(
         (cnn.Sequential,),

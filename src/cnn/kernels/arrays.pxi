@@ -106,11 +106,29 @@ def mend_of_shape(array, columns):
 cdef cnp.ndarray as_rows(object a, Py_ssize_t columns, str name, str where):
     """as_matrix, also of arrays with more leading axes, or none: each (columns,) of them is a row."""
     if not cnp.PyArray_CheckExact(a):
-        a = real_array(a, name)
+        a = real_array(side_by_side(a, columns, name), name)
     cdef int axes = cnp.PyArray_NDIM(a)
     if axes != 2 and axes > 0 and cnp.PyArray_DIM(a, axes - 1) == columns:
         a = a.reshape(-1, columns)
     return as_matrix(a, columns, name, where)
+
+
+cdef object side_by_side(object a, Py_ssize_t columns, str name):
+    """A list of matrices whose columns add up to those of a model's input as one matrix; anything else as it is."""
+    if (not isinstance(a, (list, tuple)) or len(a) < 2
+            or not all([len(getattr(one, "shape", ())) == 2 for one in a])):
+        return a
+    arrays = [real_array(one, f"{name}[{i}]") for i, one in enumerate(a)]
+    rows = [len(one) for one in arrays]
+    widths = [one.shape[1] for one in arrays]
+    if sum(widths) != columns:
+        if widths == [columns] * len(widths):   # a leading axis
+            return a
+        raise ValueError(f"{name}: expected arrays whose columns add up to {columns}, got "
+                         f"{' + '.join(map(str, widths))} = {sum(widths)}")
+    if len(set(rows)) > 1:
+        raise ValueError(f"{name}: expected arrays of as many rows, got {', '.join(map(str, rows))}")
+    return np.concatenate(arrays, axis=1, dtype=DTYPE)
 
 
 cdef tuple leading_of(object x):

@@ -147,10 +147,14 @@ cdef class Program:
         (in_features,) of an array with other leading axes is a row."""
         return as_rows(x, self.net.buffers[0].width, name, self.takes)
 
+    def joined(self, x, name="x"):
+        """Several inputs, a list of matrices whose columns add up to in_features, side by side; all else as it is."""
+        return side_by_side(x, self.net.buffers[0].width, name)
+
     def flattened(self, x, y, w=None, name_x="x", name_y="targets", name_w="sample_weight"):
         """x with the axes (batch, in_features), and y and w with as many: their leading axes are those of x."""
         if not cnp.PyArray_CheckExact(x):
-            x = real_array(x, name_x)
+            x = real_array(self.joined(x, name_x), name_x)
         if cnp.PyArray_NDIM(x) == 2:
             return x, y, w
         leading = leading_of(x)
@@ -230,8 +234,8 @@ cdef class Program:
         cdef double loss, weight = 0
         cdef Pass p
         if not cnp.PyArray_CheckExact(x):
-            x = real_array(x, "x")
-        rows = self.inputs(x)
+            x = real_array(self.joined(x), "x")
+        rows = as_rows(x, self.net.buffers[0].width, "x", self.takes)
         batch = cnp.PyArray_DIM(rows, 0)
         if y is not None and cnp.PyArray_NDIM(x) != 2:
             y = flat(y, leading_of(x), "targets")
@@ -327,7 +331,7 @@ cdef class Program:
         The gradients are replaced by this one.
         """
         x, y, _ = self.flattened(x, y)
-        cdef cnp.ndarray rows = self.inputs(x)
+        cdef cnp.ndarray rows = as_rows(x, self.net.buffers[0].width, "x", self.takes)
         cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), correct = 0
         cdef cnp.ndarray t = self.targets(y, batch)
         cdef double loss, weight = 0
@@ -538,8 +542,8 @@ cdef class Program:
         cdef Py_ssize_t batch
         cdef Pass p
         if not cnp.PyArray_CheckExact(x):
-            x = real_array(x, "x")
-        rows = self.inputs(x)
+            x = real_array(self.joined(x), "x")
+        rows = as_rows(x, self.net.buffers[0].width, "x", self.takes)
         batch = cnp.PyArray_DIM(rows, 0)
         if out is None:
             result = empty_matrix(batch, self.net.outputs)

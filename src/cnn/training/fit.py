@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from .._checks import flag, integer, number
+from .._configurable import names_arguments
 from .._threads import threads_for
 from ..optim.optimizers import Optimizer
 from ..optim.schedules import ReduceLROnPlateau
@@ -116,6 +117,7 @@ class Context:
 # fit ------------------------------------------------------------------------------------------------------------------
 
 
+@names_arguments
 def fit(
     self: Any,
     x,
@@ -143,7 +145,7 @@ def fit(
     verbose=None,
     checkpoint=None,
     checkpoint_every=1,
-    keep=3,
+    max_to_keep=3,
     resume=False,
 ) -> History:
     """Train for a number of epochs, in native code.
@@ -228,7 +230,7 @@ def fit(
         A folder for checkpoints: see `cnn.ModelCheckpoint`, which is added to the callbacks.
     checkpoint_every : int
         Epochs from one checkpoint to the next.
-    keep : int
+    max_to_keep : int
         How many checkpoints stay: `max_to_keep` of `cnn.ModelCheckpoint`.
     resume : bool
         Whether to go on after the newest checkpoint in that folder, if there is one.
@@ -273,7 +275,8 @@ def fit(
         batch_size = MOST_ROWS if batch_size is None else integer("batch_size", batch_size, 1)
         initial_epoch = integer("initial_epoch", initial_epoch, 0)
         accumulation_steps = integer("accumulation_steps", accumulation_steps, 1)
-        checkpoint_every, keep = integer("checkpoint_every", checkpoint_every, 1), integer("keep", keep, 1)
+        checkpoint_every = integer("checkpoint_every", checkpoint_every, 1)
+        max_to_keep = integer("max_to_keep", max_to_keep, 1)
         validation_freq = integer("validation_freq", validation_freq, 1)
         steps_per_epoch = None if steps_per_epoch is None else integer("steps_per_epoch", steps_per_epoch, 1)
         drop_last, stratify = flag("drop_last", drop_last), flag("stratify", stratify)
@@ -308,7 +311,7 @@ def fit(
             names.append("lr")
         saver = None
         if checkpoint is not None:
-            saver = ModelCheckpoint(checkpoint, checkpoint_every, keep)
+            saver = ModelCheckpoint(checkpoint, checkpoint_every, max_to_keep)
             chosen.append(saver)
         for callback in chosen:
             callback._check(names)
@@ -440,7 +443,7 @@ def _warn_of_order(source: Rows) -> None:
             "validation_split: takes the last rows, but y is sorted by class: some classes are hardly trained on, or "
             "not validated: pass stratify=True, or shuffle x and y before",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -692,6 +695,7 @@ class _Trainer:
 # evaluate -------------------------------------------------------------------------------------------------------------
 
 
+@names_arguments
 def evaluate(self: Any, x, y=None, sample_weight=None, metrics=(), threads=None, class_weight=None) -> dict[str, float]:
     """The loss and the metrics of x and y, in evaluation mode.
 
@@ -760,5 +764,5 @@ def _evaluate(model, source: Source, meter: _Meter, threads: int) -> dict[str, f
     numbers = meter.numbers(totals)
     numbers["loss"] += program.penalty()
     if odd or not totals[1]:
-        warnings.warn(odd or f"{source.names.all}: {NOTHING_COUNTS}: the loss is NaN", RuntimeWarning, stacklevel=3)
+        warnings.warn(odd or f"{source.names.all}: {NOTHING_COUNTS}: the loss is NaN", RuntimeWarning, stacklevel=4)
     return numbers
