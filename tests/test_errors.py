@@ -471,6 +471,12 @@ UNKNOWN = [
         lambda: cnn.Sequential([cnn.Linear(1, 1)], optimiser=None),
         "Sequential: unknown argument 'optimiser': optimizer?",
     ),
+    (lambda: cnn.Sequential([cnn.Linear(1, 1)]).fit([[1]], keep=2), "fit: unknown argument 'keep': max_to_keep?"),
+    (lambda: cnn.Sequential([cnn.Linear(1, 1)]).fit([[1]], n_epochs=2), "fit: unknown argument 'n_epochs': epochs?"),
+    (
+        lambda: cnn.Sequential([cnn.Linear(1, 1)]).evaluate([[1]], verbose=0),
+        "evaluate: unknown argument 'verbose': expected x, y, sample_weight, metrics, threads, class_weight",
+    ),
 ]
 
 

@@ -289,7 +289,7 @@ class Layer(NamedTuple):
 
     @property
     def branches(self):
-        return bool({cnn.Add, cnn.Multiply, cnn.Maximum, cnn.Concat, cnn.Constant} & set(self.covers))
+        return bool({cnn.Add, cnn.Multiply, cnn.Maximum, cnn.Concat, cnn.Constant, cnn.Columns} & set(self.covers))
 
 
 def _branch(n, m, dtype):
@@ -357,12 +357,17 @@ LAYERS: dict[str, Layer] = {
     "columns": Layer(
         (cnn.Columns,),
         lambda n, dtype: cnn.Concat(
-            cnn.Linear(n, 2), cnn.Columns(1, n - 1), cnn.Sequential([cnn.Columns(0, 2, n), cnn.Tanh()], dtype=dtype)
+            cnn.Columns(0, 1),
+            cnn.Sequential([cnn.Linear(n, 5), cnn.Concat(cnn.Columns(1, 4), cnn.Columns(2, 5, 5))], dtype=dtype),
         ),
         lambda: Gate(
-            "concat", [Linear(), Columns(start=1, stop=-1), Chain([Columns(start=0, stop=2), Function(name="tanh")])]
+            "concat",
+            [
+                Columns(start=0, stop=1),
+                Chain([Linear(), Gate("concat", [Columns(start=1, stop=4), Columns(start=2, stop=5)])]),
+            ],
         ),
-        lambda n: n + 2,
+        lambda n: 7,
     ),
     "nested": Layer(
         (cnn.Sequential,),

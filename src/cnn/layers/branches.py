@@ -233,8 +233,7 @@ class Concat(Branches):
 
 def _split(branches: tuple, name: str) -> tuple:
     """Each branch behind the columns that it reads."""
-    from ..models import Sequential  # which is a layer, too
-
+    chain = Layer.known["Sequential"]
     made, at = [], 0
     for i, branch in enumerate(branches):
         width = branch._in_features()
@@ -243,6 +242,6 @@ def _split(branches: tuple, name: str) -> tuple:
                 f"split: {name}[{i}], {branch!r}, takes any number of inputs: let the branch begin with cnn.Columns, "
                 "and leave split out"
             )
-        made.append(Sequential([Columns(at, at + width), branch], dtype=getattr(branch, "dtype", "float32")))
+        made.append(chain([Columns(at, at + width), branch], dtype=getattr(branch, "dtype", "float32")))
         at += width
     return tuple(made)
