@@ -420,7 +420,8 @@ class Sequential(layers.Chain):
         ----------
         x : array_like of shape (batch, in_features)
             The batch may be empty. Of an array with other leading axes each (in_features,) is a row, and the result has
-            its leading axes: (in_features,) gives (out_features,), (T, N, in_features) gives (T, N, out_features).
+            its leading axes: (in_features,) gives (out_features,), (T, N, in_features) gives (T, N, out_features). A
+            list of arrays (batch, columns), whose columns add up to in_features, stands for them side by side.
         out : ndarray of shape (batch, out_features), optional
             Where the result goes; of the model's dtype, rows contiguous.
         threads : int, optional

@@ -156,7 +156,8 @@ def fit(
         A `numpy.memmap` may be larger than memory: it is read and converted in blocks of about 64 MiB, which come
         in random order, with their rows in random order (see `cnn.Blocks`). An iterable gives (x, y) or
         (x, y, sample_weight) for each batch, and is iterated over once in each epoch; a Sequence of batches is
-        shuffled by batches.
+        shuffled by batches. For several inputs (branches with ``split=True``) a list of arrays (n, columns), whose
+        columns add up to in_features, stands for them side by side: they are copied once.
     y : array_like, optional
         Targets as the loss wants them: class indices of shape (n,), or numbers of shape (n, out_features). None if
         x brings them.
