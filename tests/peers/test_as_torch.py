@@ -24,7 +24,7 @@ def data(dtype, rows=30):
 
 @pytest.mark.parametrize("width", [5, 16, 64])
 def test_lbfgs_of_torch(width):
-    """It wants contiguous gradients; rows of 16 and 64 numbers have no padding, so that autograd keeps their strides."""
+    """It wants contiguous gradients; where rows have no padding, autograd gives them the strides of the parameters."""
     layers = [cnn.Linear(5, width), cnn.Tanh(), cnn.Linear(width, 2)]
     module = cnn.as_torch(cnn.Sequential(layers, dtype="float64", seed=0))
     x, y = data("float64")

@@ -40,9 +40,9 @@ def as_torch(model):
     that forward pass is repeated, which `BatchNorm1d` and `Dropout` in training mode do not allow: a RuntimeError.
     `model.gradients` are those of the last `backward`. Parameters that are not `trainable` do not require gradients.
 
-    Weights are (out, in) tensors over memory that is (in, out), their gradients are contiguous. What wants contiguous
-    parameters, as torch.nn.utils.parameters_to_vector does, takes `to_torch`, or `model.parameters`. A tensor that replaces one of
-    the module's, and a model that has become a part of another one since, are a RuntimeError.
+    Weights are (out, in) tensors over memory that is (in, out); their gradients are contiguous. What wants contiguous
+    parameters, as torch.nn.utils.parameters_to_vector does, takes `to_torch`, or `model.parameters`. A tensor that
+    replaces one of the module's, and a model that has become a part of another one since, are a RuntimeError.
 
     Examples
     --------
