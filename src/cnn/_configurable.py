@@ -79,6 +79,17 @@ OTHER_NAMES = {
     "workers": ("threads",),
 }
 
+# What stands somewhere else here.
+ELSEWHERE = {
+    "loss": "a loss stands last in layers",
+    "loss_fn": "a loss stands last in layers",
+    "activation": "an activation is a layer of its own behind it, as cnn.ReLU()",
+    "learning_rate": "it is the optimizer's, as cnn.Adam(lr=0.001)",
+    "lr": "it is the optimizer's, as cnn.Adam(lr=0.001)",
+    "optimizer": "it is the model's: model.optimizer = cnn.Adam()",
+    "device": "everything is computed on the CPU",
+}
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The name of `known` that `name` stands for, by other libraries' names or by its letters; "" if there is none."""
@@ -156,7 +167,15 @@ def _settable(one: Any) -> list[str]:
 
 def _mend(name: str, known: list[str]) -> str:
     likely = nearest(name, known)
-    return f"{likely}?" if likely else f"expected {', '.join(known) or 'none'}"
+    return f"{likely}?" if likely else ELSEWHERE.get(name) or f"expected {', '.join(known) or 'none'}"
+
+
+def object_for(given: Any, known: Iterable[str]) -> str:
+    """The mend where an object of the library is expected and a class or a name came, or nothing to say."""
+    if isinstance(given, type):
+        return " (pass an object, not the class)"
+    likely = nearest(given, known) if isinstance(given, str) else ""
+    return f": cnn.{likely}()?" if likely else ""
 
 
 def arguments_of(cls: type) -> dict[str, Any]:

@@ -25,6 +25,8 @@ cdef object as_array(object a, str name):
         return np.asarray(a)
     except (RuntimeError, BufferError, TypeError) as error:
         raise TypeError(f"{name}: {type(a).__name__} cannot be read as an array: {error}") from error
+    except ValueError as error:                 # rows of different lengths
+        raise ValueError(f"{name}: {type(a).__name__} cannot be read as an array: {error}") from error
 
 
 def odd_columns(frame):
@@ -43,6 +45,10 @@ def mend_of(a, array):
                 "text, .fillna of missing values; or leave it out")
     if str(getattr(a, "dtype", "")) == "category":
         return ": the numbers of a category are its .cat.codes"
+    if array.dtype.kind == "O" and array.ndim == 0:
+        return f", of {type(a).__name__}" + (": a dict's arrays are x[key]" if isinstance(a, dict) else "")
+    if array.dtype.kind == "O":
+        return ": .astype(float) makes numbers of it, if all of them are"
     return ": text has to be made numbers" if array.dtype.kind in "US" else ""
 
 

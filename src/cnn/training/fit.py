@@ -417,12 +417,19 @@ def _validation(model, source: Source, data, split, stratify: bool, epochs: int)
     batches = isinstance(data, list) and all(isinstance(b, (tuple, list)) and len(b) in (2, 3) for b in data)
     if isinstance(data, (tuple, list)) and not (batches and data):
         if len(data) not in (2, 3) or np.isscalar(data[0]):
-            raise ValueError("validation_data: expected a pair (x, y), or (x, y, sample_weight), or batches of them")
+            raise _no_pair(data)
         w = data[2] if len(data) == 3 else None
         return source_of(context, data[0], data[1], w, VALIDATION, arrays=True)
     if isinstance(data, (np.ndarray, dict, str, bytes)) or not hasattr(data, "__iter__"):
-        raise ValueError("validation_data: expected a pair (x, y), or (x, y, sample_weight), or batches of them")
+        raise _no_pair(data)
     return source_of(context, data, None, None, VALIDATION, epochs)
+
+
+def _no_pair(data: Any) -> ValueError:
+    got = f"{len(data)} of them" if isinstance(data, (tuple, list)) else type(data).__name__
+    return ValueError(
+        f"validation_data: expected a pair (x, y), or (x, y, sample_weight), or batches of them, got {got}"
+    )
 
 
 def _warn_of_order(source: Rows) -> None:
