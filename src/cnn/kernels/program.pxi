@@ -179,6 +179,12 @@ cdef class Program:
         if t is not None:
             self.loss.bind(&p.batch, t, w)
 
+    cdef int some_count(self, Pass* p) except -1:
+        """ValueError if no row of a batch counts: its loss is not defined."""
+        if loss_weight(&self.net.loss, p.batch.rows, p.batch.target, p.batch.target_bytes, p.batch.weight) == 0:
+            raise ValueError("x: no row counts: their weights are 0, or their targets are to be ignored")
+        return 0
+
     cdef double reduced(self, double total, double weight):
         """The loss of a batch from its sums."""
         return mean_loss(&self.net.loss, total, weight) + penalties(&self.net, False)
@@ -250,6 +256,8 @@ cdef class Program:
             self.reserve(&self.train, batch, True, threads)
             p = self.training_pass(batch, threads)
             self.set_rows(&p, rows, t)
+            if t is not None:
+                self.some_count(&p)
             p.wants.gather = p.wants.forward = p.wants.keep = True
             if t is None:
                 out = empty_matrix(batch, self.net.outputs)
@@ -345,6 +353,7 @@ cdef class Program:
             self.reserve(&self.train, batch, True, threads)
             p = self.training_pass(batch, threads)
             self.set_rows(&p, rows, t)
+            self.some_count(&p)
             p.wants.forward = p.wants.keep = p.wants.backward = p.wants.weights = p.wants.overwrite = True
             self.begin(batch, training)
             with nogil:
@@ -414,6 +423,7 @@ cdef class Program:
             self.stepper.unfused = needs_gradients(&self.stepper)
             p = self.training_pass(batch, threads)
             self.set_rows(&p, rows, t, v)
+            self.some_count(&p)
             p.wants.forward = p.wants.keep = p.wants.backward = p.wants.weights = True
             p.wants.overwrite = self.stepper.unfused
             single = self.single(v)
