@@ -45,6 +45,7 @@ include "kernels/ops/add.pxi"
 include "kernels/ops/multiply.pxi"
 include "kernels/ops/maximum.pxi"
 include "kernels/ops/concat.pxi"
+include "kernels/ops/columns.pxi"
 
 include "kernels/threads.pxi"           # the pool of threads
 include "kernels/walk.pxi"              # the ops in order and in reverse
