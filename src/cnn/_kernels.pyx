@@ -28,6 +28,7 @@ include "kernels/product.pxi"           # matrix products, tile by tile, with wh
 include "kernels/narrow.pxi"            # products with the transposed weights of a narrow layer
 include "kernels/sample.pxi"            # products with a vector, for one row
 include "kernels/rows.pxi"              # rows added to rows
+include "kernels/sparse.pxi"            # products with sparse rows
 include "kernels/gradients.pxi"         # norms, clipping, penalties, averages
 
 include "kernels/network.pxi"           # ops over buffers, workspaces, passes: the structs, and the table of the ops
@@ -52,6 +53,7 @@ include "kernels/online.pxi"            # one sample at a time through a whole n
 include "kernels/step.pxi"              # the optimiser's step on a whole network
 
 include "kernels/arrays.pxi"            # from Python objects to pointers
+include "kernels/sparse_rows.pxi"       # likewise from sparse matrices
 include "kernels/workspace.pxi"         # room for a batch
 include "kernels/compile.pxi"           # from Python's description to a network
 include "kernels/parameters.pxi"        # packed vectors and views of the parameters

@@ -37,7 +37,7 @@ def odd_columns(frame):
 def mend_of(a, array):
     """What to do about an object that is not made of real numbers; array: it as NumPy has it."""
     if hasattr(a, "toarray"):
-        return f": {type(a).__name__} is sparse: pass .toarray() of it, or to fit an iterable of such batches"
+        return f": {type(a).__name__} is sparse: pass .toarray() of it"
     if is_frame(a) and (odd := odd_columns(a)):
         return (f": {', '.join(odd[:5])}{', ...' * (len(odd) > 5)}: pandas.get_dummies makes numbers of categories and "
                 "text, .fillna of missing values; or leave it out")
@@ -120,8 +120,8 @@ cdef tuple leading_of(object x):
 
 
 cdef object led(cnp.ndarray rows, object x):
-    """Results for the rows of an array x, with the leading axes that x has."""
-    if cnp.PyArray_NDIM(x) == 2:
+    """Results for the rows of x, with the leading axes that x has."""
+    if is_matrix(x):
         return rows
     return rows.reshape(leading_of(x) + (cnp.PyArray_DIM(rows, 1),))
 

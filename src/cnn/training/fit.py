@@ -479,7 +479,8 @@ def _callbacks(callbacks, early_stopping) -> list[Callback]:
     return chosen
 
 
-def _finite(a: np.ndarray) -> bool:
+def _finite(a) -> bool:
+    a = getattr(a, "entries", a)  # of sparse rows
     return a.dtype.kind != "f" or bool(np.isfinite(a).all())
 
 
