@@ -24,7 +24,7 @@ cdef inline void gather_panel(const int nv, Py_ssize_t k, const int32_t* index, 
         if l + SPARSE_AHEAD < k:
             at = m + index[l + SPARSE_AHEAD] * m_row
             for q in range(nv):
-                prefetch(at + q * VL)
+                prefetch_ahead(at + q * VL)
         v = vf_set(value[l])
         at = m + index[l] * m_row
         for q in range(nv):
@@ -102,3 +102,10 @@ cdef void sort_by_columns(const Csr* csr, const Span* spans, Py_ssize_t rows, Co
             sorted.row[sorted.start[place]] = <int32_t>i
             sorted.value[sorted.start[place]] = csr.value[k]
             sorted.start[place] += 1    # place's entries end where they have begun for place + 1
+
+
+cdef inline void gather_column(const Columns* x, int32_t place, const real* dz, Py_ssize_t dz_row, Py_ssize_t n,
+                               real* g) noexcept nogil:
+    """g = the row of X^T dZ of the column that has this place, n numbers of it."""
+    cdef int64_t begin = x.start[place - 1]
+    gather_sum(x.start[place] - begin, x.row + begin, x.value + begin, dz, dz_row, n, NULL, <real>-INFINITY, g)

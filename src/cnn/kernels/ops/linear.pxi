@@ -246,6 +246,11 @@ cdef void finish_gradient(Py_ssize_t rows, Py_ssize_t n, const real* g, real* pa
             add_rows(1, n, g, 0, not overwrite, grad + i * row, 0)
 
 
+cdef inline bint visits_all(const Update* update, bint overwrite) noexcept nogil:
+    """Whether a gradient of zero changes anything."""
+    return overwrite if update == NULL else update.kind != UPDATE_PLAIN
+
+
 cdef void sparse_weight_product(const Op* op, const Columns* x, Py_ssize_t first, Py_ssize_t rows, const real* dz,
                                 Py_ssize_t dz_row, real* params, real* grads, const Update* update, bint overwrite,
                                 real* panel) noexcept nogil:
@@ -255,17 +260,20 @@ cdef void sparse_weight_product(const Op* op, const Columns* x, Py_ssize_t first
     the work does not depend on how many columns x has.
     """
     cdef Py_ssize_t stop = first + rows, n = round_up(op.n_out, VL), i = 0, j = first, end, at, block, width
-    cdef bint visit = overwrite if update == NULL else update.kind != UPDATE_PLAIN
+    cdef bint all_rows = visits_all(update, overwrite)
     cdef real* g = panel
     cdef real* zeros = panel + SPARSE_BLOCK
     cdef int32_t place
     memset(zeros, 0, SPARSE_BLOCK * sizeof(real))
     while True:
-        if not visit:               # the next column that has entries
+        if not all_rows:            # the next column that has entries
             while i < x.n and not first <= x.column[i] < stop:
                 i += 1
             if i == x.n:
                 break
+            if i + SPARSE_AHEAD < x.n:
+                for at from 0 <= at < n by LINE // <Py_ssize_t>sizeof(real):
+                    prefetch(params + op.weight + x.column[i + SPARSE_AHEAD] * op.row + at)
             j = x.column[i]
             i += 1
         elif j == stop:
@@ -276,8 +284,7 @@ cdef void sparse_weight_product(const Op* op, const Columns* x, Py_ssize_t first
         for block from 0 <= block < n by SPARSE_BLOCK:
             at, width = op.weight + j * op.row + block, smaller(SPARSE_BLOCK, n - block)
             if place:
-                gather_sum(x.start[place] - x.start[place - 1], x.row + x.start[place - 1],
-                           x.value + x.start[place - 1], dz + block, dz_row, width, NULL, <real>-INFINITY, g)
+                gather_column(x, place, dz + block, dz_row, width, g)
             finish_gradient(end - j, width, g if place else zeros, params + at, grads + at, op.row, update, overwrite)
         j = end
 
@@ -285,19 +292,33 @@ cdef void sparse_weight_product(const Op* op, const Columns* x, Py_ssize_t first
 cdef void sparse_transposed_product(const Op* op, const Columns* x, Py_ssize_t first, Py_ssize_t rows, const real* dz,
                                     Py_ssize_t dz_row, real* params, real* grads, const Update* update,
                                     bint overwrite, real* panel) noexcept nogil:
-    """The same for W^T (out, in): blocks of its rows."""
-    cdef Py_ssize_t o, j, block, width, at
+    """The same for W^T (out, in), by blocks of columns. A layer so narrow has no more outputs than fit a vector."""
+    cdef Py_ssize_t stop = first + rows, block, width, i, j, o, at
+    cdef real[64] g
     cdef int32_t place
-    for o in range(first, first + rows):
-        for block from 0 <= block < op.n_in by SPARSE_BLOCK:
-            width, at = smaller(SPARSE_BLOCK, op.n_in - block), op.weight + o * op.row + block
-            memset(panel, 0, SPARSE_BLOCK * sizeof(real))
-            for j in range(width):
-                place = x.place[block + j]
-                if place:
-                    panel[j] = gather_dot(x.start[place] - x.start[place - 1], x.row + x.start[place - 1],
-                                          x.value + x.start[place - 1], dz + o, dz_row)
-            finish_gradient(1, round_up(width, VL), panel, params + at, grads + at, 0, update, overwrite)
+    if not visits_all(update, overwrite):
+        for i in range(1, x.n + 1):
+            gather_column(x, i, dz, dz_row, VL, g)
+            for o in range(first, stop):
+                at = op.weight + o * op.row + x.column[i - 1]
+                if update != NULL:
+                    params[at] -= update.lr * g[o]
+                else:
+                    grads[at] += g[o]
+        return
+    for block from 0 <= block < op.n_in by SPARSE_BLOCK:
+        width = smaller(SPARSE_BLOCK, op.n_in - block)
+        memset(panel, 0, rows * SPARSE_BLOCK * sizeof(real))
+        for j in range(width):
+            place = x.place[block + j]
+            if place:
+                gather_column(x, place, dz, dz_row, VL, g)
+                for o in range(first, stop):
+                    panel[(o - first) * SPARSE_BLOCK + j] = g[o]
+        for o in range(first, stop):
+            at = op.weight + o * op.row + block
+            finish_gradient(1, round_up(width, VL), panel + (o - first) * SPARSE_BLOCK, params + at, grads + at, 0,
+                            update, overwrite)
 
 
 # The op's row of the table --------------------------------------------------------------------------------------------
