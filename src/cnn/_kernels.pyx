@@ -53,7 +53,6 @@ include "kernels/online.pxi"            # one sample at a time through a whole n
 include "kernels/step.pxi"              # the optimiser's step on a whole network
 
 include "kernels/arrays.pxi"            # from Python objects to pointers
-include "kernels/sparse_rows.pxi"       # likewise from sparse matrices
 include "kernels/workspace.pxi"         # room for a batch
 include "kernels/compile.pxi"           # from Python's description to a network
 include "kernels/parameters.pxi"        # packed vectors and views of the parameters

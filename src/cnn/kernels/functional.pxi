@@ -52,7 +52,7 @@ def linear_forward(x, weight, bias, int act, double param, out, pre):
     cdef cnp.ndarray w = as_matrix(weight, -1, "weight", "")
     cdef Py_ssize_t n_in = cnp.PyArray_DIM(w, 0), n_out = cnp.PyArray_DIM(w, 1)
     if not cnp.PyArray_CheckExact(x):
-        x = real_array(x, "x")
+        x = _arrays.real_array(x, "x")
     cdef cnp.ndarray a = as_rows(x, n_in, "x", " for this weight")
     cdef Py_ssize_t batch = cnp.PyArray_DIM(a, 0)
     cdef cnp.ndarray b = None if bias is None else as_vector(bias, n_out, "bias")
@@ -99,7 +99,7 @@ def linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, 
     cdef cnp.ndarray w = as_matrix(weight, -1, "weight", "")
     cdef Py_ssize_t n_in = cnp.PyArray_DIM(w, 0), n_out = cnp.PyArray_DIM(w, 1)
     if not cnp.PyArray_CheckExact(x):
-        x = real_array(x, "x")
+        x = _arrays.real_array(x, "x")
     cdef cnp.ndarray a = as_rows(x, n_in, "x", " for this weight")
     cdef Py_ssize_t batch = cnp.PyArray_DIM(a, 0)
     if cnp.PyArray_NDIM(x) != 2:

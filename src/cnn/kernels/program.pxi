@@ -56,7 +56,7 @@ cdef class Program:
     cdef Program of             # whose memory it is, if it is not its own
     cdef Py_ssize_t batch       # rows of the last forward pass
     cdef tuple leading          # axes of its x but the last, if it had others than rows
-    cdef SparseRows kept        # ... and that x, if it was sparse
+    cdef object kept            # ... and that x, if it was sparse
     cdef Saved saved
     cdef str lost               # why nothing is saved
     cdef bint handed_out        # a writeable view of parameters is in Python's hands
@@ -106,7 +106,7 @@ cdef class Program:
     cdef int reserve(self, Workspace* ws, Py_ssize_t batch, bint training, int threads, object rows=None,
                      Py_ssize_t entries=0) except -1:
         """Make room for a batch of rows, as `rows` gave them; entries: that it has at most, if they are sparse."""
-        cdef bint sparse = type(rows) is SparseRows
+        cdef bint sparse = rows is not None and not cnp.PyArray_CheckExact(rows)
         self.allocations += reserve(&self.net, ws, batch, training, threads, not sparse)
         if sparse:
             self.allocations += reserve_entries(&self.net, ws, training, entries)
@@ -162,7 +162,7 @@ cdef class Program:
         if not self.net.sparse:
             raise TypeError(f"{name}: expected a dense array{self.takes}, got {type(x).__name__}: only Linear reads "
                             "sparse rows; pass .toarray() of it, or let the model begin with a Linear")
-        return as_sparse_rows(x, self.net.buffers[0].width, name, self.takes)
+        return _sparse.sparse_rows(x, self.net.buffers[0].width, name, self.takes, DTYPE)
 
     def flattened(self, x, y, w=None, name_x="x", name_y="targets", name_w="sample_weight"):
         """x with the axes (batch, in_features), and y and w with as many: their leading axes are those of x."""
@@ -170,7 +170,7 @@ cdef class Program:
         if is_matrix(x):
             return x, y, w
         leading = leading_of(x)
-        return self.inputs(x, name_x), flat(y, leading, name_y), flat(w, leading, name_w)
+        return self.inputs(x, name_x), _arrays.flat(y, leading, name_y), _arrays.flat(w, leading, name_w)
 
     def targets(self, y, Py_ssize_t batch, name="targets"):
         """y as the loss can read it: class indices (batch,) or numbers (batch, out_features)."""
@@ -191,7 +191,7 @@ cdef class Program:
             p.batch.work = self.net.work
             p.wants.gather = self.net.pad_input
         else:
-            (<SparseRows>x).bind(&self.net, &p.batch)
+            set_sparse_rows(&p.batch, &self.net, x.start, x.column, x.value)
         if t is not None:
             self.loss.bind(&p.batch, t, w)
 
@@ -252,9 +252,9 @@ cdef class Program:
         x = read(x, "x")
         rows = self.rows(x)
         batch = count_rows(rows)
-        kept = (<SparseRows>rows).kept() if type(rows) is SparseRows else None
+        kept = None if cnp.PyArray_CheckExact(rows) else rows.copy()
         if y is not None and not is_matrix(x):
-            y = flat(y, leading_of(x), "targets")
+            y = _arrays.flat(y, leading_of(x), "targets")
         if y is not None:
             t = self.targets(y, batch)
             if batch == 0:
@@ -263,7 +263,7 @@ cdef class Program:
             self.enough_rows(batch)
         self.enter()
         try:
-            self.reserve(&self.train, batch, True, threads, rows, most_entries(kept, NULL, 0, batch, batch))
+            self.reserve(&self.train, batch, True, threads, rows, most_entries(rows, None, 0, batch, batch))
             p = self.training_pass(batch, threads)
             self.set_rows(&p, rows if kept is None else kept, t)
             p.wants.gather = p.wants.forward = p.wants.keep = True
@@ -319,7 +319,7 @@ cdef class Program:
             self.saved = SAVED_OUTPUTS
             p = self.training_pass(self.batch, threads)
             if self.kept is not None:
-                self.kept.bind(&self.net, &p.batch)
+                self.set_rows(&p, self.kept, None)
             p.wants.gather = p.wants.backward = True
             p.wants.input_grad = dx is not None
             p.wants.weights = weights
@@ -365,7 +365,7 @@ cdef class Program:
             self.enough_rows(batch)
         self.enter()
         try:
-            self.reserve(&self.train, batch, True, threads, rows, most_entries(rows, NULL, 0, batch, batch))
+            self.reserve(&self.train, batch, True, threads, rows, most_entries(rows, None, 0, batch, batch))
             p = self.training_pass(batch, threads)
             self.set_rows(&p, rows, t)
             p.wants.forward = p.wants.keep = p.wants.backward = p.wants.weights = p.wants.overwrite = True
@@ -432,7 +432,7 @@ cdef class Program:
         self.enough_rows(batch)
         self.enter()
         try:
-            self.reserve(&self.train, batch, True, threads, rows, most_entries(rows, NULL, 0, batch, batch))
+            self.reserve(&self.train, batch, True, threads, rows, most_entries(rows, None, 0, batch, batch))
             prepare(&self.stepper, &self.net, rates_of(rates, self.stepper.groups, 1))
             self.stepper.unfused = needs_gradients(&self.stepper)
             p = self.training_pass(batch, threads)
@@ -492,7 +492,7 @@ cdef class Program:
         self.enter()
         try:
             self.reserve(&self.train, smaller(batch_size, stop - start), True, threads, x,
-                         most_entries(x, turn, start, stop, batch_size))
+                         most_entries(x, order, start, stop, batch_size))
             self.forget("fit has run since")
             s.unfused = accumulate > 1 or needs_gradients(s)
             p = self.training_pass(0, threads)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._checks import integer
+from .._sparse import SparseRows, is_sparse, joined
 
 BLOCK_BYTES = 64 << 20  # of a block of a memory map
 PIECE_BYTES = 4 << 20  # of one read, so that Ctrl-C need not wait for a whole block
@@ -24,7 +25,7 @@ _MIX = 0xD1342543DE82EF95  # an odd number (L'Ecuyer's multiplier): blocks have 
 class Part(NamedTuple):
     """Rows to train on: checked arrays, the order of the rows (None: as they lie), and the size of a batch."""
 
-    x: Any  # an array, or the kernels' SparseRows
+    x: np.ndarray | SparseRows
     y: np.ndarray
     w: np.ndarray | None
     order: np.ndarray | None
@@ -461,7 +462,7 @@ class _Iterable(Source):
         if any(part.w is not None for part in parts):
             w = np.concatenate([np.ones(len(p.x), self.context.dtype) if p.w is None else p.w for p in parts])
         y = np.concatenate([part.y for part in parts])
-        return Part(joined([part.x for part in parts], self.names.all), y, w, None, sizes[0])
+        return Part(_joined([part.x for part in parts], self.names.all), y, w, None, sizes[0])
 
     def one(self, batch, name: str) -> Part:
         if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
@@ -486,16 +487,12 @@ def _array(a):
     return a if isinstance(a, (np.ndarray, list, tuple)) or is_sparse(a) else np.asarray(a)
 
 
-def is_sparse(a) -> bool:
-    """Whether the kernels take it as a sparse matrix."""
-    return hasattr(a, "tocsr")
-
-
-def joined(parts: list, name: str):
+def _joined(parts: list, name: str):
     """The rows of batches, all arrays or all sparse, one after another."""
-    if len({type(part) for part in parts}) > 1:
-        raise TypeError(f"{name}: expected batches that are all sparse or all dense, got both in one step")
-    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else parts[0].concatenate(parts)
+    dense = [isinstance(part, np.ndarray) for part in parts]
+    if any(dense) and not all(dense):
+        raise TypeError(f"{name}: expected batches of a step that are all sparse or all dense, got both")
+    return np.concatenate(parts) if dense[0] else joined(parts)
 
 
 def _kind(batch) -> str:

@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from .._checks import flag, integer, number
+from .._sparse import SparseRows
 from .._threads import threads_for
 from ..optim.optimizers import Optimizer
 from ..optim.schedules import ReduceLROnPlateau
@@ -480,7 +481,8 @@ def _callbacks(callbacks, early_stopping) -> list[Callback]:
 
 
 def _finite(a) -> bool:
-    a = getattr(a, "entries", a)  # of sparse rows
+    if isinstance(a, SparseRows):
+        a = a.value[a.entries]
     return a.dtype.kind != "f" or bool(np.isfinite(a).all())
 
 
