@@ -236,9 +236,9 @@ cdef class Program:
 
     cdef bint single(self, const Pass* p, cnp.ndarray w):
         """Whether the batch-1 fast path is allowed (see online.pxi)."""
-        return (p.batch.csr.start == NULL and self.net.single and not self.net.frozen and self.stepper.groups == 1 and not self.stepper.unfused
-                and w is None and not (self.net.loss.labels and self.net.loss.column != NULL)
-                and not self.net.loss.ignore_nan)
+        return (self.net.single and not self.net.frozen and self.stepper.groups == 1 and not self.stepper.unfused
+                and p.batch.csr.start == NULL and w is None and not self.net.loss.ignore_nan
+                and not (self.net.loss.labels and self.net.loss.column != NULL))
 
     def forward(self, x, y, int threads, bint training=True):
         """Outputs (batch, out_features); with targets the loss instead, and its gradient is kept for backward.

@@ -1,9 +1,9 @@
 # Products with sparse rows of x, in CSR form: x W and X^T dZ without the zeros of x. 2 entries out FLOPs each.
 #
-# Both are sums of rows of a dense matrix, value by value: `gather_sum`. Going forward the rows are those of W that the
-# entries of a row of x name. For the gradient the entries of a batch are sorted by columns first: a column of x names the
-# rows of dZ whose sum is the gradient of one row of W. That is one sum in the order of the batch, whoever computes it,
-# and what is known of it at once (the step of the optimiser, say) needs no gradient in memory.
+# Both are sums of rows of a dense matrix: `gather_sum`. Going forward, a row of x names the rows of W. For the gradient
+# the entries of a batch are sorted by columns first: a column of x names the rows of dZ whose sum is the gradient of
+# one row of W. It is one sum in the order of the batch, whichever thread computes it, and the optimiser's step follows
+# at once: no gradient goes to memory.
 
 cdef enum:
     SPARSE_BLOCK = 1024         # columns of a gradient that are summed at a time, beside as many zeros
@@ -35,7 +35,7 @@ cdef inline void gather_panel(const int nv, Py_ssize_t k, const int32_t* index, 
 
 cdef void gather_sum(Py_ssize_t k, const int32_t* index, const real* value, const real* m, Py_ssize_t m_row,
                      Py_ssize_t n, const real* start, real floor, real* y) noexcept nogil:
-    """y = max(floor, start + sum over l < k of value[l] M[index[l], :]), n numbers, a multiple of VL; start NULL: zero."""
+    """y = max(floor, start + sum of value[l] M[index[l], :] over l < k), n numbers, a multiple of VL; start NULL: 0."""
     cdef Py_ssize_t j = 0
     cdef vf least = vf_set(floor)
     while j + 8 * VL <= n:
