@@ -65,12 +65,11 @@ class SparseRows:
 
     def most_entries(self, order: np.ndarray | None, first: int, stop: int, batch_size: int) -> int:
         """The entries of the batch that has most of them, of rows first .. stop - 1 of an order."""
-        if first == stop:
-            return 0
+        if order is None and stop - first <= batch_size:
+            return int(self.start[stop] - self.start[first])
         rows = np.arange(first, stop) if order is None else order[first:stop]
         counts = self.start[rows + 1] - self.start[rows]
-        batches = np.arange(0, stop - first, min(batch_size, stop - first))
-        return int(np.add.reduceat(counts, batches).max())
+        return int(np.add.reduceat(counts, np.arange(0, stop - first, min(batch_size, stop - first))).max())
 
 
 def joined(parts: list[SparseRows]) -> SparseRows:
@@ -109,12 +108,10 @@ def sparse_rows(x: Any, columns: int, name: str, where: str, dtype: np.dtype) ->
             f"{damaged}: its indptr has {n} entries, but there are {indices.size} indices and {value.size} numbers"
         )
     indices = indices[:n]
-    if n and (indices.min() < 0 or indices.max() >= columns):
+    column = np.array(indices, np.int32)  # this copy is checked, and used
+    wide = indices.dtype != np.int32
+    if n and (column.min() < 0 or column.max() >= columns or (wide and (column != indices).any())):
         place = int(np.argmax((indices < 0) | (indices >= columns)))
         row = int(np.searchsorted(start, place, side="right")) - 1
         raise ValueError(f"{damaged}: row {row} has an entry in column {indices[place]}, of {columns} columns")
-    value = np.ascontiguousarray(converted(value[:n], name, dtype))
-    column = np.array(indices, np.int32)
-    if n and not 0 <= column.min() <= column.max() < columns:  # another thread has changed it since
-        raise ValueError(f"{damaged}: its indices change")
-    return SparseRows(start, column, value, columns)
+    return SparseRows(start, column, np.ascontiguousarray(converted(value[:n], name, dtype)), columns)

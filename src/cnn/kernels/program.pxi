@@ -156,9 +156,12 @@ cdef class Program:
 
     def rows(self, x, name="x"):
         """`inputs`, or SparseRows of x if it is sparse."""
-        x = read(x, name)
+        return self.read_rows(read(x, name), name)
+
+    cdef object read_rows(self, object x, str name):
+        """The same of what `read` gave."""
         if cnp.PyArray_CheckExact(x):
-            return self.inputs(x, name)
+            return as_rows(x, self.net.buffers[0].width, name, self.takes)
         if not self.net.sparse:
             raise TypeError(f"{name}: expected a dense array{self.takes}, got {type(x).__name__}: only Linear reads "
                             "sparse rows; pass .toarray() of it, or let the model begin with a Linear")
@@ -250,7 +253,7 @@ cdef class Program:
         cdef double loss, weight = 0
         cdef Pass p
         x = read(x, "x")
-        rows = self.rows(x)
+        rows = self.read_rows(x, "x")
         batch = count_rows(rows)
         kept = None if cnp.PyArray_CheckExact(rows) else rows.copy()
         if y is not None and not is_matrix(x):
@@ -354,7 +357,7 @@ cdef class Program:
         The gradients are replaced by this one.
         """
         x, y, _ = self.flattened(x, y)
-        rows = self.rows(x)
+        rows = self.read_rows(x, "x")
         cdef Py_ssize_t batch = count_rows(rows), correct = 0
         cdef cnp.ndarray t = self.targets(y, batch)
         cdef double loss, weight = 0
@@ -418,7 +421,7 @@ cdef class Program:
         """Forward, loss, backward and step, the update fused into the weight gradient; the loss of the batch."""
         if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(x) != 2:
             x, y, w = self.flattened(x, y, w)
-        rows = self.rows(x)
+        rows = self.read_rows(x, "x")
         cdef Py_ssize_t batch = count_rows(rows), correct = 0
         cdef cnp.ndarray t = self.targets(y, batch), v = None
         cdef double loss, weight = 0, extra = 0
@@ -555,7 +558,7 @@ cdef class Program:
         cdef Py_ssize_t batch
         cdef Pass p
         x = read(x, "x")
-        rows = self.rows(x)
+        rows = self.read_rows(x, "x")
         batch = count_rows(rows)
         if out is None:
             result = empty_matrix(batch, self.net.outputs)
@@ -576,7 +579,7 @@ cdef class Program:
     def evaluate(self, x, y, w, int threads):
         """(sum of the loss over the rows, sum of their weights, rows classified right); w may be None: one each."""
         x, y, w = self.flattened(x, y, w)
-        rows = self.rows(x)
+        rows = self.read_rows(x, "x")
         cdef Py_ssize_t batch = count_rows(rows), correct = 0, blocks = batch // LOSS_BLOCK + 1
         cdef cnp.ndarray t = self.targets(y, batch), v = None if w is None else self.weights(w, batch)
         cdef double loss, weight = 0
