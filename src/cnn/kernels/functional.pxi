@@ -255,8 +255,8 @@ def sgd_step(param, grad, momentum_buffer, double lr, double momentum, double da
                 memcpy(data(m) + vectors, end + 32, rest * sizeof(real))
 
 
-def loss_and_gradient(loss, outputs, targets, sample_weight=None, vector=None):
-    """(loss, its gradient with respect to the outputs) of outputs (batch, n); loss: a loss's `spec()`.
+def loss_and_gradient(loss, dict made, outputs, targets, sample_weight=None, vector=None):
+    """(loss, its gradient with respect to the outputs) of outputs (batch, n); made: the loss's criteria by n, so far.
 
     With a vector (batch, n), the second derivative times that instead of the gradient.
     """
@@ -271,7 +271,9 @@ def loss_and_gradient(loss, outputs, targets, sample_weight=None, vector=None):
     cdef double total, weights, scale
     if batch == 0 or n == 0:
         raise ValueError(f"outputs: expected at least one row and one column, got shape {np.shape(y)}")
-    criterion = Criterion(loss, n)
+    criterion = made.get(n)
+    if criterion is None:
+        made[n] = criterion = Criterion(loss.spec(), n)
     t = criterion.targets(targets, batch, "targets", "", "outputs")
     if sample_weight is not None:
         w = as_weights(sample_weight, batch, "sample_weight")
