@@ -307,7 +307,6 @@ def damaged(data=EYE.data, indices=EYE.indices, indptr=EYE.indptr, shape=(3, 3))
         (damaged(indptr=[0, 1, 2, 4]), ValueError, r"damaged Csr: its indptr has 4 entries, but there are 3 indices"),
         (damaged(data=[1.0, 2.0]), ValueError, r"damaged Csr: .*3 indices and 2 numbers"),
     ],
-    ids=str,
 )
 def test_matrices_that_do_not_fit(call, x, error, message):
     model = model_of(3)
