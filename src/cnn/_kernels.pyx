@@ -28,6 +28,7 @@ include "kernels/product.pxi"           # matrix products, tile by tile, with wh
 include "kernels/narrow.pxi"            # products with the transposed weights of a narrow layer
 include "kernels/sample.pxi"            # products with a vector, for one row
 include "kernels/rows.pxi"              # rows added to rows
+include "kernels/sparse.pxi"            # products with sparse rows
 include "kernels/gradients.pxi"         # norms, clipping, penalties, averages
 
 include "kernels/network.pxi"           # ops over buffers, workspaces, passes: the structs, and the table of the ops

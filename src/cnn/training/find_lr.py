@@ -101,7 +101,7 @@ def find_lr(
     model : Sequential
         With a loss and an optimizer, whose learning rate and schedule do not matter here; the rates of its groups keep
         their ratio to it. It is afterwards what it was.
-    x : array_like of shape (n, in_features), memory map, Blocks, or iterable of batches
+    x : array_like or sparse matrix of shape (n, in_features), memory map, Blocks, or iterable of batches
         As for `Sequential.fit`; gone over as often as needed.
     y : array_like, optional
         Targets; None if x brings them.
