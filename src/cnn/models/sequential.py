@@ -337,7 +337,8 @@ class Sequential(layers.Chain):
         """Forward, loss, backward and the optimiser's step in one native call.
 
         The step is fused into the computation of the gradients, which are not kept: `gradients` stay as they are. With
-        a loss of your own nothing is fused, and they are those of this step. The result is that of `forward`,
+        a loss of your own nothing is fused, and they are those of this step. With an optimiser that needs the whole data
+        (`LBFGS`) these rows are the whole data of one of its iterations. The result is that of `forward`,
         `backward` and `step`: to the last bit from two rows on. A single row goes through a network of linear layers
         and activations in sums of another order, and differs by a few roundings.
 
@@ -364,6 +365,8 @@ class Sequential(layers.Chain):
         core = self._core
         if core.optimizer is None:
             core.need_optimizer()
+        if core.optimizer.whole_data:
+            return core.whole_step(x, y, sample_weight, get_num_threads())
         rates = None if core.optimizer._schedule is None else core.rates()
         return core.program.train_step(x, y, get_num_threads(), sample_weight, rates)
 

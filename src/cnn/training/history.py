@@ -21,7 +21,11 @@ class History(dict):
     ----------
     epochs : list of int
         The epochs' numbers, from 1, or after `initial_epoch`.
+    converged : str or None
+        Why an optimiser that needs the whole data (`LBFGS`) has ended `fit`: more would change nothing.
     """
+
+    converged: str | None = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
