@@ -67,6 +67,7 @@ cdef class Program:
     cdef str takes
     cdef str gives
     cdef int64_t rows_seen      # rows that training has run forward: dropout's masks follow from it
+    cdef readonly Py_ssize_t modes          # changes of what is trained, and how
     cdef readonly Py_ssize_t passes         # calls of forward
     cdef readonly Py_ssize_t allocations    # of parameter blocks and workspaces, so far
 
@@ -460,11 +461,11 @@ cdef class Program:
         self.loss.bind(&b, y, w)
         return loss_weight(&b.loss, cnp.PyArray_DIM(y, 0), b.target, b.target_bytes, b.weight)
 
-    def sweep(self, cnp.ndarray x, cnp.ndarray y, cnp.ndarray w, Py_ssize_t start, Py_ssize_t stop, double scale,
+    def sweep(self, cnp.ndarray x, cnp.ndarray y, cnp.ndarray w, Py_ssize_t start, Py_ssize_t stop, double whole,
               cnp.ndarray out, int threads, cnp.ndarray totals):
-        """Forward and backward over rows start .. stop - 1 in training mode: the gradient of the sum of their losses,
-        times scale, takes the place of the gradients, or joins them if start > 0. The other arguments are those of
-        `train_batches`; without a step, the penalties, and new random numbers."""
+        """Forward and backward over rows start .. stop - 1 in training mode: the gradient of their part of the loss
+        takes the place of the gradients, or joins them if start > 0. whole: `weight_of` all rows. The other arguments
+        are those of `train_batches`; without a step, the penalties, and new random numbers."""
         cdef Py_ssize_t correct = 0
         cdef double loss, weight = 0
         cdef double* total = <double*>cnp.PyArray_DATA(totals)
@@ -484,8 +485,9 @@ cdef class Program:
                 p.batch.out, p.batch.out_row = data(out) + start * self.net.outputs, self.net.outputs
             p.wants.forward = p.wants.keep = p.wants.backward = p.wants.weights = True
             p.wants.overwrite = start == 0
-            p.wants.scale = scale
-            p.batch.loss.mean = False           # scale takes the mean over all rows
+            if self.net.loss.mean:
+                p.wants.scale = loss_weight(&p.batch.loss, stop - start, p.batch.target, p.batch.target_bytes,
+                                            p.batch.weight) / whole if whole > 0 else 0
             self.train.training, self.train.row0 = True, self.rows_seen
             with nogil:
                 loss = run_pass(&p, &weight, &correct)
@@ -868,11 +870,13 @@ cdef class Program:
     def set_mode(self, int op, bint training):
         """Whether an op is in training mode where the program trains, or always in evaluation mode."""
         self.net.ops[op].training = training
+        self.modes += 1
         note_modes(&self.net)
 
     def set_trainable(self, int op, bint weight, bint bias):
         """Whether the optimiser changes an op's weight and bias."""
         self.net.ops[op].trains_weight, self.net.ops[op].trains_bias = weight, bias
+        self.modes += 1
         note_modes(&self.net)
 
     def snapshot(self, int states):

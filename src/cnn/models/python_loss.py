@@ -107,7 +107,7 @@ class PythonLoss:
     def weight_of(self, y, w) -> float:
         return len(y)
 
-    def sweep(self, x, y, w, start, stop, scale, out, threads, totals) -> None:
+    def sweep(self, x, y, w, start, stop, whole, out, threads, totals) -> None:
         native, rows = self.native, stop - start
         outputs = native.forward(x, None, threads)
         value, gradient = self.loss.value_and_gradient(outputs, y)

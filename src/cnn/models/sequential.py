@@ -337,10 +337,11 @@ class Sequential(layers.Chain):
         """Forward, loss, backward and the optimiser's step in one native call.
 
         The step is fused into the computation of the gradients, which are not kept: `gradients` stay as they are. With
-        a loss of your own nothing is fused, and they are those of this step. With an optimiser that needs the whole data
-        (`LBFGS`) these rows are the whole data of one of its iterations. The result is that of `forward`,
+        a loss of your own nothing is fused, and they are those of this step. The result is that of `forward`,
         `backward` and `step`: to the last bit from two rows on. A single row goes through a network of linear layers
         and activations in sums of another order, and differs by a few roundings.
+
+        To an optimiser that needs the whole data (`LBFGS`) these rows are the whole data of one iteration.
 
         Parameters
         ----------

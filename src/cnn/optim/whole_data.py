@@ -1,4 +1,4 @@
-"""Optimisers that need the whole data: an iteration evaluates the loss as often, and at the parameters, that it likes."""
+"""Optimisers that need the whole data: an iteration evaluates the loss at as many points as it likes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import math
 from typing import Any, ClassVar
 
 from .._checks import integer, number
-from .optimizers import Optimizer, _kernels
+from .._dispatch import kernels
+from .optimizers import Optimizer
 
 __all__ = ["LBFGS"]
 
-EVALUATE, MOVED, FLAT = (_kernels.ITERATION[name] for name in ("evaluate", "moved", "flat"))
+EVALUATE, MOVED, FLAT = (kernels("float32").ITERATION[name] for name in ("evaluate", "moved", "flat"))
 
 
 class WholeDataOptimizer(Optimizer, abstract=True):
@@ -27,8 +28,8 @@ class WholeDataOptimizer(Optimizer, abstract=True):
     def _check_common(self, name, value):
         if value is not None and name in ("clip_norm", "clip_value"):
             raise ValueError(
-                f"{name}: expected none with {type(self).__name__}, which needs the gradient of the loss as it is: a step "
-                "that is too long is shortened by its line search"
+                f"{name}: expected none with {type(self).__name__}, which needs the gradient of the loss as it is: its "
+                "line search shortens a step that is too long"
             )
         if name == "groups" and any("lr" in group for group in value or ()):
             raise ValueError(

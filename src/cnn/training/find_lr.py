@@ -142,8 +142,8 @@ def find_lr(
         core.need_optimizer()
         if core.optimizer.whole_data:
             raise ValueError(
-                f"find_lr: {type(core.optimizer).__name__} chooses its steps itself: lr=1 is right, or give the model an "
-                "optimizer such as cnn.Adam() for this"
+                f"find_lr: {type(core.optimizer).__name__} chooses its steps itself: lr=1 is right; expected another, "
+                "such as cnn.Adam()"
             )
         source = source_of(Context(model, True, batch_size, True, steps=steps), x, y, sample_weight, Names())
         source.check(_NoMetrics())

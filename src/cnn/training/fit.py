@@ -291,7 +291,9 @@ def fit(
         if resume and checkpoint is None:
             raise ValueError("resume: expected a folder as checkpoint with it, got none")
 
-        context = Context(self, True, batch_size, bool(shuffle) and not whole, accumulation_steps, steps_per_epoch, drop_last)
+        context = Context(
+            self, True, batch_size, bool(shuffle) and not whole, accumulation_steps, steps_per_epoch, drop_last
+        )
         source = source_of(context, x, y, sample_weight, Names(), epochs - initial_epoch)
         validation = _validation(self, source, validation_data, validation_split, stratify, epochs - initial_epoch)
         if class_weight is not None:
@@ -386,7 +388,7 @@ def fit(
 def _check_whole(optimizer: Optimizer, source: Source, batch_size: int) -> None:
     """ValueError if an optimiser that needs the whole data would not get it as one batch."""
     name = type(optimizer).__name__
-    if not source.in_memory:
+    if not source.in_memory or source.rows is None:
         raise ValueError(
             f"{source.names.x}: {name} needs the whole data in each evaluation: expected an array in memory, such as "
             "np.asarray(x), or an optimizer that takes batches"

@@ -54,7 +54,7 @@ class Objective:
             if place.layer.only_training and place.layer.acts:
                 raise ValueError(
                     f"{place.layer!r} makes the loss random, and {name} needs the same loss at the same parameters: "
-                    "expected layer.p = 0, or the layer in evaluation mode"
+                    "take the layer out, or put it into evaluation mode, layer.eval()"
                 )
             if getattr(place.layer, "l1", 0):
                 raise ValueError(
@@ -66,8 +66,7 @@ class Objective:
         self.x, self.y, self.w, self.out, self.threads = x, y, w, out, threads
         self.rows = self.block = len(x)
         program.check_batches(self.rows, self.rows)
-        weight = program.weight_of(y, w)
-        self.scale = (1 / weight if weight > 0 else 0) if program.mean else 1
+        self.weight = program.weight_of(y, w)
         if program.separable:
             wide = 3 * sum(core.graph.widths) * self.dtype.itemsize
             fits = min(ROOM_BYTES // wide, CALL_WORK // max(1, 3 * program.n_parameters))
@@ -100,7 +99,7 @@ class Objective:
         self.totals[:] = 0
         for start in range(0, self.rows, self.block):
             stop = min(self.rows, start + self.block)
-            program.sweep(self.x, self.y, self.w, start, stop, self.scale, self.out, self.threads, self.totals)
+            program.sweep(self.x, self.y, self.w, start, stop, self.weight, self.out, self.threads, self.totals)
         total, weight = self.totals[:2].tolist()
         self.loss = (total / weight if weight else 0.0) if program.mean else total
         self.loss += program.penalty(True)
@@ -112,9 +111,8 @@ class Objective:
 
     def _state(self) -> tuple:
         """All that the value depends on and that may change between two iterations."""
-        layers = (place.layer for place in self.core.graph.seen.values())
-        modes = [(layer.acts, layer.trainable) for layer in layers]
-        return self._token, self.program.fingerprint, self.core.optimizer.table.tobytes(), modes
+        program = self.program
+        return self._token, program.fingerprint, program.modes, self.core.optimizer.table.tobytes()
 
     def hold(self) -> None:
         """After an iteration: the optimiser keeps the gradient at the present parameters."""
