@@ -6,7 +6,7 @@
 #
 # The pairs are the optimiser's state in the program, blocks 0 .. size - 1 the s and the next `size` the y, in turn: pair
 # k is in block k % size, and stepper.momentum_steps counts them. All else is of one iteration. Products are sums in
-# double in one order. 4 size + 6 sweeps over the parameters an iteration, beside the evaluations.
+# double in one order. 5 size + 10 sweeps over the parameters an iteration, beside the evaluations.
 
 cdef enum Iteration:
     EVALUATE                # the parameters have been moved: the loss and its gradient there, then `advance`
@@ -31,7 +31,8 @@ cdef class LBFGS:
     cdef real* before           # the parameters before the iteration
     cdef real* gradient         # ... and their gradient; after it, that of the new ones
     cdef real* d
-    cdef double* alpha
+    cdef double* alpha          # of each pair: what the first loop has subtracted, and s^T y
+    cdef double* curvature
     cdef int size
     cdef LineSearch search
     cdef double rate
@@ -44,7 +45,8 @@ cdef class LBFGS:
         self.program, self.size = program, size
         self.before = allocate(&self.work, times(3, n))
         self.gradient, self.d = self.before + n, self.before + 2 * n
-        self.alpha = <double*>allocate_plain(size * sizeof(double))
+        self.alpha = <double*>allocate_plain(2 * size * sizeof(double))
+        self.curvature = self.alpha + size
 
     def __dealloc__(self):
         release(&self.work)
@@ -71,14 +73,15 @@ cdef class LBFGS:
         scale_block(n, self.d, -1)
         for k in range(pairs - 1, first - 1, -1):
             s, y = self.pair(k, False), self.pair(k, True)
-            self.alpha[k % self.size] = dot_block(n, s, self.d) / dot_block(n, s, y)
+            self.curvature[k % self.size] = dot_block(n, s, y)
+            self.alpha[k % self.size] = dot_block(n, s, self.d) / self.curvature[k % self.size]
             add_block(n, self.d, self.d, -self.alpha[k % self.size], y)
         if pairs > 0:
-            s, y = self.pair(pairs - 1, False), self.pair(pairs - 1, True)
-            scale_block(n, self.d, <real>(dot_block(n, s, y) / dot_block(n, y, y)))
+            y = self.pair(pairs - 1, True)
+            scale_block(n, self.d, <real>(self.curvature[(pairs - 1) % self.size] / dot_block(n, y, y)))
         for k in range(first, pairs):
             s, y = self.pair(k, False), self.pair(k, True)
-            beta = dot_block(n, y, self.d) / dot_block(n, s, y)
+            beta = dot_block(n, y, self.d) / self.curvature[k % self.size]
             add_block(n, self.d, self.d, self.alpha[k % self.size] - beta, s)
         clear_frozen(net, self.d)           # pairs may be older than their freezing
         return dot_block(n, self.d, self.gradient)
