@@ -168,6 +168,7 @@ def test_it_ends_where_nothing_changes(isa, dtype):
         model = network(cnn.LBFGS(**options), dtype, widths=(6, 2))
         history = model.fit(x, y, epochs=500)
         assert history.converged.startswith(why)
+        assert repr(history).endswith(f"; converged: {history.converged})")
         assert len(history.epochs) < 200
         assert np.isfinite(model.parameters).all()
         assert history["loss"][-1] == pytest.approx(model.evaluate(x, y)["loss"], rel=1e-5)

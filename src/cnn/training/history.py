@@ -193,7 +193,8 @@ class History(dict):
             return "History()"
         n = len(next(iter(self.values())))
         last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.items())
-        return f"History({n} epoch{'s' * (n != 1)}; last: {last})"
+        end = f"; converged: {self.converged}" * (self.converged is not None)
+        return f"History({n} epoch{'s' * (n != 1)}; last: {last}{end})"
 
 
 def _number(value: float) -> float | None:
