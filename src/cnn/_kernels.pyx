@@ -61,5 +61,7 @@ include "kernels/parameters.pxi"        # packed vectors and views of the parame
 include "kernels/targets.pxi"           # losses, targets and weights, checked
 include "kernels/program.pxi"           # the class that Python sees
 include "kernels/derivative.pxi"        # derivative products, as Python sees them
+include "kernels/line_search.pxi"       # a step along a direction (More and Thuente)
+include "kernels/lbfgs.pxi"             # L-BFGS
 include "kernels/functional.pxi"        # the kernels on plain NumPy arrays
 include "kernels/embed.pxi"             # prediction for C and Cython programs

@@ -81,7 +81,7 @@ cdef struct Network:
     LossSpec loss
     real* params            # blocks of n_block reals: parameters, gradients, optimiser state
     real* grads
-    real* state             # STATES blocks
+    real* state             # STATES blocks, or what the optimiser needs
     Py_ssize_t n_block
     real* running           # running statistics
     double* running_exact   # the same before they were rounded

@@ -48,6 +48,8 @@ cdef class Program:
     cdef Arena block            # parameters, gradients, optimiser state
     cdef Arena running
     cdef Arena running_exact
+    cdef Arena more             # the optimiser's state, if it is more than STATES blocks
+    cdef int states             # blocks of it that there is room for
     cdef Workspace train
     cdef Workspace infer
     cdef Stepper stepper
@@ -66,6 +68,7 @@ cdef class Program:
     cdef str takes
     cdef str gives
     cdef int64_t rows_seen      # rows that training has run forward: dropout's masks follow from it
+    cdef readonly Py_ssize_t modes          # changes of what is trained, and how
     cdef readonly Py_ssize_t passes         # calls of forward
     cdef readonly Py_ssize_t allocations    # of parameter blocks and workspaces, so far
 
@@ -86,6 +89,7 @@ cdef class Program:
         net.params = allocate(&self.block, times(2 + STATES, net.n_block))
         net.grads = net.params + net.n_block
         net.state = net.grads + net.n_block
+        self.states = STATES
         if net.n_running:
             net.running = allocate(&self.running, net.n_running)
             net.running_exact = <double*>allocate(&self.running_exact,
@@ -99,6 +103,7 @@ cdef class Program:
         release(&self.block)
         release(&self.running)
         release(&self.running_exact)
+        release(&self.more)
         release(&self.stepper.average)
         free(self.stepper.updates)
         clear_network(&self.net)
@@ -220,15 +225,29 @@ cdef class Program:
 
     # what Python calls ------------------------------------------------------------------------------------------------
 
-    def set_optimizer(self, cnp.ndarray table, groups):
-        """Take an optimiser: its table of hyper-parameters, which is read at each step, and for each op a pair of rows
-        of it, for weight and bias. Its state is empty then."""
+    cdef int make_room(self, int states) except -1:
+        """Room for blocks of the optimiser's state: beside the parameters, or, if it is more than STATES, by itself."""
+        cdef Network* net = &self.net
+        states = <int>larger(states, STATES)
+        if states != self.states:
+            net.state, self.states = net.grads + net.n_block, STATES
+            release(&self.more)
+        if states > STATES and self.more.at == NULL:
+            net.state = allocate(&self.more, times(states, net.n_block))
+            self.states = states
+            self.allocations += 1
+        return 0
+
+    def set_optimizer(self, cnp.ndarray table, groups, int states):
+        """Take an optimiser: its table of hyper-parameters, which is read at each step, for each op a pair of rows
+        of it, for weight and bias, and how many blocks of state it has. Its state is empty then."""
         cdef Stepper* s = &self.stepper
         cdef int i
         if self.of is not None:
             raise RuntimeError("a part of a model has no optimizer of its own: train the model that it is a part of")
         self.enter()
         try:
+            self.make_room(states)
             self.table = table
             s.table = <const double*>cnp.PyArray_DATA(table)
             s.groups = table.shape[0]
@@ -251,6 +270,9 @@ cdef class Program:
     cdef int has_optimizer(self) except -1:
         if self.stepper.table == NULL:
             raise RuntimeError("the model has no optimizer: pass one to Sequential, or set model.optimizer")
+        if isnan(self.stepper.table[HYPER_OPTIMIZER]):
+            raise RuntimeError("the optimizer needs the loss of the whole data at parameters of its own choice, not a "
+                               "gradient alone: use fit or train_step, or another optimizer")
         return 0
 
     cdef bint single(self, const Pass* p, cnp.ndarray w):
@@ -480,6 +502,98 @@ cdef class Program:
             self.forget("train_step has run since")
         return mean_loss(&self.net.loss, loss, weight) + extra
 
+    # the whole data, for optimisers that evaluate the loss as often as they like -------------------------------------
+
+    def weight_of(self, cnp.ndarray y, cnp.ndarray w):
+        """The sum of the rows' weights that a mean is divided by; y and w (None: one each) as `train_batches` has
+        them."""
+        cdef Batch b
+        self.loss.bind(&b, y, w)
+        return loss_weight(&b.loss, cnp.PyArray_DIM(y, 0), b.target, b.target_bytes, b.weight)
+
+    def sweep(self, cnp.ndarray x, cnp.ndarray y, cnp.ndarray w, Py_ssize_t start, Py_ssize_t stop, double whole,
+              cnp.ndarray out, int threads, cnp.ndarray totals):
+        """Forward and backward over rows start .. stop - 1 in training mode: the gradient of their part of the loss
+        takes the place of the gradients, or joins them if start > 0. whole: `weight_of` all rows. The other arguments
+        are those of `train_batches`; without a step, the penalties, and new random numbers."""
+        cdef Py_ssize_t correct = 0
+        cdef double loss, weight = 0
+        cdef double* total = <double*>cnp.PyArray_DATA(totals)
+        cdef Pass p
+        self.enter()
+        try:
+            self.reserve(&self.train, stop - start, True, threads)
+            if self.saved != SAVED_NOTHING:
+                self.forget("training has gone on since")
+            p = self.training_pass(stop - start, threads)
+            self.set_rows(&p, x, y, w)
+            p.batch.x += start * p.batch.x_row
+            p.batch.target += start * p.batch.target_bytes
+            if w is not None:
+                p.batch.weight += start
+            if out is not None:
+                p.batch.out, p.batch.out_row = data(out) + start * self.net.outputs, self.net.outputs
+            p.wants.forward = p.wants.keep = p.wants.backward = p.wants.weights = True
+            p.wants.overwrite = start == 0
+            if self.net.loss.mean:
+                p.wants.scale = loss_weight(&p.batch.loss, stop - start, p.batch.target, p.batch.target_bytes,
+                                            p.batch.weight) / whole if whole > 0 else 0
+            self.train.training, self.train.row0 = True, self.rows_seen
+            with nogil:
+                loss = run_pass(&p, &weight, &correct)
+        finally:
+            self.training_busy = False
+        total[0] += loss
+        total[1] += weight
+        total[2] += correct
+        total[3] += stop - start
+
+    def decay(self):
+        """The optimiser's weight decay as a term of the loss, weight_decay / 2 w**2 summed over all that is trained; its
+        gradient is added to the gradients."""
+        cdef const Network* net = &self.net
+        cdef const Op* op
+        cdef double total = 0
+        cdef int i
+        self.enter()
+        for i in range(net.n_ops):
+            op = &net.ops[i]
+            if op.has_weight and op.trains_weight:
+                total += half_squares(weight_size(op), net.params + op.weight, net.grads + op.weight,
+                                      self.stepper.table[op.weight_group * HYPER_COLUMNS + HYPER_WEIGHT_DECAY])
+            if op.has_bias and op.trains_bias:
+                total += half_squares(bias_size(op), net.params + op.bias, net.grads + op.bias,
+                                      self.stepper.table[op.bias_group * HYPER_COLUMNS + HYPER_WEIGHT_DECAY])
+        self.training_busy = False
+        return total
+
+    def statistics(self):
+        """A copy of the running statistics, for `set_statistics`; None without any."""
+        if self.net.n_running == 0:
+            return None
+        cdef cnp.npy_intp n = self.net.n_running
+        cdef cnp.ndarray copy = cnp.PyArray_EMPTY(1, &n, REAL_TYPE, 0)
+        memcpy(data(copy), self.net.running, n * sizeof(real))
+        return copy, self.exact_statistics(), self.counters()[3:]
+
+    def set_statistics(self, saved):
+        """Put them back."""
+        counts = self.counters()
+        counts[3:] = saved[2]
+        memcpy(self.net.running, data(saved[0]), self.net.n_running * sizeof(real))
+        self.set_exact_statistics(saved[1])
+        self.set_counters(counts)
+
+    @property
+    def mean(self):
+        """Whether the loss is a mean over the rows, not a sum."""
+        return self.net.loss.mean
+
+    @property
+    def separable(self):
+        """Whether the rows do not depend on each other, so that a sweep may be cut anywhere."""
+        return self.net.n_segments == 1
+
     def check_batches(self, Py_ssize_t n, Py_ssize_t batch_size):
         """Raise ValueError if n rows cannot be cut into batches of this size."""
         self.enough_rows(smaller(n, batch_size))
@@ -689,7 +803,7 @@ cdef class Program:
         self.enter()
         try:
             unpack(&self.net, vector, "gradients", self.net.grads)
-            clear_frozen(&self.net)
+            clear_frozen(&self.net, self.net.grads)
         finally:
             self.training_busy = False
 
@@ -749,8 +863,8 @@ cdef class Program:
             other.rows_seen = self.rows_seen
             if table is not None:
                 other.set_optimizer(table, [(self.net.ops[i].weight_group, self.net.ops[i].bias_group)
-                                            for i in range(net.n_ops)])
-                memcpy(net.state, self.net.state, STATES * net.n_block * sizeof(real))
+                                            for i in range(net.n_ops)], self.states)
+                memcpy(net.state, self.net.state, self.states * net.n_block * sizeof(real))
                 other.stepper.steps, other.stepper.momentum_steps = self.stepper.steps, self.stepper.momentum_steps
                 if self.stepper.average.at != NULL and other.stepper.average.at != NULL:
                     memcpy(other.stepper.average.at, self.stepper.average.at, net.n_block * sizeof(real))
@@ -795,11 +909,13 @@ cdef class Program:
     def set_mode(self, int op, bint training):
         """Whether an op is in training mode where the program trains, or always in evaluation mode."""
         self.net.ops[op].training = training
+        self.modes += 1
         note_modes(&self.net)
 
     def set_trainable(self, int op, bint weight, bint bias):
         """Whether the optimiser changes an op's weight and bias."""
         self.net.ops[op].trains_weight, self.net.ops[op].trains_bias = weight, bias
+        self.modes += 1
         note_modes(&self.net)
 
     def snapshot(self, int states):
@@ -916,7 +1032,7 @@ cdef class Program:
 
     def reset(self):
         """Clear the optimiser's state, for another optimiser."""
-        memset(self.net.state, 0, STATES * self.net.n_block * sizeof(real))
+        memset(self.net.state, 0, self.states * self.net.n_block * sizeof(real))
         self.stepper.steps = self.stepper.momentum_steps = 0
 
     @property
@@ -927,8 +1043,8 @@ cdef class Program:
     @property
     def nbytes(self):
         """Bytes of the parameters, gradients, optimiser state, statistics, moving average and workspaces."""
-        return (self.block.bytes + self.running.bytes + self.running_exact.bytes + self.stepper.average.bytes
-                + workspace_bytes(&self.train) + workspace_bytes(&self.infer))
+        return (self.block.bytes + self.running.bytes + self.running_exact.bytes + self.more.bytes
+                + self.stepper.average.bytes + workspace_bytes(&self.train) + workspace_bytes(&self.infer))
 
 
 def permutation(Py_ssize_t n, uint64_t seed, uint64_t epoch, cnp.ndarray out=None):

@@ -54,6 +54,8 @@ cdef extern from "<math.h>" nogil:
     double log(double x)
     double pow(double x, double y)
     double sqrt(double x)
+    double fmin(double x, double y)
+    double fmax(double x, double y)
     bint isfinite(double x)
     bint isnan(double x)
 

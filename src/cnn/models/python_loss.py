@@ -102,6 +102,21 @@ class PythonLoss:
         native.zero_grads()
         return -1
 
+    separable = False  # a function of all outputs
+
+    def weight_of(self, y, w) -> float:
+        return len(y)
+
+    def sweep(self, x, y, w, start, stop, whole, out, threads, totals) -> None:
+        native, rows = self.native, stop - start
+        outputs = native.forward(x, None, threads)
+        value, gradient = self.loss.value_and_gradient(outputs, y)
+        native.zero_grads()
+        native.backward(gradient, threads)
+        if out is not None:
+            out[...] = outputs
+        totals += np.array((value * rows if self.mean else value, rows, 0, rows))
+
     def evaluate(self, x, y, w, threads: int) -> tuple[float, float, int]:
         value, _ = self.loss.value_and_gradient(self.native.predict(x, None, threads), y)
         return value * len(x) if self.mean else value, len(x), 0

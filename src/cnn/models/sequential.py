@@ -344,6 +344,8 @@ class Sequential(layers.Chain):
         `backward` and `step`: to the last bit from two rows on. A single row goes through a network of linear layers
         and activations in sums of another order, and differs by a few roundings.
 
+        To an optimiser that needs the whole data (`LBFGS`) these rows are the whole data of one iteration.
+
         Parameters
         ----------
         x : array_like or sparse matrix of shape (batch, in_features)
@@ -367,6 +369,8 @@ class Sequential(layers.Chain):
         core = self._core
         if core.optimizer is None:
             core.need_optimizer()
+        if core.optimizer.whole_data:
+            return core.whole_step(x, y, sample_weight, get_num_threads())
         rates = None if core.optimizer._schedule is None else core.rates()
         return core.program.train_step(x, y, get_num_threads(), sample_weight, rates)
 

@@ -66,6 +66,7 @@ class Source:
     context: Any
     names: Names
     rows: int | None
+    in_memory = False  # whether all rows of an epoch are one part
 
     def parts(self, epoch: int | None) -> Iterator[Part]:
         """The parts of an epoch (numbered from 0), shuffled for it; None: in the order of the rows."""
@@ -131,6 +132,8 @@ class Blocks:
 
 
 class _Arrays(Rows):
+    in_memory = True
+
     def __init__(self, context, x, y, w, names: Names):
         self.context = context
         self.names = names

@@ -140,6 +140,11 @@ def find_lr(
             raise ValueError(f"lr_max: expected more than lr_min, {lr_min:g}, got {lr_max:g}")
         core, threads = model._core, threads_for(threads)
         core.need_optimizer()
+        if core.optimizer.whole_data:
+            raise ValueError(
+                f"find_lr: {type(core.optimizer).__name__} chooses its steps itself: lr=1 is right; expected another, "
+                "such as cnn.Adam()"
+            )
         source = source_of(Context(model, True, batch_size, True, steps=steps), x, y, sample_weight, Names())
         source.check(_NoMetrics())
         rates = np.geomspace(lr_min, lr_max, steps)
