@@ -1,8 +1,8 @@
 """`MLPClassifier` and `MLPRegressor`: scikit-learn's estimators, trained and evaluated by this library's kernels.
 
 The estimators are subclasses of scikit-learn's: parameters, validation of the input, orders of the rows, stopping rules
-and messages are inherited. What costs the time is replaced: a batch's forward pass, loss, backward pass and step are one
-native call on a `Sequential`, and so is a prediction. Sparse rows are made dense, batch by batch in training.
+and messages are inherited. What costs the time is replaced: forward pass, loss, backward pass and step of a batch are
+one native call on a `Sequential`, and so is a prediction. Sparse rows are made dense, batch by batch in training.
 
 The hooks are private to scikit-learn (`_fit_stochastic`, `_backprop`, `_loss_grad_lbfgs`, `_forward_pass_fast`), hence
 the bound on its version in the extra `sklearn`.
@@ -169,8 +169,29 @@ def _dense(X):
 
 
 class MLPClassifier(_Native, peers.MLPClassifier):
-    __doc__ = peers.MLPClassifier.__doc__
+    """`sklearn.neural_network.MLPClassifier`, trained natively: parameters, attributes and methods are those.
+
+    Threads are those of `cnn.set_num_threads`.
+
+    Examples
+    --------
+    >>> X, y = [[0.0], [1.0], [2.0], [3.0]], ["low", "low", "high", "high"]
+    >>> mlp = MLPClassifier(solver="lbfgs", random_state=0).fit(X, y)
+    >>> mlp.predict([[0.2], [2.8]]).tolist()
+    ['low', 'high']
+    >>> type(mlp.model_).__name__
+    'Sequential'
+    """
 
 
 class MLPRegressor(_Native, peers.MLPRegressor):
-    __doc__ = peers.MLPRegressor.__doc__
+    """`sklearn.neural_network.MLPRegressor`, trained natively: parameters, attributes and methods are those.
+
+    Threads are those of `cnn.set_num_threads`.
+
+    Examples
+    --------
+    >>> mlp = MLPRegressor(solver="lbfgs", random_state=0).fit([[0.0], [1.0], [2.0]], [1.0, 3.0, 5.0])
+    >>> float(mlp.predict([[1.5]]).round()[0])
+    4.0
+    """
