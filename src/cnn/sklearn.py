@@ -175,6 +175,7 @@ class MLPClassifier(_Native, peers.MLPClassifier):
 
     Examples
     --------
+    >>> from cnn.sklearn import MLPClassifier
     >>> X, y = [[0.0], [1.0], [2.0], [3.0]], ["low", "low", "high", "high"]
     >>> mlp = MLPClassifier(solver="lbfgs", random_state=0).fit(X, y)
     >>> mlp.predict([[0.2], [2.8]]).tolist()
@@ -191,6 +192,7 @@ class MLPRegressor(_Native, peers.MLPRegressor):
 
     Examples
     --------
+    >>> from cnn.sklearn import MLPRegressor
     >>> mlp = MLPRegressor(solver="lbfgs", random_state=0).fit([[0.0], [1.0], [2.0]], [1.0, 3.0, 5.0])
     >>> float(mlp.predict([[1.5]]).round()[0])
     4.0
