@@ -150,11 +150,11 @@ cdef class Program:
     def flattened(self, x, y, w=None, name_x="x", name_y="targets", name_w="sample_weight"):
         """x with the axes (batch, in_features), and y and w with as many: their leading axes are those of x."""
         if not cnp.PyArray_CheckExact(x):
-            x = real_array(x, name_x)
+            x = _arrays.real_array(x, name_x)
         if cnp.PyArray_NDIM(x) == 2:
             return x, y, w
         leading = leading_of(x)
-        return self.inputs(x, name_x), flat(y, leading, name_y), flat(w, leading, name_w)
+        return self.inputs(x, name_x), _arrays.flat(y, leading, name_y), _arrays.flat(w, leading, name_w)
 
     def targets(self, y, Py_ssize_t batch, name="targets"):
         """y as the loss can read it: class indices (batch,) or numbers (batch, out_features)."""
@@ -230,11 +230,11 @@ cdef class Program:
         cdef double loss, weight = 0
         cdef Pass p
         if not cnp.PyArray_CheckExact(x):
-            x = real_array(x, "x")
+            x = _arrays.real_array(x, "x")
         rows = self.inputs(x)
         batch = cnp.PyArray_DIM(rows, 0)
         if y is not None and cnp.PyArray_NDIM(x) != 2:
-            y = flat(y, leading_of(x), "targets")
+            y = _arrays.flat(y, leading_of(x), "targets")
         if y is not None:
             t = self.targets(y, batch)
             if batch == 0:
@@ -538,7 +538,7 @@ cdef class Program:
         cdef Py_ssize_t batch
         cdef Pass p
         if not cnp.PyArray_CheckExact(x):
-            x = real_array(x, "x")
+            x = _arrays.real_array(x, "x")
         rows = self.inputs(x)
         batch = cnp.PyArray_DIM(rows, 0)
         if out is None:

@@ -7,8 +7,9 @@ initialisers ask for, and its faces. A new one needs no other place.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, ClassVar
 
 import numpy as np
@@ -124,11 +125,12 @@ class Activation(Layer, abstract=True):
         return x.op(onnx.operator, **{name: getattr(self, argument) for name, argument in onnx.attributes.items()})
 
     @classmethod
-    def _from_onnx(cls, attributes: Mapping[str, Any]) -> Activation:
-        """The activation that the operator with these attributes is."""
-        return cls(
-            **{argument: attributes[name] for name, argument in cls.onnx.attributes.items() if name in attributes}
-        )
+    def _forms(cls, numbers: Iterable[float]) -> Iterator[Activation]:
+        """The activations of this class that a formula with these numbers may be."""
+        yield cls()
+        for name in signature(cls).parameters:
+            if name != "dtype":
+                yield from (cls(**{name: number}) for number in numbers)
 
     def _to_c(self, code):
         code.begin()
@@ -295,6 +297,10 @@ class GELU(Activation):
     def __init__(self, approximate="none"):
         self.approximate = choice("approximate", approximate, ("none", "tanh"))
         self.function = "gelu" if approximate == "none" else "gelu_tanh"
+
+    @classmethod
+    def _forms(cls, numbers):
+        return map(cls, ("none", "tanh"))
 
     @property
     def c(self):  # type: ignore[override]
