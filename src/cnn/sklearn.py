@@ -1,8 +1,8 @@
 """`MLPClassifier` and `MLPRegressor`: scikit-learn's estimators, trained and evaluated by this library's kernels.
 
 The estimators are subclasses of scikit-learn's: its parameters, validation of the input, orders of the rows, stopping
-rules and messages are inherited. What costs the time is replaced: the batches of an epoch are one native call (`_train`),
-and so is a prediction. What scikit-learn does not have (dropout, norms, other activations, losses and optimisers, ...)
+rules and messages are inherited. What costs the time is replaced: the batches of an epoch are one native call
+(`_train`), and so is a prediction. What scikit-learn does not have (dropout, norms, other activations, losses and optimisers, ...)
 is trained by `Sequential.fit` (`_train_layers`). Sparse rows are made dense, some batches at a time in training.
 
 The hooks are private to scikit-learn (`_fit_stochastic`, `_initialize`, `_loss_grad_lbfgs`, `_forward_pass_fast`,
@@ -15,7 +15,7 @@ import contextlib
 import copy
 import warnings
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import sklearn.neural_network as peers
@@ -189,7 +189,7 @@ class _Native:
         return copy.deepcopy(loss)
 
     def _factors(self: Any) -> tuple[float, float]:
-        """What makes scikit-learn's loss, and the loss that its gradient is of, from ours, the mean over the outputs."""
+        """What our loss, a mean over the outputs, is multiplied by to be scikit-learn's; and our gradient."""
         if not self._own_loss():
             return 1.0, 1.0
         k = self.n_outputs_
@@ -324,7 +324,9 @@ class _Native:
         if self.batch_size == "auto":
             return min(200, n)
         if self.batch_size > n:
-            warnings.warn("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped")
+            warnings.warn(
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=2
+            )
         return int(np.clip(self.batch_size, 1, n))
 
     def _new_optimizer(self: Any, decay: float, factor: float):
@@ -375,7 +377,7 @@ class _Native:
                 if self.n_iter_ == self.max_iter:
                     self._warn_of_the_end()
         except KeyboardInterrupt:
-            warnings.warn("Training interrupted by user.")
+            warnings.warn("Training interrupted by user.", stacklevel=2)
         if self.early_stopping:
             self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
 
@@ -420,7 +422,7 @@ class _Native:
                 progress=bool(self.verbose),
             )
         except KeyboardInterrupt:
-            warnings.warn("Training interrupted by user.")
+            warnings.warn("Training interrupted by user.", stacklevel=2)
             history = model.history
         except DivergenceError as error:
             raise ValueError(f"{NON_FINITE} ({error})") from None
@@ -519,57 +521,66 @@ class _Batches:
         self.n, self.size, self.factor, self.threads = len(y), size, factor, mlp._threads()
         self.X = X if issparse(X) else self.program.inputs(X)
         self.y = mlp._targets(y)
-        self.deviance = mlp._deviance(y)
+        self.deviance = np.broadcast_to(mlp._deviance(y), self.n)
         self.weights = None if sample_weight is None else self.program.weights(sample_weight, self.n)
         self.starts = np.arange(0, self.n, size)
+        self.sizes = np.minimum(size, self.n - self.starts)
+        self.constant = float(self.deviance.sum())
         rows = DENSE_NUMBERS // X.shape[1] if issparse(X) else NATIVE_WORK // (3 * self.program.n_parameters)
         self.chunk = max(1, rows // size) * size  # rows of a native call
 
     def epoch(self, order, shown: float) -> float:
-        """Train on the rows in this order; scikit-learn's loss."""
-        sizes = np.minimum(self.size, self.n - self.starts).astype(float)
-        weights, totals, constant = None, sizes, self.deviance
+        """Train on the rows in this order; scikit-learn's loss, NaN if that of a batch is not finite."""
+        weights, totals, constant = None, self.sizes, self.constant
         if self.weights is not None:
-            weights = self.weights if order is None else self.weights[order]
-            totals = np.add.reduceat(weights.astype(float), self.starts)
-            if not totals.all():
-                raise ValueError("sample_weight: the weights of all rows of a batch are 0: let batch_size be larger")
-            # of the sum 1 times the rows of its batch: the sums of all batches are then scikit-learn's
-            weights = weights * np.repeat(sizes / totals, sizes.astype(int)).astype(weights.dtype)
-            constant = constant if np.isscalar(constant) or order is None else constant[order]
-            constant = np.sum(weights * constant)
-        sums = np.zeros(5)
-        rates = self._rates(totals)
-        for at in range(0, self.n, self.chunk):
-            stop = min(self.n, at + self.chunk)
+            weights, totals = self._shares(order)
+            constant = float(weights @ self.deviance)
+        rates, sums = self._rates(totals), np.zeros(5)
+        at, diverged = 0, False
+        while at < self.n:
+            stop = min(self.n, at - at % self.chunk + self.chunk)
             steps = rates[at // self.size : -(-stop // self.size)]
             args = self._part(order, weights, at, stop)
-            if self.program.train_batches(*args, self.size, steps, None, self.threads, 1, sums) >= 0:
-                raise ValueError(NON_FINITE)
-        return float((shown * sums[0] + self.factor * sums[4] + np.sum(constant)) / self.n)
+            bad = self.program.train_batches(*args, self.size, steps, None, self.threads, 1, sums)
+            if bad >= 0:
+                stop = bad + stop - args[5] + self.size
+                diverged = True
+                self.program.clear_padding()
+            at = stop
+        return np.nan if diverged else float(shown * sums[0] + self.factor * sums[4] + constant) / self.n
+
+    def _shares(self, order):
+        """Weights of the rows whose sum in each batch is that of its rows, so that sums over batches are
+        scikit-learn's; and the sums of the weights as they were."""
+        assert self.weights is not None
+        weights = self.weights if order is None else self.weights[order]
+        totals = np.add.reduceat(weights.astype(float), self.starts)
+        if not totals.all():
+            raise ValueError("sample_weight: the weights of all rows of a batch are 0: let batch_size be larger")
+        shares = weights * np.repeat(self.sizes / totals, self.sizes).astype(weights.dtype)
+        if order is not None:
+            in_order, shares = shares, np.empty_like(shares)
+            shares[order] = in_order
+        return shares, totals
 
     def _part(self, order, weights, at: int, stop: int) -> tuple:
         """The arguments of `train_batches` that say which rows."""
-        if order is None and not issparse(self.X):
-            return self.X, self.y, weights, None, at, stop
         if not issparse(self.X):
-            return self.X, self.y, self._unordered(order, weights), order, at, stop
+            return self.X, self.y, weights, order, at, stop
         rows = slice(at, stop) if order is None else order[at:stop]
-        x, w = self.program.inputs(self.X[rows].toarray()), None if weights is None else weights[at:stop]
-        return x, self.y[rows], w, None, 0, stop - at
-
-    def _unordered(self, order, weights):
-        """Weights in the order of the rows of X, from those in the order of the batches."""
-        if weights is None:
-            return None
-        back = np.empty_like(weights)
-        back[order] = weights
-        return back
+        return (
+            self.program.inputs(self.X[rows].toarray()),
+            self.y[rows],
+            None if weights is None else weights[rows],
+            None,
+            0,
+            stop - at,
+        )
 
     def _rates(self, totals: np.ndarray) -> np.ndarray:
         """The optimiser's table at each step: the penalty is divided by the weight of the batch, the epsilon of Adam is
         added before the correction of v's bias, and a velocity of SGD contains the learning rates it was made with."""
-        table, mlp = self.optimizer.table, self.mlp
+        mlp = self.mlp
         if mlp.solver == "sgd":
             lr, before = mlp._optimizer.learning_rate * self.factor, self.optimizer.lr
             if lr != before:
@@ -578,12 +589,11 @@ class _Batches:
                     state[name] *= before / lr
                 self.program.set_state(state, self.optimizer.states)
                 self.optimizer.lr = lr
-        rates = np.repeat(table[None], len(totals), 0)
-        rates[:, 0, WEIGHT_DECAY] = mlp.alpha / totals / self.factor
+        rates = np.repeat(self.optimizer.table[None], len(totals), 0)
+        rates[:, 0, WEIGHT_DECAY] = mlp.alpha / self.factor / totals
         if mlp.solver == "adam":
             t = self.program.steps + np.arange(1, 1 + len(totals))
-            eps = mlp.epsilon / np.sqrt(1 - mlp.beta_2**t) / self.factor
-            rates[:, :, optim.Adam.eps.column] = eps[:, None]
+            rates[:, :, optim.Adam.eps.column] = (mlp.epsilon / self.factor / np.sqrt(1 - mlp.beta_2**t))[:, None]
         return rates
 
 
@@ -697,7 +707,7 @@ class MLPClassifier(_Native, peers.MLPClassifier):
     'Sequential'
     """
 
-    _parameter_constraints = {
+    _parameter_constraints: ClassVar[dict] = {
         **peers.MLPClassifier._parameter_constraints,
         **_CONSTRAINTS,
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
@@ -809,7 +819,7 @@ class MLPRegressor(_Native, peers.MLPRegressor):
     4.0
     """
 
-    _parameter_constraints = {**peers.MLPRegressor._parameter_constraints, **_CONSTRAINTS}
+    _parameter_constraints: ClassVar[dict] = {**peers.MLPRegressor._parameter_constraints, **_CONSTRAINTS}
     _such_as = "cnn.HuberLoss()"
 
     def __init__(
