@@ -2,7 +2,7 @@
 
 The estimators are subclasses of scikit-learn's: its parameters, validation of the input, orders of the rows, stopping
 rules and messages are inherited. What costs the time is replaced: the batches of an epoch are one native call
-(`_train`), and so is a prediction. What scikit-learn does not have (dropout, norms, other activations, losses and optimisers, ...)
+(`_train`), and so is a prediction. What scikit-learn does not have (dropout, norms, other activations, losses, ...)
 is trained by `Sequential.fit` (`_train_layers`). Sparse rows are made dense, some batches at a time in training.
 
 The hooks are private to scikit-learn (`_fit_stochastic`, `_initialize`, `_loss_grad_lbfgs`, `_forward_pass_fast`,
@@ -211,6 +211,49 @@ class _Native:
     def _threads(self: Any) -> int:
         return threads_for(None if self.n_jobs is None else min(effective_n_jobs(self.n_jobs), MOST))
 
+    @classmethod
+    def from_sklearn(cls: Any, mlp):
+        """One that is fitted as scikit-learn's is.
+
+        Parameters
+        ----------
+        mlp : sklearn.neural_network.MLPClassifier or MLPRegressor
+            Fitted. Its optimiser is not taken over: `partial_fit` begins a new one.
+
+        Returns
+        -------
+        MLPClassifier or MLPRegressor
+
+        Raises
+        ------
+        TypeError
+            If mlp is something else.
+        """
+        if not isinstance(mlp, cls._peer):
+            raise TypeError(f"mlp: expected sklearn.neural_network.{cls._peer.__name__}, got {type(mlp).__name__}")
+        check_is_fitted(mlp)
+        return _with_state(cls(**mlp.get_params(deep=False)), mlp)
+
+    def to_sklearn(self: Any):
+        """scikit-learn's own estimator, fitted as this one is.
+
+        Returns
+        -------
+        sklearn.neural_network.MLPClassifier or MLPRegressor
+            Its `partial_fit` begins a new optimiser.
+
+        Raises
+        ------
+        ValueError
+            If the network has parts that scikit-learn's have not.
+        """
+        check_is_fitted(self)
+        parts = ("batch_norm", "layer_norm", "activation", "loss")
+        if foreign := [f"{name}={getattr(self, name)!r}" for name in self._beyond() if name in parts]:
+            raise ValueError(f"to_sklearn: scikit-learn's networks have no {', '.join(foreign)}")
+        known = self._peer().get_params()
+        return _with_state(self._peer(**{name: getattr(self, name) for name in known}), self)
+
     def __getstate__(self: Any):
         state = dict(super().__getstate__())  # type: ignore[misc]
         state.pop("_views", None)
@@ -257,7 +300,8 @@ class _Native:
             del self._validation
 
     def _initialize(self: Any, y, layer_units, dtype):
-        layer_units[-1] *= getattr(self.loss, "outputs_per_target", 1)
+        loss = LOSSES.get(self.loss) if isinstance(self.loss, str) else self.loss
+        layer_units[-1] *= getattr(loss, "outputs_per_target", 1)
         super()._initialize(y, layer_units, dtype)  # type: ignore[misc]
         self._model = None
         vars(self).pop("_history", None)
@@ -285,7 +329,7 @@ class _Native:
                 "of the rows as sample_weight"
             )
         if isinstance(wanted, dict) and (unknown := [label for label in wanted if label not in self.classes_]):
-            raise ValueError(f"class_weight: {unknown} are no classes of y, which has {list(self.classes_)}")
+            raise ValueError(f"class_weight: {unknown} are no classes of y, which has {self.classes_.tolist()}")
         rows = compute_sample_weight(wanted, self._label_binarizer.inverse_transform(y))
         return rows if sample_weight is None else rows * sample_weight
 
@@ -317,7 +361,7 @@ class _Native:
         if len(y) != X.shape[0]:
             raise ValueError(f"y_val: expected {X.shape[0]} rows, as X_val has, got {len(y)}")
         if is_classifier(self) and (unknown := set(np.unique(y)) - set(self.classes_)):
-            raise ValueError(f"y_val: {sorted(unknown)} are no classes of y, which has {list(self.classes_)}")
+            raise ValueError(f"y_val: {np.sort(list(unknown)).tolist()} are no classes of y, which has {self.classes_.tolist()}")
         return X, y, None
 
     def _batch_size(self: Any, n: int) -> int:
@@ -401,7 +445,8 @@ class _Native:
         model, batch_size = self._network(), self._batch_size(X.shape[0])
         shown, factor = self._factors()
         if not incremental or model.optimizer is None:
-            model.optimizer = self._chosen_optimizer(self.alpha / batch_size / factor, factor)
+            weight = batch_size if sample_weight is None else batch_size * np.mean(sample_weight)
+            model.optimizer = self._chosen_optimizer(self.alpha / weight / factor, factor)
         watch = _Watch(self, val, X.shape[0], shown)
         validation = None
         if val[0] is not None:
@@ -621,6 +666,14 @@ class _Watch(Callback):
         self.stop = mlp._no_improvement_count > mlp.n_iter_no_change
 
 
+def _with_state(new, fitted):
+    """An estimator with copies of what another one has been fitted to, but for the optimiser."""
+    left = {"_optimizer", "_model", "_views", "_history", *fitted.get_params(deep=False)}
+    state = {name: value for name, value in vars(fitted).items() if name not in left}
+    vars(new).update(copy.deepcopy(state))
+    return new
+
+
 def _dense(X):
     return X.toarray() if issparse(X) else X
 
@@ -712,6 +765,7 @@ class MLPClassifier(_Native, peers.MLPClassifier):
         **_CONSTRAINTS,
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
     }
+    _peer = peers.MLPClassifier
     _such_as = "cnn.CrossEntropyLoss()"
 
     def __init__(
@@ -820,6 +874,7 @@ class MLPRegressor(_Native, peers.MLPRegressor):
     """
 
     _parameter_constraints: ClassVar[dict] = {**peers.MLPRegressor._parameter_constraints, **_CONSTRAINTS}
+    _peer = peers.MLPRegressor
     _such_as = "cnn.HuberLoss()"
 
     def __init__(
