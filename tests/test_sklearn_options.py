@@ -12,7 +12,6 @@ import sklearn.neural_network as peers
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import cnn
 from cnn.sklearn import MLPClassifier, MLPRegressor
@@ -260,14 +259,3 @@ def test_convergence_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert classifier(dropout=0.1, max_iter=400, tol=0.1, n_iter_no_change=2).fit(X, LABELS).n_iter_ < 400
-
-
-@parametrize_with_checks(
-    [
-        MLPClassifier(max_iter=100, layer_norm=True, activation="gelu", schedule=cnn.CosineAnnealingLR(100)),
-        MLPRegressor(max_iter=100, loss="huber", optimizer=cnn.AdamW(), n_jobs=1),
-    ]
-)
-@pytest.mark.filterwarnings("ignore")
-def test_estimator_checks(estimator, check):
-    check(estimator)

@@ -361,7 +361,8 @@ class _Native:
         if len(y) != X.shape[0]:
             raise ValueError(f"y_val: expected {X.shape[0]} rows, as X_val has, got {len(y)}")
         if is_classifier(self) and (unknown := set(np.unique(y)) - set(self.classes_)):
-            raise ValueError(f"y_val: {np.sort(list(unknown)).tolist()} are no classes of y, which has {self.classes_.tolist()}")
+            odd = np.sort(list(unknown)).tolist()
+            raise ValueError(f"y_val: {odd} are no classes of y, which has {self.classes_.tolist()}")
         return X, y, None
 
     def _batch_size(self: Any, n: int) -> int:

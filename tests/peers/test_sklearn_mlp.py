@@ -1,11 +1,20 @@
-"""scikit-learn's own tests of its networks, those of the installed version, pass with the import replaced."""
+"""scikit-learn's own tests of its networks, those of the installed version, pass with the import replaced; its checks
+of estimators pass with options that its networks do not have (those without: test_sklearn_agreement.py); and a search in
+two processes."""
 
 import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
+import joblib
+import numpy as np
 import pytest
+from sklearn.model_selection import GridSearchCV
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import cnn
+from cnn.sklearn import MLPClassifier, MLPRegressor
 
 IMPORT = "from sklearn.neural_network import MLPClassifier, MLPRegressor"
 FIXTURE = (
@@ -27,3 +36,27 @@ def test_mlp(tmp_path):
     assert result.returncode == 0, result.stdout
     assert "skipped" not in result.stdout.splitlines()[-1]
     assert int(result.stdout.splitlines()[-1].split(" passed")[0].split()[-1]) >= 59
+
+
+@parametrize_with_checks(
+    [
+        MLPClassifier(max_iter=100, layer_norm=True, activation="gelu", schedule=cnn.CosineAnnealingLR(100)),
+        MLPRegressor(max_iter=100, loss="huber", optimizer=cnn.AdamW(), n_jobs=1),
+    ]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_estimator_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_search_with_two_workers():
+    """The same answers as with one; each worker has its share of the processors."""
+    x = np.random.default_rng(0).standard_normal((90, 3))
+    y = x[:, 0] > 0
+    grid = {"alpha": [1e-4, 1e-1], "hidden_layer_sizes": [(4,), (8, 8)]}
+    one, two = (GridSearchCV(MLPClassifier(max_iter=5, random_state=0), grid, cv=3, n_jobs=n).fit(x, y) for n in (1, 2))
+    assert one.best_params_ == two.best_params_
+    np.testing.assert_array_equal(one.cv_results_["mean_test_score"], two.cv_results_["mean_test_score"])
+    threads = joblib.Parallel(n_jobs=2)(joblib.delayed(cnn.get_num_threads)() for _ in range(4))
+    assert set(threads) == {max(1, joblib.cpu_count() // 2)}
