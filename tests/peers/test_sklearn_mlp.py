@@ -1,6 +1,6 @@
 """scikit-learn's own tests of its networks, those of the installed version, pass with the import replaced; its checks
-of estimators pass with options that its networks do not have (those without: test_sklearn_agreement.py); and a search in
-two processes."""
+of estimators pass with options that its networks do not have (those without: test_sklearn_agreement.py), and a search
+in two processes gives what one process gives."""
 
 import importlib.util
 import subprocess
