@@ -300,7 +300,5 @@ def test_a_table_for_each_step(isa, dtype, case):
         one.train_step(x[rows], y[rows], weights[rows])
     np.testing.assert_array_equal(many.parameters, one.parameters)
     assert sums[4] == pytest.approx(expected, rel=1e-5 if dtype == np.float32 else 1e-13)
-    with pytest.raises(
-        ValueError, match=r"rates: expected 5 steps of \d rates .*, or of \d rows of a table"
-    ):
+    with pytest.raises(ValueError, match=r"rates: expected 5 steps of \d rates .*, or of \d rows of a table"):
         many._core.program.train_batches(x, y, weights, order, 0, 22, 5, tables[:4], None, 1, 1, sums)

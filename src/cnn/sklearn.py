@@ -18,6 +18,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
+import sklearn
 import sklearn.neural_network as peers
 from joblib import effective_n_jobs
 from scipy.sparse import issparse
@@ -38,6 +39,9 @@ from .training import Callback, History
 from .training.fit import DivergenceError
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
+
+if not sklearn.__version__.startswith("1.9."):
+    raise ImportError(f"cnn.sklearn needs scikit-learn 1.9, got {sklearn.__version__}: pip install 'cnn[sklearn]'")
 
 NATIVE_WORK = 1 << 31  # multiply-adds of one native call of training: 0.1 s, in which Ctrl-C waits
 DENSE_NUMBERS = 1 << 23  # of sparse rows that are made dense at a time
@@ -255,9 +259,8 @@ class _Native:
         return _with_state(self._peer(**{name: getattr(self, name) for name in known}), self)
 
     def __getstate__(self: Any):
-        state = dict(super().__getstate__())  # type: ignore[misc]
-        state.pop("_views", None)
-        return state
+        state: Any = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_views"}
 
     def __setstate__(self: Any, state):
         super().__setstate__(state)  # type: ignore[misc]
@@ -807,7 +810,7 @@ class MLPClassifier(_Native, peers.MLPClassifier):
         callbacks=None,
         n_jobs=None,
     ):
-        vars(self).update({name: value for name, value in dict(locals()).items() if name != "self"})
+        self.__dict__.update({name: value for name, value in dict(locals()).items() if name != "self"})
 
     def predict(self, X):
         """The classes of rows.
@@ -915,7 +918,7 @@ class MLPRegressor(_Native, peers.MLPRegressor):
         callbacks=None,
         n_jobs=None,
     ):
-        vars(self).update({name: value for name, value in dict(locals()).items() if name != "self"})
+        self.__dict__.update({name: value for name, value in dict(locals()).items() if name != "self"})
 
     def predict(self, X):
         """The predicted numbers.

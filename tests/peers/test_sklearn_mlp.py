@@ -60,3 +60,13 @@ def test_search_with_two_workers():
     np.testing.assert_array_equal(one.cv_results_["mean_test_score"], two.cv_results_["mean_test_score"])
     threads = joblib.Parallel(n_jobs=2)(joblib.delayed(cnn.get_num_threads)() for _ in range(4))
     assert set(threads) == {max(1, joblib.cpu_count() // 2)}
+
+
+def test_benchmark(tmp_path):
+    """It compares the answers itself and prints a table; the figures are not looked at."""
+    script = Path(__file__).parents[2] / "bench" / "estimators.py"
+    command = [sys.executable, script, "--rounds", "1", "--rows", "fit breast_cancer", "predict digits 1 "]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    rows = [line.split("|")[1].strip() for line in result.stdout.splitlines()[2:]]
+    assert rows == ["fit breast_cancer", "fit breast_cancer batch_size=32", "predict digits 1 rows"]
