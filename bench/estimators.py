@@ -3,16 +3,17 @@
     python bench/estimators.py [--rows NAME ...] [--rounds 5]
 
 Both sides are checked before they are timed: the coefficients of a fit and the predictions must agree to 1e-6. They
-take turns, on one core and one thread, and what counts is the shortest turn; the search has two workers and is timed by
-the clock on the wall. "at peak" is what the ratio would be if our matrix products ran at the speed of the processor's
-largest ones (OpenBLAS, 512 x 512), and nothing else took time: the bound of a goal in the same arithmetic.
-Prints a table.
+take turns, on one core and one thread, and what counts is the shortest turn; the search has two workers on two cores,
+and is timed by the clock on the wall. "at peak" is what the ratio would be if our matrix products ran at the speed of
+the processor's largest ones (OpenBLAS, 512 x 512), and nothing else took time: the bound of a goal in the same
+arithmetic. Prints a table.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -157,6 +158,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", metavar="NAME", help="those whose name begins so")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    cores = machine.cores()
     machine.pin(1)
     warnings.simplefilter("ignore")
     speed = peak()
@@ -165,6 +167,8 @@ def main() -> None:
     for row in ROWS:
         if options.rows and not any(row.name.startswith(name) for name in options.rows):
             continue
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores[: 1 + (row.kind == "search")])
         ours, theirs = measure(row, options.rounds)
         bound = f"{theirs * speed / flops(row):.1f}" if flops(row) else ""
         cells = [f"{ours * 1e3:.4g}", f"{theirs * 1e3:.4g}", f"{theirs / ours:.1f}", f"{row.goal:g}", bound]

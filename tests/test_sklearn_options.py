@@ -259,3 +259,33 @@ def test_convergence_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert classifier(dropout=0.1, max_iter=400, tol=0.1, n_iter_no_change=2).fit(X, LABELS).n_iter_ < 400
+
+
+def test_options_may_be_set_between_two_fits():
+    mlp = classifier(warm_start=True, max_iter=5).fit(X, LABELS)
+    before = mlp.coefs_[0].copy()
+    mlp.set_params(dropout=0.3, activation="tanh", max_iter=2).fit(X, LABELS)
+    assert kinds(mlp)[:3] == ["Linear", "Tanh", "Dropout"]
+    assert len(mlp.loss_curve_) == 7
+    assert 0 < abs(mlp.coefs_[0] - before).max() < 0.05
+
+
+def test_divergence():
+    mlp = regressor(solver="sgd", learning_rate_init=1e12, max_iter=50, layer_norm=True)
+    with pytest.raises(ValueError, match=r"Solver produced non-finite .* \(the loss is not finite in epoch"):
+        mlp.fit(X * 1e3, NUMBERS * 1e30)
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.1}])
+def test_interrupted(options, monkeypatch):
+    """What has been trained until then stays."""
+
+    def interrupt(self, *_):
+        if len(self.loss_curve_) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(MLPClassifier, "_update_no_improvement_count", interrupt)
+    with pytest.warns(UserWarning, match="Training interrupted by user"):
+        mlp = classifier(**options).fit(X, LABELS)
+    assert mlp.n_iter_ == 3
+    assert mlp.predict(X).shape == (120,)

@@ -6,7 +6,7 @@ rules and messages are inherited. What costs the time is replaced: the batches o
 is trained by `Sequential.fit` (`_train_layers`). Sparse rows are made dense, some batches at a time in training.
 
 The hooks are private to scikit-learn (`_fit_stochastic`, `_initialize`, `_loss_grad_lbfgs`, `_forward_pass_fast`,
-`_predict`, `_score`, `_update_no_improvement_count`), hence the bound on its version in the extra `sklearn`.
+`_predict`, `_score`), hence the bound on its version in the extra `sklearn`.
 """
 
 from __future__ import annotations
@@ -97,6 +97,10 @@ class _Native:
         """
         return self.history_.plot(path)
 
+    def _made_of(self: Any) -> tuple:
+        """What the layers depend on beside the coefficients."""
+        return repr(self.activation), repr(self.loss), self.dropout, self.batch_norm, self.layer_norm
+
     def _network(self: Any) -> Sequential:
         """The model whose memory `coefs_` and `intercepts_` are; it gets what somebody has set them to."""
         arrays, model = [*self.coefs_, *self.intercepts_], vars(self).get("_model")
@@ -107,6 +111,7 @@ class _Native:
             a.shape == b.shape and b.dtype == model.dtype for a, b in zip(self._arrays(), arrays, strict=False)
         ):
             self._model = Sequential([*self._layers(), self._loss()], None, arrays[0].dtype, self._seed())
+            self._of = self._made_of()
         else:
             for own, a in zip(self._arrays(), arrays, strict=True):
                 own[...] = a
@@ -313,6 +318,8 @@ class _Native:
         incremental = rest[-1]
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
+        if vars(self).get("_of") != self._made_of():
+            self._model = None  # set_params has been called since
         sample_weight = self._weights(y, sample_weight, incremental)
         train, val = (X, y, sample_weight), (None, None, None)
         if "_validation" in vars(self):
@@ -389,7 +396,7 @@ class _Native:
         """scikit-learn's `_fit_stochastic`, with the batches of an epoch in one native call."""
         model = self._network()
         shown, factor = self._factors()
-        if not incremental or not hasattr(self, "_optimizer"):
+        if not incremental or model.optimizer is None:
             model.optimizer = self._new_optimizer(0.0, factor)
             options = (self.learning_rate, self.momentum, self.nesterovs_momentum, self.power_t)
             self._optimizer = (  # knows the course of the learning rate; it updates nothing
@@ -497,10 +504,6 @@ class _Native:
         if taken := [name for name, value in more.items() if value is not None]:
             raise ValueError(f"{taken[0]}: expected none beside optimizer=, which takes it: {self.optimizer!r}")
         return copy.copy(self.optimizer)
-
-    def _update_no_improvement_count(self: Any, early_stopping, X, y, sample_weight):
-        with np.errstate(invalid="ignore"):
-            super()._update_no_improvement_count(early_stopping, X, y, sample_weight)  # type: ignore[misc]
 
     def _fit_lbfgs(self: Any, X, y, sample_weight, *rest):
         taken = [name for name in self._beyond() if name not in ("activation", "loss", "layer_norm")]
