@@ -3,6 +3,7 @@ of estimators pass with options that its networks do not have (those without: te
 in two processes gives what one process gives."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import cnn
 from cnn.sklearn import MLPClassifier, MLPRegressor
 
 IMPORT = "from sklearn.neural_network import MLPClassifier, MLPRegressor"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cnn.__file__).parents[1])}  # the cnn that is under test
 FIXTURE = (
     "import pytest\n\n@pytest.fixture(params=[0, 1])\ndef global_random_seed(request):\n    return request.param\n"
 )
@@ -32,7 +34,7 @@ def test_mlp(tmp_path):
     (tmp_path / "conftest.py").write_text(FIXTURE)  # of scikit-learn's own conftest.py
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mlp.py"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout
     assert "skipped" not in result.stdout.splitlines()[-1]
     assert int(result.stdout.splitlines()[-1].split(" passed")[0].split()[-1]) >= 59
@@ -66,7 +68,7 @@ def test_benchmark(tmp_path):
     """It compares the answers itself and prints a table; the figures are not looked at."""
     script = Path(__file__).parents[2] / "bench" / "estimators.py"
     command = [sys.executable, script, "--rounds", "1", "--rows", "fit breast_cancer", "predict digits 1 "]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     rows = [line.split("|")[1].strip() for line in result.stdout.splitlines()[2:]]
     assert rows == ["fit breast_cancer", "fit breast_cancer batch_size=32", "predict digits 1 rows"]
