@@ -270,6 +270,18 @@ def test_options_may_be_set_between_two_fits():
     assert 0 < abs(mlp.coefs_[0] - before).max() < 0.05
 
 
+def test_partial_fit_after_another_loop():
+    """Each of the two begins its own optimiser after the other one."""
+    mlp = classifier(max_iter=3).fit(X, LABELS, X_val=X[:9], y_val=LABELS[:9])
+    mlp.partial_fit(X, LABELS)
+    assert mlp.model_._core.program.steps == 1
+    assert len(mlp.loss_curve_) == 4
+    mlp.set_params(clip_norm=1.0).partial_fit(X, LABELS).partial_fit(X, LABELS)
+    assert mlp.model_.optimizer.clip_norm == 1.0
+    assert mlp.model_._core.program.steps == 2
+    assert mlp.set_params(clip_norm=None).partial_fit(X, LABELS).model_.optimizer.clip_norm is None
+
+
 def test_divergence():
     mlp = regressor(solver="sgd", learning_rate_init=1e12, max_iter=50, layer_norm=True)
     with pytest.raises(ValueError, match=r"Solver produced non-finite .* \(the loss is not finite in epoch"):

@@ -81,7 +81,8 @@ class _Native:
             raise AttributeError("history_: solver='lbfgs' has no epochs")
         if "_history" in vars(self):
             return self._history
-        return History({"loss": self.loss_curve_, **_if_any("val_score", self.validation_scores_)})
+        scores = {"val_score": self.validation_scores_} if self.validation_scores_ else {}
+        return History({"loss": self.loss_curve_, **scores})
 
     def plot(self, path=None):
         """Draw `history_`: see `History.plot`.
@@ -167,9 +168,8 @@ class _Native:
     def _beyond(self: Any) -> list[str]:
         """The options in use that scikit-learn does not have, and that its loop over the batches does not know."""
         used = [name for name in ("batch_norm", "layer_norm", "callbacks") if getattr(self, name)]
-        used += [
-            name for name in ("schedule", "clip_norm", "ema_decay", "optimizer") if getattr(self, name) is not None
-        ]
+        more = ("schedule", "clip_norm", "ema_decay", "optimizer")
+        used += [name for name in more if getattr(self, name) is not None]
         used += ["dropout"] * (self.dropout > 0) + ["loss"] * (not self._own_loss())
         used += ["X_val"] * ("_validation" in vars(self))
         own = isinstance(self.activation, str) and self.activation in self._scikit_activations
@@ -206,12 +206,8 @@ class _Native:
 
     def _targets(self: Any, y):
         """Targets as the loss wants them."""
-        y = self._network()._core.program.targets(
-            y.argmax(axis=1) if self.out_activation_ == "softmax" else np.asarray(y, self.coefs_[0].dtype),
-            len(y),
-            "y",
-        )
-        return y
+        y = y.argmax(axis=1) if self.out_activation_ == "softmax" else np.asarray(y, self.coefs_[0].dtype)
+        return self._network()._core.program.targets(y, len(y), "y")
 
     def _deviance(self: Any, y):
         """What the deviance of counts has beside the loss, for each row; 0 for other losses."""
@@ -299,13 +295,12 @@ class _Native:
         """
         if (X_val is None) != (y_val is None):
             raise ValueError(f"{'X_val' if X_val is None else 'y_val'}: expected both X_val and y_val, or none")
-        if X_val is None:
-            return super().fit(X, y, sample_weight)  # type: ignore[misc]
-        self._validation = X_val, y_val
+        if X_val is not None:
+            self._validation = X_val, y_val
         try:
             return super().fit(X, y, sample_weight)  # type: ignore[misc]
         finally:
-            del self._validation
+            vars(self).pop("_validation", None)
 
     def _initialize(self: Any, y, layer_units, dtype):
         loss = LOSSES.get(self.loss) if isinstance(self.loss, str) else self.loss
@@ -396,7 +391,7 @@ class _Native:
         """scikit-learn's `_fit_stochastic`, with the batches of an epoch in one native call."""
         model = self._network()
         shown, factor = self._factors()
-        if not incremental or model.optimizer is None:
+        if not incremental or model.optimizer is None or "_optimizer" not in vars(self):
             model.optimizer = self._new_optimizer(0.0, factor)
             options = (self.learning_rate, self.momentum, self.nesterovs_momentum, self.power_t)
             self._optimizer = (  # knows the course of the learning rate; it updates nothing
@@ -455,7 +450,8 @@ class _Native:
             raise ValueError("ema_decay: expected none with partial_fit, after which training goes on: use fit")
         model, batch_size = self._network(), self._batch_size(X.shape[0])
         shown, factor = self._factors()
-        if not incremental or model.optimizer is None:
+        others = vars(self).pop("_optimizer", None)  # made by `_train`
+        if not incremental or model.optimizer is None or others is not None:
             weight = batch_size if sample_weight is None else batch_size * np.mean(sample_weight)
             model.optimizer = self._chosen_optimizer(self.alpha / weight / factor, factor)
         watch = _Watch(self, val, X.shape[0], shown)
@@ -506,9 +502,8 @@ class _Native:
         return copy.copy(self.optimizer)
 
     def _fit_lbfgs(self: Any, X, y, sample_weight, *rest):
-        taken = [name for name in self._beyond() if name not in ("activation", "loss", "layer_norm")]
-        if taken or self.layer_norm:
-            raise ValueError(f"{[*taken, 'layer_norm'][0]}: expected solver='adam' or 'sgd' with it, got 'lbfgs'")
+        if taken := [name for name in self._beyond() if name not in ("activation", "loss")]:
+            raise ValueError(f"{taken[0]}: expected solver='adam' or 'sgd' with it, got 'lbfgs'")
         super()._fit_lbfgs(_dense(X), y, self._weights(y, sample_weight), *rest)  # type: ignore[misc]
 
     def _loss_grad_lbfgs(self: Any, packed, X, y, sample_weight, *_):
@@ -687,10 +682,6 @@ def _dense(X):
 
 def _columns(y):
     return y.reshape(-1, 1) if y.ndim == 1 else y
-
-
-def _if_any(name: str, values) -> dict:
-    return {name: values} if values else {}
 
 
 def _extended(history, more):
