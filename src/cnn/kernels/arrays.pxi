@@ -48,7 +48,7 @@ cdef cnp.ndarray as_matrix(object a, Py_ssize_t columns, str name, str where):
 cdef cnp.ndarray as_rows(object a, Py_ssize_t columns, str name, str where):
     """as_matrix, also of arrays with more leading axes, or none: each (columns,) of them is a row."""
     if not cnp.PyArray_CheckExact(a):
-        a = _arrays.real_array(a, name)
+        a = _arrays.real_array(_arrays.side_by_side(a, columns, name, DTYPE), name)
     cdef int axes = cnp.PyArray_NDIM(a)
     if axes != 2 and axes > 0 and cnp.PyArray_DIM(a, axes - 1) == columns:
         a = a.reshape(-1, columns)
