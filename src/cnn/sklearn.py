@@ -402,7 +402,7 @@ class _Native:
         batches = _Batches(self, model, X, y, sample_weight, self._batch_size(X.shape[0]), factor)
         stopping = "Validation score" if self.early_stopping else "Training loss"
         stopping += " did not improve more than tol=%f for %d consecutive epochs."
-        order = np.arange(batches.n)
+        order = np.arange(batches.n, dtype=np.int64)
         try:
             self.n_iter_ = 0
             for _ in range(self.max_iter):

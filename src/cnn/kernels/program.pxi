@@ -462,10 +462,11 @@ cdef class Program:
 
         Returns the first row of the batch with a loss that is not finite, or -1. x, y and w (None: one each) as
         `inputs`, `targets` and `weights` give them, order int64 or None. rates: None, or float64 (steps, rows
-        of the optimiser's table + 1), the schedule's lr of each row, and momentum, or the whole table of each step. out:
-        None, or an array whose rows start .. stop - 1 get the outputs, in the order of the batches. The mean gradient
-        of `accumulate` batches makes a step. totals, float64, is added to: the sum of the loss over the rows, of the
-        rows' weights, of rows classified right, of rows; and if it has five, of the rows' weights times `decayed`.
+        of the optimiser's table + 1), the schedule's lr of each row, and momentum, or the whole table of each step.
+        out: None, or an array whose rows start .. stop - 1 get the outputs, in the order of the batches. The mean
+        gradient of `accumulate` batches makes a step. totals, float64, is added to: the sum of the loss over the rows,
+        of the rows' weights, of rows classified right, of rows; and if it has five, of the rows' weights times
+        `decayed`.
         """
         cdef int64_t* turn = NULL if order is None else <int64_t*>cnp.PyArray_DATA(order)
         cdef double* total = <double*>cnp.PyArray_DATA(totals)
