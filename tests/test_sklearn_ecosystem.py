@@ -144,10 +144,9 @@ def test_estimators_of_earlier_versions_are_read(name):
     assert mlp.partial_fit(x, known["classes"] if name == "classifier" else known["numbers"]).n_iter_ == 1
 
 
-def test_sparse_rows_are_trained_on_as_dense_ones(monkeypatch):
+def test_sparse_rows_are_trained_on_as_dense_ones():
     table = sparse.random(60, 20, density=0.2, format="csr", random_state=0)
     labels = np.asarray(table.sum(axis=1)).ravel() > 2
-    monkeypatch.setattr("cnn.sklearn.DENSE_NUMBERS", 400)  # some native calls an epoch
     dense = classifier().fit(table.toarray(), labels, sample_weight=np.arange(1.0, 61))
     for form in ("csr", "csc", "coo"):
         mlp = classifier().fit(table.asformat(form), labels, sample_weight=np.arange(1.0, 61))

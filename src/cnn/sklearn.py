@@ -3,7 +3,7 @@
 The estimators are subclasses of scikit-learn's: its parameters, validation of the input, orders of the rows, stopping
 rules and messages are inherited. What costs the time is replaced: the batches of an epoch are one native call
 (`_train`), and so is a prediction. What scikit-learn does not have (dropout, norms, other activations, losses, ...)
-is trained by `Sequential.fit` (`_train_layers`). Sparse rows are made dense, some batches at a time in training.
+is trained by `Sequential.fit` (`_train_layers`). Of sparse rows only L-BFGS makes dense ones.
 
 The hooks are private to scikit-learn (`_fit_stochastic`, `_initialize`, `_loss_grad_lbfgs`, `_forward_pass_fast`,
 `_predict`, `_score`), hence the bound on its version in the extra `sklearn`.
@@ -44,7 +44,6 @@ if not sklearn.__version__.startswith("1.9."):
     raise ImportError(f"cnn.sklearn needs scikit-learn 1.9, got {sklearn.__version__}: pip install 'cnn[sklearn]'")
 
 NATIVE_WORK = 1 << 31  # multiply-adds of one native call of training: 0.1 s, in which Ctrl-C waits
-DENSE_NUMBERS = 1 << 23  # of sparse rows that are made dense at a time
 ACTIVATIONS: dict[str, Any] = {name.lower(): getattr(layers, name) for name in layers.activations.__all__}
 ACTIVATIONS["logistic"] = layers.Sigmoid
 LOSSES: dict[str, Any] = {
@@ -458,11 +457,11 @@ class _Native:
         validation = None
         if val[0] is not None:
             t = self._label_binarizer.transform(val[1]) if is_classifier(self) else _columns(val[1])
-            validation = (_dense(val[0]), self._targets(t), *([] if val[2] is None else [val[2]]))
+            validation = (val[0], self._targets(t), *([] if val[2] is None else [val[2]]))
         self.n_iter_ = 0
         try:
             history = model.fit(
-                _dense(X),
+                X,
                 self._targets(y),
                 epochs=1 if incremental else self.max_iter,
                 batch_size=batch_size,
@@ -544,10 +543,10 @@ class _Native:
         ):
             return X
         check_is_fitted(self)
-        return _dense(validate_data(self, X, accept_sparse=["csr", "csc"], reset=False))
+        return validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
 
     def _forward_pass_fast(self: Any, X, check_input=True):
-        X = self._rows(X) if check_input else _dense(X)
+        X = self._rows(X) if check_input else X
         model = self._network()
         if self.out_activation_ in ("softmax", "logistic"):
             return model.predict_proba(X, threads=self._threads())
@@ -566,15 +565,14 @@ class _Batches:
     def __init__(self, mlp, model, X, y, sample_weight, size, factor):
         self.program, self.optimizer, self.mlp = model._core.program, model.optimizer, mlp
         self.n, self.size, self.factor, self.threads = len(y), size, factor, mlp._threads()
-        self.X = X if issparse(X) else self.program.inputs(X)
+        self.X = self.program.rows(X)
         self.y = mlp._targets(y)
         self.deviance = np.broadcast_to(mlp._deviance(y), self.n)
         self.weights = None if sample_weight is None else self.program.weights(sample_weight, self.n)
         self.starts = np.arange(0, self.n, size)
         self.sizes = np.minimum(size, self.n - self.starts)
         self.constant = float(self.deviance.sum())
-        rows = DENSE_NUMBERS // X.shape[1] if issparse(X) else NATIVE_WORK // (3 * self.program.n_parameters)
-        self.chunk = max(1, rows // size) * size  # rows of a native call
+        self.chunk = max(1, NATIVE_WORK // (3 * self.program.n_parameters) // size) * size  # rows of a native call
 
     def epoch(self, order, shown: float) -> float:
         """Train on the rows in this order; scikit-learn's loss, NaN if that of a batch is not finite."""
@@ -587,11 +585,10 @@ class _Batches:
         while at < self.n:
             stop = min(self.n, at - at % self.chunk + self.chunk)
             steps = rates[at // self.size : -(-stop // self.size)]
-            args = self._part(order, weights, at, stop)
-            bad = self.program.train_batches(*args, self.size, steps, None, self.threads, 1, sums)
+            args = (self.X, self.y, weights, order, at, stop, self.size, steps, None, self.threads, 1, sums)
+            bad = self.program.train_batches(*args)
             if bad >= 0:
-                stop = bad + stop - args[5] + self.size
-                diverged = True
+                stop, diverged = bad + self.size, True
                 self.program.clear_padding()
             at = stop
         return np.nan if diverged else float(shown * sums[0] + self.factor * sums[4] + constant) / self.n
@@ -609,20 +606,6 @@ class _Batches:
             in_order, shares = shares, np.empty_like(shares)
             shares[order] = in_order
         return shares, totals
-
-    def _part(self, order, weights, at: int, stop: int) -> tuple:
-        """The arguments of `train_batches` that say which rows."""
-        if not issparse(self.X):
-            return self.X, self.y, weights, order, at, stop
-        rows = slice(at, stop) if order is None else order[at:stop]
-        return (
-            self.program.inputs(self.X[rows].toarray()),
-            self.y[rows],
-            None if weights is None else weights[rows],
-            None,
-            0,
-            stop - at,
-        )
 
     def _rates(self, totals: np.ndarray) -> np.ndarray:
         """The optimiser's table at each step: the penalty is divided by the weight of the batch, the epsilon of Adam is
@@ -820,7 +803,7 @@ class MLPClassifier(_Native, peers.MLPClassifier):
         return self._predict(X)
 
     def _predict(self: Any, X, check_input=True):
-        X = self._rows(X) if check_input else _dense(X)
+        X = self._rows(X) if check_input else X
         if self._label_binarizer.sparse_input_ or len(self.classes_) == 1:
             return super()._predict(X, False)
         z = self._network().predict(X, threads=self._threads())
@@ -931,4 +914,4 @@ class MLPRegressor(_Native, peers.MLPRegressor):
     def _score(self: Any, X, y, sample_weight=None):
         if getattr(self._network().loss, "outputs_per_target", 1) == 1:
             return super()._score(X, y, sample_weight=sample_weight)
-        return -self._network().evaluate(_dense(X), self._targets(_columns(y)), sample_weight)["loss"]
+        return -self._network().evaluate(X, self._targets(_columns(y)), sample_weight)["loss"]
