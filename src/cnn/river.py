@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from river import base
-from river.utils.pandas import import_pandas
 
 from . import layers, losses, optim
 from .models import Sequential
@@ -25,9 +24,9 @@ __all__ = ["MLPClassifier", "MLPRegressor"]
 ACTIVATIONS: dict[str, Any] = {name.lower(): getattr(layers, name) for name in layers.activations.__all__}
 ACTIVATIONS["logistic"] = layers.Sigmoid
 RESERVE = 8  # columns of the first layer at least
-PENDING = 64  # rows at most that the running statistics wait for
+PENDING = 256  # rows at most that the running statistics wait for
 STALE = 16  # they are brought up to date when more than a 16th of the rows is missing
-NAN = float("nan")
+INF, NAN = float("inf"), float("nan")
 
 
 class _Scale:
@@ -164,7 +163,6 @@ class _Online:
             new._core.state.epochs_seen = epochs
             new._core.program.set_state(state, optimizer.states)
         self._model = new
-        self._z = np.zeros((1, self._rows.shape[1]))
 
     def _learn_names(self: Any, names) -> None:
         """Give new features a column each, with fresh weights: the same in whatever order they come."""
@@ -181,7 +179,7 @@ class _Online:
             self._rows = np.zeros((PENDING, columns))
             self._scale.widen(columns)
         self._rows[...] = self._scale.count[n - len(new) :] = 0.0  # the rows' columns in reserve have been counted
-        if self._model is None or self._rows.shape[1] > self._z.shape[1]:
+        if self._model is None or self._rows.shape[1] > self._model.layers[0].weight.shape[0]:
             self._grow()
         if new:
             weight = self._model.layers[0].weight
@@ -208,23 +206,23 @@ class _Online:
         except struct.error:
             raise _not_a_number(x) from None
         missing = None
-        if not row.dot(row) < np.inf:
+        if not row.dot(row) < INF:
             if np.isinf(row).any():
                 raise ValueError(f"x: expected finite numbers, or NaN where one is missing, got {x!r}")
             missing = np.isnan(row)
-        z, scale = self._z, self._scale
-        if not self.standardize:
-            z[0] = row
-        else:
+        if self.standardize:
             if learns:
                 self._pending = k = k + 1
                 if k == PENDING or k * STALE > self._seen:
                     self._update()
-            np.subtract(row, scale.mean, z)
-            np.multiply(z, scale.factor, z)
+            scale = self._scale
+            z = row - scale.mean
+            z *= scale.factor
+        else:
+            z = row.copy()
         if missing is not None:
-            z[0, missing] = 0.0
-        return z
+            z[missing] = 0.0
+        return z.reshape(1, -1)
 
     def _reordered(self: Any, x: dict, learns: bool) -> list:
         """The values in the order of the columns, NaN where there is none."""
@@ -257,7 +255,7 @@ class _Online:
 
     def _step(self: Any, z: np.ndarray, t: np.ndarray) -> None:
         loss = self._model.train_step(z, t)
-        if not loss < np.inf:
+        if not loss < INF:
             raise RuntimeError(f"the loss is {loss}: training has diverged. Lower the optimizer's lr")
 
 
@@ -278,7 +276,7 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
     loss : CrossEntropyLoss, optional
         With options of its own.
     standardize : bool, default True
-        Standardise features by their running means and deviations. These may lag by a 16th of the rows, at most by 64
+        Standardise features by their running means and deviations. These may lag by a 16th of the rows, at most by 256
         rows.
     l2 : float, default 0.0
         ``l2 * sum(W ** 2)`` of each layer is part of the loss.
@@ -418,7 +416,8 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
         pandas.DataFrame
             A column for each class.
         """
-        pd = import_pandas()
+        import pandas as pd
+
         p = np.empty((len(X), 0)) if self._model is None else self._model.predict_proba(self._matrix(X, False))
         return pd.DataFrame(p, index=X.index, columns=list(self._classes))
 
@@ -434,7 +433,8 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
         pandas.Series
             None before the first row.
         """
-        pd = import_pandas()
+        import pandas as pd
+
         if self._model is None:
             return pd.Series([None] * len(X), index=X.index, dtype="object")
         best = self._model.predict(self._matrix(X, False)).argmax(axis=1)
@@ -457,7 +457,7 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
         The mean squared error by default.
     standardize : bool, default True
         Standardise features and targets by their running means and deviations. Those of the features may lag by a 16th
-        of the rows, at most by 64 rows.
+        of the rows, at most by 256 rows.
     l2 : float, default 0.0
         ``l2 * sum(W ** 2)`` of each layer is part of the loss.
     seed : int, optional
@@ -520,7 +520,8 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
         RuntimeError
             If training diverges.
         """
-        y = _target(y)
+        if type(y) is not float or y - y != 0.0:
+            y = _target(y)
         if self._model is None:
             self._learn_names(x)
         z = self._row(x, True)
@@ -582,8 +583,10 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
         pandas.Series
             0 before the first row.
         """
+        import pandas as pd
+
         y = np.zeros((len(X), 1)) if self._model is None else self._model.predict(self._matrix(X, False))
-        return import_pandas().Series(y[:, 0] * self._deviation + self._mean, index=X.index)
+        return pd.Series(y[:, 0] * self._deviation + self._mean, index=X.index)
 
 
 def _widened(vector: np.ndarray, shapes: list) -> np.ndarray:
