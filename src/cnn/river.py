@@ -200,7 +200,7 @@ class _Online:
         """A row as the network takes it, (1, columns); the statistics learn it as well, or a feature that is new."""
         values = x.values() if tuple(x) == self._names else self._reordered(x, learns)
         k = self._pending
-        row = self._rows[k] if learns else np.zeros(self._rows.shape[1])
+        row: Any = self._rows[k] if learns else np.zeros(self._rows.shape[1])
         try:
             struct.pack_into(self._format, row, 0, *values)
         except struct.error:
@@ -285,6 +285,7 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
 
     Examples
     --------
+    >>> from cnn.river import MLPClassifier
     >>> model = MLPClassifier(seed=0)
     >>> for i in range(200):
     ...     model.learn_one({"a": i % 7, "b": i % 2}, "odd" if i % 2 else "even")
@@ -465,6 +466,7 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
 
     Examples
     --------
+    >>> from cnn.river import MLPRegressor
     >>> model = MLPRegressor(seed=0)
     >>> for i in range(300):
     ...     model.learn_one({"a": i % 7}, 10 * (i % 7))
