@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-import struct
 from collections.abc import Iterable
+from struct import error as StructError
+from struct import pack, pack_into
 from typing import Any
 
 import numpy as np
@@ -202,11 +203,12 @@ class _Online:
         k = self._pending
         row: Any = self._rows[k] if learns else np.zeros(self._rows.shape[1])
         try:
-            struct.pack_into(self._format, row, 0, *values)
-        except struct.error:
+            pack_into(self._format, row, 0, *values)
+            total = sum(values)
+        except (StructError, TypeError):
             raise _not_a_number(x) from None
         missing = None
-        if not row.dot(row) < INF:
+        if total - total != 0.0:
             if np.isinf(row).any():
                 raise ValueError(f"x: expected finite numbers, or NaN where one is missing, got {x!r}")
             missing = np.isnan(row)
@@ -222,7 +224,7 @@ class _Online:
             z = row.copy()
         if missing is not None:
             z[missing] = 0.0
-        return z.reshape(1, -1)
+        return z[None]
 
     def _reordered(self: Any, x: dict, learns: bool) -> list:
         """The values in the order of the columns, NaN where there is none."""
@@ -256,7 +258,7 @@ class _Online:
     def _step(self: Any, z: np.ndarray, t: np.ndarray) -> None:
         loss = self._model.train_step(z, t)
         if not loss < INF:
-            raise RuntimeError(f"the loss is {loss}: training has diverged. Lower the optimizer's lr")
+            raise _diverged(loss)
 
 
 class MLPClassifier(_Online, base.MiniBatchClassifier):
@@ -349,7 +351,9 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
             self._learn_names(x)
         z = self._row(x, True)
         self._t[0] = self._classes[y]
-        self._step(z, self._t)
+        loss = self._model.train_step(z, self._t)
+        if not loss < INF:
+            raise _diverged(loss)
 
     def predict_proba_one(self, x):
         """Probabilities of the classes seen so far.
@@ -497,13 +501,15 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
     def _unit_test_skips(self):
         return {"check_learn_many_matches_learn_one"}  # a batch is one step, as in river's linear models
 
-    def _learn_target(self, y: float) -> None:
+    def _learn_target(self, y: float) -> float:
+        """y standardised, by statistics that have learned it."""
         self._count = n = self._count + 1
         delta = y - self._mean
-        self._mean += delta / n
-        self._squares += delta * (y - self._mean)
-        if self._squares > 1e-20 * n * self._mean**2:
-            self._deviation = (self._squares / n) ** 0.5
+        self._mean = mean = self._mean + delta / n
+        self._squares = squares = self._squares + delta * (y - mean)
+        if squares > 1e-20 * n * mean * mean:
+            self._deviation = (squares / n) ** 0.5
+        return (y - mean) / self._deviation
 
     def learn_one(self, x, y):
         """Learn one row: a step of the optimiser.
@@ -527,10 +533,10 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
         if self._model is None:
             self._learn_names(x)
         z = self._row(x, True)
-        if self.standardize:
-            self._learn_target(y)
-        self._t[0, 0] = (y - self._mean) / self._deviation
-        self._step(z, self._t)
+        self._t[0, 0] = self._learn_target(y) if self.standardize else y
+        loss = self._model.train_step(z, self._t)
+        if not loss < INF:
+            raise _diverged(loss)
 
     def predict_one(self, x):
         """The prediction for one row.
@@ -605,13 +611,17 @@ def _widened(vector: np.ndarray, shapes: list) -> np.ndarray:
 def _not_a_number(x: dict) -> Exception:
     for name, value in x.items():
         try:
-            struct.pack("d", value)
-        except struct.error:
+            pack("d", value), value + 0.0
+        except (StructError, TypeError):
             return TypeError(
                 f"x[{name!r}]: expected a number, got {value!r}: encode categories, as "
                 "river.preprocessing.OneHotEncoder does, and leave out what is missing"
             )
     return TypeError(f"x: expected numbers, got {x!r}")
+
+
+def _diverged(loss: float) -> Exception:
+    return RuntimeError(f"the loss is {loss}: training has diverged. Lower the optimizer's lr")
 
 
 def _target(y) -> float:
