@@ -163,6 +163,20 @@ def test_a_feature_that_fits_the_reserve_keeps_rows_that_wait():
     assert model._scale.count[:4].tolist() == [501, 500, 500, 1]
 
 
+def test_schedule_and_whole_data_optimizers():
+    schedule = cnn.LinearLR(0.1, 1.0, 50, "step")
+    model = trained(MLPRegressor, optimizer=cnn.SGD(lr=0.01, schedule=schedule))
+    assert model.model_._core.rates()[0] == 0.01
+    model._learn_names("abcdefghijk")
+    assert model.model_._core.rates()[0] == 0.01  # at step 60 still
+    model = MLPRegressor((4,), seed=0, optimizer=cnn.LBFGS())
+    frame = pd.DataFrame(list(rows(60)))
+    for _ in range(30):
+        model.learn_many(frame, frame["a"] - frame["b"])
+    model.learn_many(pd.DataFrame(list(rows(5, "abcdefghij"))), pd.Series(np.ones(5)))
+    assert np.isfinite(model.predict_many(frame)).all()
+
+
 def test_learn_many_is_one_step():
     x = pd.DataFrame(RANDOM.standard_normal((20, 3)), columns=list("abc"))
     y = pd.Series(x["a"] - x["b"])
@@ -229,6 +243,11 @@ def test_bad_arguments():
         ({"activation": "rulu"}, ValueError, "activation: expected a layer such as cnn.GELU"),
         ({"activation": ("relu", "tanh")}, ValueError, "activation: expected one for each of the 1 hidden layers"),
         ({"optimizer": "adam"}, TypeError, "optimizer: expected one such as cnn.Adam"),
+        (
+            {"optimizer": cnn.SGD(schedule=cnn.StepLR(5))},
+            ValueError,
+            "optimizer: expected a schedule that counts steps",
+        ),
         ({"loss": cnn.CrossEntropyLoss()}, ValueError, r"loss: expected one of cnn.MSELoss\(\), "),
         ({"loss": cnn.QuantileLoss([0.1, 0.9])}, ValueError, "loss: expected one output for each target"),
     ):

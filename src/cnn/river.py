@@ -108,6 +108,12 @@ class _Online:
                 raise ValueError(f"activation: expected a layer such as cnn.GELU(), or one of {known}, got {one!r}")
         if not (self.optimizer is None or isinstance(self.optimizer, optim.Optimizer)):
             raise TypeError(f"optimizer: expected one such as cnn.Adam(lr=0.01), got {self.optimizer!r}")
+        schedule = getattr(self.optimizer, "schedule", None)
+        if schedule is not None and schedule.interval != "step":
+            raise ValueError(
+                f"optimizer: expected a schedule that counts steps (interval='step'), got {schedule!r}: a "
+                "stream has no epochs"
+            )
         if not (self.loss is None or isinstance(self.loss, self._losses)):
             known = ", ".join(f"cnn.{kind.__name__}()" for kind in self._losses)
             raise ValueError(f"loss: expected one of {known}, got {self.loss!r}")
