@@ -5,7 +5,6 @@ The alternative text of a picture is that of the page or README that shows it.
 
 import ast
 import re
-from pathlib import Path
 
 
 def alternatives(root):

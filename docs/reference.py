@@ -23,8 +23,17 @@ TOPICS = {  # title -> module that the names are read from, names, introduction
     ),
     "Base classes": (
         None,
-        [layers.Layer, layers.Chain, layers.Parametric, layers.Activation, layers.Branches, losses.Loss]
-        + [optim.Optimizer, optim.Schedule, initializers.Initializer],
+        [
+            layers.Layer,
+            layers.Chain,
+            layers.Parametric,
+            layers.Activation,
+            layers.Branches,
+            losses.Loss,
+            optim.Optimizer,
+            optim.Schedule,
+            initializers.Initializer,
+        ],
         "What the members of each kind share.",
     ),
 }
