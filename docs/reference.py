@@ -8,6 +8,10 @@ import inspect
 import cnn
 from cnn import functional, initializers, layers, losses, optim, training
 
+BASES = [
+    *(layers.Layer, layers.Chain, layers.Parametric, layers.Activation, layers.Branches),
+    *(losses.Loss, optim.Optimizer, optim.Schedule, initializers.Initializer),
+]
 TOPICS = {  # title -> module that the names are read from, names, introduction
     "Models": (cnn, ["Sequential", "load", "clip_grad_norm", "gradcheck"], "A model is a `Sequential`."),
     "Layers": (cnn, layers.__all__, "Layers stand in a `Sequential`, which compiles them; each also works alone."),
@@ -21,23 +25,8 @@ TOPICS = {  # title -> module that the names are read from, names, introduction
         [name for name, f in vars(functional).items() if getattr(f, "__module__", "") == functional.__name__],
         "The kernels on plain NumPy arrays, without a model.",
     ),
-    "Base classes": (
-        None,
-        [
-            layers.Layer,
-            layers.Chain,
-            layers.Parametric,
-            layers.Activation,
-            layers.Branches,
-            losses.Loss,
-            optim.Optimizer,
-            optim.Schedule,
-            initializers.Initializer,
-        ],
-        "What the members of each kind share.",
-    ),
+    "Base classes": (None, BASES, "What the members of each kind share."),
 }
-BASES = TOPICS["Base classes"][1]
 
 
 def topics():
