@@ -178,7 +178,7 @@ def fit(
         Whether `validation_split` takes the last rows of each class, so that each has the same part in both. The rows
         are copied.
     validation_freq : int
-        Epochs from one validation to the next. Between them the history has NaN, and callbacks' `logs` have no ``val_``.
+        Epochs from one validation to the next. Between them the history has NaN, and `logs` of callbacks no ``val_``.
     sample_weight : array_like of shape (n,), optional
         Not negative. The loss is the weighted mean.
     class_weight : dict or "balanced", optional
