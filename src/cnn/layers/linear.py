@@ -26,7 +26,7 @@ class Linear(Parametric):
         `cnn.initializers.KaimingUniform(nonlinearity="tanh")`; or a callable (shape, rng) -> array, rng a
         `numpy.random.Generator`. A callable of your own is not saved with the model (its values are).
     l1, l2 : float
-        Penalties on the weight, at least 0: in a model l1 sum |W| + l2 sum W**2 is part of the loss.
+        Penalties on the weight, at least 0: in a model l1 * sum(abs(W)) + l2 * sum(W**2) is part of the loss.
     dtype : {"float32", "float64"}
         Of the parameters, as long as the layer is used alone; a `Sequential` brings its own.
     seed : int or numpy.random.Generator, optional
