@@ -71,6 +71,9 @@ class Activation(Layer, abstract=True):
         braces get the form of the type, {a} is the parameter; "clamp" assigns to t, within the range of float32's exp.
         A choice between v and a computed number stands in a loop of its own: GCC makes a branch of it otherwise, and no
         vectors.
+    c_derivatives : tuple of (str, str)
+        The same for s = f'(x) and c = f''(x), x being the inputs, y = f(x). Without c, or both, a model is exported to
+        C without such derivatives.
     """
 
     facts = (*Layer.facts, "function", "param", "gain", "onnx", "onnx_formula", "c")
@@ -79,6 +82,7 @@ class Activation(Layer, abstract=True):
     gain: ClassVar[Any]
     onnx: ClassVar[Onnx]
     c: tuple[tuple[str, str], ...]
+    c_derivatives: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     _fixed = ("param", "approximate", "function")
 
@@ -137,6 +141,24 @@ class Activation(Layer, abstract=True):
         for target, formula in self.c:
             code.step(target, formula, self.param)
 
+    def _c_order(self):
+        return len({"s", "c"} & {target for target, _ in self.c_derivatives})
+
+    def _c_slopes(self, code, order):
+        slopes = {kind: code.local(kind, code.node.target) for kind in "sc"[:order]}
+        for to, formula in self.c_derivatives:
+            if to != "c" or order == 2:
+                code.step(to, formula, self.param, x=code.sources[0], y=code.target, **slopes)
+
+    def _c_tangent(self, code, dx, dy):
+        code.assign(f"{code.local('s', code.node.target)}[j] * {dx[0]}[j]", dy)
+
+    def _c_backward(self, code, g):
+        code.send(0, f"{code.local('s', code.node.target)}[j] * {g}[j]")
+
+    def _c_second(self, code, dx, g):
+        code.send(0, f"{code.local('c', code.node.target)}[j] * {dx[0]}[j] * {g}[j]")
+
     def _forward(self, x):
         y = functional.activation_forward(self.function, x, self.param)
         self._last = np.array(x, dtype=y.dtype)
@@ -188,6 +210,7 @@ class ReLU(Activation):
     torch_name = "ReLU"
     onnx = Onnx("Relu")
     c = (("v", "v < {0.0} ? {0.0} : v"),)
+    c_derivatives = (("s", "x > {0.0} ? {1.0} : {0.0}"), ("c", "{0.0}"))
 
 
 class LeakyReLU(Activation):
@@ -204,6 +227,7 @@ class LeakyReLU(Activation):
     torch_name = "LeakyReLU"
     onnx = Onnx("LeakyRelu", {"alpha": "negative_slope"}, float64=False)
     c = (("t", "v * {a}"), ("v", "v > {0.0} ? v : t"))
+    c_derivatives = (("s", "x > {0.0} ? {1.0} : {a}"), ("c", "{0.0}"))
 
     def __init__(self, negative_slope=param):
         self.param = number("negative_slope", negative_slope)
@@ -246,6 +270,7 @@ class ELU(Activation):
     torch_name = "ELU"
     onnx = Onnx("Elu", {"alpha": "alpha"}, float64=False)
     c = (("clamp", "v > {0.0} ? {0.0} : v"), ("t", "{a} * {expm1}(t)"), ("v", "v > {0.0} ? v : t"))
+    c_derivatives = (("t", "y + {a}"), ("s", "x > {0.0} ? {1.0} : t"), ("c", "x > {0.0} ? {0.0} : t"))
 
     def __init__(self, alpha=param):
         self.param = number("alpha", alpha)
@@ -268,6 +293,7 @@ class Sigmoid(Activation):
     torch_name = "Sigmoid"
     onnx = Onnx("Sigmoid")
     c = (("clamp", "-v"), ("v", "{1.0} / ({1.0} + {exp}(t))"))
+    c_derivatives = (("s", "y * ({1.0} - y)"), ("c", "s * ({1.0} - {2.0} * y)"))
 
 
 class Tanh(Activation):
@@ -278,6 +304,7 @@ class Tanh(Activation):
     torch_name = "Tanh"
     onnx = Onnx("Tanh")
     c = (("clamp", "{-2.0} * {fabs}(v)"), ("t", "{expm1}(t)"), ("v", "{copysign}(t / ({-2.0} - t), v)"))
+    c_derivatives = (("s", "{1.0} - y * y"), ("c", "{-2.0} * y * s"))
 
 
 class GELU(Activation):
@@ -312,6 +339,29 @@ class GELU(Activation):
             ("v", "v / ({1.0} + {exp}(t))"),
         )
 
+    @property
+    def c_derivatives(self):  # type: ignore[override]
+        """Those of its derivatives; x is brought to where they are not 0 or 1 yet, lest its square overflows."""
+        if self.approximate == "none":
+            return (
+                ("s", "x > {38.0} ? {38.0} : x"),
+                ("s", "s < {-38.0} ? {-38.0} : s"),
+                ("clamp", "{-0.5} * s * s"),
+                ("t", "{0.3989422804014327} * {exp}(t)"),
+                ("c", "({2.0} - s * s) * t"),
+                ("s", "{0.5} * {erfc}(s * {-0.7071067811865476}) + s * t"),
+            )
+        slope = "({1.5957691216057308} + {0.21406444881780075} * s * s)"
+        return (
+            ("s", "x > {21.0} ? {21.0} : x"),
+            ("s", "s < {-21.0} ? {-21.0} : s"),
+            ("clamp", "s * ({-1.5957691216057308} - {0.07135481627260025} * s * s)"),
+            ("t", "{exp}(t)"),
+            ("c", f"(t - {{1.0}}) / (t + {{1.0}}) * {slope} * {slope} + {{0.4281288976356015}} * s"),
+            ("c", f"t / ({{1.0}} + t) / ({{1.0}} + t) * ({{2.0}} * {slope} + s * c)"),
+            ("s", f"({{1.0}} + s * {slope} * (t / ({{1.0}} + t))) / ({{1.0}} + t)"),
+        )
+
     def onnx_formula(self, x):
         if self.approximate == "tanh":
             return x * (x * (1.5957691216057308 + 0.07135481627260025 * x * x)).op("Sigmoid")
@@ -326,6 +376,12 @@ class SiLU(Activation):
     torch_name = "SiLU"
     onnx = Onnx()
     c = (("clamp", "-v"), ("v", "v / ({1.0} + {exp}(t))"))
+    c_derivatives = (
+        ("clamp", "-x"),
+        ("t", "{1.0} / ({1.0} + {exp}(t))"),
+        ("s", "t + y * ({1.0} - t)"),
+        ("c", "({1.0} - t) * ({2.0} * t + y * ({1.0} - {2.0} * t))"),
+    )
 
     def onnx_formula(self, x):
         return x * x.op("Sigmoid")
@@ -339,6 +395,7 @@ class Softplus(Activation):
     torch_name = "Softplus"
     onnx = Onnx("Softplus", float64=False)
     c = (("clamp", "-{fabs}(v)"), ("t", "{exp}(t)"), ("v", "(v < {0.0} ? {0.0} : v) + {log1p}(t)"))
+    c_derivatives = (("clamp", "-x"), ("s", "{1.0} / ({1.0} + {exp}(t))"), ("c", "s * ({1.0} - s)"))
 
     # PyTorch's Softplus is the identity from `threshold` on. At its default, 20, that is 2e-9 from log(1 + exp(z));
     # from 40 on the two are one number in float64.
