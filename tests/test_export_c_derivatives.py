@@ -272,7 +272,7 @@ def test_needs_nothing_but_libm_and_has_no_state(written):
 def test_options(tmp_path, monkeypatch):
     model = cnn.Sequential([cnn.Linear(2, 3), cnn.Tanh(), cnn.Linear(3, 1)])
     path = tmp_path / "x.h"
-    for wrong in (3, -1, "1", True, None):
+    for wrong in (3, -1, "1", True, 1.5):
         with pytest.raises(ValueError, match=f"derivatives: expected 0, 1 or 2, got {wrong!r}"):
             cnn.to_c(model, path, derivatives=wrong)
     with pytest.raises(ValueError, match="parameters: expected one of 'const', 'argument', got 'p'"):

@@ -40,7 +40,7 @@ NOT_IN_PLACE = ("linear", "concat")  # ops that read a number again after they h
 
 
 def to_c(
-    model, path, name: str | None = None, *, derivatives: int = 0, parameters: str = "const", abi: str = "c"
+    model, path, name: str | None = None, *, derivatives: int | None = None, parameters: str = "const", abi: str = "c"
 ) -> None:
     """Write a model as C99: a function `void NAME(const float *x, float *y)` and, asked for, its derivatives.
 
@@ -57,10 +57,10 @@ def to_c(
         whose functions other files, and other languages, call.
     name : str, optional
         Of the function; None: the file's stem. A C identifier; everything else in the file begins with it.
-    derivatives : {0, 1, 2}
-        1: the Jacobian and its product with a vector from the left, `NAME_jacobian` and `NAME_vjp`. 2: also that from
-        the right, `NAME_jvp`, and of the Hessian of v y (one output: v is 1) the product with a vector and the whole,
-        `NAME_hvp` and `NAME_hessian`.
+    derivatives : {0, 1, 2}, optional
+        None: 0, with CasADi's interface 2. 1: the Jacobian and its product with a vector from the left,
+        `NAME_jacobian` and `NAME_vjp`. 2: also that from the right, `NAME_jvp`, and of the Hessian of v y (one output:
+        v is 1) the product with a vector and the whole, `NAME_hvp` and `NAME_hessian`.
     parameters : {"const", "argument"}
         "argument": all functions take the parameters as their first argument, `const float *p`, in the order of
         `model.parameters`; with derivatives there is `NAME_gradient`, which adds the gradient of v y in the parameters
@@ -101,13 +101,15 @@ def to_c(
     stem, extension = os.path.splitext(os.path.basename(os.fspath(path)))
     name = stem if name is None else name
     _check_name(name)
+    if derivatives is None:
+        derivatives = 2 if abi == "casadi" else 0
     if derivatives not in (0, 1, 2) or isinstance(derivatives, bool):
         raise ValueError(f"derivatives: expected 0, 1 or 2, got {derivatives!r}")
     argument = choice("parameters", parameters, ("const", "argument")) == "argument"
     if choice("abi", abi, ("c", "casadi")) == "casadi":
         if argument:
             raise ValueError("parameters: expected 'const' with abi='casadi', whose functions have one input, x")
-        file = File(f"{name}_of", model, dtype="float64")
+        file = File(f"{name}_net", model, dtype="float64")
         text = _text(file, derivatives, "static") + interface(name, file, derivatives)
     else:
         text = _text(File(name, model, argument), derivatives, "extern" if extension == ".c" else "header")
