@@ -166,7 +166,7 @@ def plot(states, forces, path):
     turns = 360 * np.round(states[-1, 1] / (2 * np.pi))
     top.plot(times, np.degrees(states[:, 1]) - turns, color="tab:blue")
     top.axhline(0, color="0.8", zorder=0)
-    top.set_yticks(range(-270, 271, 90))
+    top.set_yticks(range(-180, 1, 90))
     top.set(ylabel="angle from upright, degrees")
     bottom.step(times[:-1], forces, where="post", color="tab:orange")
     for limit in -FORCE, FORCE:
