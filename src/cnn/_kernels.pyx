@@ -39,6 +39,7 @@ include "kernels/ops/norm.pxi"          # what the two norms share
 include "kernels/ops/layer_norm.pxi"
 include "kernels/ops/batch_norm.pxi"
 include "kernels/ops/constant.pxi"
+include "kernels/ops/prelu.pxi"
 include "kernels/ops/merge.pxi"         # what joins branches
 include "kernels/ops/add.pxi"
 include "kernels/ops/multiply.pxi"

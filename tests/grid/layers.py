@@ -66,6 +66,20 @@ class Function(Node):
         return ACTIVATIONS[self.options["name"]]
 
 
+class PReLU(Node):
+    """A slope for each column, or one for all."""
+
+    def forward(self, x, training):
+        self.x = x
+        return namespace(x).where(x > 0, x, self.arrays["weight"] * x)
+
+    def backward(self, g):
+        w = self.arrays["weight"]
+        dw = (g * np.minimum(self.x, 0)).sum(axis=0)
+        self.grads = {"weight": dw if len(w) > 1 else dw.sum(keepdims=True)}
+        return g * np.where(self.x > 0, 1, w)
+
+
 class Rows(Node):
     """Softmax, or its logarithm."""
 
@@ -259,9 +273,12 @@ class Network(Chain):
                 node.arrays[name], self.states[full] = rule(a, grads[full], self.states.get(full), **hyper(full))
 
     def distance_to_kinks(self):
-        """The least |z| that went into a ReLU, leaky ReLU or the like at the last forward."""
-        kinked = [node for _, node in self.walk() if isinstance(node, Function) and node.entry.kinked]
-        return min((np.abs(node.x).min() for node in kinked), default=np.inf)
+        """The least |z| that went into a ReLU, PReLU or the like at the last forward."""
+        nodes = [node for _, node in self.walk()]
+        kinked = [node.entry.distance(node.x) for node in nodes if isinstance(node, Function) and node.entry.kinked]
+        return min(
+            (z.min() for z in [*kinked, *(abs(node.x) for node in nodes if isinstance(node, PReLU))]), default=np.inf
+        )
 
 
 # the table ------------------------------------------------------------------------------------------------------------
@@ -319,6 +336,8 @@ LAYERS: dict[str, Layer] = {
         lambda: Gate("concat", [Constant(), Linear(), Constant()]),
         lambda n: 8,
     ),
+    "prelu": Layer((cnn.PReLU,), lambda n, dtype: cnn.PReLU(), PReLU, kinked=True),
+    "prelu columns": Layer((cnn.PReLU,), lambda n, dtype: cnn.PReLU(n, -0.3), PReLU, kinked=True),
     "residual": Layer(
         (cnn.Add, cnn.Sequential),
         lambda n, dtype: cnn.Add(cnn.Identity(), _branch(n, n, dtype), cnn.SiLU()),
