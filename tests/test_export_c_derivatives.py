@@ -146,19 +146,23 @@ def test_activations_far_out(tmp_path):
         models[dtype] = model = cnn.Sequential([cnn.Concat(cnn.Linear(1, 1), *parts)], dtype=dtype, seed=0)
     write(tmp_path, {f"far_{dtype}": (model, False) for dtype, model in models.items()})
     library = library_of(tmp_path, "-O1")
-    points = [0.0, 1e-30, 1e-5, 0.35, 5.0, 9.0, 21.0, 36.0, 87.0, 88.5, 500.0, 710.0, 1e6, 1e20, 1e37]
+    points = [0.0, 1e-30, 1e-5, 0.35, 5.0, 9.0, 21.0, 3.0, 6.0, 36.0, 87.0, 88.5, 500.0, 710.0, 1e6, 1e20, 1e37]
     for dtype, model in models.items():
-        for x in (sign * point for sign in (1, -1) for point in points):
-            z = np.array([x], dtype).astype(np.longdouble)
-            for i, (name, param) in enumerate(WITH_PARAMETERS):
-                v = np.eye(1 + len(WITH_PARAMETERS))[1 + i]
-                found = call(library, f"far_{dtype}", "_hvp", model, z, v, np.ones(1), False)
-                with np.errstate(all="ignore"):
-                    slope, curvature = ACTIVATIONS[name].slope(z, param), ACTIVATIONS[name].curvature(z, param)
-                atol = {"float32": 4e-6, "float64": 1e-14}[dtype]  # 1 - f is a difference, multiplied by z at most
-                what = f"{name} {param} {dtype} at {x}"
-                np.testing.assert_allclose(found["g"], slope.astype(float), rtol=0, atol=atol, err_msg=what)
-                np.testing.assert_allclose(found["h"], curvature.astype(float), rtol=0, atol=atol, err_msg=what)
+        z = np.array([sign * point for sign in (1, -1) for point in points], dtype).astype(np.longdouble)
+        for i, (name, param) in enumerate(WITH_PARAMETERS):
+            v, one = np.eye(1 + len(WITH_PARAMETERS))[1 + i], np.ones(1)
+            results = [call(library, f"far_{dtype}", "_hvp", model, x, v, one, False) for x in z[:, None]]
+            g, h = (np.array([float(result[key][0]) for result in results]) for key in "gh")
+            with np.errstate(all="ignore"):
+                slope, curvature = (
+                    f(z, param).astype(float) for f in (ACTIVATIONS[name].slope, ACTIVATIONS[name].curvature)
+                )
+            atol = {"float32": 4e-6, "float64": 1e-14}[dtype]  # 1 - f is a difference, multiplied by z at most
+            np.testing.assert_allclose(g, slope, rtol=0, atol=atol, err_msg=f"{name} {param} {dtype}")
+            smooth = ~np.isin(z, ACTIVATIONS[name].kinks)
+            np.testing.assert_allclose(
+                h[smooth], curvature[smooth], rtol=0, atol=atol, err_msg=f"{name} {param} {dtype}"
+            )
 
 
 def test_hessian_is_that_of_mpmath(tmp_path):

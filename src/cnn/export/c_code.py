@@ -180,7 +180,8 @@ class Code:
         return self._view(f"d{name}_{self.node.key.replace('.', '_')}", name, self.real, "dp")
 
     def _view(self, view: str, name: str, real: str, block: str) -> str:
-        columns = "".join(f"[{n}]" for n in self.node.layer.parameter_shapes()[name][1:])
+        layer: Any = self.node.layer
+        columns = "".join(f"[{n}]" for n in layer.parameter_shapes()[name][1:])
         start = f"{block} + {self.file.offsets[f'{self.node.key}.{name}']}"
         declared = (
             f"(*const {view}){columns} = ({real} (*){columns})({start})" if columns else f"*const {view} = {start}"

@@ -438,6 +438,11 @@ class SELU(Activation):
         ("v", "v > {0.0} ? v : t"),
         ("v", "{1.0507009873554805} * v"),
     )
+    c_derivatives = (
+        ("t", "y + {1.7580993408473769}"),
+        ("s", "x > {0.0} ? {1.0507009873554805} : t"),
+        ("c", "x > {0.0} ? {0.0} : t"),
+    )
 
     def onnx_formula(self, x):
         return (x > 0.0).op("Where", 1.0507009873554805 * x, 1.7580993408473769 * (x.op("Min", 0.0).op("Exp") - 1.0))
@@ -458,6 +463,12 @@ class CELU(Activation):
     torch_name = "CELU"
     onnx = Onnx("Celu", {"alpha": "alpha"}, opset=12, float64=False)
     c = (("clamp", "(v > {0.0} ? {0.0} : v) / {a}"), ("t", "{a} * {expm1}(t)"), ("v", "v > {0.0} ? v : t"))
+    c_derivatives = (
+        ("t", "y / {a} + {1.0}"),
+        ("s", "x > {0.0} ? {1.0} : t"),
+        ("t", "t / {a}"),
+        ("c", "x > {0.0} ? {0.0} : t"),
+    )
 
     def __init__(self, alpha=param):
         self.param = positive("alpha", alpha)
@@ -489,6 +500,17 @@ class Mish(Activation):
         ("t", "t * (t + {2.0})"),
         ("v", "(v < {-760.0} ? {-760.0} : v) * (t / (t + {2.0}))"),
     )
+    # With w = tanh(...), n = e (e + 2): f' = w + z w', w' = 4 e (e + 1) / (n + 2)**2, w'' = w' (1 - 2 w e) / (1 + e).
+    c_derivatives = (
+        ("s", "x > {20.0} ? {20.0} : x"),
+        ("s", "s < {-760.0} ? {-760.0} : s"),
+        ("clamp", "s"),
+        ("t", "{exp}(t)"),
+        ("c", "{2.0} + s * ({1.0} - {2.0} * t * (t * (t + {2.0}) / (t * (t + {2.0}) + {2.0}))) / ({1.0} + t)"),
+        ("c", "c * {4.0} * t * (t + {1.0}) / ((t * (t + {2.0}) + {2.0}) * (t * (t + {2.0}) + {2.0}))"),
+        ("s", "s * {4.0} * (t + {1.0}) / (t * (t + {2.0}) + {2.0})"),
+        ("s", "t * (t + {2.0} + s) / (t * (t + {2.0}) + {2.0})"),
+    )
 
     def onnx_formula(self, x):
         e = x.op("Min", 20.0).op("Exp")
@@ -508,6 +530,7 @@ class Softsign(Activation):
         ("v", "v > {1e30} ? {1e30} : v"),
         ("v", "v / ({1.0} + {fabs}(v))"),
     )
+    c_derivatives = (("t", "{1.0} / ({1.0} + {fabs}(x))"), ("s", "t * t"), ("c", "{-2.0} * s * {copysign}(t, x)"))
 
     def onnx_formula(self, x):
         return x / (abs(x) + 1.0)
@@ -521,6 +544,7 @@ class ReLU6(Activation):
     torch_name = "ReLU6"
     onnx = Onnx()
     c = (("v", "v < {0.0} ? {0.0} : v"), ("v", "v > {6.0} ? {6.0} : v"))
+    c_derivatives = (("s", "x > {0.0} ? {1.0} : {0.0}"), ("s", "x < {6.0} ? s : {0.0}"), ("c", "{0.0}"))
 
     def onnx_formula(self, x):
         return x.op("Clip", 0.0, 6.0)
@@ -540,6 +564,11 @@ class HardSigmoid(Activation):
         ("v", "v > {3.0} ? {3.0} : v"),
         ("v", "(v + {3.0}) * {0.16666666666666666}"),
     )
+    c_derivatives = (
+        ("s", "x > {-3.0} ? {0.16666666666666666} : {0.0}"),
+        ("s", "x < {3.0} ? s : {0.0}"),
+        ("c", "{0.0}"),
+    )
 
     def onnx_formula(self, x):
         return (x + 3.0).op("Clip", 0.0, 6.0) * self._slope
@@ -557,6 +586,13 @@ class HardSwish(Activation):
         ("t", "t > {3.0} ? {3.0} : t"),
         ("t", "(t + {3.0}) * {0.16666666666666666}"),
         ("v", "(v < {-3.0} ? {-3.0} : v) * t"),
+    )
+    c_derivatives = (
+        ("t", "x * {0.3333333333333333} + {0.5}"),
+        ("t", "x > {-3.0} ? t : {0.0}"),
+        ("s", "x < {3.0} ? t : {1.0}"),
+        ("c", "x > {-3.0} ? {0.3333333333333333} : {0.0}"),
+        ("c", "x < {3.0} ? c : {0.0}"),
     )
 
     def onnx_formula(self, x):
