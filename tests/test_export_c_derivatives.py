@@ -86,10 +86,10 @@ def networks():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The networks, and the folder of their files."""
+    """The networks, the folder of their files, and the library of them."""
     folder, models = tmp_path_factory.mktemp("written"), networks()
     write(folder, models)
-    return folder, models
+    return folder, models, library_of(folder, "-O0")
 
 
 def write(folder, models):
@@ -112,8 +112,8 @@ def compare(library, models):
 
 
 def test_agrees_with_the_library(written):
-    folder, models = written
-    compare(library_of(folder, "-O0"), models)
+    _, models, library = written
+    compare(library, models)
 
 
 def test_agrees_when_compiled_for_speed(tmp_path):
@@ -131,7 +131,7 @@ def test_no_compiler_warns(written, command):
     compiler, *flags = command.split()
     if not shutil.which(compiler):
         pytest.skip(f"{compiler} is not here")
-    folder, _ = written
+    folder, _, _ = written
     source = folder / "warned.cpp"
     source.write_text("".join(f'#include "{path.name}"\n' for path in sorted(folder.glob("[!a]*_float*.c"))))
     language = "c++" if "++" in compiler else "c"
@@ -253,7 +253,7 @@ def test_header_says_what_it_takes(tmp_path):
 
 
 def test_needs_nothing_but_libm_and_has_no_state(written):
-    folder, _ = written
+    folder, _, _ = written
     listed = subprocess.run(["nm", folder / "all.so"], capture_output=True, text=True, check=True).stdout
     symbols = [line.split()[-2:] for line in listed.splitlines()]
     called = {name.partition("@")[0].rstrip("f") for kind, name in symbols if kind == "U"}

@@ -2,7 +2,7 @@
 
 The products are sums of rows of W, written so that compilers make vectors of them at -O2: W as (in, out), its rows
 padded with zeros to whole groups of GROUP numbers, ROWS rows in one pass over the sums. Going back, the sums are along
-the rows of W, in LANES partial sums. For the same reason float32 brings its own exp and expm1, from which sigmoid, tanh
+the rows of W, in LANES partial sums. For the same reason a file brings its own exp and expm1, from which sigmoid, tanh
 and softmax are made: libm's take one number at a time. What is in the padding is finite, unless it overflows, and never
 read into a result; parameters that are an argument have none.
 
@@ -24,8 +24,8 @@ GROUP = 4  # numbers in the smallest vectors (SSE, NEON)
 ROWS = 4  # of W that are added up before the sums are stored
 LANES = 8  # partial sums of a sum along a row
 
-FLOAT_FUNCTIONS = {
-    "exp_parts": """\
+EXP_PARTS = {
+    "float": """\
 /* exp(v) = power (1 + p), p returned, for v from LOW to HIGH: v = n log(2) + r, power = 2^n, p = exp(r) - 1 by a
  * polynomial (Cephes, expf.c). A NaN makes some n (C99, F.4) and comes out in p. No branch: it would keep compilers
  * from making vectors of the loops that call this. */
@@ -41,25 +41,47 @@ static inline float NAME_exp_parts(float v, float *power)
     return p * r * r + r;
 }
 """,
-    "exp": """\
-static inline float NAME_exp(float v)
+    "double": """\
+/* exp(v) = power (1 + p), p returned, for v from LOW to HIGH: v = n log(2) + r, power = 2^n, p = exp(r) - 1 by Taylor's
+ * series to r^13, whose rest is 1e-17 of p. A NaN makes some n (C99, F.4) and comes out in p. No branch: it would keep
+ * compilers from making vectors of the loops that call this. */
+static inline double NAME_exp_parts(double v, double *power)
 {
-    float power;
-    const float p = NAME_exp_parts(v, &power);
+    const int n = (int)(v * 1.4426950408889634 + copysign(0.5, v));
+    const double r = v - (double)n * 6.93147180369123816490e-01 - (double)n * 1.90821492927058770002e-10;
+    const double s = r * r;
+    const double p = (0.5 + r * 0.16666666666666666)
+                   + s * ((0.041666666666666664 + r * 0.008333333333333333)
+                   + s * ((0.001388888888888889 + r * 0.0001984126984126984)
+                   + s * ((2.48015873015873e-05 + r * 2.7557319223985893e-06)
+                   + s * ((2.755731922398589e-07 + r * 2.505210838544172e-08)
+                   + s * (2.08767569878681e-09 + r * 1.6059043836821613e-10)))));
+    union { uint64_t bits; double number; } two;
+    two.bits = ((uint64_t)(uint32_t)n + 1023) << 52;
+    *power = two.number;
+    return p * s + r;
+}
+""",
+}
+EXPONENTIALS = {
+    "exp": """\
+static inline REAL NAME_exp(REAL v)
+{
+    REAL power;
+    const REAL p = NAME_exp_parts(v, &power);
     return power + power * p;
 }
 """,
     "expm1": """\
-static inline float NAME_expm1(float v)
+static inline REAL NAME_expm1(REAL v)
 {
-    float power;
-    const float p = NAME_exp_parts(v, &power);
-    return power - 1.0f + power * p;
+    REAL power;
+    const REAL p = NAME_exp_parts(v, &power);
+    return power - ONE + power * p;
 }
 """,
 }
-
-LOW, HIGH = -87.3, 88.3  # where float32's exp neither overflows nor becomes denormal
+LIMITS = {"float": (-87.3, 88.3), "double": (-708.0, 709.0)}  # where exp neither overflows nor becomes denormal
 
 
 class File:
@@ -192,10 +214,11 @@ class Code:
     def function(self, name: str) -> str:
         """What a function of float or double is called here; its definition is added where it is not libm's."""
         file = self.file
-        if file.double or name not in FLOAT_FUNCTIONS:
+        if name not in EXPONENTIALS:
             return name + file.suffix
-        for needed in ("exp_parts", name):
-            file.functions.setdefault(needed, FLOAT_FUNCTIONS[needed].replace("NAME", file.name))
+        for needed, text in (("exp_parts", EXP_PARTS[file.real]), (name, EXPONENTIALS[name])):
+            text = text.replace("NAME", file.name).replace("REAL", file.real).replace("ONE", self.number(1.0))
+            file.functions.setdefault(needed, text)
         return f"{file.name}_{name}"
 
     # statements -------------------------------------------------------------------------------------------------------
@@ -245,7 +268,7 @@ class Code:
         ----------
         to : str
             What the formula's value is assigned to: "v", the target; "t"; one of `arrays`; or "clamp": t, brought into
-            the range of float32's exp before.
+            the range of exp before.
         formula : str
             In C; numbers and functions in braces get the form of the type, {a} is `param`.
         **arrays : str
@@ -257,13 +280,13 @@ class Code:
         n = self.file.padded(self.width)
         if to in ("t", "clamp"):
             self.arrays["t"] = max(n, self.arrays.get("t", 0))
-        if to != "clamp" or self.file.double:
+        if to != "clamp":
             self.loop(n, f"{self.target if to == 'v' else arrays.get(to, 't')}[j] = {formula};")
             return
-        low, high = self.number(LOW), self.number(HIGH)
+        low, high = map(self.number, LIMITS[self.real])
         self.open(f"for (j = 0; j < {n}; j++)")
         self.write(
-            f"const float a = {formula}, b = a < {low} ? {low} : a;",
+            f"const {self.real} a = {formula}, b = a < {low} ? {low} : a;",
             f"t[j] = b > {high} ? {high} : b;",
         )
         self.close()

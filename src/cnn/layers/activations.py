@@ -75,7 +75,7 @@ class Activation(Layer, abstract=True):
         The operator.
     c : tuple of (str, str)
         Statements for each number v, in loops that follow one another; t is a second array. Numbers and functions in
-        braces get the form of the type, {a} is the parameter; "clamp" assigns to t, within the range of float32's exp.
+        braces get the form of the type, {a} is the parameter; "clamp" assigns to t, within the range of exp.
         A choice between v and a computed number stands in a loop of its own: GCC makes a branch of it otherwise, and no
         vectors.
     c_derivatives : tuple of (str, str)
