@@ -1,6 +1,10 @@
 """`to_c` with CasADi's interface: the library is `casadi.external`, with exact derivatives, in NLPs and `map`."""
 
+import os
+import re
 import subprocess
+import sys
+from pathlib import Path
 
 import casadi
 import numpy as np
@@ -122,3 +126,15 @@ def test_fewer_derivatives(tmp_path):
         ValueError, match="parameters: expected 'const' with abi='casadi', whose functions have one input"
     ):
         cnn.to_c(model, tmp_path / "f.c", abi="casadi", parameters="argument")
+
+
+def test_swing_up(tmp_path):
+    """The example, with CasADi's own graph beside it."""
+    script = Path(__file__).parents[2] / "examples" / "swing_up.py"
+    environment = {**os.environ, "PYTHONPATH": str(Path(cnn.__file__).parents[1])}
+    command = [sys.executable, script, "--rows", "4000", "--epochs", "30", "--steps", "40", "--compare"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "same iterations: True; states at most" in result.stdout
+    assert float(re.search(r"the pole is ([\d.]+) degrees from upright", result.stdout).group(1)) < 5
+    assert (tmp_path / "swing_up.png").stat().st_size > 20_000
