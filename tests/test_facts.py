@@ -16,6 +16,7 @@ ARGUMENTS = {
     "Linear": (3, 4),
     "BatchNorm1d": (3,),
     "LayerNorm": (3,),
+    "Columns": (1, 3),
     "Constant": (3,),
     "Sequential": ([cnn.Linear(3, 4), cnn.Tanh()],),
     "QuantileLoss": (0.3,),

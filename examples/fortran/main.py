@@ -69,10 +69,10 @@ def plot(p, columns, losses, path):
     for ground, exact, found in columns:
         left.plot(exact, p, color="0.7", linewidth=4, label="formula")
         left.plot(found[::5], p[::5], ".", color="tab:blue", label="network, in Fortran")
-        left.annotate(f"{ground:.0f} K", (exact[-1], p[-1]), (5, -4), textcoords="offset points", fontsize=9)
+        left.annotate(f"{ground:.0f} K", (exact[0], p[0]), (-14, -14), textcoords="offset points", fontsize=9)
     handles, labels = left.get_legend_handles_labels()
     left.legend(handles[:2], labels[:2], frameon=False)
-    left.set(xlabel="temperature, K", ylabel="pressure, hPa", ylim=(1040, 190))
+    left.set(xlabel="temperature, K", ylabel="pressure, hPa", ylim=(1075, 190))
     left.set_title("saturated air that rises from the ground", fontsize=11.5, loc="left")
     right.semilogy(np.sqrt(losses), color="tab:orange")
     right.set(xlabel="step of Adam, in Fortran", ylabel="error of dT/dp, K for 10 hPa")

@@ -139,6 +139,17 @@ class Constant(Node):
         return np.zeros((len(g), self.width))
 
 
+class Columns(Node):
+    def forward(self, x, training):
+        self.x = x
+        return x[:, self.options["start"] : self.options["stop"]]
+
+    def backward(self, g):
+        dx = np.zeros(self.x.shape)
+        dx[:, self.options["start"] : self.options["stop"]] = g
+        return dx
+
+
 class Gate(Node):
     def __init__(self, kind, branches):
         super().__init__()
@@ -295,7 +306,7 @@ class Layer(NamedTuple):
 
     @property
     def branches(self):
-        return bool({cnn.Add, cnn.Multiply, cnn.Maximum, cnn.Concat, cnn.Constant} & set(self.covers))
+        return bool({cnn.Add, cnn.Multiply, cnn.Maximum, cnn.Concat, cnn.Constant, cnn.Columns} & set(self.covers))
 
 
 def _branch(n, m, dtype):
@@ -332,7 +343,7 @@ LAYERS: dict[str, Layer] = {
     "layer bare": _norm(cnn.LayerNorm, 1, eps=0.3, elementwise_affine=False),
     "constant": Layer(
         (cnn.Constant,),
-        lambda n, dtype: cnn.Concat(cnn.Constant(3, init=-0.5), cnn.Linear(n, 4), cnn.Constant(1)),
+        lambda n, dtype: cnn.Concat(cnn.Constant(3, init=-0.5), cnn.Linear(n, 4), cnn.Constant(1, init=0.25)),
         lambda: Gate("concat", [Constant(), Linear(), Constant()]),
         lambda n: 8,
     ),
@@ -361,6 +372,21 @@ LAYERS: dict[str, Layer] = {
         lambda n, dtype: cnn.Concat(cnn.Identity(), _branch(n, 5, dtype), cnn.Linear(n, 1)),
         lambda: Gate("concat", [Function(name="identity"), _branch_node(), Linear()]),
         lambda n: n + 6,
+    ),
+    "columns": Layer(
+        (cnn.Columns,),
+        lambda n, dtype: cnn.Concat(
+            cnn.Columns(0, 1),
+            cnn.Sequential([cnn.Linear(n, 5), cnn.Concat(cnn.Columns(1, 4), cnn.Columns(2, 5, 5))], dtype=dtype),
+        ),
+        lambda: Gate(
+            "concat",
+            [
+                Columns(start=0, stop=1),
+                Chain([Linear(), Gate("concat", [Columns(start=1, stop=4), Columns(start=2, stop=5)])]),
+            ],
+        ),
+        lambda n: 7,
     ),
     "nested": Layer(
         (cnn.Sequential,),

@@ -143,8 +143,9 @@ class Walks:
         reached = {self.output}
         for node in reversed(nodes):
             if node.target in reached:
+                node = node._replace(sources=() if node.kind in CONSTANT else node.sources)
                 self.nodes.insert(0, node)
-                reached |= set() if node.kind in CONSTANT else set(node.sources)
+                reached.update(node.sources)
         self.place: dict[int, str] = {}
 
     def forward(self, order: int | None = None, parameters: bool = False) -> None:
@@ -153,8 +154,7 @@ class Walks:
         code = self.code
         code.wanted = set() if parameters else {0}
         for node in self.nodes:
-            takes = node.kind not in CONSTANT and not code.wanted.isdisjoint(node.sources)
-            if takes or (parameters and node.layer.n_parameters):
+            if not code.wanted.isdisjoint(node.sources) or (parameters and node.layer.n_parameters):
                 code.wanted.add(node.target)
         self.place = self._arrays_used_again() if order is None else self._arrays()
         if self.place[0] != "x":
@@ -209,7 +209,7 @@ class Walks:
         needed = set() if second else {self.output}
         for node in reversed(self.nodes):
             curved = type(node.layer)._c_second is not Layer._c_no_second
-            if node.target in needed or (second and curved and node.target in self.code.wanted):
+            if node.target in self.code.wanted and (node.target in needed or (second and curved)):
                 needed.update(node.sources)
         if 0 in needed:
             self._start("d", 0, seed)

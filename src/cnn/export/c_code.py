@@ -374,6 +374,15 @@ class Code:
         self.loop(n, f"{to}[j] {sign} {formula};")
         self.copy(to, to, n, room)
 
+    def send_to_columns(self, i: int, start: int, g: str) -> None:
+        """Add g to the columns of the adjoint of source i from `start` on."""
+        if (sent := self.sent(i)) is None:
+            return
+        to, sign = sent
+        if sign == "=":
+            self.loop(self.file.padded(self.source_widths[i]), f"{to}[j] = {self.number(0.0)};")
+        self.loop(self.width, f"{to}[{start} + j] += {g}[j];")
+
     def sums(self, **formulas: str) -> None:
         """Local variables, each the sum over the features of a formula of arrays at [j]."""
         for name, formula in formulas.items():

@@ -852,6 +852,10 @@ class _Builder:
             if piece.bias is not None:
                 norm.bias = piece.bias
             return norm
+        if isinstance(piece, Columns) and isinstance(piece.index, slice) and width is not None:
+            start, stop, step = piece.index.indices(width)
+            if step == 1 and start < stop:
+                return layers.Columns(start, stop, width)
         size = piece.scale.size if isinstance(piece, Affine) and piece.scale.size > 1 else width
         if isinstance(piece, Affine):
             self.same(piece, width, piece.scale.size, exact=True)

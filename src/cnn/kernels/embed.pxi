@@ -69,7 +69,7 @@ cdef void embedded_predict(const cnn_model* model, const real* x, real* y, ptrdi
     p.phase.chunk = smaller(n, e.chunk)
     ws.threads = 1
     at = <real*>next_line(<real**>next_line(scratch) + pointers_of(net, &ws, <real**>next_line(scratch), False))
-    size = lay_out(net, &ws, p.phase.chunk, False, at)
+    size = lay_out(net, &ws, p.phase.chunk, False, True, at)
     memset(at, 0, size * sizeof(real))          # the padding of the values must be zero
     run_pass(&p, NULL, NULL)
 
@@ -121,7 +121,7 @@ cdef void embedded_derivatives(const cnn_model* model, const real* x, const real
     t.value = pointers + pointers_of(net, &ws, pointers, True)
     t.before, t.grad = t.value + net.n_buffers, t.value + 2 * net.n_buffers
     at = <real*>next_line(t.value + 3 * net.n_buffers)
-    size = lay_out(net, &ws, e.derivative_chunk, True, at) + panel_size(e.derivative_chunk, net.widest)
+    size = lay_out(net, &ws, e.derivative_chunk, True, True, at) + panel_size(e.derivative_chunk, net.widest)
     size += lay_out_tangents(net, &t, e.derivative_chunk, at + size)
     memset(at, 0, size * sizeof(real))          # the padding of the values must be zero
     t.grads = at + size
@@ -178,7 +178,7 @@ cdef void release_handle(object capsule) noexcept:
 def handle(Program program):
     """The capsule of cnn.h for a program, which must not be changed any more."""
     cdef const Network* net = &program.net
-    cdef Py_ssize_t row = lay_out(net, NULL, 1, False, NULL) * sizeof(real)
+    cdef Py_ssize_t row = lay_out(net, NULL, 1, False, True, NULL) * sizeof(real)
     cdef Embedded* e = <Embedded*>calloc(1, sizeof(Embedded))
     if e == NULL:
         raise MemoryError()
@@ -188,12 +188,12 @@ def handle(Program program):
     e.net = net
     e.chunk = larger(smaller(EMBEDDED_BYTES // row, LOSS_BLOCK), 1)
     e.model.scratch = (2 * LINE + pointers_of(net, NULL, NULL, False) * sizeof(real*)
-                       + (lay_out(net, NULL, e.chunk, False, NULL) + panel_size(0, 0)) * sizeof(real))
-    row = (lay_out(net, NULL, 1, True, NULL) + lay_out_tangents(net, NULL, 1, NULL)) * sizeof(real)
+                       + (lay_out(net, NULL, e.chunk, False, True, NULL) + panel_size(0, 0)) * sizeof(real))
+    row = (lay_out(net, NULL, 1, True, True, NULL) + lay_out_tangents(net, NULL, 1, NULL)) * sizeof(real)
     e.derivative_chunk = larger(smaller(EMBEDDED_BYTES // row, LOSS_BLOCK), 1)
     e.model.derivative_scratch = (
         2 * LINE + (pointers_of(net, NULL, NULL, True) + 3 * net.n_buffers) * sizeof(real*)
-        + (lay_out(net, NULL, e.derivative_chunk, True, NULL) + panel_size(e.derivative_chunk, net.widest)
+        + (lay_out(net, NULL, e.derivative_chunk, True, True, NULL) + panel_size(e.derivative_chunk, net.widest)
            + lay_out_tangents(net, NULL, e.derivative_chunk, NULL) + net.n_block) * sizeof(real))
     e.model.vjp, e.model.jvp, e.model.hvp = embedded_vjp, embedded_jvp, embedded_hvp
     e.program = <PyObject*>program

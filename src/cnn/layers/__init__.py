@@ -1,6 +1,6 @@
 """Layers, one concept a file. Each works alone, forward and backward; a `Sequential` compiles them together."""
 
-from . import activations, branches, constant, dropout, linear, normalization, prelu, softmax
+from . import activations, branches, columns, constant, dropout, linear, normalization, prelu, softmax
 from .activations import *
 from .activations import Activation as Activation
 from .base import Chain as Chain
@@ -8,6 +8,7 @@ from .base import Layer as Layer
 from .base import Parametric as Parametric
 from .branches import *
 from .branches import Branches as Branches
+from .columns import *
 from .constant import *
 from .dropout import *
 from .linear import *
@@ -18,6 +19,7 @@ from .softmax import *
 __all__: list[str] = []
 __all__ += activations.__all__
 __all__ += branches.__all__
+__all__ += columns.__all__
 __all__ += constant.__all__
 __all__ += dropout.__all__
 __all__ += linear.__all__
