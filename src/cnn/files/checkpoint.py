@@ -147,7 +147,8 @@ def _read(cls: Any, file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str
     box = safetensors_file.Container(file, size)
     metadata = box.metadata
     if metadata.get("format") != "cnn":
-        raise ValueError("it was not written by cnn.Sequential.save")
+        hint = ": cnn.Ensemble.load reads it" if metadata.get("format") == "cnn.ensemble" else ""
+        raise ValueError(f"it was not written by cnn.Sequential.save{hint}")
     if not re.fullmatch("[1-9][0-9]{0,8}", metadata.get("version", "")):
         raise ValueError(f"expected a format version, got {short(metadata.get('version'))}")
     version = int(metadata["version"])

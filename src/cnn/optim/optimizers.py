@@ -12,6 +12,7 @@ from .._checks import flag, number, positive
 from .._configurable import Configurable, arguments_of, plain
 from .._dispatch import kernels
 from . import schedules
+from .many import ManyOptimizers, has_arrays
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
@@ -174,6 +175,12 @@ class Optimizer(Configurable, kind="optimizer"):
     clip_norm = _Limit()
     clip_value = _Limit()
     ema_decay = _EMADecay()
+
+    def __new__(cls, *args, **kwargs):
+        """With arrays for hyper-parameters: the optimisers of an `Ensemble`."""
+        if has_arrays(args) or has_arrays(kwargs):
+            return ManyOptimizers(cls, args, kwargs)
+        return super().__new__(cls)
 
     def __init__(
         self,
