@@ -20,7 +20,7 @@ import numpy as np
 
 from ..layers import Layer
 from . import atomic_write, safetensors_file
-from .checkpoint import TRAINING, _check_config
+from .checkpoint import TRAINING, check_config
 from .safetensors_file import parsed, short
 
 FORMAT, VERSION = "cnn.ensemble", "1"
@@ -96,7 +96,7 @@ def _ensemble(cls: Any, box: Any):
     sizes = [tensor.size for name, tensor in box.tensors.items() if not name.startswith(TRAINING)]
     if sum(sizes) % n:
         raise ValueError(f"expected arrays of {n} members, got {sum(sizes)} numbers")
-    _check_config(model, config["model"], sum(sizes) // n)
+    check_config(model, config["model"], sum(sizes) // n)
     if metadata["digest"] != box.digest():
         raise ValueError("it is damaged: its content does not fit its digest")
     arrays = box.arrays()

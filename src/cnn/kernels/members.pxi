@@ -221,15 +221,16 @@ cdef void place_batch(Batch* batch, const Batch* rows, const int64_t* order, Py_
 cdef void train_task(void* argument, int thread) noexcept nogil:
     cdef Crowd* crowd = <Crowd*>argument
     cdef Member* m
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, done = 0         # the first member gets somewhere, whatever the clock says
     while True:
         i = atomic_add(&crowd.claimed, 1)
         if i >= crowd.n:
             break
         m = &crowd.members[i]
         if m.active and m.at[0] < m.stop:
-            if nanoseconds() > crowd.deadline or not train_member(crowd, m, thread):
+            if done > 0 and nanoseconds() > crowd.deadline or not train_member(crowd, m, thread):
                 atomic_add(&crowd.left, 1)
+            done += 1
 
 
 # Prediction and evaluation --------------------------------------------------------------------------------------------
@@ -257,13 +258,14 @@ cdef void infer_member(Crowd* crowd, Member* m, int thread) noexcept nogil:
 
 cdef void infer_task(void* argument, int thread) noexcept nogil:
     cdef Crowd* crowd = <Crowd*>argument
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, done = 0
     while True:
         i = atomic_add(&crowd.claimed, 1)
         if i >= crowd.n:
             break
         if crowd.members[i].active:
-            if nanoseconds() > crowd.deadline:
+            done += 1
+            if done > 1 and nanoseconds() > crowd.deadline:
                 atomic_add(&crowd.left, 1)
                 continue
             infer_member(crowd, &crowd.members[i], thread)

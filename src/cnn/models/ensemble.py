@@ -18,7 +18,6 @@ from .._threads import get_num_threads, threads_for
 from ..optim.many import ManyOptimizers
 from ..training import many
 from ..training.many import ManyHistory
-from .core import PARAMETERS
 from .sequential import Sequential
 
 __all__ = ["Ensemble"]
@@ -36,7 +35,8 @@ class Ensemble:
         As for `Sequential`, a loss may stand last; each member gets copies.
     members : int
     optimizer : Optimizer, optional
-        With numbers, or with arrays of length `members`, for hyper-parameters: ``Adam(lr=np.geomspace(1e-4, 0.1, 256))``.
+        With numbers, or with arrays of length `members`, for hyper-parameters:
+        ``Adam(lr=np.geomspace(1e-4, 0.1, 256))``.
     dtype : {"float32", "float64"}
     seed : int or numpy.random.Generator, optional
         Member i has ``seed + i``. None: different at every run.
@@ -57,8 +57,8 @@ class Ensemble:
     Examples
     --------
     >>> ensemble = Ensemble([Linear(1, 16), Tanh(), Linear(16, 1), MSELoss()], members=8, optimizer=Adam(), seed=0)
-    >>> x = np.linspace(-1, 1, 50)[:, None]
-    >>> history = ensemble.fit(x, x**2, epochs=5)
+    >>> x = [[i / 50] for i in range(50)]
+    >>> history = ensemble.fit(x, [0.5] * 50, epochs=5)
     >>> history["loss"].shape, ensemble.predict(x).shape
     ((5, 8), (8, 50, 1))
     """
@@ -99,7 +99,9 @@ class Ensemble:
             shapes = [{name: a.shape for name, a in m.state_dict().items()} for m in (models[0], model)]
             kinds = [[type(layer) for layer in m.layers] for m in (models[0], model)]
             if shapes[0] != shapes[1] or kinds[0] != kinds[1] or type(model.loss) is not type(models[0].loss):
-                raise ValueError(f"models[{i}]: expected a model of the layers and the loss of models[0], got\n{model!r}")
+                raise ValueError(
+                    f"models[{i}]: expected a model of the layers and the loss of models[0], got\n{model!r}"
+                )
             if model.dtype != models[0].dtype:
                 raise TypeError(f"models[{i}]: expected dtype {models[0].dtype}, got {model.dtype}")
             if (model.optimizer is None) != (models[0].optimizer is None):
@@ -149,7 +151,9 @@ class Ensemble:
     @optimizer.setter
     def optimizer(self, optimizer):
         if isinstance(optimizer, ManyOptimizers) and optimizer.members != len(self):
-            raise ValueError(f"optimizer: expected arrays of {len(self)} numbers, one a member, got {optimizer.members}")
+            raise ValueError(
+                f"optimizer: expected arrays of {len(self)} numbers, one a member, got {optimizer.members}"
+            )
         if optimizer is not None and not isinstance(optimizer, (optim.Optimizer, ManyOptimizers)):
             raise TypeError(f"optimizer: expected an optimiser such as cnn.SGD(), got {optimizer!r}")
         for i, member in enumerate(self._members):
@@ -163,7 +167,7 @@ class Ensemble:
 
     @property
     def parameters(self) -> np.ndarray:
-        """A copy of all parameters, (members, n_parameters), each row as `Sequential.parameters`. Assigning sets them."""
+        """A copy of all parameters, (members, n_parameters), rows as `Sequential.parameters`. Assigning sets them."""
         return np.stack([member.parameters for member in self._members])
 
     @parameters.setter
@@ -351,8 +355,10 @@ class Ensemble:
             validation, shared_too = self._data(*(*validation_data, None)[:3], names)
         bags = None
         if flag("bootstrap", bootstrap):
+
             def bags(n):
                 return [_drawn(member, int(k)) for member, k in zip(self._members, n, strict=True)]
+
         self.history = many.train(
             self._members, data, validation, epochs=epochs, batch_size=batch_size, shuffle=bool(shuffle),
             validation_split=validation_split, class_weight=class_weight, metrics=metrics,

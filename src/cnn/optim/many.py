@@ -38,7 +38,9 @@ class ManyOptimizers:
         self.cls, self.args, self.kwargs = cls, args, kwargs
         lengths = sorted(_lengths([args, kwargs]))
         if len(set(lengths)) > 1:
-            raise ValueError(f"{cls.__name__}: expected arrays of one length, got {lengths[0]} and {lengths[-1]} numbers")
+            raise ValueError(
+                f"{cls.__name__}: expected arrays of one length, got {lengths[0]} and {lengths[-1]} numbers"
+            )
         self.members: int = lengths[0]
         self.of(0)
 

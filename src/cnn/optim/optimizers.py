@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -175,6 +176,10 @@ class Optimizer(Configurable, kind="optimizer"):
     clip_norm = _Limit()
     clip_value = _Limit()
     ema_decay = _EMADecay()
+
+    def __init_subclass__(cls, **kwargs):
+        cls.__signature__ = _signature_of(cls)
+        super().__init_subclass__(**kwargs)
 
     def __new__(cls, *args, **kwargs):
         """With arrays for hyper-parameters: the optimisers of an `Ensemble`."""
@@ -364,6 +369,15 @@ class Optimizer(Configurable, kind="optimizer"):
 
     def _shows(self, name, differs):
         return differs or name == "lr"
+
+
+def _signature_of(cls: type) -> inspect.Signature:
+    """Of the constructor: `inspect` would show that of __new__."""
+    signature = inspect.signature(cls.__init__)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+Optimizer.__signature__ = _signature_of(Optimizer)  # type: ignore[attr-defined]
 
 
 def _checked_groups(groups) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from .._checks import flag, integer, number
 from .._threads import threads_for
+from ..layers import Layer
 from ..optim.schedules import ReduceLROnPlateau
 from .data import Names, mapped, source_of
 from .fit import (
@@ -25,11 +26,11 @@ from .fit import (
     SLICE,
     Context,
     DivergenceError,
-    _callbacks,
-    _class_weights,
-    _counted,
-    _finite,
-    _Meter,
+    callbacks_of,
+    class_weights_of,
+    counted,
+    all_finite,
+    Meter,
     only_fit_of,
 )
 from .history import History
@@ -112,8 +113,8 @@ class Rows:
             a, y, weights = (_in_memory(part) for part in (*rows, None)[:3])
             source: Any = source_of(context, a, y, weights, place, arrays=True)
             if class_weight is not None:
-                context.class_weights = _class_weights(model, class_weight, source)
-            source.check(_Meter((), model))
+                context.class_weights = class_weights_of(model, class_weight, source)
+            source.check(Meter((), model))
             self.x.append(source.x)
             self.y.append(source.y)
             w.append(source.w)
@@ -136,9 +137,7 @@ class Rows:
         at = [int(n * (1 - part)) for n in self.n.tolist()]
         for i, n in enumerate(self.n.tolist()):
             if not 0 < at[i] < n:
-                raise ValueError(
-                    f"validation_split: {fraction} of {n} rows leaves no rows to train on or to validate"
-                )
+                raise ValueError(f"validation_split: {fraction} of {n} rows leaves no rows to train on or to validate")
         rest = object.__new__(Rows)
         rest.x = [a[k:] for a, k in zip(self.x, at, strict=False)]
         rest.y = [a[k:] for a, k in zip(self.y, at, strict=False)]
@@ -237,11 +236,10 @@ def fit_many(
 
 def models_of(models) -> list:
     """The models of a list or an ensemble, checked."""
-    from ..models import Sequential  # which loads this module
-
+    sequential = Layer.known["Sequential"]
     models = list(getattr(models, "_members", models))
     for i, model in enumerate(models):
-        if not isinstance(model, Sequential):
+        if not isinstance(model, sequential):
             raise TypeError(f"models[{i}]: expected a cnn.Sequential, got {type(model).__name__}")
     if len({id(model) for model in models}) < len(models):
         raise ValueError("models: one of them stands there twice")
@@ -261,7 +259,9 @@ def _each(name: str, data, models: int, needed: bool):
         raise ValueError(f"{name}: expected a pair (x, y) for each of {models} models, got {len(data)}")
     for i, rows in enumerate(data):
         if not isinstance(rows, (tuple, list)) or len(rows) not in (2, 3):
-            raise ValueError(f"{name}[{i}]: expected a pair (x, y), or (x, y, sample_weight), got {type(rows).__name__}")
+            raise ValueError(
+                f"{name}[{i}]: expected a pair (x, y), or (x, y, sample_weight), got {type(rows).__name__}"
+            )
     return data
 
 
@@ -301,11 +301,12 @@ def train(
     for model in models:
         model._core.need_optimizer()
     if any(hasattr(model._core.program, "native") for model in models):
-        own = dict(
-            epochs=epochs, batch_size=batch_size, shuffle=bool(shuffle), validation_split=validation_split,
-            class_weight=class_weight, metrics=metrics, early_stopping=early_stopping, steps_per_epoch=steps_per_epoch,
-            drop_last=drop_last, accumulation_steps=accumulation_steps, threads=threads, progress=False,
-        )  # fmt: skip
+        own = {
+            "epochs": epochs, "batch_size": batch_size, "shuffle": bool(shuffle), "validation_split": validation_split,
+            "class_weight": class_weight, "metrics": metrics, "early_stopping": early_stopping,
+            "steps_per_epoch": steps_per_epoch, "drop_last": drop_last, "accumulation_steps": accumulation_steps,
+            "threads": threads, "progress": False,
+        }  # fmt: skip
         return _by_python(models, data, validation_data, own, shared, one_order, bags)
     with contextlib.ExitStack() as stack:
         for model in models:
@@ -324,12 +325,12 @@ def train(
         taken = np.array([context.rows(n) for n in rows.n.tolist()], np.int64)
         if not taken.all():
             raise ValueError(f"drop_last: no batch of {batch_size} rows is left of {rows.n.min()} rows")
-        for program, n in {(type(m), int(n)): (m._core.program, int(n)) for m, n in zip(models, taken)}.values():
-            program.check_batches(n, batch_size)
+        for model, n in zip(models, taken.tolist(), strict=True):
+            model._core.program.check_batches(n, batch_size)
         trainer = Trainer(models, rows, validation, taken, batch_size, accumulation_steps, bool(shuffle), threads)
         trainer.one_order, trainer.bags = one_order, None if bags is None else bags(rows.n)
-        trainer.meters = [_Meter(metrics, model) for model in models] if metrics else []
-        stopping = _callbacks((), early_stopping)
+        trainer.meters = [Meter(metrics, model) for model in models] if metrics else []
+        stopping = callbacks_of((), early_stopping)
         return trainer.run(epochs, stopping[0] if stopping else None, mode)
 
 
@@ -531,13 +532,13 @@ class Trainer:
             raise ValueError(f"x of {int(odd.argmax())}: {NOTHING_COUNTS}")
         ignores = [getattr(model.loss, "ignore_index", None) is not None for model in self.models]
         if self.accuracy:
-            counted = np.array(seen) if training else rows.n.astype(float)
+            count = np.array(seen) if training else rows.n.astype(float)
             for i in np.flatnonzero(active & ignores).tolist():
                 y = rows.of(i)[1]
                 order = self.order(i) if training else None
-                counted[i] = _counted(self.models[i], y if order is None else y[order])
+                count[i] = counted(self.models[i], y if order is None else y[order])
             with np.errstate(invalid="ignore", divide="ignore"):
-                logs["accuracy"] = np.where(active, right / counted, math.nan)
+                logs["accuracy"] = np.where(active, right / count, math.nan)
         for i in np.flatnonzero(active).tolist() if self.meters else ():
             meter, y = self.meters[i], rows.of(i)[1]
             order = self.order(i) if training else None
@@ -553,7 +554,7 @@ class Trainer:
         x, y, _ = self.rows.of(i)
         batch = slice(bad, bad + self.batch_size)
         part = batch if order is None else order[batch]
-        odd = [name for name, a in (("x", x[part]), ("y", y[part])) if not _finite(a)]
+        odd = [name for name, a in (("x", x[part]), ("y", y[part])) if not all_finite(a)]
         why = f"; {' and '.join(odd)} has NaN or infinity in this batch" if odd else ""
         lr = self.lr[i] if self.schedules[i] is not None else self.cores[i].optimizer.lr
         return DivergenceError(
