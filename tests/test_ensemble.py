@@ -33,8 +33,9 @@ def assert_same(member, model):
     mine, theirs = member._core.training_state()[0], model._core.training_state()[0]
     mine |= member.state_dict()
     theirs |= model.state_dict()
-    assert mine.keys() == theirs.keys()
-    for name in mine:
+    names = [name for name in mine if not name.startswith("callback/")]
+    assert names == [name for name in theirs if not name.startswith("callback/")]
+    for name in names:
         np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
 
 
@@ -501,7 +502,7 @@ def test_files(path, optimizer):
     ensemble.save(path, training_state=True)
     other = cnn.Ensemble.load(path)
     for a in (ensemble, other):
-        a.fit(x, y, epochs=2, batch_size=4, progress=False)
+        a.fit(x, y, epochs=2, batch_size=7, progress=False)
     for mine, theirs in zip(ensemble, other, strict=True):
         assert_same(mine, theirs)
     ensemble.save(path)

@@ -70,7 +70,7 @@ class Ensemble:
             raise ValueError(f"seed: expected at most 2**63 - members, got {seed}")
         layers = list(layers) if hasattr(layers, "__iter__") else layers
         seeds = [None if self.seed is None else self.seed + i for i in range(members)]
-        self._take([Sequential(copy.deepcopy(layers), dtype=dtype, seed=one) for one in seeds])
+        self._take([Sequential(_copies(layers), dtype=dtype, seed=one) for one in seeds])
         self.optimizer = optimizer
 
     @classmethod
@@ -99,9 +99,7 @@ class Ensemble:
             shapes = [{name: a.shape for name, a in m.state_dict().items()} for m in (models[0], model)]
             kinds = [[type(layer) for layer in m.layers] for m in (models[0], model)]
             if shapes[0] != shapes[1] or kinds[0] != kinds[1] or type(model.loss) is not type(models[0].loss):
-                raise ValueError(
-                    f"models[{i}]: expected a model of the layers and the loss of models[0], got\n{model!r}"
-                )
+                raise ValueError(f"models[{i}]: expected the layers and the loss of models[0], got\n{model!r}")
             if model.dtype != models[0].dtype:
                 raise TypeError(f"models[{i}]: expected dtype {models[0].dtype}, got {model.dtype}")
             if (model.optimizer is None) != (models[0].optimizer is None):
@@ -152,7 +150,7 @@ class Ensemble:
     def optimizer(self, optimizer):
         if isinstance(optimizer, ManyOptimizers) and optimizer.members != len(self):
             raise ValueError(
-                f"optimizer: expected arrays of {len(self)} numbers, one a member, got {optimizer.members}"
+                f"optimizer: expected {len(self)} numbers in arrays, one a member, got {optimizer.members}"
             )
         if optimizer is not None and not isinstance(optimizer, (optim.Optimizer, ManyOptimizers)):
             raise TypeError(f"optimizer: expected an optimiser such as cnn.SGD(), got {optimizer!r}")
@@ -653,3 +651,15 @@ def _drawn(member: Sequential, n: int) -> np.ndarray:
     """n of n rows, with replacement, by a member's seed: the same on every platform."""
     bits = np.random.PCG64([member._core.state.random_seed, 1]).random_raw(n)
     return ((bits >> np.uint64(33)) * np.uint64(n) >> np.uint64(31)).astype(np.int64)
+
+
+def _copies(layers):
+    """Copies of layers of which parts that have no seed of their own get other parameters in each model."""
+    copies = copy.deepcopy(layers)
+    left = list(zip(layers, copies, strict=True)) if isinstance(layers, list) else []
+    while left:
+        own, other = left.pop()
+        if isinstance(own, Sequential) and not own._core.nested:
+            other._core.draw_as(own._core)
+        left += zip(getattr(own, "children", ()), getattr(other, "children", ()), strict=True)
+    return copies

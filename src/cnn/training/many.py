@@ -26,11 +26,11 @@ from .fit import (
     SLICE,
     Context,
     DivergenceError,
+    Meter,
+    all_finite,
     callbacks_of,
     class_weights_of,
     counted,
-    all_finite,
-    Meter,
     only_fit_of,
 )
 from .history import History
