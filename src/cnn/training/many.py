@@ -36,6 +36,7 @@ from .fit import (
 from .history import History
 from .progress import Progress, mode_of
 
+LANES = True  # models of one narrow shape share vectors (kernels/lanes.pxi), which rounds sums otherwise
 STEPS_AHEAD = 1024  # of which a schedule by step is asked for the rates at a time
 BLOCK = 1 << 24  # bytes of the outputs of all models for a block of rows, where `reduce` needs no more
 
@@ -423,6 +424,7 @@ class Trainer:
         if stopping is not None:
             stopping._check(names)
         self.crew = self.kernels.Crew(self.programs, True)
+        self.crew.lanes = LANES
         outs = [np.empty((m, core.out_features), core.dtype) for m, core in zip(self.taken, cores, strict=True)]
         self.outs = outs if self.meters else None
         self.crew.set_rows(self.rows.x, self.rows.y, self.rows.w, self.bags, self.outs)
@@ -654,6 +656,7 @@ def step(crew, models, rows: Rows, threads: int) -> np.ndarray:
     for core, n in zip(cores, rows.n.tolist(), strict=True):
         core.program.check_batches(n, n)
     crew.set_rows(rows.x, rows.y, rows.w)
+    crew.lanes = LANES
     active, zeros = np.ones(len(models), bool), np.zeros(len(models), np.int64)
     states = [core.optimizer.states for core in cores]
     crew.begin(active, zeros.astype(np.uint64), zeros, rows.n, MOST_ROWS, 1, False, states, False)
