@@ -14,6 +14,12 @@ import cnn
 ROWS, WIDTH = 21, 3
 
 
+@pytest.fixture(autouse=True)
+def one_after_the_other(monkeypatch):
+    """Not in the lanes of vectors (test_lanes.py), which round sums otherwise."""
+    monkeypatch.setattr("cnn.training.many.LANES", False)
+
+
 def layers(*more, out=2, loss=None):
     return [cnn.Linear(WIDTH, 5), cnn.Tanh(), *more, cnn.Linear(5, out), loss or cnn.MSELoss()]
 

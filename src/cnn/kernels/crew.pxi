@@ -1,38 +1,41 @@
 # Crews: teams of models on threads, prediction and evaluation, and what Python calls. See members.pxi.
 
+cdef void choose_lanes(Crowd* crowd, bint allowed) noexcept nogil:
+    """Let members be in lanes where enough neighbours of the same shape, and with as many rows, can be. It does not
+    depend on which of them are still trained: the numbers of a member do not change where others stop."""
+    cdef Py_ssize_t i, first = 0
+    cdef Member* m
+    for i in range(crowd.n + 1):
+        if i < crowd.n:
+            m = &crowd.members[i]
+            m.lanes = allowed and lanes_fit(m)
+            if i == first or m.lanes and crowd.members[first].lanes and lanes_alike(&crowd.members[first], m):
+                continue
+        if i - first < LANE_LEAST:
+            while first < i:
+                crowd.members[first].lanes = False
+                first += 1
+        first = i
+
+
 cdef void team_up(Crowd* crowd) noexcept nogil:
-    """Put the members that are left to train in teams: neighbours that can share a vector, or one alone."""
+    """Put the members that are left to train in teams: neighbours that share a vector, or one alone."""
     cdef Py_ssize_t i, team = -1
     cdef Member* m
     cdef Member* first = NULL
-    cdef int l
     crowd.n_teams = 0
     for i in range(crowd.n):
         m = &crowd.members[i]
         if not left_to_train(m):
             continue
         if first == NULL or crowd.team_sizes[team] == VL or not first.lanes or not m.lanes \
-                or not lanes_together(first, m):
-            if team >= 0 and 1 < crowd.team_sizes[team] < LANE_LEAST:
-                split_team(crowd, team)
+                or not lanes_alike(first, m) or first.at[0] != m.at[0] or first.stop != m.stop:
             team = crowd.n_teams
             crowd.n_teams += 1
             crowd.team_sizes[team] = 0
             first = m
         crowd.teams[team * VL + crowd.team_sizes[team]] = i
         crowd.team_sizes[team] += 1
-    if team >= 0 and 1 < crowd.team_sizes[team] < LANE_LEAST:
-        split_team(crowd, team)
-
-
-cdef void split_team(Crowd* crowd, Py_ssize_t team) noexcept nogil:
-    """Let the members of the last team train alone."""
-    cdef int l
-    for l in range(1, crowd.team_sizes[team]):
-        crowd.teams[(team + l) * VL] = crowd.teams[team * VL + l]
-        crowd.team_sizes[team + l] = 1
-        crowd.n_teams += 1
-    crowd.team_sizes[team] = 1
 
 
 cdef void train_task(void* argument, int thread) noexcept nogil:
@@ -50,7 +53,7 @@ cdef void train_task(void* argument, int thread) noexcept nogil:
             team[l] = &crowd.members[crowd.teams[i * VL + l]]
         if done > 0 and nanoseconds() > crowd.deadline:
             all_done = False
-        elif count > 1:
+        elif team[0].lanes:
             all_done = train_lanes(crowd, team, count, thread)
         else:
             all_done = train_member(crowd, team[0], thread)
@@ -311,11 +314,11 @@ cdef class Crew:
         for i in range(self.crowd.n):
             m = &self.crowd.members[i]
             program = self.programs[i]
+            program.has_optimizer()
+            m.stepper.unfused = m.accumulate > 1 or needs_gradients(m.stepper)
             if not m.active:
                 continue
-            program.has_optimizer()
             m.stop = (<const int64_t*>cnp.PyArray_DATA(stops))[i]
-            m.stepper.unfused = m.accumulate > 1 or needs_gradients(m.stepper)
             m.single = m.rows.batch.weight == NULL and program.single(None)
             m.rows.wants.keep = m.rows.wants.backward = m.rows.wants.weights = True
             program.forget("fit has run since")
@@ -327,9 +330,7 @@ cdef class Crew:
                 m.rates = NULL
         if rates is not None:
             self.rates = rates          # kept alive
-        for i in range(self.crowd.n):
-            m = &self.crowd.members[i]
-            m.lanes = self.lanes and m.active and lanes_fit(m)
+        choose_lanes(&self.crowd, self.lanes)
         team_up(&self.crowd)
         threads = self.make_room(threads)
         self.claim(True)

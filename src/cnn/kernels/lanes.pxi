@@ -15,9 +15,11 @@
 # of loss.pxi, model by model. Nothing here depends on which models share a vector: a model's numbers are those of the
 # lane, whatever the other lanes hold, and NaN stays in its lane.
 
+from libc.string cimport memcmp
+
 cdef enum:
     LANE_WIDTH = 48             # of the widest layer; wider ones run as fast one model after the other
-    LANE_LEAST = 3              # models in a vector, of VL: below, one after the other is faster
+    LANE_LEAST = 3              # models of one shape: fewer are faster one after the other
 
 cdef struct LaneProduct:
     Py_ssize_t rows
@@ -91,14 +93,16 @@ cdef int lane_kind(const double* row) noexcept nogil:
     return -1 if u.kind == UPDATE_RMSPROP else u.kind
 
 
-cdef bint lanes_together(const Member* a, const Member* b) noexcept nogil:
-    """Whether two models that fit can share a vector now."""
+cdef bint lanes_alike(const Member* a, const Member* b) noexcept nogil:
+    """Whether two models that fit can share a vector, where they are at the same row."""
     cdef const LossSpec* loss = &a.rows.batch.loss
     cdef const LossSpec* other = &b.rows.batch.loss
-    return (a.shape == b.shape and a.n == b.n and a.stop == b.stop and a.at[0] == b.at[0]
-            and a.batch_size == b.batch_size and a.rows.batch.rows == b.rows.batch.rows and a.shuffled == b.shuffled
+    return (a.shape == b.shape and a.n == b.n and a.batch_size == b.batch_size and a.shuffled == b.shuffled
+            and a.rows.batch.rows == b.rows.batch.rows and (a.rates == NULL) == (b.rates == NULL)
             and loss.kind == other.kind and loss.labels == other.labels and loss.mean == other.mean
-            and loss.targets == other.targets and lane_kind(a.stepper.table) == lane_kind(b.stepper.table))
+            and loss.targets == other.targets and loss.ignore_index == other.ignore_index
+            and memcmp(loss.param, other.param, sizeof(loss.param)) == 0
+            and lane_kind(a.stepper.table) == lane_kind(b.stepper.table))
 
 
 cdef int lane_states(int kind) noexcept nogil:
