@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 GUIDE = Path(__file__).parents[1] / "docs" / "training.md"
@@ -27,6 +28,19 @@ def test_python_blocks(tmp_path, monkeypatch, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.json", "history.png", "log.csv", "rates.png"]
 
 
-def test_links():
-    for link in re.findall(r"\]\(([^)#:]+)\)", GUIDE.read_text()):
+def test_many_models(capsys):
+    page = GUIDE.with_name("ensembles.md")
+    names = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        exec(compile(block, str(page), "exec"), names)
+    assert capsys.readouterr().out == "(60, 32)\n"
+    assert names["spread"].mean() < 0.1
+    assert abs(names["mean"][:, 0] - np.sin(2 * names["x"][:, 0])).mean() < 0.1
+    assert names["best"].evaluate(names["x"], names["y"])["loss"] < 0.2
+    assert names["history"]["loss"].shape == (3, 3)
+
+
+@pytest.mark.parametrize("page", ["training.md", "ensembles.md"])
+def test_links(page):
+    for link in re.findall(r"\]\(([^)#:]+)[^)]*\)", GUIDE.with_name(page).read_text()):
         assert (GUIDE.parent / link).is_file(), link

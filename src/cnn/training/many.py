@@ -35,6 +35,7 @@ from .fit import (
 )
 from .history import History
 from .progress import Progress, mode_of
+from .state import stateful
 
 LANES = True  # models of one narrow shape share vectors (kernels/lanes.pxi), which rounds sums otherwise
 STEPS_AHEAD = 1024  # of which a schedule by step is asked for the rates at a time
@@ -409,6 +410,7 @@ class Trainer:
         self.mean = np.array([getattr(model.loss, "reduction", "mean") == "mean" for model in models])
         self.accuracy = all(model.loss is not None and model.loss.targets == "labels" for model in models)
         self.schedules = [core.optimizer.schedule for core in self.cores]
+        self.alike = [_rates_of(i, core.optimizer) for i, core in enumerate(self.cores)]
         self.lr = np.full(len(models), math.nan)
 
     def run(self, epochs: int, stopping, mode) -> ManyHistory:
@@ -501,6 +503,7 @@ class Trainer:
         if not any(schedule is not None for schedule in self.schedules):
             return None
         rates: list[Any] = [None] * len(self.cores)
+        known: dict[tuple, np.ndarray] = {}
         for i in np.flatnonzero(active & (self.crew.bad < 0)).tolist():
             schedule, optimizer = self.schedules[i], self.cores[i].optimizer
             steps = -(-int(stops[i] - self.crew.at[i]) // group)
@@ -508,7 +511,10 @@ class Trainer:
                 continue
             by_step = schedule.interval == "step"
             first = self.programs[i].steps if by_step else int(self.seen[i])
-            table = np.ascontiguousarray(optimizer.rates(first, steps if by_step else 1))
+            wanted = self.alike[i], first, steps if by_step else 1
+            if wanted not in known:
+                known[wanted] = np.ascontiguousarray(optimizer.rates(*wanted[1:]))
+            table = known[wanted]
             rates[i] = table, int(by_step)
             self.lr[i] = table[-1, 0]
         return rates
@@ -563,6 +569,14 @@ class Trainer:
             f"member {i}: the loss is not finite in epoch {epoch}, batch {bad // self.batch_size}, at a learning rate "
             f"of {lr:g}; its parameters are those from before this epoch{why}"
         )
+
+
+def _rates_of(i: int, optimizer) -> Any:
+    """What is equal for optimisers whose schedules give the same rates; of one with a state its number."""
+    schedule = getattr(optimizer, "schedule", None)
+    if schedule is None or stateful(optimizer) is not None:
+        return i
+    return optimizer.table.tobytes(), repr(schedule.to_config())
 
 
 class _Best:
