@@ -18,7 +18,7 @@
 from libc.string cimport memcmp
 
 cdef enum:
-    LANE_WIDTH = 48             # of the widest layer; wider ones run as fast one model after the other
+    LANE_WIDTH = 32             # of the widest layer; wider ones run as fast one model after the other
     LANE_LEAST = 3              # models of one shape: fewer are faster one after the other
 
 cdef struct LaneProduct:
@@ -201,7 +201,8 @@ cdef void lane_product(bint broadcast, const LaneProduct* p) noexcept nogil:
 
 # The optimiser's step -------------------------------------------------------------------------------------------------
 
-cdef inline vf lane_updated(const int kind, vf w, vf g, real* state, Py_ssize_t block, const LaneUpdate* u) noexcept nogil:
+cdef inline vf lane_updated(const int kind, vf w, vf g, real* state, Py_ssize_t block,
+                            const LaneUpdate* u) noexcept nogil:
     """As `updated` (optimizer.pxi), with coefficients of each lane."""
     cdef vf d = g, m, v
     if kind == UPDATE_PLAIN:
@@ -251,7 +252,8 @@ cdef inline void set_lane(vf* vector, int lane, real value) noexcept nogil:
     (<real*>vector)[lane] = value
 
 
-cdef void lane_coefficients(Member** team, int count, Py_ssize_t taken, LaneUpdate* u, double[16]* power) noexcept nogil:
+cdef void lane_coefficients(Member** team, int count, Py_ssize_t taken, LaneUpdate* u,
+                            double[16]* power) noexcept nogil:
     """Those of the step after `taken` others in this call; power: of each lane beta1**t and beta2**t of Adam's kinds,
     which go on from step to step where they are not 0."""
     cdef Update own
@@ -295,7 +297,7 @@ cdef void lane_coefficients(Member** team, int count, Py_ssize_t taken, LaneUpda
 # Models in and out ----------------------------------------------------------------------------------------------------
 
 cdef void lane_copy(Member** team, int count, const LaneRoom* room, int states, bint back) noexcept nogil:
-    """The parameters and states of the models to their lanes, or back. A lane without a model has those of the first."""
+    """The parameters and states of the models to their lanes, or back. A lane without a model has the first one's."""
     cdef int block, i, l
     cdef Py_ssize_t j, k, own, at = 0
     cdef const Op* op
@@ -345,7 +347,7 @@ cdef void lane_rows(Member** team, int count, const int64_t** orders, bint share
                 room.target[(r * targets + i) * step + l] = t[i]
 
 
-cdef void lane_mse(const LossSpec* spec, Py_ssize_t n, const real* y, const real* t, bint shared, double scale,
+cdef void lane_mse(Py_ssize_t n, const real* y, const real* t, bint shared, double scale,
                    real* dy, double* loss) noexcept nogil:
     """The mean squared error of n outputs of each lane, all rows together, and its gradient."""
     cdef vf d, total = vf_set(0), factor = vf_set(<real>(2 * scale))
@@ -370,7 +372,7 @@ cdef void lane_loss(Member** team, int count, const int64_t** orders, bint share
     cdef double own
     cdef int l
     if spec.kind == LOSS_MSE:
-        lane_mse(&spec, rows * n, y, room.target, shared,
+        lane_mse(rows * n, y, room.target, shared,
                  loss_scale(&spec, rows) / (n if spec.mean else 1), room.grad, loss)
         for l in range(VL):
             loss[l] /= n if spec.mean else 1
@@ -469,6 +471,74 @@ cdef void lane_backward(const Network* net, LaneRoom* room, const real* x, Py_ss
         room.grad, room.grad_before = room.grad_before, room.grad
 
 
+# One row --------------------------------------------------------------------------------------------------------------
+
+cdef inline void lane_sample "lane_sample"(const int kind, const Network* net, const LaneRoom* room, const real* x,
+                                           bint shared, const LaneUpdate* given, double* loss) noexcept nogil:
+    """A step of one row by the mean squared error, layer by layer without a product's blocks; each weight is read
+    twice and written once."""
+    cdef LaneUpdate u = given[0]
+    cdef const Op* op
+    cdef const real* a = x
+    cdef real* w = room.w
+    cdef real* y = room.value
+    cdef Py_ssize_t j, k, n_in, n_out, size = room.size
+    cdef vf dz, dx, sum_k, x_j
+    cdef int i, last = net.n_ops - 1
+    cdef bint numbers
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        n_in, n_out, numbers = op.n_in, op.n_out, shared and i == 0
+        for k in range(n_out):
+            sum_k = vf_load(w + (n_in * n_out + k) * VL) if op.has_bias else vf_set(0)
+            for j in range(n_in):
+                x_j = vf_set(a[j]) if numbers else vf_load(a + j * VL)
+                sum_k = vf_fma(x_j, vf_load(w + (j * n_out + k) * VL), sum_k)
+            vf_store(y + k * VL, vf_max(vf_set(0), sum_k) if op.act == RELU else sum_k)
+        w += (n_in + op.has_bias) * n_out * VL
+        a = y
+        y += n_out * VL
+    lane_mse(net.outputs, a, room.target, shared, 1.0 / (net.outputs if net.loss.mean else 1), room.grad, loss)
+    for i in range(last, -1, -1):
+        op = &net.ops[i]
+        n_in, n_out, numbers = op.n_in, op.n_out, shared and i == 0
+        w -= (n_in + op.has_bias) * n_out * VL
+        y -= n_out * VL
+        for k in range(n_out):
+            dz = vf_load(room.grad + k * VL)
+            if op.act == RELU:
+                dz = vf_select_gt(vf_load(y + k * VL), vf_set(0), dz, vf_set(0))
+                vf_store(room.grad + k * VL, dz)
+            if op.has_bias:
+                lane_one(kind, w + (n_in * n_out + k) * VL, dz, size, &u)
+        a = x if i == 0 else y - n_in * VL
+        for j in range(n_in):
+            dx = vf_set(0)
+            x_j = vf_set(a[j]) if numbers else vf_load(a + j * VL)
+            for k in range(n_out):
+                dz = vf_load(room.grad + k * VL)
+                dx = vf_fma(dz, vf_load(w + (j * n_out + k) * VL), dx)
+                lane_one(kind, w + (j * n_out + k) * VL, dz * x_j, size, &u)
+            vf_store(room.grad_before + j * VL, dx)
+        for j in range(n_in if i > 0 else 0):
+            vf_store(room.grad + j * VL, vf_load(room.grad_before + j * VL))
+
+
+cdef inline void lane_one(const int kind, real* w, vf g, Py_ssize_t size, const LaneUpdate* u) noexcept nogil:
+    vf_store(w, lane_updated(kind, vf_load(w), g, w + size, size, u))
+
+
+cdef bint lane_sample_fits(const Member* m, int kind) noexcept nogil:
+    """Whether `lane_sample` is there for a model's steps."""
+    cdef int i
+    if m.batch_size != 1 or m.rows.batch.loss.kind != LOSS_MSE or kind != UPDATE_PLAIN and kind != UPDATE_ADAM:
+        return False
+    for i in range(m.net.n_ops):
+        if m.net.ops[i].act != RELU and m.net.ops[i].act != IDENTITY:
+            return False
+    return True
+
+
 # Training -------------------------------------------------------------------------------------------------------------
 
 cdef bint lanes_share(Member** team, int count) noexcept nogil:
@@ -496,8 +566,11 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
     cdef const int64_t* orders[16]
     cdef Py_ssize_t at = team[0].at[0], n = team[0].n, rows, work = 0, taken = 0, x_row
     cdef const real* x
-    cdef bint shared = lanes_share(team, count), varies
-    cdef int l, states = lane_states(lane_kind(team[0].stepper.table)), finite
+    cdef const Batch* batch
+    cdef bint direct            # the rows can be read where they lie
+    cdef bint shared = lanes_share(team, count)
+    cdef int l, kind = lane_kind(team[0].stepper.table), states = lane_states(kind)
+    cdef bint sample = lane_sample_fits(team[0], kind)
     cdef double odd
     lane_room(net, smaller(team[0].batch_size, n), crowd.rooms[thread].at, &room)
     memset(&u, 0, sizeof(u))
@@ -515,19 +588,35 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
             team[l].fresh = False
     lane_copy(team, count, &room, states, False)
     x_row = net.buffers[0].width if shared else net.buffers[0].width * VL
+    batch = &team[0].rows.batch
+    direct = shared and orders[0] == NULL and not batch.loss.labels and batch.x_row == x_row \
+        and batch.target_bytes == batch.loss.targets * <Py_ssize_t>sizeof(real)
     while at < team[0].stop:
         if work > CLOCK_WORK:
             if nanoseconds() > crowd.deadline:
                 break
             work = 0
         rows = smaller(team[0].batch_size, n - at)
-        lane_rows(team, count, orders, shared, at, rows, &room)
-        x = lane_forward(net, &room, room.x, x_row, shared, rows)
-        lane_loss(team, count, orders, shared, at, rows, &room, x, loss, weight, correct)
-        lane_backward(net, &room, room.x, x_row, shared, rows)
+        if direct:
+            room.x = <real*>team[0].rows.batch.x + at * x_row
+            room.target = <real*>(team[0].rows.batch.target + at * team[0].rows.batch.target_bytes)
+        else:
+            lane_rows(team, count, orders, shared, at, rows, &room)
         if taken < 2 or team[0].rates != NULL or UPDATE_VARIABLE[u.kind]:
             lane_coefficients(team, count, taken, &u, power)
-        lane_step(&room, &u)
+        if sample:
+            if u.kind == UPDATE_PLAIN:
+                lane_sample(UPDATE_PLAIN, net, &room, room.x, shared, &u, loss)
+            else:
+                lane_sample(UPDATE_ADAM, net, &room, room.x, shared, &u, loss)
+            for l in range(VL):
+                loss[l] /= net.outputs if net.loss.mean else 1
+                weight[l] += 1
+        else:
+            x = lane_forward(net, &room, room.x, x_row, shared, rows)
+            lane_loss(team, count, orders, shared, at, rows, &room, x, loss, weight, correct)
+            lane_backward(net, &room, room.x, x_row, shared, rows)
+            lane_step(&room, &u)
         taken += 1
         odd = 0
         for l in range(VL):
@@ -552,7 +641,7 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
         m.stepper.momentum_steps += taken if u.kind == UPDATE_MOMENTUM else 0
         if m.rates != NULL:
             m.rates += taken * m.rates_step
-        if m.guarded and m.bad[0] < 0 and at >= n and not all_finite(net.params if l == 0 else m.net.params, net.n_block):
+        if m.guarded and m.bad[0] < 0 and at >= n and not all_finite(m.net.params, net.n_block):
             m.bad[0] = at
         if m.bad[0] >= 0:
             if m.guarded:

@@ -227,7 +227,7 @@ class Ensemble:
             raise ValueError(f"{name}: expected data for each of {len(self)} members, got {len(a)}")
         return list(a)
 
-    def _data(self, x, y, w, names=("x", "y", "sample_weight")) -> tuple[list, bool]:
+    def _data(self, x, y, w, names: Any = ("x", "y", "sample_weight")) -> tuple[list, bool]:
         """(x, y, w) of each member, or of all; whether all share it."""
         own_x = self._own(x, 2, names[0])
         ys, ws = y, w
@@ -350,7 +350,8 @@ class Ensemble:
             if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
                 raise ValueError("validation_data: expected a pair (x, y), or (x, y, sample_weight)")
             names = [f"validation_data[{k}]" for k in range(3)]
-            validation, shared_too = self._data(*(*validation_data, None)[:3], names)
+            a, b, w = [*validation_data, None][:3]
+            validation, shared_too = self._data(a, b, w, names)
         bags = None
         if flag("bootstrap", bootstrap):
 
@@ -431,12 +432,12 @@ class Ensemble:
         data, shared = self._data(x, y, sample_weight)
         if metrics or hasattr(self._members[0]._core.program, "native"):
             data = data * len(self) if shared else data
-            found = [m.evaluate(*rows, metrics, threads) for m, rows in zip(self._members, data, strict=True)]
+            found = [m.evaluate(a, t, w, metrics, threads) for m, (a, t, w) in zip(self._members, data, strict=True)]
             return {name: np.array([one[name] for one in found]) for name in found[0]}
         rows = many.Rows(self._members, data, many.Names(), False, None, shared)
         return many.scores(self._members, rows, threads_for(threads))
 
-    def predict(self, x, reduce=None, quantiles=(0.05, 0.5, 0.95), threads=None) -> np.ndarray:
+    def predict(self, x, reduce=None, quantiles=(0.05, 0.5, 0.95), threads=None) -> Any:
         """The outputs of every member, or what is made of them, in evaluation mode.
 
         Parameters

@@ -178,7 +178,7 @@ class Optimizer(Configurable, kind="optimizer"):
     ema_decay = _EMADecay()
 
     def __init_subclass__(cls, **kwargs):
-        cls.__signature__ = _signature_of(cls)
+        cls.__signature__ = _signature_of(cls)  # type: ignore[attr-defined]
         super().__init_subclass__(**kwargs)
 
     def __new__(cls, *args, **kwargs):
@@ -373,7 +373,7 @@ class Optimizer(Configurable, kind="optimizer"):
 
 def _signature_of(cls: type) -> inspect.Signature:
     """Of the constructor: `inspect` would show that of __new__."""
-    signature = inspect.signature(cls.__init__)
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 

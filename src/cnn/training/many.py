@@ -427,14 +427,13 @@ class Trainer:
             stopping._check(names)
         self.crew = self.kernels.Crew(self.programs, True)
         self.crew.lanes = LANES
-        outs = [np.empty((m, core.out_features), core.dtype) for m, core in zip(self.taken, cores, strict=True)]
-        self.outs = outs if self.meters else None
+        self.outs = self.room(self.taken)
         self.crew.set_rows(self.rows.x, self.rows.y, self.rows.w, self.bags, self.outs)
         checker = self.kernels.Crew(self.programs, False) if self.validation is not None else None
         if checker is not None:
             v = self.validation
-            seen = [np.empty((m, core.out_features), core.dtype) for m, core in zip(v.n, cores, strict=True)]
-            checker.set_rows(v.x, v.y, v.w, None, seen if self.meters else None)
+            seen = self.room(v.n)
+            checker.set_rows(v.x, v.y, v.w, None, seen)
         history = ManyHistory(names, n)
         self.seen = np.array([core.state.epochs_seen for core in cores], np.int64)
         seeds = np.array([core.state.random_seed for core in cores], np.uint64)
@@ -478,6 +477,12 @@ class Trainer:
                     core.state.position, core.state.history = None, history.of(i)
         history.best_epoch = best.epoch if stopping is not None else None
         return _told(history)
+
+    def room(self, n) -> list[np.ndarray] | None:
+        """Where the outputs of so many rows of each member go; None if no metric wants them."""
+        if not self.meters:
+            return None
+        return [np.empty((k, core.out_features), core.dtype) for k, core in zip(n, self.cores, strict=True)]
 
     def epoch(self, active: np.ndarray, epoch: int, bar: Progress) -> None:
         """Train one epoch of the active members."""
@@ -626,7 +631,7 @@ class _Best:
 # evaluation and prediction --------------------------------------------------------------------------------------------
 
 
-def evaluated(crew, models, active: np.ndarray, threads: int) -> np.ndarray:
+def evaluated(crew, models, active: Any, threads: int) -> np.ndarray:
     """The sums of the loss, weights, and rows classified right, of the active members: (members, 4)."""
     most = max(model._core.program.n_parameters for model in models)
     piece = max(256, min(1 << 17, EVALUATION_WORK // max(1, most)))
