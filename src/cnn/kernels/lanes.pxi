@@ -110,14 +110,20 @@ cdef int lane_states(int kind) noexcept nogil:
         2 if kind == UPDATE_ADAM else 3
 
 
+cdef inline Py_ssize_t lane_width(Py_ssize_t n) noexcept nogil:
+    """Vectors from a row of n values to the next: an odd number, so that a column of them does not lie in two sets of
+    the L1 cache."""
+    return n | 1
+
+
 cdef Py_ssize_t lane_room(const Network* net, Py_ssize_t batch, real* at, LaneRoom* room) noexcept nogil:
     """Reals that the memory takes; with at, let its pointers lead there."""
     cdef Py_ssize_t size = 0, n = 0, out = net.outputs, row = round_up(out, VL), values = 0, widest = 0
     cdef int i
     for i in range(net.n_ops):
         size += (net.ops[i].n_in + net.ops[i].has_bias) * net.ops[i].n_out * VL
-        values += net.ops[i].n_out
-        widest = larger(widest, larger(net.ops[i].n_in, net.ops[i].n_out))
+        values += lane_width(net.ops[i].n_out)
+        widest = larger(widest, lane_width(larger(net.ops[i].n_in, net.ops[i].n_out)))
     if at != NULL:
         room.size = size
         room.w = at
@@ -347,16 +353,20 @@ cdef void lane_rows(Member** team, int count, const int64_t** orders, bint share
                 room.target[(r * targets + i) * step + l] = t[i]
 
 
-cdef void lane_mse(Py_ssize_t n, const real* y, const real* t, bint shared, double scale,
+cdef void lane_mse(Py_ssize_t rows, Py_ssize_t n, const real* y, const real* t, bint shared, double scale,
                    real* dy, double* loss) noexcept nogil:
-    """The mean squared error of n outputs of each lane, all rows together, and its gradient."""
+    """The sum of the squared errors of each lane, and the gradient of scale times it."""
     cdef vf d, total = vf_set(0), factor = vf_set(<real>(2 * scale))
-    cdef Py_ssize_t j
+    cdef Py_ssize_t r, j
     cdef int l
-    for j in range(n):
-        d = vf_load(y + j * VL) - (vf_set(t[j]) if shared else vf_load(t + j * VL))
-        total = vf_fma(d, d, total)
-        vf_store(dy + j * VL, factor * d)
+    for r in range(rows):
+        for j in range(n):
+            d = vf_load(y + j * VL) - (vf_set(t[j]) if shared else vf_load(t + j * VL))
+            total = vf_fma(d, d, total)
+            vf_store(dy + j * VL, factor * d)
+        y += lane_width(n) * VL
+        dy += lane_width(n) * VL
+        t += n if shared else n * VL
     for l in range(VL):
         loss[l] = (<real*>&total)[l]
 
@@ -367,12 +377,12 @@ cdef void lane_loss(Member** team, int count, const int64_t** orders, bint share
     """The sum of the loss over the rows, of each lane, and its gradient; adds to the weights and to correct."""
     cdef const Batch* batch
     cdef LossSpec spec = team[0].rows.batch.loss
-    cdef Py_ssize_t r, k, row, n = team[0].net.outputs, y_row = round_up(n, VL)
+    cdef Py_ssize_t r, k, row, n = team[0].net.outputs, y_row = round_up(n, VL), width = lane_width(n)
     cdef Py_ssize_t bytes = sizeof(int64_t) if spec.labels else spec.targets * sizeof(real)
     cdef double own
     cdef int l
     if spec.kind == LOSS_MSE:
-        lane_mse(rows * n, y, room.target, shared,
+        lane_mse(rows, n, y, room.target, shared,
                  loss_scale(&spec, rows) / (n if spec.mean else 1), room.grad, loss)
         for l in range(VL):
             loss[l] /= n if spec.mean else 1
@@ -384,17 +394,17 @@ cdef void lane_loss(Member** team, int count, const int64_t** orders, bint share
             row = at + r if orders[0 if shared else l] == NULL else orders[0 if shared else l][at + r]
             memcpy(room.labels + r * bytes, batch.target + row * batch.target_bytes, bytes)
             for k in range(n):
-                room.y[r * y_row + k] = y[(r * n + k) * VL + l]
+                room.y[r * y_row + k] = y[(r * width + k) * VL + l]
         own = loss_weight(&spec, rows, room.labels, bytes, NULL)
         weight[l] += own
         loss[l] = loss_rows(&spec, rows, n, room.y, y_row, room.labels, bytes, NULL, loss_scale(&spec, own), room.dy,
                             y_row, &correct[l])
         for r in range(rows):
             for k in range(n):
-                room.grad[(r * n + k) * VL + l] = room.dy[r * y_row + k]
+                room.grad[(r * width + k) * VL + l] = room.dy[r * y_row + k]
     for l in range(count, VL):
         loss[l] = 0
-        for k in range(rows * n):
+        for k in range(rows * width):
             room.grad[k * VL + l] = 0
 
 
@@ -406,6 +416,7 @@ cdef const real* lane_forward(const Network* net, const LaneRoom* room, const re
     cdef const real* w = room.w
     cdef real* value = room.value
     cdef real* before = room.before
+    cdef Py_ssize_t width
     cdef int i
     p.rows, p.a, p.a_row, p.a_k = rows, x, x_row, 1 if shared else VL
     for i in range(net.n_ops):
@@ -415,13 +426,14 @@ cdef const real* lane_forward(const Network* net, const LaneRoom* room, const re
         w += op.n_in * op.n_out * VL
         p.start = w if op.has_bias else NULL
         w += op.n_out * VL if op.has_bias else 0
-        p.c, p.c_row = before if op.keeps_input else value, op.n_out * VL
+        width = lane_width(op.n_out) * VL
+        p.c, p.c_row = before if op.keeps_input else value, width
         lane_product(shared and i == 0, &p)
         if op.act != IDENTITY:
-            activate_rows(op.act, op.param, 1, rows * op.n_out * VL, p.c, 0, value, 0)
-        p.a, p.a_row, p.a_k = value, op.n_out * VL, VL
-        value += rows * op.n_out * VL
-        before += rows * op.n_out * VL
+            activate_rows(op.act, op.param, rows, op.n_out * VL, p.c, width, value, width)
+        p.a, p.a_row, p.a_k = value, width, VL
+        value += rows * width
+        before += rows * width
     return p.a
 
 
@@ -432,41 +444,40 @@ cdef void lane_backward(const Network* net, LaneRoom* room, const real* x, Py_ss
     cdef const Op* op
     cdef const real* w = room.w + room.size
     cdef real* g = room.g + room.size
-    cdef Py_ssize_t r, k, size, end = 0
+    cdef Py_ssize_t r, k, width, before, end = 0
     cdef vf total
-    cdef real* swap
     cdef int i
     for i in range(net.n_ops):
-        end += rows * net.ops[i].n_out * VL
+        end += rows * lane_width(net.ops[i].n_out) * VL
     for i in range(net.n_ops - 1, -1, -1):
         op = &net.ops[i]
-        size = rows * op.n_out * VL
-        end -= size
+        width, before = lane_width(op.n_out) * VL, lane_width(op.n_in) * VL
+        end -= rows * width
         if op.act != IDENTITY:
-            activate_backward_rows(op.act, op.param, op.keeps_input, 1, size, room.grad, 0,
-                                   (room.before if op.keeps_input else room.value) + end, 0, room.grad, 0)
+            activate_backward_rows(op.act, op.param, op.keeps_input, rows, op.n_out * VL, room.grad, width,
+                                   (room.before if op.keeps_input else room.value) + end, width, room.grad, width)
         if op.has_bias:
             w -= op.n_out * VL
             g -= op.n_out * VL
             for k in range(op.n_out):
                 total = vf_set(0)
                 for r in range(rows):
-                    total = total + vf_load(room.grad + (r * op.n_out + k) * VL)
+                    total = total + vf_load(room.grad + r * width + k * VL)
                 vf_store(g + k * VL, total)
         w -= op.n_in * op.n_out * VL
         g -= op.n_in * op.n_out * VL
         p.start = NULL
         p.rows, p.columns, p.depth = op.n_in, op.n_out, rows
-        p.b, p.b_k, p.b_column, p.c, p.c_row = room.grad, op.n_out * VL, VL, g, op.n_out * VL
+        p.b, p.b_k, p.b_column, p.c, p.c_row = room.grad, width, VL, g, op.n_out * VL
         if i == 0:
             p.a, p.a_row, p.a_k = x, 1 if shared else VL, x_row
             lane_product(shared, &p)
             return
-        p.a, p.a_row, p.a_k = room.value + end - rows * op.n_in * VL, VL, op.n_in * VL
+        p.a, p.a_row, p.a_k = room.value + end - rows * before, VL, before
         lane_product(False, &p)
         p.rows, p.columns, p.depth = rows, op.n_in, op.n_out
-        p.a, p.a_row, p.a_k = room.grad, op.n_out * VL, VL
-        p.b, p.b_k, p.b_column, p.c, p.c_row = w, VL, op.n_out * VL, room.grad_before, op.n_in * VL
+        p.a, p.a_row, p.a_k = room.grad, width, VL
+        p.b, p.b_k, p.b_column, p.c, p.c_row = w, VL, op.n_out * VL, room.grad_before, before
         lane_product(False, &p)
         room.grad, room.grad_before = room.grad_before, room.grad
 
@@ -498,7 +509,7 @@ cdef inline void lane_sample "lane_sample"(const int kind, const Network* net, c
         w += (n_in + op.has_bias) * n_out * VL
         a = y
         y += n_out * VL
-    lane_mse(net.outputs, a, room.target, shared, 1.0 / (net.outputs if net.loss.mean else 1), room.grad, loss)
+    lane_mse(1, net.outputs, a, room.target, shared, 1.0 / (net.outputs if net.loss.mean else 1), room.grad, loss)
     for i in range(last, -1, -1):
         op = &net.ops[i]
         n_in, n_out, numbers = op.n_in, op.n_out, shared and i == 0

@@ -123,10 +123,13 @@ class Ensemble:
 
     def __getitem__(self, i) -> Sequential:
         """A copy of a member, with its parameters, its optimizer and the state of its training."""
-        return copy.deepcopy(self._members[integer("i", i, -len(self), len(self) - 1)])
+        i = integer("i", i, -len(self), len(self) - 1) % len(self)
+        model = copy.deepcopy(self._members[i])
+        model.history = None if self.history is None else self.history.of(i)
+        return model
 
     def __iter__(self):
-        return (copy.deepcopy(member) for member in self._members)
+        return map(self.__getitem__, range(len(self)))
 
     def __repr__(self) -> str:
         return f"Ensemble({len(self)} members of {self._members[0]!r})"
@@ -363,7 +366,7 @@ class Ensemble:
             validation_split=validation_split, class_weight=class_weight, metrics=metrics,
             early_stopping=early_stopping, steps_per_epoch=steps_per_epoch, drop_last=drop_last,
             accumulation_steps=accumulation_steps, threads=threads, progress=progress, verbose=verbose,
-            shared=(shared, shared_too), one_order=shuffle == "shared", bags=bags,
+            shared=(shared, shared_too), one_order=shuffle == "shared", bags=bags, histories=False,
         )  # fmt: skip
         return self.history
 

@@ -7,6 +7,7 @@ at one model.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Sequence
@@ -252,6 +253,22 @@ def models_of(models) -> list:
     return models
 
 
+@contextlib.contextmanager
+def _only_fit_of(models: list):
+    """RuntimeError if another `fit` of one of the models is running."""
+    for model in models:
+        if model._core.fitting:
+            with only_fit_of(model):  # which says so
+                pass
+    for model in models:
+        model._core.fitting = True
+    try:
+        yield
+    finally:
+        for model in models:
+            model._core.fitting = False
+
+
 def _each(name: str, data, models: int, needed: bool):
     """A list of (x, y) or (x, y, sample_weight), one for each model."""
     if data is None and not needed:
@@ -288,11 +305,11 @@ def train(
     shared=(False, False),
     one_order=False,
     bags=None,
+    histories=True,
 ) -> ManyHistory:
     """`fit_many`; shared: whether all have the same rows, for training and for validation; one_order: whether all take
-    them in the order of the first; bags: a function of the rows' numbers that returns the rows that each takes."""
-    import contextlib
-
+    them in the order of the first; bags: a function of the rows' numbers that returns the rows that each takes;
+    histories: whether each model gets its own."""
     epochs = integer("epochs", epochs, 1)
     batch_size = MOST_ROWS if batch_size is None else integer("batch_size", batch_size, 1)
     accumulation_steps = integer("accumulation_steps", accumulation_steps, 1)
@@ -310,9 +327,7 @@ def train(
             "threads": threads, "progress": False,
         }  # fmt: skip
         return _by_python(models, data, validation_data, own, shared, one_order, bags)
-    with contextlib.ExitStack() as stack:
-        for model in models:
-            stack.enter_context(only_fit_of(model))
+    with _only_fit_of(models):
         rows = Rows(models, data, Names(), True, class_weight, shared[0])
         number("validation_split", validation_split, 0, 1)
         validation = None
@@ -330,6 +345,7 @@ def train(
         for model, n in zip(models, taken.tolist(), strict=True):
             model._core.program.check_batches(n, batch_size)
         trainer = Trainer(models, rows, validation, taken, batch_size, accumulation_steps, bool(shuffle), threads)
+        trainer.histories = histories
         trainer.one_order, trainer.bags = one_order, None if bags is None else bags(rows.n)
         trainer.meters = [Meter(metrics, model) for model in models] if metrics else []
         stopping = callbacks_of((), early_stopping)
@@ -394,6 +410,7 @@ class Trainer:
     meters: list
     bags: Any
     one_order: bool
+    histories = True  # whether each model gets its own
 
     def __init__(self, models, rows, validation, taken, batch_size, accumulate, shuffle, threads):
         self.models = models
@@ -474,7 +491,8 @@ class Trainer:
             finally:
                 for i, core in enumerate(cores):
                     core.state.epochs_seen, core.state.epoch = int(self.seen[i]), int(history.last_epoch[i])
-                    core.state.position, core.state.history = None, history.of(i)
+                    core.state.position = None
+                    core.state.history = history.of(i) if self.histories else None
         history.best_epoch = best.epoch if stopping is not None else None
         return _told(history)
 
