@@ -67,6 +67,15 @@ cdef struct LaneRoom:
     char* labels
 
 
+cdef Py_ssize_t lane_widest(const Network* net) noexcept nogil:
+    """The most numbers in a row of a buffer."""
+    cdef Py_ssize_t widest = 0
+    cdef int b
+    for b in range(net.n_buffers):
+        widest = larger(widest, net.buffers[b].width)
+    return widest
+
+
 cdef bint lanes_fit(const Member* m) noexcept nogil:
     """Whether a model can be in a lane: its layers, loss, optimiser and rows."""
     cdef const Network* net = m.net
@@ -78,7 +87,7 @@ cdef bint lanes_fit(const Member* m) noexcept nogil:
         return False
     if m.rows.batch.x == NULL or m.rows.batch.out != NULL or m.rows.batch.weight != NULL or loss.column != NULL:
         return False
-    if loss.ignore_nan or loss.labels and not m.rows_finite or net.widest > LANE_WIDTH:
+    if loss.ignore_nan or loss.labels and not m.rows_finite or lane_widest(net) > LANE_WIDTH:
         return False
     for i in range(net.n_ops):
         op = &net.ops[i]
@@ -152,17 +161,19 @@ cdef inline void lane_tiles "lane_tiles"(const int mr, const int nc, const bint 
     cdef vf b_k[4]
     cdef vf a_k
     cdef int i, j
-    cdef Py_ssize_t r, l, a_row = p.a_row, a_step = p.a_k, b_step = p.b_k, b_column = p.b_column
+    cdef Py_ssize_t r, a_row = p.a_row, a_step = p.a_k, b_step = p.b_k, b_column = p.b_column, c_row = p.c_row
     cdef const real* a
+    cdef const real* stop
     cdef const real* b
     cdef real* c
     for r from first <= r < end by mr:
         a = p.a + r * a_row
+        stop = a + p.depth * a_step
         b = p.b + column * b_column
         for i in range(mr):
             for j in range(nc):
                 acc[i * nc + j] = vf_set(0) if p.start == NULL else vf_load(p.start + (column + j) * VL)
-        for l in range(p.depth):
+        while a != stop:
             for j in range(nc):
                 b_k[j] = vf_load(b + j * b_column)
             for i in range(mr):
@@ -171,38 +182,69 @@ cdef inline void lane_tiles "lane_tiles"(const int mr, const int nc, const bint 
                     acc[i * nc + j] = vf_fma(a_k, b_k[j], acc[i * nc + j])
             a += a_step
             b += b_step
-        c = p.c + r * p.c_row + column * VL
+        c = p.c + r * c_row + column * VL
         for i in range(mr):
             for j in range(nc):
                 vf_store(c + j * VL, acc[i * nc + j])
-            c += p.c_row
+            c += c_row
 
 
-cdef inline void lane_columns "lane_columns"(const int nc, const bint broadcast, const LaneProduct* p,
-                                             Py_ssize_t column) noexcept nogil:
-    cdef Py_ssize_t fours = p.rows // 4 * 4
-    lane_tiles(4, nc, broadcast, p, 0, fours, column)
-    lane_tiles(1, nc, broadcast, p, fours, p.rows, column)
+ctypedef void (*lane_tile)(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil
+
+cdef void lanes_1x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(1, 1, False, p, first, end, column)
+cdef void lanes_1x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(1, 2, False, p, first, end, column)
+cdef void lanes_1x4(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(1, 4, False, p, first, end, column)
+cdef void lanes_4x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(4, 1, False, p, first, end, column)
+cdef void lanes_4x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(4, 2, False, p, first, end, column)
+cdef void lanes_4x4(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(4, 4, False, p, first, end, column)
+cdef void numbers_1x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(1, 1, True, p, first, end, column)
+cdef void numbers_1x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(1, 2, True, p, first, end, column)
+cdef void numbers_1x4(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(1, 4, True, p, first, end, column)
+cdef void numbers_4x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(4, 1, True, p, first, end, column)
+cdef void numbers_4x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(4, 2, True, p, first, end, column)
+cdef void numbers_4x4(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(4, 4, True, p, first, end, column)
+
+cdef lane_tile LANE_TABLE[2][2][5]      # by whether A is numbers, 4 rows or one, and columns
 
 
-cdef inline void lane_block "lane_block"(const bint broadcast, const LaneProduct* p) noexcept nogil:
-    cdef Py_ssize_t column = 0
-    if TILE_MR == 8:                # 32 registers
-        while column + 4 <= p.columns:
-            lane_columns(4, broadcast, p, column)
-            column += 4
-    while column + 2 <= p.columns:
-        lane_columns(2, broadcast, p, column)
-        column += 2
-    if column < p.columns:
-        lane_columns(1, broadcast, p, column)
+cdef void fill_lane_table() noexcept nogil:
+    LANE_TABLE[0][0][1] = lanes_1x1
+    LANE_TABLE[0][0][2] = lanes_1x2
+    LANE_TABLE[0][0][4] = lanes_1x4
+    LANE_TABLE[0][1][1] = lanes_4x1
+    LANE_TABLE[0][1][2] = lanes_4x2
+    LANE_TABLE[0][1][4] = lanes_4x4
+    LANE_TABLE[1][0][1] = numbers_1x1
+    LANE_TABLE[1][0][2] = numbers_1x2
+    LANE_TABLE[1][0][4] = numbers_1x4
+    LANE_TABLE[1][1][1] = numbers_4x1
+    LANE_TABLE[1][1][2] = numbers_4x2
+    LANE_TABLE[1][1][4] = numbers_4x4
+
+
+fill_lane_table()
 
 
 cdef void lane_product(bint broadcast, const LaneProduct* p) noexcept nogil:
-    if broadcast:
-        lane_block(True, p)
-    else:
-        lane_block(False, p)
+    cdef Py_ssize_t column = 0, nc, fours = p.rows // 4 * 4
+    while column < p.columns:
+        nc = p.columns - column
+        nc = 4 if nc >= 4 and TILE_MR == 8 else 2 if nc >= 2 else 1         # TILE_MR of 8: there are 32 registers
+        LANE_TABLE[broadcast][1][nc](p, 0, fours, column)
+        LANE_TABLE[broadcast][0][nc](p, fours, p.rows, column)
+        column += nc
 
 
 # The optimiser's step -------------------------------------------------------------------------------------------------
@@ -484,7 +526,7 @@ cdef void lane_backward(const Network* net, LaneRoom* room, const real* x, Py_ss
 
 # One row --------------------------------------------------------------------------------------------------------------
 
-cdef inline void lane_sample "lane_sample"(const int kind, const Network* net, const LaneRoom* room, const real* x,
+cdef inline void lane_sample "lane_sample"(const int kind, const Network* net, LaneRoom* room, const real* x,
                                            bint shared, const LaneUpdate* given, double* loss) noexcept nogil:
     """A step of one row by the mean squared error, layer by layer without a product's blocks; each weight is read
     twice and written once."""
@@ -531,8 +573,7 @@ cdef inline void lane_sample "lane_sample"(const int kind, const Network* net, c
                 dx = vf_fma(dz, vf_load(w + (j * n_out + k) * VL), dx)
                 lane_one(kind, w + (j * n_out + k) * VL, dz * x_j, size, &u)
             vf_store(room.grad_before + j * VL, dx)
-        for j in range(n_in if i > 0 else 0):
-            vf_store(room.grad + j * VL, vf_load(room.grad_before + j * VL))
+        room.grad, room.grad_before = room.grad_before, room.grad
 
 
 cdef inline void lane_one(const int kind, real* w, vf g, Py_ssize_t size, const LaneUpdate* u) noexcept nogil:
