@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import signal
 import threading
 
@@ -523,6 +524,19 @@ def test_files(path, optimizer):
     ensemble[0].save(path)
     with pytest.raises(ValueError, match=r"cnn.load reads it"):
         cnn.Ensemble.load(path)
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda ensemble: pickle.loads(pickle.dumps(ensemble))])
+def test_copies(way):
+    x, y = data()
+    ensemble = cnn.Ensemble(layers(), 2, cnn.Adam(np.array([0.01, 0.02])), "float64", 5)
+    ensemble.train_step(x, y)
+    other = way(ensemble)
+    for a in (ensemble, other):
+        a.fit(x, y, epochs=2, progress=False)
+        a.train_step(x, y)
+    for mine, theirs in zip(ensemble, other, strict=True):
+        assert_same(mine, theirs)
 
 
 def test_progress(capsys):

@@ -19,6 +19,7 @@ from libc.string cimport memcmp
 
 cdef enum:
     LANE_WIDTH = 32             # of the widest layer; wider ones run as fast one model after the other
+    LANE_ROWS = 1 << 18         # of the data: each lane has an order of its own
     LANE_LEAST = 3              # models of one shape: fewer are faster one after the other
 
 cdef struct LaneProduct:
@@ -87,7 +88,9 @@ cdef bint lanes_fit(const Member* m) noexcept nogil:
         return False
     if m.rows.batch.x == NULL or m.rows.batch.out != NULL or m.rows.batch.weight != NULL or loss.column != NULL:
         return False
-    if loss.ignore_nan or loss.labels and not m.rows_finite or lane_widest(net) > LANE_WIDTH:
+    if m.rows.batch.rows > LANE_ROWS or lane_widest(net) > LANE_WIDTH:
+        return False
+    if loss.ignore_nan or loss.labels and not m.rows_finite:
         return False
     for i in range(net.n_ops):
         op = &net.ops[i]

@@ -116,6 +116,9 @@ class Ensemble:
         self._crew: Any = None  # the native programs that train together, made when first needed
         self.history: ManyHistory | None = None
 
+    def __getstate__(self):
+        return self.__dict__ | {"_crew": None}  # for copies and pickle
+
     # what members have in common --------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
