@@ -633,6 +633,7 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
     memset(weight, 0, sizeof(weight))
     memset(total, 0, sizeof(total))
     memset(correct, 0, sizeof(correct))
+    memset(orders, 0, sizeof(orders))
     for l in range(VL):
         orders[l] = orders[0]
         if l < (1 if shared else count):
