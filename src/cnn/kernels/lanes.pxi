@@ -205,7 +205,7 @@ cdef void lanes_4x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_s
 cdef void lanes_4x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
     lane_tiles(4, 2, False, p, first, end, column)
 cdef void lanes_4x4(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(4, 4, False, p, first, end, column)
+    lane_tiles(4, 4 if TILE_MR == 8 else 2, False, p, first, end, column)        # else it is not called
 cdef void numbers_1x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
     lane_tiles(1, 1, True, p, first, end, column)
 cdef void numbers_1x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
@@ -217,7 +217,7 @@ cdef void numbers_4x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py
 cdef void numbers_4x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
     lane_tiles(4, 2, True, p, first, end, column)
 cdef void numbers_4x4(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(4, 4, True, p, first, end, column)
+    lane_tiles(4, 4 if TILE_MR == 8 else 2, True, p, first, end, column)        # else it is not called
 
 cdef lane_tile LANE_TABLE[2][2][5]      # by whether A is numbers, 4 rows or one, and columns
 
