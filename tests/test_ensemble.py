@@ -545,3 +545,20 @@ def test_progress(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("epoch 1/2  loss ")
+
+
+def test_sparse_and_whole_data():
+    """They train one after the other, as each does alone."""
+    sparse = pytest.importorskip("scipy.sparse")
+    x, y = data()
+    x[x < 0.5] = 0
+    rows = sparse.csr_matrix(x)
+    for optimizer in (cnn.SGD(0.1), cnn.LBFGS()):
+        ensemble = cnn.Ensemble(layers(), 2, optimizer, "float64", 5)
+        history = ensemble.fit(rows, y, epochs=3, progress=False)
+        model, found = alone(layers, 1, rows, y, optimizer=optimizer, epochs=3)
+        np.testing.assert_array_equal(ensemble[1].parameters, model.parameters)
+        assert history.of(1) == found
+        assert ensemble.train_step(rows, y)[1] == model.train_step(rows, y)
+        assert ensemble.evaluate(rows, y)["loss"][1] == model.evaluate(rows, y)["loss"]
+        np.testing.assert_array_equal(ensemble.predict(rows)[1], model.predict(rows))

@@ -95,6 +95,22 @@ def test_imbalanced(tmp_path):
     assert is_picture(tmp_path / "imbalanced.png")
 
 
+def test_tabular(tmp_path):
+    """Calibration mends the probabilities, and leaves the order of the rows."""
+    pytest.importorskip("sklearn", minversion="1.9")
+    result = run("examples/tabular.py", "--rows", 6000, "--epochs", 10, "--out", tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if "Brier" in line]
+    trained, calibrated, truth = (float(re.search(r"Brier score ([\d.]+)", line)[1]) for line in lines)
+    assert trained > 0.13 > 0.11 > calibrated > truth
+    predicted, left = percentages(lines[1])
+    assert predicted == pytest.approx(left, abs=0.02)
+    areas = [float(re.search(r"ROC ([\d.]+)", line)[1]) for line in lines[:2]]
+    assert areas[0] == pytest.approx(areas[1], abs=0.02)
+    assert min(areas) > 0.74
+    assert is_picture(tmp_path / "tabular.png")
+
+
 def test_matrix_exponential(tmp_path):
     result = run("examples/matrix_exponential.py", "--steps", 500, "--out", tmp_path, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -172,6 +188,13 @@ def test_transfer(tmp_path):
     assert frozen[0] > scratch[0]
     assert frozen[-1] < scratch[-1]
     assert is_picture(tmp_path / "transfer.png")
+
+
+def test_text(tmp_path):
+    result = run("examples/text.py", "--messages", 2000, "--out", tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert percentages(result.stdout)[0] > 0.75
+    assert is_picture(tmp_path / "text.png")
 
 
 def test_newton(tmp_path):

@@ -1,4 +1,4 @@
-"""The Python blocks of docs/training.md run from top to bottom, and its links lead somewhere."""
+"""The Python blocks of docs/training.md and docs/estimators.md run from top to bottom, and links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -6,18 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-GUIDE = Path(__file__).parents[1] / "docs" / "training.md"
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def run_blocks(guide, count):
+    """The names that the blocks define."""
+    text = guide.read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == text.count("```python") == count
+    names = {}
+    for block in blocks:
+        exec(compile(block, str(guide), "exec"), names)
+    return names
 
 
 def test_python_blocks(tmp_path, monkeypatch, capsys):
     pytest.importorskip("scipy")
-    text = GUIDE.read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == text.count("```python") == 13
     monkeypatch.chdir(tmp_path)
-    names = {}
-    for block in blocks:
-        exec(compile(block, str(GUIDE), "exec"), names)
+    names = run_blocks(DOCS / "training.md", 16)
     printed = capsys.readouterr().out
     assert "1  BatchNorm1d(num_features=64)  " in printed
     assert "['accuracy', 'f1', 'loss', 'lr', 'top_2', 'val_accuracy', 'val_f1'" in printed
@@ -25,14 +31,12 @@ def test_python_blocks(tmp_path, monkeypatch, capsys):
     assert names["averaged"]["accuracy"] > 0.85
     assert names["history"]["val_accuracy"][-1] > 0.85
     assert names["result"].fun < 0.05
+    assert names["losses"]["loss"][-1] < 0.05
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.json", "history.png", "log.csv", "rates.png"]
 
 
-def test_many_models(capsys):
-    page = GUIDE.with_name("ensembles.md")
-    names = {}
-    for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
-        exec(compile(block, str(page), "exec"), names)
+def test_python_blocks_of_ensembles(capsys):
+    names = run_blocks(DOCS / "ensembles.md", 4)
     assert capsys.readouterr().out == "(60, 32)\n"
     assert names["spread"].mean() < 0.1
     assert abs(names["mean"][:, 0] - np.sin(2 * names["x"][:, 0])).mean() < 0.1
@@ -40,7 +44,19 @@ def test_many_models(capsys):
     assert names["history"]["loss"].shape == (3, 3)
 
 
-@pytest.mark.parametrize("page", ["training.md", "ensembles.md"])
-def test_links(page):
-    for link in re.findall(r"\]\(([^)#:]+)[^)]*\)", GUIDE.with_name(page).read_text()):
-        assert (GUIDE.parent / link).is_file(), link
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_python_blocks_of_the_estimators(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sklearn", minversion="1.9")
+    monkeypatch.chdir(tmp_path)
+    names = run_blocks(DOCS / "estimators.md", 3)
+    score, *rest = capsys.readouterr().out.splitlines()
+    assert float(score) > 0.93
+    assert rest == ["['loss', 'lr', 'val_loss']", "(143, 3)"]
+    assert names["mlp"].best_validation_score_ > 0.85
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cancer.safetensors", "history.png"]
+
+
+@pytest.mark.parametrize("guide", ["training.md", "estimators.md", "ensembles.md"])
+def test_links(guide):
+    for link in re.findall(r"\]\(([^)#:]+)[^)]*\)", (DOCS / guide).read_text()):
+        assert (DOCS / link).is_file(), link

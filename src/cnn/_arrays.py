@@ -24,6 +24,8 @@ def as_array(a: Any, name: str) -> np.ndarray:
         return np.asarray(a)
     except (RuntimeError, BufferError, TypeError) as error:
         raise TypeError(f"{name}: {type(a).__name__} cannot be read as an array: {error}") from error
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{name}: {type(a).__name__} cannot be read as an array: {error}") from error
 
 
 def real_array(a: Any, name: str) -> np.ndarray:
@@ -40,6 +42,24 @@ def converted(a: Any, name: str, dtype: np.dtype) -> np.ndarray:
     """a as an array of this dtype: over a's own memory if that can be, else a C-contiguous copy."""
     array = real_array(a, name)
     return array if array.dtype == dtype else np.ascontiguousarray(array, dtype).reshape(array.shape)
+
+
+def side_by_side(a: Any, columns: int, name: str, dtype: np.dtype) -> Any:
+    """A list of matrices whose columns add up to those of a model's input as one matrix; anything else as it is."""
+    if not isinstance(a, (list, tuple)) or len(a) < 2 or not all(len(getattr(one, "shape", ())) == 2 for one in a):
+        return a
+    arrays = [real_array(one, f"{name}[{i}]") for i, one in enumerate(a)]
+    rows, widths = [len(one) for one in arrays], [one.shape[1] for one in arrays]
+    if sum(widths) != columns:
+        if widths == [columns] * len(widths):  # a leading axis
+            return a
+        raise ValueError(
+            f"{name}: expected arrays whose columns add up to {columns}, got {' + '.join(map(str, widths))} = "
+            f"{sum(widths)}"
+        )
+    if len(set(rows)) > 1:
+        raise ValueError(f"{name}: expected arrays of as many rows, got {', '.join(map(str, rows))}")
+    return np.concatenate(arrays, axis=1, dtype=dtype)
 
 
 def flat(a: Any, leading: tuple[int, ...], name: str) -> Any:
@@ -98,7 +118,7 @@ def _odd_columns(frame: Any) -> list[str]:
 def _mend_of(a: Any, array: np.ndarray) -> str:
     """What to do about an object that is not made of real numbers; array: it as NumPy has it."""
     if hasattr(a, "toarray"):
-        return f": {type(a).__name__} is sparse: pass .toarray() of it, or to fit an iterable of such batches"
+        return f": {type(a).__name__} is sparse: pass .toarray() of it"
     if _is_frame(a) and (odd := _odd_columns(a)):
         return (
             f": {', '.join(odd[:5])}{', ...' * (len(odd) > 5)}: pandas.get_dummies makes numbers of categories and "
@@ -106,4 +126,8 @@ def _mend_of(a: Any, array: np.ndarray) -> str:
         )
     if str(getattr(a, "dtype", "")) == "category":
         return ": the numbers of a category are its .cat.codes"
+    if array.dtype.kind == "O" and array.ndim == 0:
+        return f", of {type(a).__name__}" + (": a dict's arrays are x[key]" if isinstance(a, dict) else "")
+    if array.dtype.kind == "O":
+        return ": .astype(float) makes numbers of it, if all of them are"
     return ": text has to be made numbers" if array.dtype.kind in "US" else ""

@@ -28,6 +28,7 @@ include "kernels/product.pxi"           # matrix products, tile by tile, with wh
 include "kernels/narrow.pxi"            # products with the transposed weights of a narrow layer
 include "kernels/sample.pxi"            # products with a vector, for one row
 include "kernels/rows.pxi"              # rows added to rows
+include "kernels/sparse.pxi"            # products with sparse rows
 include "kernels/gradients.pxi"         # norms, clipping, penalties, averages
 
 include "kernels/network.pxi"           # ops over buffers, workspaces, passes: the structs, and the table of the ops
@@ -39,11 +40,13 @@ include "kernels/ops/norm.pxi"          # what the two norms share
 include "kernels/ops/layer_norm.pxi"
 include "kernels/ops/batch_norm.pxi"
 include "kernels/ops/constant.pxi"
+include "kernels/ops/prelu.pxi"
 include "kernels/ops/merge.pxi"         # what joins branches
 include "kernels/ops/add.pxi"
 include "kernels/ops/multiply.pxi"
 include "kernels/ops/maximum.pxi"
 include "kernels/ops/concat.pxi"
+include "kernels/ops/columns.pxi"
 
 include "kernels/threads.pxi"           # the pool of threads
 include "kernels/walk.pxi"              # the ops in order and in reverse
@@ -61,5 +64,7 @@ include "kernels/members.pxi"           # many models at once, one after the oth
 include "kernels/lanes.pxi"             # ... or one in each lane of the vectors
 include "kernels/crew.pxi"              # ... as Python sees them
 include "kernels/derivative.pxi"        # derivative products, as Python sees them
+include "kernels/line_search.pxi"       # a step along a direction (More and Thuente)
+include "kernels/lbfgs.pxi"             # L-BFGS
 include "kernels/functional.pxi"        # the kernels on plain NumPy arrays
 include "kernels/embed.pxi"             # prediction for C and Cython programs

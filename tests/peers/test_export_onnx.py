@@ -129,7 +129,8 @@ def test_there_and_back(kind, part, opset, dtype, tmp_path):
     tolerance = 1e-5 if dtype == "float32" else 1e-12
     np.testing.assert_allclose(again.predict(x), model.predict(x), rtol=tolerance, atol=tolerance)
     if kind == "activation":
-        if part[0] != "identity" and part[1] != 0.0:  # with 0.0 LeakyReLU and ELU are ReLU
+        # with 0.0 LeakyReLU and ELU are ReLU; the formula of CELU with 1.0 is that of ELU
+        if part[0] != "identity" and part[1] != 0.0 and (part != ("celu", 1.0) or dtype == "float32"):
             assert repr(again.layers) == repr(model.layers)
         np.testing.assert_array_equal(again.parameters, model.parameters)
 
@@ -335,6 +336,57 @@ def test_forms_of_a_linear_layer(nodes, constants, expected):
 def test_what_from_onnx_refuses(nodes, constants, message):
     with pytest.raises(ValueError, match=message):
         cnn.from_onnx(graph(nodes, constants))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ([node("Selu", ["h"], ["y"])], cnn.SELU()),
+        ([node("Elu", ["h"], ["y"], alpha=1.5)], cnn.ELU(1.5)),
+        ([node("Celu", ["h"], ["y"])], cnn.CELU()),
+        ([node("Celu", ["h"], ["y"], alpha=0.5)], cnn.CELU(0.5)),
+        ([node("LeakyRelu", ["h"], ["y"], alpha=-0.5)], cnn.LeakyReLU(-0.5)),
+        ([node("Softsign", ["h"], ["y"])], cnn.Softsign()),
+        ([node("Abs", ["h"], ["a"]), node("Add", ["one", "a"], ["c"]), node("Div", ["h", "c"], ["y"])], cnn.Softsign()),
+        ([node("Softplus", ["h"], ["a"]), node("Tanh", ["a"], ["c"]), node("Mul", ["h", "c"], ["y"])], cnn.Mish()),
+        ([node("Mish", ["h"], ["y"])], cnn.Mish()),
+        ([node("Clip", ["h", "zero", "six"], ["y"])], cnn.ReLU6()),
+        ([node("Relu", ["h"], ["a"]), node("Min", ["a", "six"], ["y"])], cnn.ReLU6()),
+        ([node("Clip", ["h", "zero"], ["y"])], cnn.ReLU()),
+        ([node("HardSigmoid", ["h"], ["y"], alpha=1 / 6)], cnn.HardSigmoid()),
+        ([node("HardSwish", ["h"], ["y"])], cnn.HardSwish()),
+        ([node("HardSigmoid", ["h"], ["a"], alpha=1 / 6), node("Mul", ["h", "a"], ["y"])], cnn.HardSwish()),
+        ([node("PRelu", ["h", "slope"], ["y"])], cnn.PReLU()),
+        ([node("PRelu", ["h", "b"], ["y"])], cnn.PReLU(4)),
+    ],
+)
+def test_forms_of_an_activation(nodes, expected):
+    """Read as this one, and equal to ONNX Runtime."""
+    numbers = {"zero": np.float32(0), "one": np.float32(1), "six": np.float32(6), "slope": np.float32([0.3])}
+    used = {name: a for name, a in {**numbers, "b": B}.items() if any(name in n.input for n in nodes)}
+    proto = graph([node("Gemm", ["x", "w"], ["h"]), *nodes], {"w": 10 * W, **used})
+    model = cnn.from_onnx(proto)
+    assert repr(model.layers[1]) == repr(expected)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    np.testing.assert_allclose(model.predict(X), session.run(None, {"x": X})[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        node("Selu", ["h"], ["y"], alpha=1.5, name="act"),
+        node("Selu", ["h"], ["y"], gamma=1.0, name="act"),
+        node("HardSigmoid", ["h"], ["y"], name="act"),
+        node("HardSigmoid", ["h"], ["y"], alpha=0.16, name="act"),
+        node("HardSigmoid", ["h"], ["y"], alpha=1 / 6, beta=0.4, name="act"),
+        node("ThresholdedRelu", ["h"], ["y"], alpha=0.5, name="act"),
+    ],
+    ids=str,
+)
+def test_other_parameters_are_refused(act):
+    """They are the attributes of an activation that has none here."""
+    with pytest.raises(ValueError, match=rf"node 'act' \({act.op_type}\): no layer computes it"):
+        cnn.from_onnx(graph([node("Gemm", ["x", "w"], ["h"]), act], {"w": W}))
 
 
 def test_several_ends():

@@ -36,9 +36,9 @@ def from_onnx(path, *, outputs=None, loss=None, optimizer=None) -> Sequential:
     """The model that computes what an ONNX file computes, if layers of this library can.
 
     Read are linear layers (Gemm, MatMul, Add), every activation of the library as its operator or as a formula,
-    Softmax, LogSoftmax, BatchNormalization and LayerNormalization, and branches that join again (Add, Sum, Sub, Mul,
-    Max, Concat). Constant factors and terms become part of the linear layer beside them. Identity, Dropout, Flatten,
-    Reshape and Cast are left out where they do nothing to a batch of rows.
+    PRelu, Softmax, LogSoftmax, BatchNormalization and LayerNormalization, and branches that join again (Add, Sum, Sub,
+    Mul, Max, Concat). Constant factors and terms become part of the linear layer beside them. Identity, Dropout,
+    Flatten, Reshape and Cast are left out where they do nothing to a batch of rows.
 
     Parameters
     ----------
@@ -470,7 +470,9 @@ class _Reader:
             norms = [layers.LayerNorm(7, v, False, dtype="float64") for v in numbers if v > 0]
             found: list[layers.Layer] = [layers.Softmax(), layers.LogSoftmax(), *norms]
         else:
-            found = [layer for kind in self.kinds for layer in kind._forms(sorted(numbers))]
+            # the operator's own class first: ELU and CELU with alpha 1 are the same
+            own = [kind for kind in self.kinds if len(nodes) == 1 and kind.onnx.operator == node.op_type]
+            found = [layer for kind in own or self.kinds for layer in kind._forms(sorted(numbers))]
         least, _, best = min((error(layer), i, layer) for i, layer in enumerate(found))
         if not least < TOLERANCE:
             return None
@@ -640,6 +642,17 @@ def _layer_norm(reader: _Reader, node: Any, at: str) -> Any:
     return [Norm(node, eps, weight, bias[0] if bias else None)], node.input[0]
 
 
+def _prelu(reader: _Reader, node: Any, at: str) -> Any:
+    """With constant slopes; computed ones may be part of a formula."""
+    x, name = node.input
+    if x in reader.graph.constants or name not in reader.graph.constants:
+        return None
+    weight = reader.row(node, name)
+    layer = layers.PReLU(weight.size, dtype=reader.array(node, name).dtype.name)
+    layer.weight = weight
+    return [Plain(node, layer)], x
+
+
 def _clip(reader: _Reader, node: Any, at: str) -> Any:
     """hi - relu(hi - lo - relu(x - lo)), if no activation is just that."""
     if (formula := reader.formula(node, at)) is not None:
@@ -724,6 +737,7 @@ READERS: dict[str, Callable[[_Reader, Any, str], Any]] = {
     "Max": _arithmetic,
     "Mul": _arithmetic,
     "Neg": _negative,
+    "PRelu": _prelu,
     "Reshape": _reshape,
     "Slice": _slice,
     "Softmax": _softmax,
@@ -838,6 +852,10 @@ class _Builder:
             if piece.bias is not None:
                 norm.bias = piece.bias
             return norm
+        if isinstance(piece, Columns) and isinstance(piece.index, slice) and width is not None:
+            start, stop, step = piece.index.indices(width)
+            if step == 1 and start < stop:
+                return layers.Columns(start, stop, width)
         size = piece.scale.size if isinstance(piece, Affine) and piece.scale.size > 1 else width
         if isinstance(piece, Affine):
             self.same(piece, width, piece.scale.size, exact=True)

@@ -19,6 +19,7 @@ def from_sklearn(mlp, *, optimizer=None) -> Sequential:
     `predict` returns what scikit-learn's output function is applied to:
 
     - MLPRegressor: the predictions, of shape (n, outputs) also where scikit-learn's are (n,). The loss is MSELoss.
+      With ``loss="poisson"`` they are the logarithms of the predictions, and the loss is PoissonNLLLoss.
     - MLPClassifier of more than two classes: logits, whose softmax is `predict_proba`. The loss is CrossEntropyLoss;
       class index k is `mlp.classes_[k]`.
     - MLPClassifier of two classes: one column, the logit of `mlp.classes_[1]`; its sigmoid is
@@ -27,7 +28,7 @@ def from_sklearn(mlp, *, optimizer=None) -> Sequential:
     Parameters
     ----------
     mlp : sklearn.neural_network.MLPClassifier or MLPRegressor
-        Fitted.
+        Fitted; or one of `cnn.sklearn`, whose `model_` is copied.
     optimizer : optional
         For the new model, to train on; scikit-learn's own is not carried over.
 
@@ -49,6 +50,10 @@ def from_sklearn(mlp, *, optimizer=None) -> Sequential:
         raise TypeError(f"mlp: expected an MLPClassifier or MLPRegressor, got {type(mlp).__name__}")
     if not hasattr(mlp, "coefs_"):
         raise ValueError(f"mlp: this {type(mlp).__name__} is not fitted")
+    if hasattr(mlp, "model_"):  # one of cnn.sklearn
+        model = mlp.model_.copy()
+        model.optimizer = optimizer
+        return model
     loss = _loss(mlp)
     parts: list = []
     for weight, bias in zip(mlp.coefs_, mlp.intercepts_, strict=True):
@@ -67,4 +72,6 @@ def _loss(mlp) -> losses.Loss | None:
         return losses.BCEWithLogitsLoss()
     if kind == "identity":
         return losses.MSELoss()
-    raise ValueError(f"mlp: its output function is {kind!r}, expected identity, logistic or softmax")
+    if kind == "exp":
+        return losses.PoissonNLLLoss()
+    raise ValueError(f"mlp: its output function is {kind!r}, expected identity, logistic, softmax or exp")

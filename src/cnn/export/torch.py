@@ -23,8 +23,9 @@ def from_torch(module, *, activation=None, loss=None, optimizer=None) -> Sequent
     ----------
     module : torch.nn.Module or mapping of str to torch.Tensor
         A `torch.nn.Sequential`, nested ones included, or one layer: Linear, Identity, ReLU, LeakyReLU, ELU, Sigmoid,
-        Tanh, GELU, SiLU, Softplus, Softmax, LogSoftmax, Dropout, BatchNorm1d, LayerNorm. Or a `state_dict`, if it is
-        of Linear layers alone: their sizes follow from the shapes, what stands between them is `activation`.
+        Tanh, GELU, SiLU, Softplus, SELU, CELU, Mish, Softsign, ReLU6, Hardsigmoid, Hardswish, PReLU, Softmax,
+        LogSoftmax, Dropout, BatchNorm1d, LayerNorm. Or a `state_dict`, if it is of Linear layers alone: their sizes
+        follow from the shapes, what stands between them is `activation`.
     activation : Layer, or a class or function that makes one, optional
         For a `state_dict`: `cnn.ReLU()` or `cnn.ReLU`, for example.
     loss, optimizer : optional

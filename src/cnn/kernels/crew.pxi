@@ -76,7 +76,7 @@ cdef void infer_member(Crowd* crowd, Member* m, int thread) noexcept nogil:
         p.wants.threads = crowd.inner
         p.phase.chunk = smaller(p.ws.capacity // crowd.inner, n)
         p.batch.rows = smaller(crowd.piece, n - at)
-        place_batch(&p.batch, &m.rows.batch, NULL, at)
+        from_row(&p.batch, &m.rows.batch, at)
         p.batch.losses = crowd.sums[thread]
         p.batch.correct = <Py_ssize_t*>(p.batch.losses + crowd.piece // LOSS_BLOCK + 1)
         m.totals[0] += run_pass(&p, &weight, &correct)
@@ -319,13 +319,13 @@ cdef class Crew:
             if not m.active:
                 continue
             m.stop = (<const int64_t*>cnp.PyArray_DATA(stops))[i]
-            m.single = m.rows.batch.weight == NULL and program.single(None)
+            m.single = m.rows.batch.weight == NULL and program.single(&m.rows, None)
             m.rows.wants.keep = m.rows.wants.backward = m.rows.wants.weights = True
             program.forget("fit has run since")
             if rates is not None and rates[i] is not None:
                 table = rates[i][0]
-                m.rates = <const double*>cnp.PyArray_DATA(table)
-                m.rates_step = (m.stepper.groups + 1) * <Py_ssize_t>rates[i][1]
+                m.rates = rates_of(table, m.stepper, table.shape[0])
+                m.rates_step = m.stepper.rated * <Py_ssize_t>rates[i][1]
             elif m.fresh:
                 m.rates = NULL
         if rates is not None:

@@ -139,6 +139,7 @@ cdef bint train_member(Crowd* crowd, Member* m, int thread) noexcept nogil:
     cdef Workspace* ws = &crowd.spaces[m.shape * crowd.threads + thread]
     cdef const int64_t* order = order_of(m, &crowd.turns[thread * VL], m.rows.batch.rows)
     cdef Pass p = m.rows
+    cdef Batch all_rows = m.rows.batch
     cdef const double* rate = m.rates
     cdef Py_ssize_t at = m.at[0], correct = 0, group = 0, left = 0, done, rows, work = 0
     cdef bint ready = False
@@ -148,6 +149,7 @@ cdef bint train_member(Crowd* crowd, Member* m, int thread) noexcept nogil:
     if m.fresh and m.guarded:
         copy_state(m, crowd.slots[BEFORE].at, True)
     m.fresh = False
+    all_rows.order = order
     p.ws = ws
     p.batch.losses, p.batch.correct = ws.losses, ws.correct
     ws.training = True
@@ -165,7 +167,7 @@ cdef bint train_member(Crowd* crowd, Member* m, int thread) noexcept nogil:
         p.wants.gather = m.rows.wants.gather or order != NULL
         p.wants.scale = 1.0 / group
         p.wants.overwrite = left == group
-        place_batch(&p.batch, &m.rows.batch, order, at)
+        from_row(&p.batch, &all_rows, at)
         if many and ready:
             rows = smaller(m.stop - at, CLOCK_ROWS)
             done = train_rest(&p, s, rows, m.totals, &correct)
@@ -208,20 +210,6 @@ cdef bint train_member(Crowd* crowd, Member* m, int thread) noexcept nogil:
     m.rates = rate
     m.at[0] = at
     return m.bad[0] >= 0 or at >= m.stop
-
-
-cdef void place_batch(Batch* batch, const Batch* rows, const int64_t* order, Py_ssize_t at) noexcept nogil:
-    """Let a batch begin at a row of all rows, in their order if they have one."""
-    batch.target, batch.target_bytes, batch.weight = rows.target, rows.target_bytes, rows.weight
-    if order != NULL:
-        batch.order = order + at
-    else:
-        batch.x = rows.x + at * rows.x_row
-        batch.target += at * rows.target_bytes
-        if rows.weight != NULL:
-            batch.weight += at
-    if rows.out != NULL:
-        batch.out = rows.out + at * rows.out_row
 
 
 cdef inline bint left_to_train(const Member* m) noexcept nogil:

@@ -226,7 +226,7 @@ class Ensemble:
             if a[0].ndim < dims:  # rows of one array
                 return None
         else:
-            a = np.asarray(a)
+            a = a if hasattr(a, "tocsr") else np.asarray(a)
             if a.ndim <= dims:
                 return None
         if len(a) != len(self):
@@ -244,7 +244,7 @@ class Ensemble:
         if own_x is None and (y is None or ys is None) and (w is None or ws is None):
             return [(x, y, w)], True
         n = len(self)
-        xs = [np.asarray(x)] * n if own_x is None else own_x
+        xs = [x] * n if own_x is None else own_x
         ys = [y] * n if ys is None else ys
         ws = [w] * n if ws is None else ws
         return list(zip(xs, ys, ws, strict=True)), False
@@ -254,7 +254,7 @@ class Ensemble:
         if isinstance(y, (list, tuple)) and y and isinstance(y[0], np.ndarray) and (own_x is not None or y[0].ndim > 1):
             return self._own(y, y[0].ndim, name)
         y = np.asarray(y)
-        rows = len(own_x[0]) if own_x is not None else len(np.asarray(x))
+        rows = len(own_x[0]) if own_x is not None else np.shape(x)[0]
         if y.ndim < 2 or y.shape[:2] != (len(self), rows):
             return None
         shared = own_x is None and y.ndim == 2 and y.shape == (rows, self._members[0]._core.out_features)
@@ -283,7 +283,7 @@ class Ensemble:
         y,
         *,
         epochs=1,
-        batch_size=32,
+        batch_size="auto",
         shuffle="own",
         bootstrap=False,
         validation_data=None,
@@ -397,7 +397,7 @@ class Ensemble:
         for member in self._members:
             member._core.need_optimizer()
         data, shared = self._data(x, y, sample_weight)
-        if hasattr(self._members[0]._core.program, "native"):
+        if not many.all_native(self._members, [a for a, _, _ in data]):
             data = data * len(self) if shared else data
             return np.array([m.train_step(*rows) for m, rows in zip(self._members, data, strict=True)])
         rows = many.Rows(self._members, data, many.Names(), True, None, shared)
@@ -436,7 +436,7 @@ class Ensemble:
             If there is no loss.
         """
         data, shared = self._data(x, y, sample_weight)
-        if metrics or hasattr(self._members[0]._core.program, "native"):
+        if metrics or not many.all_native(self._members, [a for a, _, _ in data]):
             data = data * len(self) if shared else data
             found = [m.evaluate(a, t, w, metrics, threads) for m, (a, t, w) in zip(self._members, data, strict=True)]
             return {name: np.array([one[name] for one in found]) for name in found[0]}
@@ -473,8 +473,11 @@ class Ensemble:
             choice("reduce", reduce, ("mean", "std", "quantiles"))
         own = self._own(x, 2, "x")
         program = self._members[0]._core.program
-        xs = [program.inputs(a, f"x[{i}]") for i, a in enumerate(own)] if own else [program.inputs(x)]
         threads = threads_for(threads)
+        if hasattr(x, "tocsr"):
+            outs = np.stack([member.predict(x, threads=threads) for member in self._members])
+            return outs if reduce is None else _reduced(outs, reduce, quantiles)
+        xs = [program.inputs(a, f"x[{i}]") for i, a in enumerate(own)] if own else [program.inputs(x)]
         same = len({len(a) for a in xs}) == 1
         if reduce is None:
             outs = many.outputs(self._members, xs, threads)
@@ -482,16 +485,12 @@ class Ensemble:
         if not same:
             raise ValueError("x: expected as many rows of each member, to reduce them")
         n, width = len(xs[0]), self._members[0]._core.out_features
-        q = np.asarray(quantiles, float)
-        shape = (n, width) if reduce != "quantiles" else (*q.shape, n, width)
+        shape = (n, width) if reduce != "quantiles" else (*np.shape(quantiles), n, width)
         result = np.empty(shape, self.dtype)
         rows = max(1, many.BLOCK // max(1, len(self) * width * self.dtype.itemsize))
         for at in range(0, n, rows):
             block = many.outputs(self._members, [a[at : at + rows] for a in xs], threads)
-            if reduce == "quantiles":
-                result[..., at : at + rows, :] = np.quantile(block, q, axis=0)
-            else:
-                result[at : at + rows] = getattr(block, reduce)(axis=0)
+            result[..., at : at + rows, :] = _reduced(block, reduce, quantiles)
         return result
 
     # derivatives, member by member ------------------------------------------------------------------------------------
@@ -658,6 +657,11 @@ def _drawn(member: Sequential, n: int) -> np.ndarray:
     """n of n rows, with replacement, by a member's seed: the same on every platform."""
     bits = np.random.PCG64([member._core.state.random_seed, 1]).random_raw(n)
     return ((bits >> np.uint64(33)) * np.uint64(n) >> np.uint64(31)).astype(np.int64)
+
+
+def _reduced(outputs: np.ndarray, reduce: str, quantiles) -> np.ndarray:
+    """The mean, ... over the members."""
+    return np.quantile(outputs, quantiles, axis=0) if reduce == "quantiles" else getattr(outputs, reduce)(axis=0)
 
 
 def _copies(layers):

@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import layers, losses, optim
 from .._checks import fraction, in_range, integer, seed_of, transposed
+from .._configurable import object_for
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
 from ..files import checkpoint
@@ -109,7 +110,8 @@ class Sequential(layers.Chain):
     def loss(self, loss):
         loss = _as_loss(loss)
         if loss is not None and not isinstance(loss, losses.Loss):
-            raise TypeError(f"loss: expected a loss such as cnn.MSELoss(), a function, or None, got {loss!r}")
+            mend = object_for(loss, losses.Loss.known)
+            raise TypeError(f"loss: expected a loss such as cnn.MSELoss(), a function, or None, got {loss!r}{mend}")
         if loss is not None:
             computes_natively(loss, f"loss {loss!r}")
         self._core.set_loss(loss)
@@ -124,7 +126,8 @@ class Sequential(layers.Chain):
     @optimizer.setter
     def optimizer(self, optimizer):
         if optimizer is not None and not isinstance(optimizer, optim.Optimizer):
-            raise TypeError(f"optimizer: expected an optimiser such as cnn.SGD(), got {optimizer!r}")
+            mend = object_for(optimizer, optim.Optimizer.known)
+            raise TypeError(f"optimizer: expected an optimiser such as cnn.SGD(), got {optimizer!r}{mend}")
         self._core.set_optimizer(optimizer)
 
     @property
@@ -175,9 +178,9 @@ class Sequential(layers.Chain):
 
         Parameters
         ----------
-        x : array_like of shape (batch, in_features)
-            Copied: changing it later does not change what `backward` computes. With other leading axes as for
-            `predict`.
+        x : array_like or sparse matrix of shape (batch, in_features)
+            Copied: changing it later does not change what `backward` computes. With other leading axes, or sparse,
+            as for `predict`.
         targets : array_like, optional
             As the loss wants them: class indices of shape (batch,), or numbers of shape (batch, out_features). With
             the leading axes of x in place of batch.
@@ -217,15 +220,15 @@ class Sequential(layers.Chain):
 
         Returns
         -------
-        ndarray of shape (batch, in_features)
-            The gradient of x.
+        ndarray of shape (batch, in_features), or None
+            The gradient of x; None if x was sparse.
 
         Raises
         ------
         RuntimeError
             If there was no `forward`, or something has since overwritten what it kept, or changed the parameters.
         ValueError, TypeError
-            If grad_output does not fit.
+            If grad_output does not fit, or only the gradient of x is wanted and x was sparse.
         """
         core = self._core
         if not debug:
@@ -301,7 +304,7 @@ class Sequential(layers.Chain):
 
         Parameters
         ----------
-        x : array_like of shape (batch, in_features)
+        x : array_like or sparse matrix of shape (batch, in_features)
         y : array_like
             As `targets` of `forward`.
 
@@ -341,9 +344,11 @@ class Sequential(layers.Chain):
         `backward` and `step`: to the last bit from two rows on. A single row goes through a network of linear layers
         and activations in sums of another order, and differs by a few roundings.
 
+        To an optimiser that needs the whole data (`LBFGS`) these rows are the whole data of one iteration.
+
         Parameters
         ----------
-        x : array_like of shape (batch, in_features)
+        x : array_like or sparse matrix of shape (batch, in_features)
         y : array_like
             As `targets` of `forward`.
         sample_weight : array_like of shape (batch,), optional
@@ -364,6 +369,8 @@ class Sequential(layers.Chain):
         core = self._core
         if core.optimizer is None:
             core.need_optimizer()
+        if core.optimizer.whole_data:
+            return core.whole_step(x, y, sample_weight, get_num_threads())
         rates = None if core.optimizer._schedule is None else core.rates()
         return core.program.train_step(x, y, get_num_threads(), sample_weight, rates)
 
@@ -374,7 +381,7 @@ class Sequential(layers.Chain):
 
         Parameters
         ----------
-        x : array_like of shape (batch, in_features)
+        x : array_like or sparse matrix of shape (batch, in_features)
         k : int
             How many layers to go through: the outputs are those of ``model[:k]``, of ``model.layers[k - 1]``. Negative
             numbers count from the end: -1 leaves the last layer out.
@@ -418,9 +425,12 @@ class Sequential(layers.Chain):
 
         Parameters
         ----------
-        x : array_like of shape (batch, in_features)
+        x : array_like or sparse matrix of shape (batch, in_features)
             The batch may be empty. Of an array with other leading axes each (in_features,) is a row, and the result has
-            its leading axes: (in_features,) gives (out_features,), (T, N, in_features) gives (T, N, out_features).
+            its leading axes: (in_features,) gives (out_features,), (T, N, in_features) gives (T, N, out_features). A
+            list of arrays (batch, columns), whose columns add up to in_features, stands for them side by side.
+            Sparse matrices of SciPy, and what else has a method `tocsr`, are not made dense; the model must begin with
+            a Linear.
         out : ndarray of shape (batch, out_features), optional
             Where the result goes; of the model's dtype, rows contiguous.
         threads : int, optional
@@ -447,7 +457,7 @@ class Sequential(layers.Chain):
 
         Parameters
         ----------
-        x : array_like of shape (batch, in_features)
+        x : array_like or sparse matrix of shape (batch, in_features)
             As for `predict`.
         threads : int, optional
             As for `predict`.
@@ -943,7 +953,7 @@ def _split(parts) -> tuple[list, losses.Loss | None]:
         if isinstance(part, losses.Loss):
             raise ValueError(f"layer {i}, {part!r}: a loss can only stand last")
         if not isinstance(part, layers.Layer):
-            hint = " (pass an object, not the class)" if isinstance(part, type) else ""
+            hint = object_for(part, {**layers.Layer.known, **losses.Loss.known})
             if isinstance(part, (list, tuple)):
                 hint = ": one list of layers, or a cnn.Sequential for the inner ones"
             raise TypeError(f"layer {i}: expected a layer, got {part!r}{hint}")

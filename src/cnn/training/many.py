@@ -164,7 +164,7 @@ def fit_many(
     data,
     *,
     epochs=1,
-    batch_size=32,
+    batch_size="auto",
     shuffle=True,
     validation_data=None,
     validation_split=0.0,
@@ -253,6 +253,15 @@ def models_of(models) -> list:
     return models
 
 
+def all_native(models, xs=()) -> bool:
+    """Whether models can be run together: none has a loss in Python or an optimiser of the whole data, or sparse x."""
+    return not (
+        any(hasattr(model._core.program, "native") for model in models)
+        or any(model.optimizer is not None and model.optimizer.whole_data for model in models)
+        or any(hasattr(x, "tocsr") for x in xs)
+    )
+
+
 @contextlib.contextmanager
 def _only_fit_of(models: list):
     """RuntimeError if another `fit` of one of the models is running."""
@@ -290,7 +299,7 @@ def train(
     validation_data,
     *,
     epochs=1,
-    batch_size=32,
+    batch_size="auto",
     shuffle: Any = True,
     validation_split=0.0,
     class_weight=None,
@@ -311,6 +320,10 @@ def train(
     them in the order of the first; bags: a function of the rows' numbers that returns the rows that each takes;
     histories: whether each model gets its own."""
     epochs = integer("epochs", epochs, 1)
+    if any(model.optimizer is not None and model.optimizer.whole_data for model in models):
+        batch_size = None if isinstance(batch_size, str) and batch_size == "auto" else batch_size
+    elif isinstance(batch_size, str) and batch_size == "auto":
+        batch_size = 32
     batch_size = MOST_ROWS if batch_size is None else integer("batch_size", batch_size, 1)
     accumulation_steps = integer("accumulation_steps", accumulation_steps, 1)
     steps_per_epoch = None if steps_per_epoch is None else integer("steps_per_epoch", steps_per_epoch, 1)
@@ -319,9 +332,9 @@ def train(
     mode = mode_of(progress, verbose)
     for model in models:
         model._core.need_optimizer()
-    if any(hasattr(model._core.program, "native") for model in models):
+    if not all_native(models, (rows[0] for rows in [*data, *(validation_data or ())])):
         own = {
-            "epochs": epochs, "batch_size": batch_size, "shuffle": bool(shuffle), "validation_split": validation_split,
+            "epochs": epochs, "batch_size": None if batch_size == MOST_ROWS else batch_size, "shuffle": bool(shuffle), "validation_split": validation_split,
             "class_weight": class_weight, "metrics": metrics, "early_stopping": early_stopping,
             "steps_per_epoch": steps_per_epoch, "drop_last": drop_last, "accumulation_steps": accumulation_steps,
             "threads": threads, "progress": False,
