@@ -552,8 +552,7 @@ def test_sparse_and_whole_data():
     sparse = pytest.importorskip("scipy.sparse")
     x, y = data()
     x[x < 0.5] = 0
-    rows = sparse.csr_matrix(x)
-    for optimizer in (cnn.SGD(0.1), cnn.LBFGS()):
+    for optimizer, rows in ((cnn.SGD(0.1), sparse.csr_matrix(x)), (cnn.LBFGS(), x)):
         ensemble = cnn.Ensemble(layers(), 2, optimizer, "float64", 5)
         history = ensemble.fit(rows, y, epochs=3, progress=False)
         model, found = alone(layers, 1, rows, y, optimizer=optimizer, epochs=3)

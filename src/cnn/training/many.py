@@ -334,7 +334,8 @@ def train(
         model._core.need_optimizer()
     if not all_native(models, (rows[0] for rows in [*data, *(validation_data or ())])):
         own = {
-            "epochs": epochs, "batch_size": None if batch_size == MOST_ROWS else batch_size, "shuffle": bool(shuffle), "validation_split": validation_split,
+            "epochs": epochs, "batch_size": None if batch_size == MOST_ROWS else batch_size,
+            "shuffle": bool(shuffle), "validation_split": validation_split,
             "class_weight": class_weight, "metrics": metrics, "early_stopping": early_stopping,
             "steps_per_epoch": steps_per_epoch, "drop_last": drop_last, "accumulation_steps": accumulation_steps,
             "threads": threads, "progress": False,
