@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -215,3 +216,13 @@ def test_quick_benchmark(tmp_path):
     assert [row.split(":")[0] for row in rows[2:]] == ["| **call**", "| **act1**"]
     assert "NumPy" in rows[0]
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not shutil.which("gfortran"), reason="needs gfortran (apt-get install gfortran)")
+def test_fortran(tmp_path):
+    result = run("examples/fortran/main.py", "--epochs", 15, "--steps", 200, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    apart, before, after = map(float, re.findall(r"\d+\.\d+", result.stdout))
+    assert apart < 1
+    assert after < before / 5
+    assert is_picture(tmp_path / "fortran.png")
