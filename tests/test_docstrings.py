@@ -1,7 +1,7 @@
 """The examples in the docstrings do what they say."""
 
 import doctest
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 
@@ -9,10 +9,11 @@ import pytest
 
 import cnn
 
+OPTIONAL = {"cnn.river": "river"}  # what a module needs beside what the tests need everywhere
 MODULES = [cnn] + [
     importlib.import_module(module.name)
     for module in pkgutil.walk_packages(cnn.__path__, "cnn.")
-    if not module.name.startswith("cnn._kernels")
+    if not module.name.startswith("cnn._kernels") and importlib.util.find_spec(OPTIONAL.get(module.name, "cnn"))
 ]
 
 

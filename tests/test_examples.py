@@ -198,6 +198,16 @@ def test_text(tmp_path):
     assert is_picture(tmp_path / "text.png")
 
 
+def test_stream(tmp_path):
+    pytest.importorskip("river", minversion="0.21")
+    result = run("examples/stream.py", "--rows", 6000, "--out", tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    network, logistic, tree = percentages(result.stdout)[::2]
+    assert network < min(logistic, tree)
+    assert network < 0.25
+    assert is_picture(tmp_path / "stream.png")
+
+
 def test_newton(tmp_path):
     options = ("--points", 100, "--width", 5, "--work", 1500)
     result = run("examples/newton.py", *options, "--out", tmp_path, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""The Python blocks of docs/training.md and docs/estimators.md run from top to bottom, and links lead somewhere."""
+"""The Python blocks of docs/training.md, estimators.md and streams.md run from top to bottom; links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -56,7 +56,18 @@ def test_python_blocks_of_the_estimators(tmp_path, monkeypatch, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cancer.safetensors", "history.png"]
 
 
-@pytest.mark.parametrize("guide", ["training.md", "estimators.md", "ensembles.md"])
+def test_python_blocks_of_the_streams(capsys):
+    pytest.importorskip("river", minversion="0.21")
+    names = run_blocks(DOCS / "streams.md", 3)
+    area, probabilities, error, network = capsys.readouterr().out.split("\n", 3)
+    assert float(area.removeprefix("ROCAUC: ").removesuffix("%")) > 90
+    assert "'red': " in probabilities
+    assert float(error.removeprefix("MAE: ")) < 1
+    assert network.startswith("Sequential(")
+    assert names["model"].model_.optimizer.clip_norm == 1
+
+
+@pytest.mark.parametrize("guide", ["training.md", "estimators.md", "streams.md", "ensembles.md"])
 def test_links(guide):
     for link in re.findall(r"\]\(([^)#:]+)[^)]*\)", (DOCS / guide).read_text()):
         assert (DOCS / link).is_file(), link
