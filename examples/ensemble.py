@@ -1,12 +1,12 @@
-"""A deep ensemble: the same network several times from other seeds says where it does not know.
+"""A deep ensemble: the same network 256 times from other seeds says where it does not know.
 
     python examples/ensemble.py        writes ensemble.png
 
 Networks that start from other parameters agree where there are data, and go their own ways where there are none
-(Lakshminarayanan, Pritzel and Blundell, 2017). Their mean is the prediction, their spread says how far to trust it. An
-ensemble is a loop over seeds: they decide the initial parameters and the order of the rows. In the gap between the
-data the truth lies within the band. Beyond their ends it soon does not: the spread says where a prediction is not to be
-trusted, not how wrong it is.
+(Lakshminarayanan, Pritzel and Blundell, 2017). Their mean is the prediction, their spread says how far to trust it.
+Seeds decide the initial parameters and the order of the rows; `cnn.Ensemble` trains all networks at once. In the gap
+between the data the truth lies within the band. Beyond their ends it soon does not: the spread says where a prediction
+is not to be trusted, not how wrong it is.
 Needs the extra `plot` (matplotlib).
 """
 
@@ -34,23 +34,24 @@ def data(n, rng):
     return x, truth(x[:, 0]) + 0.1 * rng.normal(size=len(x))
 
 
-def member(seed, x, y, epochs):
-    """A trained network. Wide initial parameters let the networks differ as much as functions like this one do."""
-    wide, narrow = cnn.initializers.Normal(std=3.0), cnn.initializers.Normal(std=0.2)
-    model = cnn.Sequential(
+def trained(members, x, y, epochs):
+    """The networks. Wide initial parameters let them differ as much as functions like this one do."""
+    wide, narrow = cnn.initializers.Normal(std=3.0), cnn.initializers.Normal(std=0.25)
+    ensemble = cnn.Ensemble(
         [
-            cnn.Linear(1, 64, weight_init=wide, bias_init=wide),
+            cnn.Linear(1, 32, weight_init=wide, bias_init=wide),
             cnn.Tanh(),
-            cnn.Linear(64, 64, weight_init=narrow),
+            cnn.Linear(32, 32, weight_init=narrow),
             cnn.Tanh(),
-            cnn.Linear(64, 1, weight_init=narrow),
+            cnn.Linear(32, 1, weight_init=narrow),
             cnn.MSELoss(),
         ],
-        optimizer=cnn.Adam(lr=0.003, schedule=cnn.CosineAnnealingLR(epochs)),
-        seed=seed,
+        members,
+        optimizer=cnn.Adam(lr=0.004, schedule=cnn.CosineAnnealingLR(epochs)),
+        seed=0,
     )
-    model.fit(x, y, epochs=epochs, batch_size=32, progress=False)
-    return model
+    ensemble.fit(x, y, epochs=epochs, batch_size=32, progress=False)
+    return ensemble
 
 
 def plot(x, y, at, outputs, path):
@@ -65,7 +66,7 @@ def plot(x, y, at, outputs, path):
     above.fill_between(
         at, mean - 2 * spread, mean + 2 * spread, color=BLUE, alpha=0.18, lw=0, label="2 std. deviations"
     )
-    above.plot(at, outputs.T, color=BLUE, linewidth=0.6, alpha=0.6)
+    above.plot(at, outputs[:40].T, color=BLUE, linewidth=0.5, alpha=0.35)
     above.plot(at, mean, color=BLUE, linewidth=2.2, label=f"mean of {len(outputs)} networks")
     above.plot(at, truth(at), color=ORANGE, linewidth=1.6, linestyle="--", label="truth")
     above.plot(x[:, 0], y, "o", color=GREY, markersize=3, mew=0, label="data", zorder=1)
@@ -79,7 +80,7 @@ def plot(x, y, at, outputs, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--members", type=int, default=10)
+    parser.add_argument("--members", type=int, default=256)
     parser.add_argument("--points", type=int, default=200)
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where ensemble.png goes")
@@ -87,11 +88,11 @@ def main():
 
     x, y = data(options.points, np.random.default_rng(0))
     start = time.perf_counter()
-    models = [member(seed, x, y, options.epochs) for seed in range(options.members)]
-    print(f"{len(models)} networks of {models[0].parameters.size:,} parameters in {time.perf_counter() - start:.2f} s")
+    ensemble = trained(options.members, x, y, options.epochs)
+    print(f"{len(ensemble)} networks of {ensemble.n_parameters:,} parameters in {time.perf_counter() - start:.2f} s")
 
     at = np.linspace(-2.5, 2.5, 501)
-    outputs = np.array([model.predict(at[:, None])[:, 0] for model in models])
+    outputs = ensemble.predict(at[:, None])[:, :, 0]
     spread = outputs.std(axis=0)
     gap, beyond = (at > GAP[0]) & (at < GAP[1]), abs(at) > 2
     for name, where in (("among the data", ~gap & ~beyond), ("in the gap", gap), ("beyond them", beyond)):

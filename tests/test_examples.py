@@ -165,11 +165,19 @@ def test_the_gradient_of_sobolev_training():
 
 def test_ensemble(tmp_path):
     """The networks disagree most where there are no data."""
-    result = run("examples/ensemble.py", "--members", 5, "--epochs", 100, "--out", tmp_path, cwd=tmp_path)
+    result = run("examples/ensemble.py", "--members", 16, "--epochs", 100, "--out", tmp_path, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     among, gap, beyond = map(float, re.findall(r"spread ([\d.]+)", result.stdout))
     assert 5 * among < min(gap, beyond)
     assert is_picture(tmp_path / "ensemble.png")
+
+
+def test_sensors(tmp_path):
+    """Most models find out what their sensor reads."""
+    result = run("examples/sensors.py", "--sensors", 40, "--looped", 4, "--out", tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert float(re.search(r"median ([\d.]+)", result.stdout)[1]) < 0.15
+    assert is_picture(tmp_path / "sensors.png")
 
 
 def test_transfer(tmp_path):

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -34,6 +35,15 @@ def test_python_blocks(tmp_path, monkeypatch, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.json", "history.png", "log.csv", "rates.png"]
 
 
+def test_python_blocks_of_ensembles(capsys):
+    names = run_blocks(DOCS / "ensembles.md", 4)
+    assert capsys.readouterr().out == "(60, 32)\n"
+    assert names["spread"].mean() < 0.1
+    assert abs(names["mean"][:, 0] - np.sin(2 * names["x"][:, 0])).mean() < 0.1
+    assert names["best"].evaluate(names["x"], names["y"])["loss"] < 0.2
+    assert names["history"]["loss"].shape == (3, 3)
+
+
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_python_blocks_of_the_estimators(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn", minversion="1.9")
@@ -57,7 +67,7 @@ def test_python_blocks_of_the_streams(capsys):
     assert names["model"].model_.optimizer.clip_norm == 1
 
 
-@pytest.mark.parametrize("guide", ["training.md", "estimators.md", "streams.md"])
+@pytest.mark.parametrize("guide", ["training.md", "estimators.md", "streams.md", "ensembles.md"])
 def test_links(guide):
-    for link in re.findall(r"\]\(([^)#:]+)\)", (DOCS / guide).read_text()):
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (DOCS / guide).read_text()):
         assert (DOCS / link).is_file(), link

@@ -13,7 +13,7 @@ from .export.torch_module import as_torch
 from .files import load
 from .layers import *
 from .losses import *
-from .models import Sequential, clip_grad_norm, gradcheck
+from .models import Ensemble, Sequential, clip_grad_norm, gradcheck
 from .optim.optimizers import *
 from .optim.schedules import *
 from .optim.whole_data import *
@@ -26,10 +26,12 @@ from .training import (
     History,
     LambdaCallback,
     LearningRates,
+    ManyHistory,
     Metric,
     ModelCheckpoint,
     TensorBoardLogger,
     find_lr,
+    fit_many,
 )
 
 __all__ = [
@@ -38,9 +40,11 @@ __all__ = [
     "Callback",
     "DivergenceError",
     "EarlyStopping",
+    "Ensemble",
     "History",
     "LambdaCallback",
     "LearningRates",
+    "ManyHistory",
     "Metric",
     "ModelCheckpoint",
     "Sequential",
@@ -48,6 +52,7 @@ __all__ = [
     "as_torch",
     "clip_grad_norm",
     "find_lr",
+    "fit_many",
     "from_onnx",
     "from_sklearn",
     "from_torch",

@@ -59,7 +59,7 @@ def parts_of(model: Any, training_state: bool, loss: bool = True) -> Parts:
     """Copies of all that goes into the file, so that the model can go on while it is written; loss: not without it."""
     config = model.get_config(loss)
     tensors = {name: a.T for name, a in model.state_dict().items()}
-    _check_config(type(model), config, sum(a.size for a in tensors.values()))
+    check_config(type(model), config, sum(a.size for a in tensors.values()))
     metadata = {"format": "cnn", "version": str(FORMAT_VERSION), "config": json.dumps(config)}
     if training_state:
         arrays, numbers = model._core.training_state()
@@ -147,7 +147,8 @@ def _read(cls: Any, file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str
     box = safetensors_file.Container(file, size)
     metadata = box.metadata
     if metadata.get("format") != "cnn":
-        raise ValueError("it was not written by cnn.Sequential.save")
+        hint = ": cnn.Ensemble.load reads it" if metadata.get("format") == "cnn.ensemble" else ""
+        raise ValueError(f"it was not written by cnn.Sequential.save{hint}")
     if not re.fullmatch("[1-9][0-9]{0,8}", metadata.get("version", "")):
         raise ValueError(f"expected a format version, got {short(metadata.get('version'))}")
     version = int(metadata["version"])
@@ -159,14 +160,14 @@ def _read(cls: Any, file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str
         raise ValueError(f"__metadata__: expected {expected}, got {short(sorted(names))}")
     config = parsed(metadata["config"], "config")
     sizes = [tensor.size for name, tensor in box.tensors.items() if not name.startswith(TRAINING)]
-    _check_config(cls, config, sum(sizes))
+    check_config(cls, config, sum(sizes))
     if version > 1 and metadata["digest"] != box.digest():
         raise ValueError("it is damaged: its content does not fit its digest")
     training = parsed(metadata["training"], "training") if "training" in metadata else None
     return config, box.arrays(), training
 
 
-def _check_config(cls: Any, config: Any, available: int) -> None:
+def check_config(cls: Any, config: Any, available: int) -> None:
     """ValueError if a configuration's layers cannot be those of a file with so many numbers, or are too many.
 
     Before the numbers are read or a model is made, which would take memory and time in proportion. Whether they fit to

@@ -143,6 +143,12 @@ class Core:
             places[0].layer.__dict__["_op"] = native, op
         core._belongs_to(model)
 
+    def draw_as(self, other: Core) -> None:
+        """Let this copy of another model's core draw anew, in `give_up`, the parameters that the other one would."""
+        drawn = {id(layer) for layer in other._drawn}
+        pairs = zip(self.parametric, other.parametric, strict=True)
+        self._drawn = [mine.layer for (_, mine), (_, theirs) in pairs if id(theirs.layer) in drawn]
+
     def _belongs_to(self, model: Any) -> None:
         """Let the layers know the model that they stand in."""
         reference = weakref.ref(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from .._checks import flag, number, positive
 from .._configurable import Configurable, arguments_of, plain
 from .._dispatch import kernels
 from . import schedules
+from .many import ManyOptimizers, has_arrays
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
@@ -176,6 +178,16 @@ class Optimizer(Configurable, kind="optimizer"):
     clip_norm = _Limit()
     clip_value = _Limit()
     ema_decay = _EMADecay()
+
+    def __init_subclass__(cls, **kwargs):
+        cls.__signature__ = _signature_of(cls)  # type: ignore[attr-defined]
+        super().__init_subclass__(**kwargs)
+
+    def __new__(cls, *args, **kwargs):
+        """With arrays for hyper-parameters: the optimisers of an `Ensemble`."""
+        if has_arrays(args) or has_arrays(kwargs):
+            return ManyOptimizers(cls, args, kwargs)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -364,6 +376,15 @@ class Optimizer(Configurable, kind="optimizer"):
 
     def _shows(self, name, differs):
         return differs or name == "lr"
+
+
+def _signature_of(cls: type) -> inspect.Signature:
+    """Of the constructor: `inspect` would show that of __new__."""
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+Optimizer.__signature__ = _signature_of(Optimizer)  # type: ignore[attr-defined]
 
 
 def _checked_groups(groups) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from .data import Blocks
 from .find_lr import LearningRates, find_lr
 from .fit import DivergenceError
 from .history import History
+from .many import ManyHistory, fit_many
 from .metrics import Metric
 from .model_checkpoint import ModelCheckpoint
 
@@ -17,8 +18,10 @@ __all__ = [
     "History",
     "LambdaCallback",
     "LearningRates",
+    "ManyHistory",
     "Metric",
     "ModelCheckpoint",
     "TensorBoardLogger",
     "find_lr",
+    "fit_many",
 ]

@@ -303,10 +303,10 @@ def fit(
         source = source_of(context, x, y, sample_weight, Names(), epochs - initial_epoch)
         validation = _validation(self, source, validation_data, validation_split, stratify, epochs - initial_epoch)
         if class_weight is not None:
-            context.class_weights = _class_weights(self, class_weight, source)
+            context.class_weights = class_weights_of(self, class_weight, source)
         if weigh_validation and validation is not None:
             validation.context.class_weights = context.class_weights
-        meter, val_meter = (_Meter(metrics, self) for _ in range(2))
+        meter, val_meter = (Meter(metrics, self) for _ in range(2))
         source.check(meter)
         if isinstance(source, Rows):
             if not context.rows(source.rows):
@@ -318,7 +318,7 @@ def fit(
             validation.check(val_meter)
         names = [*meter.summed, *meter.names]
         names += [f"val_{name}" for name in names] * (validation is not None)
-        chosen = sorted(_callbacks(callbacks, early_stopping), key=lambda callback: callback._turn)
+        chosen = sorted(callbacks_of(callbacks, early_stopping), key=lambda callback: callback._turn)
         schedule = _Schedule(self.optimizer, names)
         if schedule:
             names.append("lr")
@@ -486,7 +486,7 @@ def _warn_of_order(source: Rows) -> None:
         )
 
 
-def _class_weights(model, wanted, source: Source) -> np.ndarray:
+def class_weights_of(model, wanted, source: Source) -> np.ndarray:
     """The weights of the classes, by the argument `class_weight`."""
     loss = model.loss
     if loss is not None and loss.spec() is None:
@@ -496,7 +496,7 @@ def _class_weights(model, wanted, source: Source) -> np.ndarray:
     return weights_of_classes(wanted, blocks, model._core.out_features, ignored, kind)
 
 
-def _callbacks(callbacks, early_stopping) -> list[Callback]:
+def callbacks_of(callbacks, early_stopping) -> list[Callback]:
     if isinstance(callbacks, Callback):
         callbacks = (callbacks,)
     try:
@@ -521,19 +521,19 @@ def _callbacks(callbacks, early_stopping) -> list[Callback]:
     return chosen
 
 
-def _finite(a) -> bool:
+def all_finite(a) -> bool:
     if isinstance(a, SparseRows):
         a = a.value[a.entries]
     return a.dtype.kind != "f" or bool(np.isfinite(a).all())
 
 
-def _counted(model, y: np.ndarray) -> int:
+def counted(model, y: np.ndarray) -> int:
     """The rows of targets that count: those whose target is not to be ignored."""
     ignored = getattr(model.loss, "ignore_index", None)
     return len(y) if ignored is None or y.ndim > 1 else int(np.count_nonzero(y != ignored))
 
 
-class _Meter(Metrics):
+class Meter(Metrics):
     """The numbers of one call: those that the program sums up, the loss and the accuracy, and the metrics."""
 
     def __init__(self, wanted, model):
@@ -605,7 +605,7 @@ class _Trainer:
         Of the last step.
     """
 
-    def __init__(self, context: Context, model, meter: _Meter, schedule: _Schedule, callbacks, bar: Progress, threads):
+    def __init__(self, context: Context, model, meter: Meter, schedule: _Schedule, callbacks, bar: Progress, threads):
         self.context = context
         self.program = context.program
         self.accumulate = context.accumulate
@@ -677,7 +677,7 @@ class _Trainer:
             lr = self.lr if schedule else self.model.optimizer.lr
             self.converged = self.core.iterate(self.objective, lr)
         if not math.isfinite(self.objective.value):
-            odd = [name for name, a in (("x", part.x), ("y", part.y)) if not _finite(a)]
+            odd = [name for name, a in (("x", part.x), ("y", part.y)) if not all_finite(a)]
             self.diverged(epoch, 0, lr, f"; {' and '.join(odd)} has NaN or infinity" if odd else "")
         totals += self.objective.totals
         totals[0] += (self.objective.loss - self.meter.loss(totals)) * (totals[1] if self.meter.mean else 1)
@@ -685,7 +685,7 @@ class _Trainer:
             logs = {"loss": self.objective.loss, "rows": n} | ({"lr": self.lr} if schedule else {})
             call(0, logs)
         if out is not None or self.ignores:
-            totals[3] -= n - _counted(self.model, part.y)
+            totals[3] -= n - counted(self.model, part.y)
             if out is not None:
                 self.meter.update(part.y, out)
         return n
@@ -715,7 +715,7 @@ class _Trainer:
             if bad >= 0:
                 lr = self.model.optimizer.lr if now is None else now[(bad - at) // group, 0]
                 rows = slice(bad, bad + batch_size) if part.order is None else part.order[bad : bad + batch_size]
-                odd = [name for name, a in (("x", part.x[rows]), ("y", part.y[rows])) if not _finite(a)]
+                odd = [name for name, a in (("x", part.x[rows]), ("y", part.y[rows])) if not all_finite(a)]
                 why = f"; {' and '.join(odd)} has NaN or infinity in this batch" if odd else ""
                 self.diverged(epoch, batches + bad // batch_size, lr, why)
             at = stop
@@ -736,7 +736,7 @@ class _Trainer:
             self.groups = max(1, int(min(self.groups, n) * longer))
         if out is not None or self.ignores:
             y = part.y[:at] if part.order is None else part.y[part.order[:at]]
-            totals[3] -= at - _counted(self.model, y)
+            totals[3] -= at - counted(self.model, y)
             if out is not None:
                 self.meter.update(y[first:], out[first:at])
         return at
@@ -806,15 +806,15 @@ def evaluate(self: Any, x, y=None, sample_weight=None, metrics=(), threads=None,
     """
     threads = threads_for(threads)
     context = Context(self)
-    meter = _Meter(metrics, self)
+    meter = Meter(metrics, self)
     source = source_of(context, x, y, sample_weight, Names())
     if class_weight is not None:
-        context.class_weights = _class_weights(self, class_weight, source)
+        context.class_weights = class_weights_of(self, class_weight, source)
     source.check(meter)
     return _evaluate(self, source, meter, threads)
 
 
-def _evaluate(model, source: Source, meter: _Meter, threads: int) -> dict[str, float]:
+def _evaluate(model, source: Source, meter: Meter, threads: int) -> dict[str, float]:
     program = source.context.program
     step = max(256, min(1 << 17, EVALUATION_WORK // max(1, program.n_parameters)))
     totals = np.zeros(4)
@@ -825,10 +825,10 @@ def _evaluate(model, source: Source, meter: _Meter, threads: int) -> dict[str, f
             rows = slice(at, at + step)
             x, y, w = part.x[rows], part.y[rows], None if part.w is None else part.w[rows]
             loss, weight, right = program.evaluate(x, y, w, threads)
-            totals += np.array((loss, weight, right, _counted(model, y)))
+            totals += np.array((loss, weight, right, counted(model, y)))
             if not (odd or math.isfinite(loss)):
                 names = source.names if source.rows else Names()
-                odd = next((name for name, a in ((names.x, x), (names.y, y)) if not _finite(a)), "")
+                odd = next((name for name, a in ((names.x, x), (names.y, y)) if not all_finite(a)), "")
                 odd = odd and f"{odd} has NaN or infinity: the loss is {loss:g}"
             if meter:
                 meter.update(y, program.predict(x, meter.room(len(x)), threads))

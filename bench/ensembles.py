@@ -1,0 +1,180 @@
+"""Many models at once: `Ensemble.fit` beside JAX in four forms, and beside a loop over our own `fit`.
+
+    python bench/ensembles.py [--rounds 7] [--rows tiny ...]
+
+Random normal inputs and targets that all members share, as they lie; ReLU, mean squared error, float32, one thread of
+one core. JAX is compiled in four forms: a scan over the batches of a vmap over the members, a map over the members of a
+scan, a vmap of a scan, and a scan of a map; the fastest counts. The parameters of all are compared with ours after a
+pass, before anything is timed. They take turns, round after round; what counts is the shortest turn of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+
+import machine
+
+TURN = 1_000_000_000  # FLOPs of a turn, about
+
+
+@dataclass(frozen=True)
+class Row:
+    """So many members of a network, and what the library promises: times as fast as JAX's best form."""
+
+    id: str
+    members: int
+    widths: tuple[int, ...]
+    batch: int
+    optimizer: str
+    goal: float
+
+    @property
+    def flops(self) -> int:
+        """Of the matrix products of one member's step: forward, dW, and dX but for the first layer."""
+        sizes = [a * b for a, b in zip(self.widths[:-1], self.widths[1:], strict=True)]
+        return self.batch * (6 * sum(sizes) - 2 * sizes[0])
+
+    @property
+    def steps(self) -> int:
+        return max(4, min(1000, TURN // (self.members * self.flops)))
+
+    @property
+    def title(self) -> str:
+        optimizer = {"sgd": "SGD", "adam": "Adam"}[self.optimizer]
+        return f"{self.members:,} of {'-'.join(map(str, self.widths))}, batch {self.batch}, {optimizer}"
+
+
+ROWS = [
+    Row("tiny", 1000, (1, 3, 1), 1, "sgd", 2.5),
+    Row("small", 256, (4, 16, 1), 8, "adam", 8),
+    Row("control", 64, (8, 64, 64, 4), 32, "adam", 1.6),
+    Row("housing", 10, (13, 128, 128, 1), 64, "adam", 1.25),
+    Row("digits", 16, (64, 256, 10), 128, "adam", 1.5),
+]
+LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
+
+
+def ours(row: Row, x, y, looped: bool):
+    """A function that trains a pass, one that gives the parameters, and the initial ones."""
+    import cnn
+
+    layers = []
+    for a, b in zip(row.widths[:-1], row.widths[1:], strict=True):
+        layers += [cnn.Linear(a, b), cnn.ReLU()]
+    layers = [*layers[:-1], cnn.MSELoss()]
+    make = cnn.SGD if row.optimizer == "sgd" else cnn.Adam
+    ensemble = cnn.Ensemble(layers, row.members, make(lr=LR), seed=0)
+    start = ensemble.state_dict()
+    settings = {"batch_size": row.batch, "shuffle": False, "threads": 1, "progress": False}
+    if looped:
+        models = list(ensemble)
+        return lambda: [model.fit(x, y, **settings) for model in models], None, start
+    return lambda: ensemble.fit(x, y, **settings), lambda: ensemble.parameters, start
+
+
+def jax_forms(row: Row, x, y, start):
+    """The same pass by JAX, by form: a function that trains a pass, and one that gives the parameters."""
+    import jax
+    import jax.numpy as jnp
+
+    names = [(f"{2 * i}.weight", f"{2 * i}.bias") for i in range(len(row.widths) - 1)]
+    params = [(jnp.array(start[weight]), jnp.array(start[bias])) for weight, bias in names]
+    data = tuple(jnp.array(a.reshape(-1, row.batch, a.shape[1])) for a in (x, y))
+
+    def loss(params, x, y):
+        for i, (w, b) in enumerate(params):
+            x = x @ w + b
+            x = jax.nn.relu(x) if i < len(params) - 1 else x
+        return ((x - y) ** 2).mean()
+
+    def update(state, x, y):
+        params, m, v, t = state
+        grads = jax.grad(loss)(params, x, y)
+        if row.optimizer == "sgd":
+            return jax.tree.map(lambda p, g: p - LR * g, params, grads), m, v, t
+        t = t + 1
+        m = jax.tree.map(lambda m, g: m + (1 - BETA1) * (g - m), m, grads)
+        v = jax.tree.map(lambda v, g: v + (1 - BETA2) * (g * g - v), v, grads)
+        size, correction = LR / (1 - BETA1**t), 1 / (1 - BETA2**t)
+        params = jax.tree.map(lambda p, m, v: p - size * m / (jnp.sqrt(v * correction) + EPS), params, m, v)
+        return params, m, v, t
+
+    def one(state):
+        return jax.lax.scan(lambda s, batch: (update(s, *batch), None), state, data)[0]
+
+    def mapped(state, batch):
+        return jax.lax.map(lambda s: update(s, *batch), state)
+
+    forms = {
+        "scan(vmap)": lambda s: jax.lax.scan(lambda s, b: (jax.vmap(lambda a: update(a, *b))(s), None), s, data)[0],
+        "map(scan)": lambda s: jax.lax.map(one, s),
+        "vmap(scan)": jax.vmap(one),
+        "scan(map)": lambda s: jax.lax.scan(lambda s, b: (mapped(s, b), None), s, data)[0],
+    }
+
+    def form(function):
+        compiled = jax.jit(function, donate_argnums=0)
+        zeros = [jax.tree.map(jnp.zeros_like, params) for _ in range(2)]
+        box = [(jax.tree.map(jnp.copy, params), *zeros, jnp.zeros(row.members))]
+
+        def call():
+            box[0] = jax.block_until_ready(compiled(box[0]))
+
+        def parameters():
+            import numpy as np
+
+            flat = [np.asarray(a).reshape(row.members, -1) for pair in box[0][0] for a in pair]
+            return np.concatenate(flat, axis=1)
+
+        return call, parameters
+
+    return {f"JAX {name}": form(function) for name, function in forms.items()}
+
+
+def measure(row: Row, rounds: int) -> dict[str, float]:
+    """Microseconds of one member's step, by contender; RuntimeError if their results differ."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((row.steps * row.batch, n), dtype=np.float32) for n in (row.widths[0], row.widths[-1]))
+    call, parameters, start = ours(row, x, y, False)
+    runs = {"cnn": (call, parameters), "cnn, a loop": ours(row, x, y, True)[:2], **jax_forms(row, x, y, start)}
+    for name, (run, result) in runs.items():
+        run()
+        if result is not None and not np.allclose(result(), parameters(), rtol=1e-2, atol=2e-3):
+            raise RuntimeError(f"{row.id}: {name} has other parameters: {abs(result() - parameters()).max():.3g} apart")
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, (run, _) in runs.items():
+            began = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - began)
+    return {name: 1e6 * min(turns) / (row.steps * row.members) for name, turns in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rows", nargs="*", default=[row.id for row in ROWS])
+    options = parser.parse_args()
+    machine.pin(1)
+    print("| us a member's step | cnn | a loop over `fit` | JAX, best form | faster | goal | GFLOP/s |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for row in ROWS:
+        if row.id not in options.rows:
+            continue
+        times = measure(row, options.rounds)
+        best = min((name for name in times if name.startswith("JAX")), key=times.__getitem__)
+        print(
+            f"| {row.title} | **{times['cnn']:.4g}** | {times['cnn, a loop']:.4g} | {times[best]:.4g} {best[4:]} "
+            f"| {times[best] / times['cnn']:.2f} | {row.goal:g} | {row.flops / times['cnn'] / 1e3:.0f} |",
+            flush=True,
+        )
+        print({name: float(f"{time:.4g}") for name, time in times.items()}, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,706 @@
+# Lanes: one model in each lane of the vectors, VL models of one shape trained at once.
+#
+# Everything is a vector over the lanes: weights [in][out][lane], values [row][unit][lane]. There are no shuffles, no
+# padding of widths and no sums across lanes; rows that all models share are broadcast. With x (rows, in), W (in, out):
+#
+#     forward     y = f(x W + b)          rows x out, sums over in
+#     backward    dx = dz W^T             rows x in, sums over out
+#     gradient    dW = x^T dz             in x out, sums over rows
+#
+# are one product with other strides, in register blocks of 4 rows x 4 columns of vectors (4 x 2 with 16 registers): 8
+# loads for 16 multiply-adds. 2 in out rows multiply-adds a product and model, as anywhere; the parameters and states of
+# VL models lie in one piece, which for narrow layers stays in the L1 or L2 cache from step to step.
+#
+# For chains of linear layers with activations, by SGD and Adam's family. A loss other than MSE goes through the kernels
+# of loss.pxi, model by model. Nothing here depends on which models share a vector: a model's numbers are those of the
+# lane, whatever the other lanes hold, and NaN stays in its lane.
+
+from libc.string cimport memcmp
+
+cdef enum:
+    LANE_WIDTH = 32             # of the widest layer; wider ones run as fast one model after the other
+    LANE_ROWS = 1 << 18         # of the data: each lane has an order of its own
+    LANE_LEAST = 3              # models of one shape: fewer are faster one after the other
+
+cdef struct LaneProduct:
+    Py_ssize_t rows
+    Py_ssize_t columns
+    Py_ssize_t depth
+    const real* a               # vectors, or numbers that are broadcast
+    Py_ssize_t a_row            # reals from row to row
+    Py_ssize_t a_k              # ... and from term to term of the sums
+    const real* b
+    Py_ssize_t b_k
+    Py_ssize_t b_column
+    const real* start           # NULL, or what the sums of each column begin with
+    real* c
+    Py_ssize_t c_row            # from column to column it is a vector
+
+# The coefficients of a step, as those of `Update`, of each lane.
+cdef struct LaneUpdate:
+    UpdateKind kind
+    vf lr
+    vf weight_decay
+    vf m_decay
+    vf d_to_m
+    vf m_to_step
+    vf d_to_step
+    vf v_decay
+    vf d_to_v
+    vf v_scale
+    vf w_decay
+    vf eps
+
+# Memory of one thread for the models in a vector: their parameters, and after them the states and the gradients, each
+# `size` reals; values of all buffers; what lies before an activation; two gradients; x and targets; a model's outputs.
+cdef struct LaneRoom:
+    Py_ssize_t size
+    real* w
+    real* g
+    real* value
+    real* before
+    real* grad
+    real* grad_before
+    real* x
+    real* target
+    real* y
+    real* dy
+    char* labels
+
+
+cdef Py_ssize_t lane_widest(const Network* net) noexcept nogil:
+    """The most numbers in a row of a buffer."""
+    cdef Py_ssize_t widest = 0
+    cdef int b
+    for b in range(net.n_buffers):
+        widest = larger(widest, net.buffers[b].width)
+    return widest
+
+
+cdef bint lanes_fit(const Member* m) noexcept nogil:
+    """Whether a model can be in a lane: its layers, loss, optimiser and rows."""
+    cdef const Network* net = m.net
+    cdef const LossSpec* loss = &m.rows.batch.loss
+    cdef const double* row = m.stepper.table
+    cdef const Op* op
+    cdef int i
+    if net.frozen or m.stepper.groups != 1 or m.stepper.unfused or m.stepper.average.at != NULL or m.accumulate != 1:
+        return False
+    if m.rows.batch.x == NULL or m.rows.batch.out != NULL or m.rows.batch.weight != NULL or loss.column != NULL:
+        return False
+    if m.rows.batch.rows > LANE_ROWS or lane_widest(net) > LANE_WIDTH:
+        return False
+    if loss.ignore_nan or loss.labels and not m.rows_finite:
+        return False
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        if op.does != &LINEAR or op.src != i or op.dst != i + 1:
+            return False
+    return lane_kind(row) >= 0
+
+
+cdef int lane_kind(const double* row) noexcept nogil:
+    """The kind of update of an optimiser, or -1 if lanes have none."""
+    cdef Update u = coefficients(row, row[HYPER_LR], row[HYPER_MOMENTUM], 1, 1, 0, 0)
+    return -1 if u.kind == UPDATE_RMSPROP else u.kind
+
+
+cdef bint lanes_alike(const Member* a, const Member* b) noexcept nogil:
+    """Whether two models that fit can share a vector, where they are at the same row."""
+    cdef const LossSpec* loss = &a.rows.batch.loss
+    cdef const LossSpec* other = &b.rows.batch.loss
+    return (a.shape == b.shape and a.n == b.n and a.batch_size == b.batch_size and a.shuffled == b.shuffled
+            and a.rows.batch.rows == b.rows.batch.rows and (a.rates == NULL) == (b.rates == NULL)
+            and loss.kind == other.kind and loss.labels == other.labels and loss.mean == other.mean
+            and loss.targets == other.targets and loss.ignore_index == other.ignore_index
+            and memcmp(loss.param, other.param, sizeof(loss.param)) == 0
+            and lane_kind(a.stepper.table) == lane_kind(b.stepper.table))
+
+
+cdef int lane_states(int kind) noexcept nogil:
+    return 0 if kind == UPDATE_PLAIN or kind == UPDATE_SGD else 1 if kind == UPDATE_MOMENTUM else \
+        2 if kind == UPDATE_ADAM else 3
+
+
+cdef inline Py_ssize_t lane_width(Py_ssize_t n) noexcept nogil:
+    """Vectors from a row of n values to the next: an odd number, so that a column of them does not lie in two sets of
+    the L1 cache."""
+    return n | 1
+
+
+cdef Py_ssize_t lane_room(const Network* net, Py_ssize_t batch, real* at, LaneRoom* room) noexcept nogil:
+    """Reals that the memory takes; with at, let its pointers lead there."""
+    cdef Py_ssize_t size = 0, n = 0, out = net.outputs, row = round_up(out, VL), values = 0, widest = 0
+    cdef int i
+    for i in range(net.n_ops):
+        size += (net.ops[i].n_in + net.ops[i].has_bias) * net.ops[i].n_out * VL
+        values += lane_width(net.ops[i].n_out)
+        widest = larger(widest, lane_width(larger(net.ops[i].n_in, net.ops[i].n_out)))
+    if at != NULL:
+        room.size = size
+        room.w = at
+        room.g = at + (1 + STATES) * size
+    n = (2 + STATES) * size
+    if at != NULL:
+        room.value = at + n
+        room.before = room.value + values * batch * VL
+        room.grad = room.before + values * batch * VL
+        room.grad_before = room.grad + widest * batch * VL
+        room.x = room.grad_before + widest * batch * VL
+        room.target = room.x + widest * batch * VL
+        room.y = room.target + larger(net.loss.targets, 1) * batch * VL
+        room.dy = room.y + row * batch
+        room.labels = <char*>(room.dy + row * batch)
+    n += (2 * values + 3 * widest + larger(net.loss.targets, 1)) * batch * VL + 2 * row * batch
+    return n + larger(net.loss.targets, 1) * batch * (sizeof(double) // sizeof(real))
+
+
+# Products -------------------------------------------------------------------------------------------------------------
+
+cdef inline void lane_tiles "lane_tiles"(const int mr, const int nc, const bint broadcast, const LaneProduct* p,
+                                         Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    """nc columns of the rows from first to end, mr at a time."""
+    cdef vf acc[16]
+    cdef vf b_k[4]
+    cdef vf a_k
+    cdef int i, j
+    cdef Py_ssize_t r, a_row = p.a_row, a_step = p.a_k, b_step = p.b_k, b_column = p.b_column, c_row = p.c_row
+    cdef const real* a
+    cdef const real* stop
+    cdef const real* b
+    cdef real* c
+    for r from first <= r < end by mr:
+        a = p.a + r * a_row
+        stop = a + p.depth * a_step
+        b = p.b + column * b_column
+        for i in range(mr):
+            for j in range(nc):
+                acc[i * nc + j] = vf_set(0) if p.start == NULL else vf_load(p.start + (column + j) * VL)
+        while a != stop:
+            for j in range(nc):
+                b_k[j] = vf_load(b + j * b_column)
+            for i in range(mr):
+                a_k = vf_set(a[i * a_row]) if broadcast else vf_load(a + i * a_row)
+                for j in range(nc):
+                    acc[i * nc + j] = vf_fma(a_k, b_k[j], acc[i * nc + j])
+            a += a_step
+            b += b_step
+        c = p.c + r * c_row + column * VL
+        for i in range(mr):
+            for j in range(nc):
+                vf_store(c + j * VL, acc[i * nc + j])
+            c += c_row
+
+
+ctypedef void (*lane_tile)(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil
+
+cdef void lanes_1x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(1, 1, False, p, first, end, column)
+cdef void lanes_1x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(1, 2, False, p, first, end, column)
+cdef void lanes_1x4(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(1, 4, False, p, first, end, column)
+cdef void lanes_4x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(4, 1, False, p, first, end, column)
+cdef void lanes_4x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(4, 2, False, p, first, end, column)
+cdef void lanes_4x4(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(4, 4 if TILE_MR == 8 else 2, False, p, first, end, column)        # else it is not called
+cdef void numbers_1x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(1, 1, True, p, first, end, column)
+cdef void numbers_1x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(1, 2, True, p, first, end, column)
+cdef void numbers_1x4(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(1, 4, True, p, first, end, column)
+cdef void numbers_4x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(4, 1, True, p, first, end, column)
+cdef void numbers_4x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(4, 2, True, p, first, end, column)
+cdef void numbers_4x4(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
+    lane_tiles(4, 4 if TILE_MR == 8 else 2, True, p, first, end, column)        # else it is not called
+
+cdef lane_tile LANE_TABLE[2][2][5]      # by whether A is numbers, 4 rows or one, and columns
+
+
+cdef void fill_lane_table() noexcept nogil:
+    LANE_TABLE[0][0][1] = lanes_1x1
+    LANE_TABLE[0][0][2] = lanes_1x2
+    LANE_TABLE[0][0][4] = lanes_1x4
+    LANE_TABLE[0][1][1] = lanes_4x1
+    LANE_TABLE[0][1][2] = lanes_4x2
+    LANE_TABLE[0][1][4] = lanes_4x4
+    LANE_TABLE[1][0][1] = numbers_1x1
+    LANE_TABLE[1][0][2] = numbers_1x2
+    LANE_TABLE[1][0][4] = numbers_1x4
+    LANE_TABLE[1][1][1] = numbers_4x1
+    LANE_TABLE[1][1][2] = numbers_4x2
+    LANE_TABLE[1][1][4] = numbers_4x4
+
+
+fill_lane_table()
+
+
+cdef void lane_product(bint broadcast, const LaneProduct* p) noexcept nogil:
+    cdef Py_ssize_t column = 0, nc, fours = p.rows // 4 * 4
+    while column < p.columns:
+        nc = p.columns - column
+        nc = 4 if nc >= 4 and TILE_MR == 8 else 2 if nc >= 2 else 1         # TILE_MR of 8: there are 32 registers
+        LANE_TABLE[broadcast][1][nc](p, 0, fours, column)
+        LANE_TABLE[broadcast][0][nc](p, fours, p.rows, column)
+        column += nc
+
+
+# The optimiser's step -------------------------------------------------------------------------------------------------
+
+cdef inline vf lane_updated(const int kind, vf w, vf g, real* state, Py_ssize_t block,
+                            const LaneUpdate* u) noexcept nogil:
+    """As `updated` (optimizer.pxi), with coefficients of each lane."""
+    cdef vf d = g, m, v
+    if kind == UPDATE_PLAIN:
+        return vf_fma(-u.lr, g, w)
+    d = vf_fma(u.weight_decay, w, g)
+    if kind == UPDATE_SGD:
+        return vf_fma(-u.lr, d, w)
+    m = vf_load(state)
+    if kind == UPDATE_MOMENTUM:
+        m = vf_fma(u.m_decay, m, u.d_to_m * d)
+        vf_store(state, m)
+        return vf_fma(-u.lr, vf_fma(u.m_to_step, m, u.d_to_step * d), w)
+    m = vf_fma(u.d_to_m, d - m, m)
+    vf_store(state, m)
+    v = vf_fma(u.d_to_v * d, d, u.v_decay * vf_load(state + block))
+    vf_store(state + block, v)
+    if kind == UPDATE_AMSGRAD:
+        v = vf_max(vf_load(state + 2 * block), v)
+        vf_store(state + 2 * block, v)
+    d = m / vf_max(vf_set(SMALLEST), vf_fma(vf_sqrt(v), u.v_scale, u.eps))
+    return vf_fma(-u.lr, d, u.w_decay * w)
+
+
+cdef inline void lane_sweep "lane_sweep"(const int kind, const LaneRoom* room, const LaneUpdate* given) noexcept nogil:
+    cdef LaneUpdate u = given[0]
+    cdef Py_ssize_t j, n = room.size
+    cdef real* w = room.w
+    cdef const real* g = room.g
+    for j from 0 <= j < n by VL:
+        vf_store(w + j, lane_updated(kind, vf_load(w + j), vf_load(g + j), w + n + j, n, &u))
+
+
+cdef void lane_step(const LaneRoom* room, const LaneUpdate* u) noexcept nogil:
+    if u.kind == UPDATE_PLAIN:
+        lane_sweep(UPDATE_PLAIN, room, u)
+    elif u.kind == UPDATE_SGD:
+        lane_sweep(UPDATE_SGD, room, u)
+    elif u.kind == UPDATE_MOMENTUM:
+        lane_sweep(UPDATE_MOMENTUM, room, u)
+    elif u.kind == UPDATE_ADAM:
+        lane_sweep(UPDATE_ADAM, room, u)
+    else:
+        lane_sweep(UPDATE_AMSGRAD, room, u)
+
+
+cdef inline void set_lane(vf* vector, int lane, real value) noexcept nogil:
+    (<real*>vector)[lane] = value
+
+
+cdef void lane_coefficients(Member** team, int count, Py_ssize_t taken, LaneUpdate* u,
+                            double[16]* power) noexcept nogil:
+    """Those of the step after `taken` others in this call; power: of each lane beta1**t and beta2**t of Adam's kinds,
+    which go on from step to step where they are not 0."""
+    cdef Update own
+    cdef Member* m
+    cdef const double* row
+    cdef const double* rate
+    cdef int l
+    cdef double momentum
+    for l in range(VL):
+        m = team[l if l < count else 0]
+        row = m.stepper.table
+        rate = m.rates
+        if rate != NULL:
+            rate += taken * m.rates_step
+        if rate == NULL and power[0][l] > 0:
+            power[0][l] *= row[HYPER_MOMENTUM]
+            power[1][l] *= row[HYPER_OWN]
+            set_lane(&u.lr, l, <real>(row[HYPER_LR] / (1 - power[0][l])))
+            set_lane(&u.v_scale, l, <real>(1 / sqrt(1 - power[1][l])))
+            continue
+        momentum = row[HYPER_MOMENTUM] if rate == NULL else rate[1]
+        own = coefficients(row, row[HYPER_LR] if rate == NULL else rate[0], momentum, m.stepper.steps + taken,
+                           m.stepper.momentum_steps + taken, 0, 0)
+        if own.kind == UPDATE_ADAM or own.kind == UPDATE_AMSGRAD:
+            power[0][l] = pow(momentum, m.stepper.steps + taken + 1)
+            power[1][l] = pow(row[HYPER_OWN], m.stepper.steps + taken + 1)
+        u.kind = own.kind
+        set_lane(&u.lr, l, own.lr)
+        set_lane(&u.weight_decay, l, own.weight_decay)
+        set_lane(&u.m_decay, l, own.m_decay)
+        set_lane(&u.d_to_m, l, own.d_to_m)
+        set_lane(&u.m_to_step, l, own.m_to_step)
+        set_lane(&u.d_to_step, l, own.d_to_step)
+        set_lane(&u.v_decay, l, own.v_decay)
+        set_lane(&u.d_to_v, l, own.d_to_v)
+        set_lane(&u.v_scale, l, own.v_scale)
+        set_lane(&u.w_decay, l, own.w_decay)
+        set_lane(&u.eps, l, own.eps)
+
+
+# Models in and out ----------------------------------------------------------------------------------------------------
+
+cdef void lane_copy(Member** team, int count, const LaneRoom* room, int states, bint back) noexcept nogil:
+    """The parameters and states of the models to their lanes, or back. A lane without a model has the first one's."""
+    cdef int block, i, l
+    cdef Py_ssize_t j, k, own, at = 0
+    cdef const Op* op
+    cdef real* model
+    for block in range(1 + states):
+        for i in range(team[0].net.n_ops):
+            op = &team[0].net.ops[i]
+            for j in range(op.n_in + op.has_bias):
+                for k in range(op.n_out):
+                    if j == op.n_in:
+                        own = op.bias + k
+                    else:
+                        own = op.weight + (k * op.row + j if op.transposed else j * op.row + k)
+                    for l in range(count if back else VL):
+                        model = team[l if l < count else 0].net.params
+                        if block > 0:
+                            model = team[l if l < count else 0].net.state + (block - 1) * team[0].net.n_block
+                        if back:
+                            model[own] = room.w[at + l]
+                        else:
+                            room.w[at + l] = model[own]
+                    at += VL
+
+
+# A batch --------------------------------------------------------------------------------------------------------------
+
+cdef void lane_rows(Member** team, int count, const int64_t** orders, bint shared, Py_ssize_t at, Py_ssize_t rows,
+                    const LaneRoom* room) noexcept nogil:
+    """x and, unless they are labels, the targets of a batch: numbers if all share them, vectors if not."""
+    cdef const Batch* batch
+    cdef Py_ssize_t r, row, i, width = team[0].net.buffers[0].width, targets = team[0].rows.batch.loss.targets
+    cdef const real* x
+    cdef const real* t
+    cdef int l
+    cdef Py_ssize_t step = 1 if shared else VL
+    if team[0].rows.batch.loss.labels:
+        targets = 0
+    for l in range(1 if shared else VL):
+        batch = &team[l if l < count else 0].rows.batch
+        for r in range(rows):
+            row = at + r if orders[l] == NULL else orders[l][at + r]
+            x = batch.x + row * batch.x_row
+            t = <const real*>(batch.target + row * batch.target_bytes)
+            for i in range(width):
+                room.x[(r * width + i) * step + l] = x[i]
+            for i in range(targets):
+                room.target[(r * targets + i) * step + l] = t[i]
+
+
+cdef void lane_mse(Py_ssize_t rows, Py_ssize_t n, const real* y, const real* t, bint shared, double scale,
+                   real* dy, double* loss) noexcept nogil:
+    """The sum of the squared errors of each lane, and the gradient of scale times it."""
+    cdef vf d, total = vf_set(0), factor = vf_set(<real>(2 * scale))
+    cdef Py_ssize_t r, j
+    cdef int l
+    for r in range(rows):
+        for j in range(n):
+            d = vf_load(y + j * VL) - (vf_set(t[j]) if shared else vf_load(t + j * VL))
+            total = vf_fma(d, d, total)
+            vf_store(dy + j * VL, factor * d)
+        y += lane_width(n) * VL
+        dy += lane_width(n) * VL
+        t += n if shared else n * VL
+    for l in range(VL):
+        loss[l] = (<real*>&total)[l]
+
+
+cdef void lane_loss(Member** team, int count, const int64_t** orders, bint shared, Py_ssize_t at, Py_ssize_t rows,
+                    const LaneRoom* room, const real* y, double* loss, double* weight,
+                    Py_ssize_t* correct) noexcept nogil:
+    """The sum of the loss over the rows, of each lane, and its gradient; adds to the weights and to correct."""
+    cdef const Batch* batch
+    cdef LossSpec spec = team[0].rows.batch.loss
+    cdef Py_ssize_t r, k, row, n = team[0].net.outputs, y_row = round_up(n, VL), width = lane_width(n)
+    cdef Py_ssize_t bytes = sizeof(int64_t) if spec.labels else spec.targets * sizeof(real)
+    cdef double own
+    cdef int l
+    if spec.kind == LOSS_MSE:
+        lane_mse(rows, n, y, room.target, shared,
+                 loss_scale(&spec, rows) / (n if spec.mean else 1), room.grad, loss)
+        for l in range(VL):
+            loss[l] /= n if spec.mean else 1
+            weight[l] += rows
+        return
+    for l in range(count):
+        batch = &team[l].rows.batch
+        for r in range(rows):
+            row = at + r if orders[0 if shared else l] == NULL else orders[0 if shared else l][at + r]
+            memcpy(room.labels + r * bytes, batch.target + row * batch.target_bytes, bytes)
+            for k in range(n):
+                room.y[r * y_row + k] = y[(r * width + k) * VL + l]
+        own = loss_weight(&spec, rows, room.labels, bytes, NULL)
+        weight[l] += own
+        loss[l] = loss_rows(&spec, rows, n, room.y, y_row, room.labels, bytes, NULL, loss_scale(&spec, own), room.dy,
+                            y_row, &correct[l])
+        for r in range(rows):
+            for k in range(n):
+                room.grad[(r * width + k) * VL + l] = room.dy[r * y_row + k]
+    for l in range(count, VL):
+        loss[l] = 0
+        for k in range(rows * width):
+            room.grad[k * VL + l] = 0
+
+
+cdef const real* lane_forward(const Network* net, const LaneRoom* room, const real* x, Py_ssize_t x_row, bint shared,
+                              Py_ssize_t rows) noexcept nogil:
+    """The outputs; the values of all buffers lie one after the other."""
+    cdef LaneProduct p
+    cdef const Op* op
+    cdef const real* w = room.w
+    cdef real* value = room.value
+    cdef real* before = room.before
+    cdef Py_ssize_t width
+    cdef int i
+    p.rows, p.a, p.a_row, p.a_k = rows, x, x_row, 1 if shared else VL
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        p.columns, p.depth = op.n_out, op.n_in
+        p.b, p.b_k, p.b_column = w, op.n_out * VL, VL
+        w += op.n_in * op.n_out * VL
+        p.start = w if op.has_bias else NULL
+        w += op.n_out * VL if op.has_bias else 0
+        width = lane_width(op.n_out) * VL
+        p.c, p.c_row = before if op.keeps_input else value, width
+        lane_product(shared and i == 0, &p)
+        if op.act != IDENTITY:
+            activate_rows(op.act, op.param, rows, op.n_out * VL, p.c, width, value, width)
+        p.a, p.a_row, p.a_k = value, width, VL
+        value += rows * width
+        before += rows * width
+    return p.a
+
+
+cdef void lane_backward(const Network* net, LaneRoom* room, const real* x, Py_ssize_t x_row, bint shared,
+                        Py_ssize_t rows) noexcept nogil:
+    """All gradients, from that of the outputs."""
+    cdef LaneProduct p
+    cdef const Op* op
+    cdef const real* w = room.w + room.size
+    cdef real* g = room.g + room.size
+    cdef Py_ssize_t r, k, width, before, end = 0
+    cdef vf total
+    cdef int i
+    for i in range(net.n_ops):
+        end += rows * lane_width(net.ops[i].n_out) * VL
+    for i in range(net.n_ops - 1, -1, -1):
+        op = &net.ops[i]
+        width, before = lane_width(op.n_out) * VL, lane_width(op.n_in) * VL
+        end -= rows * width
+        if op.act != IDENTITY:
+            activate_backward_rows(op.act, op.param, op.keeps_input, rows, op.n_out * VL, room.grad, width,
+                                   (room.before if op.keeps_input else room.value) + end, width, room.grad, width)
+        if op.has_bias:
+            w -= op.n_out * VL
+            g -= op.n_out * VL
+            for k in range(op.n_out):
+                total = vf_set(0)
+                for r in range(rows):
+                    total = total + vf_load(room.grad + r * width + k * VL)
+                vf_store(g + k * VL, total)
+        w -= op.n_in * op.n_out * VL
+        g -= op.n_in * op.n_out * VL
+        p.start = NULL
+        p.rows, p.columns, p.depth = op.n_in, op.n_out, rows
+        p.b, p.b_k, p.b_column, p.c, p.c_row = room.grad, width, VL, g, op.n_out * VL
+        if i == 0:
+            p.a, p.a_row, p.a_k = x, 1 if shared else VL, x_row
+            lane_product(shared, &p)
+            return
+        p.a, p.a_row, p.a_k = room.value + end - rows * before, VL, before
+        lane_product(False, &p)
+        p.rows, p.columns, p.depth = rows, op.n_in, op.n_out
+        p.a, p.a_row, p.a_k = room.grad, width, VL
+        p.b, p.b_k, p.b_column, p.c, p.c_row = w, VL, op.n_out * VL, room.grad_before, before
+        lane_product(False, &p)
+        room.grad, room.grad_before = room.grad_before, room.grad
+
+
+# One row --------------------------------------------------------------------------------------------------------------
+
+cdef inline void lane_sample "lane_sample"(const int kind, const Network* net, LaneRoom* room, const real* x,
+                                           bint shared, const LaneUpdate* given, double* loss) noexcept nogil:
+    """A step of one row by the mean squared error, layer by layer without a product's blocks; each weight is read
+    twice and written once."""
+    cdef LaneUpdate u = given[0]
+    cdef const Op* op
+    cdef const real* a = x
+    cdef real* w = room.w
+    cdef real* y = room.value
+    cdef Py_ssize_t j, k, n_in, n_out, size = room.size
+    cdef vf dz, dx, sum_k, x_j
+    cdef int i, last = net.n_ops - 1
+    cdef bint numbers
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        n_in, n_out, numbers = op.n_in, op.n_out, shared and i == 0
+        for k in range(n_out):
+            sum_k = vf_load(w + (n_in * n_out + k) * VL) if op.has_bias else vf_set(0)
+            for j in range(n_in):
+                x_j = vf_set(a[j]) if numbers else vf_load(a + j * VL)
+                sum_k = vf_fma(x_j, vf_load(w + (j * n_out + k) * VL), sum_k)
+            vf_store(y + k * VL, vf_max(vf_set(0), sum_k) if op.act == RELU else sum_k)
+        w += (n_in + op.has_bias) * n_out * VL
+        a = y
+        y += n_out * VL
+    lane_mse(1, net.outputs, a, room.target, shared, 1.0 / (net.outputs if net.loss.mean else 1), room.grad, loss)
+    for i in range(last, -1, -1):
+        op = &net.ops[i]
+        n_in, n_out, numbers = op.n_in, op.n_out, shared and i == 0
+        w -= (n_in + op.has_bias) * n_out * VL
+        y -= n_out * VL
+        for k in range(n_out):
+            dz = vf_load(room.grad + k * VL)
+            if op.act == RELU:
+                dz = vf_select_gt(vf_load(y + k * VL), vf_set(0), dz, vf_set(0))
+                vf_store(room.grad + k * VL, dz)
+            if op.has_bias:
+                lane_one(kind, w + (n_in * n_out + k) * VL, dz, size, &u)
+        a = x if i == 0 else y - n_in * VL
+        for j in range(n_in):
+            dx = vf_set(0)
+            x_j = vf_set(a[j]) if numbers else vf_load(a + j * VL)
+            for k in range(n_out):
+                dz = vf_load(room.grad + k * VL)
+                dx = vf_fma(dz, vf_load(w + (j * n_out + k) * VL), dx)
+                lane_one(kind, w + (j * n_out + k) * VL, dz * x_j, size, &u)
+            vf_store(room.grad_before + j * VL, dx)
+        room.grad, room.grad_before = room.grad_before, room.grad
+
+
+cdef inline void lane_one(const int kind, real* w, vf g, Py_ssize_t size, const LaneUpdate* u) noexcept nogil:
+    vf_store(w, lane_updated(kind, vf_load(w), g, w + size, size, u))
+
+
+cdef bint lane_sample_fits(const Member* m, int kind) noexcept nogil:
+    """Whether `lane_sample` is there for a model's steps."""
+    cdef int i
+    if m.batch_size != 1 or m.rows.batch.loss.kind != LOSS_MSE or kind != UPDATE_PLAIN and kind != UPDATE_ADAM:
+        return False
+    for i in range(m.net.n_ops):
+        if m.net.ops[i].act != RELU and m.net.ops[i].act != IDENTITY:
+            return False
+    return True
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+cdef bint lanes_share(Member** team, int count) noexcept nogil:
+    """Whether all have the same rows in the same order."""
+    cdef const Member* a = team[0]
+    cdef const Member* b
+    cdef int l
+    for l in range(1, count):
+        b = team[l]
+        if (a.rows.batch.x != b.rows.batch.x or a.rows.batch.target != b.rows.batch.target or a.bag != b.bag
+                or a.shuffled and (a.seed != b.seed or a.epoch != b.epoch)):
+            return False
+    return True
+
+
+cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexcept nogil:
+    """`train_member` for models that share a vector."""
+    cdef Network* net = team[0].net
+    cdef Member* m
+    cdef LaneRoom room
+    cdef LaneUpdate u
+    cdef double power[2][16]
+    cdef double[16] loss, weight, total
+    cdef Py_ssize_t[16] correct
+    cdef const int64_t* orders[16]
+    cdef Py_ssize_t at = team[0].at[0], n = team[0].n, rows, work = 0, taken = 0, x_row
+    cdef const real* x
+    cdef const Batch* batch
+    cdef bint direct            # the rows can be read where they lie
+    cdef bint shared = lanes_share(team, count)
+    cdef int l, kind = lane_kind(team[0].stepper.table), states = lane_states(kind)
+    cdef bint sample = lane_sample_fits(team[0], kind)
+    cdef double odd
+    lane_room(net, smaller(team[0].batch_size, n), crowd.rooms[thread].at, &room)
+    memset(&u, 0, sizeof(u))
+    memset(power, 0, sizeof(power))
+    memset(weight, 0, sizeof(weight))
+    memset(total, 0, sizeof(total))
+    memset(correct, 0, sizeof(correct))
+    memset(orders, 0, sizeof(orders))
+    for l in range(VL):
+        orders[l] = orders[0]
+        if l < (1 if shared else count):
+            orders[l] = order_of(team[l], &crowd.turns[thread * VL + l], team[l].rows.batch.rows)
+        if l < count and team[l].fresh:
+            if team[l].guarded:
+                copy_state(team[l], crowd.slots[BEFORE].at, True)
+            team[l].fresh = False
+    lane_copy(team, count, &room, states, False)
+    x_row = net.buffers[0].width if shared else net.buffers[0].width * VL
+    batch = &team[0].rows.batch
+    direct = shared and orders[0] == NULL and not batch.loss.labels and batch.x_row == x_row \
+        and batch.target_bytes == batch.loss.targets * <Py_ssize_t>sizeof(real)
+    while at < team[0].stop:
+        if work > CLOCK_WORK:
+            if nanoseconds() > crowd.deadline:
+                break
+            work = 0
+        rows = smaller(team[0].batch_size, n - at)
+        if direct:
+            room.x = <real*>team[0].rows.batch.x + at * x_row
+            room.target = <real*>(team[0].rows.batch.target + at * team[0].rows.batch.target_bytes)
+        else:
+            lane_rows(team, count, orders, shared, at, rows, &room)
+        if taken < 2 or team[0].rates != NULL or UPDATE_VARIABLE[u.kind]:
+            lane_coefficients(team, count, taken, &u, power)
+        if sample:
+            if u.kind == UPDATE_PLAIN:
+                lane_sample(UPDATE_PLAIN, net, &room, room.x, shared, &u, loss)
+            else:
+                lane_sample(UPDATE_ADAM, net, &room, room.x, shared, &u, loss)
+            for l in range(VL):
+                loss[l] /= net.outputs if net.loss.mean else 1
+                weight[l] += 1
+        else:
+            x = lane_forward(net, &room, room.x, x_row, shared, rows)
+            lane_loss(team, count, orders, shared, at, rows, &room, x, loss, weight, correct)
+            lane_backward(net, &room, room.x, x_row, shared, rows)
+            lane_step(&room, &u)
+        taken += 1
+        odd = 0
+        for l in range(VL):
+            odd += 0 * loss[l]
+            total[l] += loss[l]
+        if odd != 0:                # NaN: one of them is not finite
+            for l in range(count):
+                if not isfinite(loss[l]) and team[l].bad[0] < 0:
+                    team[l].bad[0] = at
+        at += rows
+        work += larger(rows * net.work * VL, 1000)
+    lane_copy(team, count, &room, states, True)
+    for l in range(count):
+        m = team[l]
+        m.totals[0] += total[l]
+        m.totals[1] += weight[l]
+        m.totals[2] += correct[l]
+        m.totals[3] += at - m.at[0]
+        m.rows_seen[0] += at - m.at[0]
+        m.at[0] = at
+        m.stepper.steps += taken
+        m.stepper.momentum_steps += taken if u.kind == UPDATE_MOMENTUM else 0
+        if m.rates != NULL:
+            m.rates += taken * m.rates_step
+        if m.guarded and m.bad[0] < 0 and at >= n and not all_finite(m.net.params, net.n_block):
+            m.bad[0] = at
+        if m.bad[0] >= 0:
+            if m.guarded:
+                copy_state(m, crowd.slots[BEFORE].at, False)
+            m.active = False
+    return at >= team[0].stop

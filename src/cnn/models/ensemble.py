@@ -1,0 +1,676 @@
+"""`Ensemble`: many models of one shape, trained, evaluated and asked at once.
+
+An ensemble holds a `Sequential` for each member and hands their programs to native calls that run all of them, one
+member a thread at a time (training/many.py). What is member by member here, derivatives and files, loops over them.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import numpy as np
+
+from .. import optim
+from .._checks import choice, flag, integer, seed_of
+from .._threads import get_num_threads, threads_for
+from ..optim.many import ManyOptimizers
+from ..training import many
+from ..training.many import ManyHistory
+from .sequential import Sequential
+
+__all__ = ["Ensemble"]
+
+
+class Ensemble:
+    """Models of one shape with parameters, hyper-parameters and random numbers of their own.
+
+    Member i is what ``Sequential(layers, optimizer, dtype, seed + i)`` is, and training makes of it what it makes of
+    that model alone.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        As for `Sequential`, a loss may stand last; each member gets copies.
+    members : int
+    optimizer : Optimizer, optional
+        With numbers, or with arrays of length `members`, for hyper-parameters:
+        ``Adam(lr=np.geomspace(1e-4, 0.1, 256))``.
+    dtype : {"float32", "float64"}
+    seed : int or numpy.random.Generator, optional
+        Member i has ``seed + i``. None: different at every run.
+
+    Attributes
+    ----------
+    seed : int or None
+    optimizer : Optimizer or None
+        As passed in. Setting another one begins anew, as for `Sequential`.
+    history : ManyHistory or None
+        Of the last `fit`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `Sequential`; if the optimizer's arrays are not of length `members`.
+
+    Examples
+    --------
+    >>> ensemble = Ensemble([Linear(1, 16), Tanh(), Linear(16, 1), MSELoss()], members=8, optimizer=Adam(), seed=0)
+    >>> x = [[i / 50] for i in range(50)]
+    >>> history = ensemble.fit(x, [0.5] * 50, epochs=5)
+    >>> history["loss"].shape, ensemble.predict(x).shape
+    ((5, 8), (8, 50, 1))
+    """
+
+    def __init__(self, layers, members, optimizer=None, dtype="float32", seed=None):
+        members = integer("members", members, 1)
+        self.seed = seed_of(seed)
+        if self.seed is not None and self.seed + members > 2**63:
+            raise ValueError(f"seed: expected at most 2**63 - members, got {seed}")
+        layers = list(layers) if hasattr(layers, "__iter__") else layers
+        seeds = [None if self.seed is None else self.seed + i for i in range(members)]
+        self._take([Sequential(_copies(layers), dtype=dtype, seed=one) for one in seeds])
+        self.optimizer = optimizer
+
+    @classmethod
+    def of(cls, models) -> Ensemble:
+        """An ensemble of copies of models of one shape, with their optimizers and the state of their training.
+
+        Parameters
+        ----------
+        models : sequence of Sequential
+
+        Returns
+        -------
+        Ensemble
+
+        Raises
+        ------
+        ValueError, TypeError
+            If they are no models, or of different layers, losses or dtypes.
+        """
+        models = list(models)
+        if not models:
+            raise ValueError("models: expected at least one, got none")
+        for i, model in enumerate(models):
+            if not isinstance(model, Sequential):
+                raise TypeError(f"models[{i}]: expected a cnn.Sequential, got {type(model).__name__}")
+            shapes = [{name: a.shape for name, a in m.state_dict().items()} for m in (models[0], model)]
+            kinds = [[type(layer) for layer in m.layers] for m in (models[0], model)]
+            if shapes[0] != shapes[1] or kinds[0] != kinds[1] or type(model.loss) is not type(models[0].loss):
+                raise ValueError(f"models[{i}]: expected the layers and the loss of models[0], got\n{model!r}")
+            if model.dtype != models[0].dtype:
+                raise TypeError(f"models[{i}]: expected dtype {models[0].dtype}, got {model.dtype}")
+            if (model.optimizer is None) != (models[0].optimizer is None):
+                raise ValueError(f"models[{i}]: expected optimizers in all models, or in none")
+        self = object.__new__(cls)
+        self.seed = None
+        self._take([copy.deepcopy(model) for model in models])
+        self._optimizer = models[0].optimizer
+        return self
+
+    def _take(self, members: list[Sequential]) -> None:
+        self._members = members
+        self._optimizer: Any = None
+        self._crew: Any = None  # the native programs that train together, made when first needed
+        self.history: ManyHistory | None = None
+
+    def __getstate__(self):
+        return self.__dict__ | {"_crew": None}  # for copies and pickle
+
+    # what members have in common --------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __getitem__(self, i) -> Sequential:
+        """A copy of a member, with its parameters, its optimizer and the state of its training."""
+        i = integer("i", i, -len(self), len(self) - 1) % len(self)
+        model = copy.deepcopy(self._members[i])
+        model.history = None if self.history is None else self.history.of(i)
+        return model
+
+    def __iter__(self):
+        return map(self.__getitem__, range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Ensemble({len(self)} members of {self._members[0]!r})"
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of parameters and arithmetic."""
+        return self._members[0].dtype
+
+    @property
+    def loss(self):
+        """The loss, or None."""
+        return self._members[0].loss
+
+    @property
+    def optimizer(self):
+        """The optimiser, or None; setting another one begins anew, as for `Sequential`."""
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer):
+        if isinstance(optimizer, ManyOptimizers) and optimizer.members != len(self):
+            raise ValueError(
+                f"optimizer: expected {len(self)} numbers in arrays, one a member, got {optimizer.members}"
+            )
+        if optimizer is not None and not isinstance(optimizer, (optim.Optimizer, ManyOptimizers)):
+            raise TypeError(f"optimizer: expected an optimiser such as cnn.SGD(), got {optimizer!r}")
+        for i, member in enumerate(self._members):
+            member.optimizer = optimizer.of(i) if isinstance(optimizer, ManyOptimizers) else copy.copy(optimizer)
+        self._optimizer = optimizer
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters of one member."""
+        return self._members[0]._core.program.n_parameters
+
+    @property
+    def parameters(self) -> np.ndarray:
+        """A copy of all parameters, (members, n_parameters), rows as `Sequential.parameters`. Assigning sets them."""
+        return np.stack([member.parameters for member in self._members])
+
+    @parameters.setter
+    def parameters(self, rows):
+        rows = np.asarray(rows)
+        if rows.shape != (len(self), self.n_parameters):
+            raise ValueError(f"parameters: expected shape {(len(self), self.n_parameters)}, got {rows.shape}")
+        for member, row in zip(self._members, rows, strict=True):
+            member.parameters = row
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of the parameters by name, as `Sequential.state_dict` has them, with a leading axis of the members.
+
+        Returns
+        -------
+        dict of str to ndarray
+            "0.weight" of shape (members, in_features, out_features), ...
+        """
+        states = [member.state_dict() for member in self._members]
+        return {name: np.stack([state[name] for state in states]) for name in states[0]}
+
+    def load_weights(self, state_dict) -> None:
+        """Set the parameters of all members: all of them, or none if anything does not fit.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array_like
+            As `state_dict` returns it.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for `Sequential.load_weights`.
+        """
+        before = self.state_dict()
+        for name, a in state_dict.items():
+            if np.ndim(a) < 1 or len(a) != len(self):
+                raise ValueError(f"{name}: expected {len(self)} members in front, got shape {np.shape(a)}")
+        try:
+            for i, member in enumerate(self._members):
+                member.load_weights({name: np.asarray(a)[i] for name, a in state_dict.items()})
+        except (ValueError, TypeError):
+            for i, member in enumerate(self._members):
+                member.load_weights({name: a[i] for name, a in before.items()})
+            raise
+
+    # data -------------------------------------------------------------------------------------------------------------
+
+    def _own(self, a, dims: int, name: str) -> list | None:
+        """An array for each member, or None: all share it. dims: axes of one member's."""
+        if isinstance(a, (list, tuple)) and a and all(isinstance(part, np.ndarray) for part in a):
+            if a[0].ndim < dims:  # rows of one array
+                return None
+        else:
+            a = a if hasattr(a, "tocsr") else np.asarray(a)
+            if a.ndim <= dims:
+                return None
+        if len(a) != len(self):
+            raise ValueError(f"{name}: expected data for each of {len(self)} members, got {len(a)}")
+        return list(a)
+
+    def _data(self, x, y, w, names: Any = ("x", "y", "sample_weight")) -> tuple[list, bool]:
+        """(x, y, w) of each member, or of all; whether all share it."""
+        own_x = self._own(x, 2, names[0])
+        ys, ws = y, w
+        if y is not None:
+            ys = self._own_targets(y, own_x, x, names[1])
+        if w is not None:
+            ws = self._own(w, 1, names[2])
+        if own_x is None and (y is None or ys is None) and (w is None or ws is None):
+            return [(x, y, w)], True
+        n = len(self)
+        xs = [x] * n if own_x is None else own_x
+        ys = [y] * n if ys is None else ys
+        ws = [w] * n if ws is None else ws
+        return list(zip(xs, ys, ws, strict=True)), False
+
+    def _own_targets(self, y, own_x, x, name: str) -> list | None:
+        """Targets of each member, or None: all share them."""
+        if isinstance(y, (list, tuple)) and y and isinstance(y[0], np.ndarray) and (own_x is not None or y[0].ndim > 1):
+            return self._own(y, y[0].ndim, name)
+        y = np.asarray(y)
+        rows = len(own_x[0]) if own_x is not None else np.shape(x)[0]
+        if y.ndim < 2 or y.shape[:2] != (len(self), rows):
+            return None
+        shared = own_x is None and y.ndim == 2 and y.shape == (rows, self._members[0]._core.out_features)
+        return None if shared else list(y)
+
+    def bootstrap_rows(self, n) -> np.ndarray:
+        """The rows that each member draws, with replacement, in ``fit(..., bootstrap=True)``; they depend on its seed.
+
+        Parameters
+        ----------
+        n : int
+            Rows of the training data.
+
+        Returns
+        -------
+        ndarray of shape (members, n), int64
+        """
+        n = integer("n", n, 1, 2**31 - 1)
+        return np.stack([_drawn(member, n) for member in self._members])
+
+    # training ---------------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        x,
+        y,
+        *,
+        epochs=1,
+        batch_size="auto",
+        shuffle="own",
+        bootstrap=False,
+        validation_data=None,
+        validation_split=0.0,
+        sample_weight=None,
+        class_weight=None,
+        metrics=(),
+        early_stopping=None,
+        steps_per_epoch=None,
+        drop_last=False,
+        accumulation_steps=1,
+        threads=None,
+        progress="auto",
+        verbose=None,
+    ) -> ManyHistory:
+        """Train all members for a number of epochs, natively and at once.
+
+        Parameters
+        ----------
+        x : array_like of shape (n, in_features) or (members, n, in_features), or list of ndarray
+            Shared by all; or each member's own, of n rows, or in a list of as many as each has.
+        y : array_like, or list of ndarray
+            Targets as the loss wants them; of each member with a leading axis of the members, or in a list.
+        epochs, batch_size, class_weight, metrics, steps_per_epoch, drop_last, accumulation_steps
+            As for `Sequential.fit`, for each member.
+        shuffle : {"own", "shared"} or bool
+            "own" or True: each member takes the rows in the order that its seed gives. "shared": all in that of the
+            first member, which is faster for small networks. False: as they lie.
+        bootstrap : bool
+            Whether each member trains on n rows drawn with replacement, see `bootstrap_rows`.
+        validation_data : (x, y) or (x, y, sample_weight), optional
+            Shared, or each member's own, as x and y.
+        validation_split : float
+            As for `Sequential.fit`; `bootstrap` draws from the rows that are left.
+        sample_weight : array_like of shape (n,) or (members, n), optional
+            Not negative.
+        early_stopping : EarlyStopping, int or True, optional
+            Member by member: each ends when its own number has not improved, and becomes what it was in its best epoch.
+        threads, progress, verbose
+            As for `Sequential.fit`. The numbers beside the bar are the means over the members.
+
+        Returns
+        -------
+        ManyHistory
+            A dict of arrays of shape (epochs, members). A member that has ended has NaN in later epochs.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If something does not fit; nothing has changed then.
+        RuntimeError
+            If there is no loss or no optimizer.
+        DivergenceError
+            If the loss of every member became infinite or NaN.
+
+        Warns
+        -----
+        RuntimeWarning
+            If some members diverged: they stop, the others go on, and `ManyHistory.diverged` says which and where.
+
+        Notes
+        -----
+        Ctrl-C stops within about 0.1 s and leaves valid members, with their last parameters.
+        """
+        if shuffle not in ("own", "shared", True, False):
+            raise ValueError(f"shuffle: expected 'own', 'shared', True or False, got {shuffle!r}")
+        data, shared = self._data(x, y, sample_weight)
+        validation, shared_too = None, False
+        if validation_data is not None:
+            if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
+                raise ValueError("validation_data: expected a pair (x, y), or (x, y, sample_weight)")
+            names = [f"validation_data[{k}]" for k in range(3)]
+            a, b, w = [*validation_data, None][:3]
+            validation, shared_too = self._data(a, b, w, names)
+        bags = None
+        if flag("bootstrap", bootstrap):
+
+            def bags(n):
+                return [_drawn(member, int(k)) for member, k in zip(self._members, n, strict=True)]
+
+        self.history = many.train(
+            self._members, data, validation, epochs=epochs, batch_size=batch_size, shuffle=bool(shuffle),
+            validation_split=validation_split, class_weight=class_weight, metrics=metrics,
+            early_stopping=early_stopping, steps_per_epoch=steps_per_epoch, drop_last=drop_last,
+            accumulation_steps=accumulation_steps, threads=threads, progress=progress, verbose=verbose,
+            shared=(shared, shared_too), one_order=shuffle == "shared", bags=bags, histories=False,
+        )  # fmt: skip
+        return self.history
+
+    def train_step(self, x, y, sample_weight=None) -> np.ndarray:
+        """A step of every member: forward, loss, backward and the optimiser's step, in one native call.
+
+        Parameters
+        ----------
+        x : array_like of shape (batch, in_features) or (members, batch, in_features)
+        y : array_like
+        sample_weight : array_like of shape (batch,) or (members, batch), optional
+
+        Returns
+        -------
+        ndarray of shape (members,), float64
+            The loss of each, before the step.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If something does not fit, or the batch is empty.
+        RuntimeError
+            If there is no loss or no optimizer.
+        """
+        for member in self._members:
+            member._core.need_optimizer()
+        data, shared = self._data(x, y, sample_weight)
+        if not many.all_native(self._members, [a for a, _, _ in data]):
+            data = data * len(self) if shared else data
+            return np.array([m.train_step(*rows) for m, rows in zip(self._members, data, strict=True)])
+        rows = many.Rows(self._members, data, many.Names(), True, None, shared)
+        return many.step(self._trainers(), self._members, rows, get_num_threads())
+
+    def _trainers(self):
+        if self._crew is None:
+            programs = [member._core.program for member in self._members]
+            self._crew = self._members[0]._core.kernels.Crew(programs, True)
+        return self._crew
+
+    # evaluation and prediction ----------------------------------------------------------------------------------------
+
+    def evaluate(self, x, y, sample_weight=None, metrics=(), threads=None) -> dict[str, np.ndarray]:
+        """The loss and the metrics of every member, in evaluation mode.
+
+        Parameters
+        ----------
+        x, y, sample_weight
+            As for `fit`.
+        metrics
+            As for `Sequential.evaluate`.
+        threads : int, optional
+            At most this many; None: as `cnn.set_num_threads` says.
+
+        Returns
+        -------
+        dict of str to ndarray of shape (members,)
+            As `Sequential.evaluate`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If something does not fit, or there are no rows.
+        RuntimeError
+            If there is no loss.
+        """
+        data, shared = self._data(x, y, sample_weight)
+        if metrics or not many.all_native(self._members, [a for a, _, _ in data]):
+            data = data * len(self) if shared else data
+            found = [m.evaluate(a, t, w, metrics, threads) for m, (a, t, w) in zip(self._members, data, strict=True)]
+            return {name: np.array([one[name] for one in found]) for name in found[0]}
+        rows = many.Rows(self._members, data, many.Names(), False, None, shared)
+        return many.scores(self._members, rows, threads_for(threads))
+
+    def predict(self, x, reduce=None, quantiles=(0.05, 0.5, 0.95), threads=None) -> Any:
+        """The outputs of every member, or what is made of them, in evaluation mode.
+
+        Parameters
+        ----------
+        x : array_like of shape (n, in_features) or (members, n, in_features), or list of ndarray
+            Shared, or each member's own.
+        reduce : {None, "mean", "std", "quantiles"}
+            Over the members, block by block of the rows, without an array of all outputs: their mean, their standard
+            deviation (of the population, as `numpy.std`), or their quantiles.
+        quantiles : sequence of float
+            From 0 to 1, for ``reduce="quantiles"``.
+        threads : int, optional
+            At most this many; None: as `cnn.set_num_threads` says. The result does not depend on it.
+
+        Returns
+        -------
+        ndarray of shape (members, n, out_features)
+            Of a list whose arrays have different lengths a list. With "mean" and "std" (n, out_features), with
+            "quantiles" (len(quantiles), n, out_features).
+
+        Raises
+        ------
+        ValueError, TypeError
+            If something does not fit.
+        """
+        if reduce is not None:
+            choice("reduce", reduce, ("mean", "std", "quantiles"))
+        own = self._own(x, 2, "x")
+        program = self._members[0]._core.program
+        threads = threads_for(threads)
+        if hasattr(x, "tocsr"):
+            outs = np.stack([member.predict(x, threads=threads) for member in self._members])
+            return outs if reduce is None else _reduced(outs, reduce, quantiles)
+        xs = [program.inputs(a, f"x[{i}]") for i, a in enumerate(own)] if own else [program.inputs(x)]
+        same = len({len(a) for a in xs}) == 1
+        if reduce is None:
+            outs = many.outputs(self._members, xs, threads)
+            return outs if same else list(outs)
+        if not same:
+            raise ValueError("x: expected as many rows of each member, to reduce them")
+        n, width = len(xs[0]), self._members[0]._core.out_features
+        shape = (n, width) if reduce != "quantiles" else (*np.shape(quantiles), n, width)
+        result = np.empty(shape, self.dtype)
+        rows = max(1, many.BLOCK // max(1, len(self) * width * self.dtype.itemsize))
+        for at in range(0, n, rows):
+            block = many.outputs(self._members, [a[at : at + rows] for a in xs], threads)
+            result[..., at : at + rows, :] = _reduced(block, reduce, quantiles)
+        return result
+
+    # derivatives, member by member ------------------------------------------------------------------------------------
+
+    def _each(self, name: str, *arrays):
+        """Call a method of each member with its own arrays: (array, axes of one member's)."""
+        split = [None if a is None else self._own(a, dims, f"argument {k}") for k, (a, dims) in enumerate(arrays)]
+        found = []
+        for i, member in enumerate(self._members):
+            own = [a if part is None else part[i] for (a, _), part in zip(arrays, split, strict=True)]
+            found.append(getattr(member, name)(*own))
+        return found
+
+    def loss_and_grad(self, x, y) -> tuple[np.ndarray, np.ndarray]:
+        """The loss of every member and its gradient: see `Sequential.loss_and_grad`.
+
+        Parameters
+        ----------
+        x, y : array_like
+            As for `fit`.
+
+        Returns
+        -------
+        losses : ndarray of shape (members,)
+        gradients : ndarray of shape (members, n_parameters)
+
+        Raises
+        ------
+        ValueError, TypeError
+            If something does not fit.
+        RuntimeError
+            If there is no loss.
+        """
+        data, shared = self._data(x, y, None)
+        data = data * len(self) if shared else data
+        found = [m.loss_and_grad(a, t) for m, (a, t, _) in zip(self._members, data, strict=True)]
+        return np.array([loss for loss, _ in found]), np.stack([gradient for _, gradient in found])
+
+    def vjp(self, x, v) -> np.ndarray:
+        """v^T J of every member with respect to the inputs: see `Sequential.vjp`.
+
+        Parameters
+        ----------
+        x, v : array_like
+            Shared, or with a leading axis of the members.
+
+        Returns
+        -------
+        ndarray of shape (members, n, in_features)
+        """
+        return np.stack(self._each("vjp", (x, 2), (v, 2)))
+
+    def jvp(self, x, t=None, parameters=None) -> np.ndarray:
+        """J t of every member: see `Sequential.jvp`.
+
+        Parameters
+        ----------
+        x, t : array_like
+            Shared, or with a leading axis of the members.
+        parameters : array_like of shape (n_parameters,) or (members, n_parameters), optional
+
+        Returns
+        -------
+        ndarray of shape (members, n, out_features)
+        """
+        return np.stack(self._each("jvp", (x, 2), (t, 2), (parameters, 1)))
+
+    def hvp(self, x, y, v) -> np.ndarray:
+        """The Hessian of every member's loss in its parameters times v: see `Sequential.hvp`.
+
+        Parameters
+        ----------
+        x, y : array_like
+            As for `fit`.
+        v : array_like of shape (n_parameters,) or (members, n_parameters)
+
+        Returns
+        -------
+        ndarray of shape (members, n_parameters)
+        """
+        data, shared = self._data(x, y, None)
+        data = data * len(self) if shared else data
+        vs = self._own(v, 1, "v") or [v] * len(self)
+        return np.stack([m.hvp(a, t, u) for m, (a, t, _), u in zip(self._members, data, vs, strict=True)])
+
+    def train(self, mode=True) -> Ensemble:
+        """Training mode, or with False evaluation mode, as `Sequential.train`.
+
+        Parameters
+        ----------
+        mode : bool
+
+        Returns
+        -------
+        Ensemble
+            Itself.
+        """
+        for member in self._members:
+            member.train(mode)
+        return self
+
+    def eval(self) -> Ensemble:
+        """Evaluation mode.
+
+        Returns
+        -------
+        Ensemble
+            Itself.
+        """
+        return self.train(False)
+
+    # files ------------------------------------------------------------------------------------------------------------
+
+    def save(self, path, *, training_state=False) -> None:
+        """Write all members to one safetensors file; see `Ensemble.load`.
+
+        Parameters
+        ----------
+        path : str or path
+        training_state : bool
+            Write also all that further training depends on, but the history.
+
+        Raises
+        ------
+        TypeError
+            If the loss is a Python function.
+        OSError
+            If it cannot be written; a file that was there before is untouched.
+
+        Notes
+        -----
+        The tensors have a leading axis of the members, as `torch.func.stack_module_state` gives them: weights are
+        (members, out_features, in_features).
+        """
+        from ..files import ensemble_file
+
+        ensemble_file.save(self, path, flag("training_state", training_state))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Ensemble:
+        """The ensemble that `save` wrote.
+
+        Parameters
+        ----------
+        path : str or path
+
+        Returns
+        -------
+        Ensemble
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is damaged, or no file of an ensemble.
+        """
+        from ..files import ensemble_file
+
+        return ensemble_file.load(cls, path)
+
+
+def _drawn(member: Sequential, n: int) -> np.ndarray:
+    """n of n rows, with replacement, by a member's seed: the same on every platform."""
+    bits = np.random.PCG64([member._core.state.random_seed, 1]).random_raw(n)
+    return ((bits >> np.uint64(33)) * np.uint64(n) >> np.uint64(31)).astype(np.int64)
+
+
+def _reduced(outputs: np.ndarray, reduce: str, quantiles) -> np.ndarray:
+    """The mean, ... over the members."""
+    return np.quantile(outputs, quantiles, axis=0) if reduce == "quantiles" else getattr(outputs, reduce)(axis=0)
+
+
+def _copies(layers):
+    """Copies of layers of which parts that have no seed of their own get other parameters in each model."""
+    copies = copy.deepcopy(layers)
+    left = list(zip(layers, copies, strict=True)) if isinstance(layers, list) else []
+    while left:
+        own, other = left.pop()
+        if isinstance(own, Sequential) and not own._core.nested:
+            other._core.draw_as(own._core)
+        left += zip(getattr(own, "children", ()), getattr(other, "children", ()), strict=True)
+    return copies

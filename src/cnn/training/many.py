@@ -1,0 +1,722 @@
+"""Training of many models at once: `fit_many`, and what `Ensemble` trains, predicts and is evaluated with.
+
+Models are independent: each is on one thread at a time, in native calls that run all of them for about 0.05 s
+(kernels/members.pxi). Numbers of all models are arrays; only early stopping, schedules and messages of divergence look
+at one model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .._checks import flag, integer, number
+from .._threads import threads_for
+from ..layers import Layer
+from ..optim.schedules import ReduceLROnPlateau
+from .data import Names, mapped, source_of
+from .fit import (
+    EVALUATION_WORK,
+    MOST_ROWS,
+    NOTHING_COUNTS,
+    SLICE,
+    Context,
+    DivergenceError,
+    Meter,
+    all_finite,
+    callbacks_of,
+    class_weights_of,
+    counted,
+    only_fit_of,
+)
+from .history import History
+from .progress import Progress, mode_of
+from .state import stateful
+
+LANES = True  # models of one narrow shape share vectors (kernels/lanes.pxi), which rounds sums otherwise
+STEPS_AHEAD = 1024  # of which a schedule by step is asked for the rates at a time
+BLOCK = 1 << 24  # bytes of the outputs of all models for a block of rows, where `reduce` needs no more
+
+
+class ManyHistory(dict):
+    """{"loss": array of shape (epochs, members), "val_loss": ...}: what training many models at once returns.
+
+    Attributes
+    ----------
+    epochs : list of int
+        The epochs' numbers, from 1.
+    last_epoch : ndarray of shape (members,), int64
+        The last epoch that each has completed. Behind it its numbers are NaN.
+    best_epoch : ndarray of shape (members,), int64, or None
+        With early stopping: the epoch with each one's best number, 0 if it has none.
+    diverged : dict of int to DivergenceError
+        Members whose loss became infinite or NaN; each is what it was before that epoch, or, with early stopping, at
+        its best.
+    """
+
+    def __init__(self, names: Sequence[str], members: int):
+        super().__init__({name: np.empty((0, members)) for name in names})
+        self.epochs: list[int] = []
+        self.last_epoch = np.zeros(members, np.int64)
+        self.best_epoch: np.ndarray | None = None
+        self.diverged: dict[int, DivergenceError] = {}
+
+    def record(self, epoch: int, logs: dict[str, np.ndarray]) -> None:
+        """Add an epoch's numbers.
+
+        Parameters
+        ----------
+        epoch : int
+        logs : dict of str to ndarray of shape (members,)
+        """
+        for name in self:
+            self[name] = np.concatenate([self[name], logs[name][None]])
+        self.epochs.append(epoch)
+
+    def of(self, member: int) -> History:
+        """The history of one member, as its own `fit` would have returned it.
+
+        Parameters
+        ----------
+        member : int
+
+        Returns
+        -------
+        History
+        """
+        n = int(self.last_epoch[member])
+        return History({name: values[:n, member].tolist() for name, values in self.items()})
+
+
+# rows -----------------------------------------------------------------------------------------------------------------
+
+
+class Rows:
+    """Checked arrays of each model, or one set that all share.
+
+    Attributes
+    ----------
+    x, y, w : list of ndarray, or w None
+        Of each, or one for all.
+    n : ndarray of shape (models,), int64
+    """
+
+    def __init__(self, models, data, names: Names, training: bool, class_weight=None, shared=False):
+        self.x: list[np.ndarray] = []
+        self.y: list[np.ndarray] = []
+        w: list[np.ndarray | None] = []
+        for i, (model, rows) in enumerate(zip(models[:1] if shared else models, data, strict=True)):
+            place = names if shared else Names(*(f"{name} of {i}" for name in names))
+            context = Context(model, training)
+            a, y, weights = (_in_memory(part) for part in (*rows, None)[:3])
+            source: Any = source_of(context, a, y, weights, place, arrays=True)
+            if class_weight is not None:
+                context.class_weights = class_weights_of(model, class_weight, source)
+            source.check(Meter((), model))
+            self.x.append(source.x)
+            self.y.append(source.y)
+            w.append(source.w)
+        if any(a is not None for a in w):
+            ones = [np.ones(len(x), x.dtype) for x in self.x]
+            w = [one if a is None else a for a, one in zip(w, ones, strict=True)]
+        self.w: Any = None if w[0] is None else w
+        self.n = np.array([len(x) for x in self.x] * (len(models) if shared else 1), np.int64)
+
+    def of(self, i: int) -> tuple[np.ndarray, np.ndarray, Any]:
+        """x, y and w of a model."""
+        i = i if len(self.x) > 1 else 0
+        return self.x[i], self.y[i], None if self.w is None else self.w[i if len(self.w) > 1 else 0]
+
+    def split(self, fraction: float) -> Rows:
+        """Split off the last rows of each, as `fit` does."""
+        from fractions import Fraction
+
+        part = Fraction(str(fraction)).limit_denominator(10**9)
+        at = [int(n * (1 - part)) for n in self.n.tolist()]
+        for i, n in enumerate(self.n.tolist()):
+            if not 0 < at[i] < n:
+                raise ValueError(f"validation_split: {fraction} of {n} rows leaves no rows to train on or to validate")
+        rest = object.__new__(Rows)
+        rest.x = [a[k:] for a, k in zip(self.x, at, strict=False)]
+        rest.y = [a[k:] for a, k in zip(self.y, at, strict=False)]
+        rest.w = None if self.w is None else [a[k:] for a, k in zip(self.w, at, strict=False)]
+        self.x = [a[:k] for a, k in zip(self.x, at, strict=False)]
+        self.y = [a[:k] for a, k in zip(self.y, at, strict=False)]
+        self.w = None if self.w is None else [a[:k] for a, k in zip(self.w, at, strict=False)]
+        rest.n, self.n = self.n - np.array(at), np.array(at, np.int64)
+        return rest
+
+
+def _in_memory(a):
+    return np.array(a) if mapped(a) is not None else a
+
+
+# training -------------------------------------------------------------------------------------------------------------
+
+
+def fit_many(
+    models,
+    data,
+    *,
+    epochs=1,
+    batch_size="auto",
+    shuffle=True,
+    validation_data=None,
+    validation_split=0.0,
+    class_weight=None,
+    metrics=(),
+    early_stopping=None,
+    steps_per_epoch=None,
+    drop_last=False,
+    accumulation_steps=1,
+    threads=None,
+    progress="auto",
+    verbose=None,
+) -> ManyHistory:
+    """Train many models, each on data of its own, at once: natively, on all threads, one model a thread at a time.
+
+    Each becomes what its own ``fit`` makes of it, bit for bit, whatever the number of threads: the same order of rows,
+    the same steps. The models may be of any shapes.
+
+    Parameters
+    ----------
+    models : sequence of Sequential, or Ensemble
+        Different ones, of one dtype, each with a loss and an optimizer.
+    data : sequence of (x, y) or (x, y, sample_weight)
+        Of each model, in memory; as for `Sequential.fit`.
+    epochs, batch_size, shuffle, validation_split, class_weight, metrics, steps_per_epoch, drop_last, accumulation_steps
+        As for `Sequential.fit`, for each model.
+    validation_data : sequence of (x, y) or (x, y, sample_weight), optional
+        Of each model.
+    early_stopping : EarlyStopping, int or True, optional
+        Model by model: each ends when its own number has not improved, and becomes what it was in its best epoch.
+    threads, progress, verbose
+        As for `Sequential.fit`. The numbers beside the bar are the means over the models.
+
+    Returns
+    -------
+    ManyHistory
+        A dict of arrays of shape (epochs, models). A model that has ended has NaN in later epochs.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If something does not fit; nothing has changed then.
+    RuntimeError
+        If a model has no loss or no optimizer, or is being trained.
+    DivergenceError
+        If the loss of every model became infinite or NaN.
+
+    Warns
+    -----
+    RuntimeWarning
+        If some models diverged: they stop, the others go on, and `ManyHistory.diverged` says which and where.
+
+    Notes
+    -----
+    Ctrl-C stops within about 0.1 s and leaves valid models, with their last parameters. A model whose loss is a Python
+    function is trained by its own ``fit``, after the others.
+
+    Examples
+    --------
+    >>> history = cnn.fit_many(models, [(x_0, y_0), (x_1, y_1)], epochs=20)  # doctest: +SKIP
+    """
+    models = models_of(models)
+    rows = _each("data", data, len(models), True)
+    validation = _each("validation_data", validation_data, len(models), False)
+    return train(
+        models, rows, validation, epochs=epochs, batch_size=batch_size, shuffle=shuffle,
+        validation_split=validation_split, class_weight=class_weight, metrics=metrics, early_stopping=early_stopping,
+        steps_per_epoch=steps_per_epoch, drop_last=drop_last, accumulation_steps=accumulation_steps, threads=threads,
+        progress=progress, verbose=verbose,
+    )  # fmt: skip
+
+
+def models_of(models) -> list:
+    """The models of a list or an ensemble, checked."""
+    sequential = Layer.known["Sequential"]
+    models = list(getattr(models, "_members", models))
+    for i, model in enumerate(models):
+        if not isinstance(model, sequential):
+            raise TypeError(f"models[{i}]: expected a cnn.Sequential, got {type(model).__name__}")
+    if len({id(model) for model in models}) < len(models):
+        raise ValueError("models: one of them stands there twice")
+    if not models:
+        raise ValueError("models: expected at least one, got none")
+    if len({model.dtype for model in models}) > 1:
+        raise TypeError("models: expected models of one dtype, got float32 and float64")
+    return models
+
+
+def all_native(models, xs=()) -> bool:
+    """Whether models can be run together: none has a loss in Python or an optimiser of the whole data, or sparse x."""
+    return not (
+        any(hasattr(model._core.program, "native") for model in models)
+        or any(model.optimizer is not None and model.optimizer.whole_data for model in models)
+        or any(hasattr(x, "tocsr") for x in xs)
+    )
+
+
+@contextlib.contextmanager
+def _only_fit_of(models: list):
+    """RuntimeError if another `fit` of one of the models is running."""
+    for model in models:
+        if model._core.fitting:
+            with only_fit_of(model):  # which says so
+                pass
+    for model in models:
+        model._core.fitting = True
+    try:
+        yield
+    finally:
+        for model in models:
+            model._core.fitting = False
+
+
+def _each(name: str, data, models: int, needed: bool):
+    """A list of (x, y) or (x, y, sample_weight), one for each model."""
+    if data is None and not needed:
+        return None
+    data = list(data)
+    if len(data) != models:
+        raise ValueError(f"{name}: expected a pair (x, y) for each of {models} models, got {len(data)}")
+    for i, rows in enumerate(data):
+        if not isinstance(rows, (tuple, list)) or len(rows) not in (2, 3):
+            raise ValueError(
+                f"{name}[{i}]: expected a pair (x, y), or (x, y, sample_weight), got {type(rows).__name__}"
+            )
+    return data
+
+
+def train(
+    models: list,
+    data,
+    validation_data,
+    *,
+    epochs=1,
+    batch_size="auto",
+    shuffle: Any = True,
+    validation_split=0.0,
+    class_weight=None,
+    metrics=(),
+    early_stopping=None,
+    steps_per_epoch=None,
+    drop_last=False,
+    accumulation_steps=1,
+    threads=None,
+    progress: Any = "auto",
+    verbose=None,
+    shared=(False, False),
+    one_order=False,
+    bags=None,
+    histories=True,
+) -> ManyHistory:
+    """`fit_many`; shared: whether all have the same rows, for training and for validation; one_order: whether all take
+    them in the order of the first; bags: a function of the rows' numbers that returns the rows that each takes;
+    histories: whether each model gets its own."""
+    epochs = integer("epochs", epochs, 1)
+    if any(model.optimizer is not None and model.optimizer.whole_data for model in models):
+        batch_size = None if isinstance(batch_size, str) and batch_size == "auto" else batch_size
+    elif isinstance(batch_size, str) and batch_size == "auto":
+        batch_size = 32
+    batch_size = MOST_ROWS if batch_size is None else integer("batch_size", batch_size, 1)
+    accumulation_steps = integer("accumulation_steps", accumulation_steps, 1)
+    steps_per_epoch = None if steps_per_epoch is None else integer("steps_per_epoch", steps_per_epoch, 1)
+    drop_last = flag("drop_last", drop_last)
+    threads = threads_for(threads)
+    mode = mode_of(progress, verbose)
+    for model in models:
+        model._core.need_optimizer()
+    if not all_native(models, (rows[0] for rows in [*data, *(validation_data or ())])):
+        own = {
+            "epochs": epochs, "batch_size": None if batch_size == MOST_ROWS else batch_size,
+            "shuffle": bool(shuffle), "validation_split": validation_split,
+            "class_weight": class_weight, "metrics": metrics, "early_stopping": early_stopping,
+            "steps_per_epoch": steps_per_epoch, "drop_last": drop_last, "accumulation_steps": accumulation_steps,
+            "threads": threads, "progress": False,
+        }  # fmt: skip
+        return _by_python(models, data, validation_data, own, shared, one_order, bags)
+    with _only_fit_of(models):
+        rows = Rows(models, data, Names(), True, class_weight, shared[0])
+        number("validation_split", validation_split, 0, 1)
+        validation = None
+        if validation_split and validation_data is not None:
+            raise ValueError("validation_split: expected no validation_data with it")
+        if validation_split:
+            validation = rows.split(validation_split)
+        elif validation_data is not None:
+            names = Names("validation_data[0]", "validation_data[1]", "validation_data[2]", "validation_data")
+            validation = Rows(models, validation_data, names, False, None, shared[1])
+        context = Context(models[0], True, batch_size, bool(shuffle), accumulation_steps, steps_per_epoch, drop_last)
+        taken = np.array([context.rows(n) for n in rows.n.tolist()], np.int64)
+        if not taken.all():
+            raise ValueError(f"drop_last: no batch of {batch_size} rows is left of {rows.n.min()} rows")
+        for model, n in zip(models, taken.tolist(), strict=True):
+            model._core.program.check_batches(n, batch_size)
+        trainer = Trainer(models, rows, validation, taken, batch_size, accumulation_steps, bool(shuffle), threads)
+        trainer.histories = histories
+        trainer.one_order, trainer.bags = one_order, None if bags is None else bags(rows.n)
+        trainer.meters = [Meter(metrics, model) for model in models] if metrics else []
+        stopping = callbacks_of((), early_stopping)
+        return trainer.run(epochs, stopping[0] if stopping else None, mode)
+
+
+def _by_python(models, data, validation_data, own: dict, shared, one_order: bool, bags) -> ManyHistory:
+    """Train one after the other, where a loss is a Python function."""
+    import copy
+
+    found: dict[int, History] = {}
+    diverged: dict[int, DivergenceError] = {}
+    seed = models[0]._core.state.random_seed
+    for i, model in enumerate(models):
+        rows = list(data[0 if shared[0] else i])
+        if bags is not None:
+            rows = [None if a is None else np.asarray(a)[bags(np.array([len(rows[0])] * len(models)))[i]] for a in rows]
+        if validation_data is not None:
+            own["validation_data"] = tuple(a for a in validation_data[0 if shared[1] else i] if a is not None)
+        state, before = model._core.state, model._core.state.random_seed
+        state.random_seed = seed if one_order else before
+        try:
+            model.fit(rows[0], rows[1], sample_weight=rows[2] if len(rows) > 2 else None, **copy.deepcopy(own))
+        except DivergenceError as error:
+            diverged[i] = DivergenceError(f"member {i}: {error}")
+        finally:
+            state.random_seed = before
+        found[i] = model.history
+    first = max(found.values(), key=lambda history: len(history.epochs))
+    history = ManyHistory(list(first), len(models))
+    for at, epoch in enumerate(first.epochs):
+        history.record(
+            epoch,
+            {
+                name: np.array([found[i][name][at] if at < len(found[i].epochs) else math.nan for i in found])
+                for name in first
+            },
+        )
+    history.last_epoch[:] = [len(found[i].epochs) for i in found]
+    history.diverged = diverged
+    return _told(history)
+
+
+def _told(history: ManyHistory) -> ManyHistory:
+    """The history, after it has been said which members diverged; DivergenceError if all did."""
+    n = len(history.last_epoch)
+    if len(history.diverged) == n:
+        raise DivergenceError(f"all {n} members diverged: {next(iter(history.diverged.values()))}")
+    if history.diverged:
+        which = ", ".join(map(str, list(history.diverged)[:10])) + ", ..." * (len(history.diverged) > 10)
+        warnings.warn(
+            f"{len(history.diverged)} of {n} members diverged and were stopped: {which}; history.diverged says where",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return history
+
+
+class Trainer:
+    """The epochs of many models."""
+
+    meters: list
+    bags: Any
+    one_order: bool
+    histories = True  # whether each model gets its own
+
+    def __init__(self, models, rows, validation, taken, batch_size, accumulate, shuffle, threads):
+        self.models = models
+        self.cores = [model._core for model in models]
+        self.programs = [core.program for core in self.cores]
+        self.kernels = self.cores[0].kernels
+        self.rows = rows
+        self.validation = validation
+        self.taken = taken
+        self.batch_size = batch_size
+        self.accumulate = accumulate
+        self.shuffle = shuffle
+        self.threads = threads
+        self.mean = np.array([getattr(model.loss, "reduction", "mean") == "mean" for model in models])
+        self.accuracy = all(model.loss is not None and model.loss.targets == "labels" for model in models)
+        self.schedules = [core.optimizer.schedule for core in self.cores]
+        self.alike = [_rates_of(i, core.optimizer) for i, core in enumerate(self.cores)]
+        self.lr = np.full(len(models), math.nan)
+
+    def run(self, epochs: int, stopping, mode) -> ManyHistory:
+        n = len(self.models)
+        cores = self.cores
+        summed = ["loss", "accuracy"] if self.accuracy else ["loss"]
+        names = [*summed, *(self.meters[0].names if self.meters else ())]
+        names += [f"val_{name}" for name in names] * (self.validation is not None)
+        plateaus = [(i, s) for i, s in enumerate(self.schedules) if isinstance(s, ReduceLROnPlateau)]
+        watched = {i: schedule.watched(names) for i, schedule in plateaus}
+        if any(schedule is not None for schedule in self.schedules):
+            names.append("lr")
+        if stopping is not None:
+            stopping._check(names)
+        self.crew = self.kernels.Crew(self.programs, True)
+        self.crew.lanes = LANES
+        self.outs = self.room(self.taken)
+        self.crew.set_rows(self.rows.x, self.rows.y, self.rows.w, self.bags, self.outs)
+        checker = self.kernels.Crew(self.programs, False) if self.validation is not None else None
+        if checker is not None:
+            v = self.validation
+            seen = self.room(v.n)
+            checker.set_rows(v.x, v.y, v.w, None, seen)
+        history = ManyHistory(names, n)
+        self.seen = np.array([core.state.epochs_seen for core in cores], np.int64)
+        seeds = np.array([core.state.random_seed for core in cores], np.uint64)
+        self.seeds = np.full(n, seeds[0]) if self.one_order else seeds
+        best = _Best(n, stopping)
+        active = np.ones(n, bool)
+        for program in self.programs:
+            program.clear_padding()
+        with Progress(mode, 0, epochs, int(self.taken.sum())) as bar:
+            try:
+                for epoch in range(1, epochs + 1):
+                    self.epoch(active, epoch, bar)
+                    failed = active & (self.crew.bad >= 0)
+                    for i in np.flatnonzero(failed).tolist():
+                        history.diverged[i] = self.divergence(i, epoch)
+                    active &= ~failed
+                    logs = self.numbers(self.crew.totals, active, self.rows, self.outs, True)
+                    if checker is not None:
+                        scores = evaluated(checker, self.models, active, self.threads)
+                        found = self.numbers(scores, active, v, seen, False)
+                        found["loss"] += [program.penalty() for program in self.programs]
+                        logs |= {f"val_{name}": value for name, value in found.items()}
+                    if "lr" in names:
+                        logs["lr"] = np.where(active, self.lr, math.nan)
+                    self.seen[active] += 1
+                    for i, schedule in plateaus:
+                        if active[i]:
+                            schedule.step(float(logs[watched[i]][i]))
+                    history.record(epoch, logs)
+                    history.last_epoch[active] = epoch
+                    shown = {name: float(values[active].mean()) for name, values in logs.items() if active.any()}
+                    bar.epoch(epoch, int(self.taken[active].sum()), shown)
+                    if stopping is not None:
+                        active &= ~best.look(self, logs, epoch, active)
+                    if not active.any():
+                        break
+                best.restore(self)
+            finally:
+                for i, core in enumerate(cores):
+                    core.state.epochs_seen, core.state.epoch = int(self.seen[i]), int(history.last_epoch[i])
+                    core.state.position = None
+                    core.state.history = history.of(i) if self.histories else None
+        history.best_epoch = best.epoch if stopping is not None else None
+        return _told(history)
+
+    def room(self, n) -> list[np.ndarray] | None:
+        """Where the outputs of so many rows of each member go; None if no metric wants them."""
+        if not self.meters:
+            return None
+        return [np.empty((k, core.out_features), core.dtype) for k, core in zip(n, self.cores, strict=True)]
+
+    def epoch(self, active: np.ndarray, epoch: int, bar: Progress) -> None:
+        """Train one epoch of the active members."""
+        states = [core.optimizer.states for core in self.cores]
+        orders = np.full(len(self.seen), self.seen.max()) if self.one_order else self.seen
+        self.crew.begin(active, self.seeds, orders, self.taken, self.batch_size, self.accumulate, self.shuffle, states)
+        group = self.batch_size * self.accumulate
+        by_step = any(schedule is not None and schedule.interval == "step" for schedule in self.schedules)
+        last = int(self.taken.max())
+        stop = 0
+        while stop < last:
+            stop = min(last, stop + STEPS_AHEAD * group) if by_step else last
+            stops = np.minimum(self.taken, stop)
+            rates = self.rates(active, stops, group)
+            while self.crew.train(stops, rates, self.threads, SLICE):
+                rates = None
+                if bar.bar is not None:
+                    loss, weight = self.crew.totals[active, :2].sum(axis=0)
+                    bar.batch(epoch, int(self.crew.at[active].sum()), loss / max(weight, 1e-300))
+
+    def rates(self, active, stops, group: int):
+        """What the schedules give for the coming steps, as `Crew.train` wants it."""
+        if not any(schedule is not None for schedule in self.schedules):
+            return None
+        rates: list[Any] = [None] * len(self.cores)
+        known: dict[tuple, np.ndarray] = {}
+        for i in np.flatnonzero(active & (self.crew.bad < 0)).tolist():
+            schedule, optimizer = self.schedules[i], self.cores[i].optimizer
+            steps = -(-int(stops[i] - self.crew.at[i]) // group)
+            if schedule is None or steps <= 0:
+                continue
+            by_step = schedule.interval == "step"
+            first = self.programs[i].steps if by_step else int(self.seen[i])
+            wanted = self.alike[i], first, steps if by_step else 1
+            if wanted not in known:
+                known[wanted] = np.ascontiguousarray(optimizer.rates(*wanted[1:]))
+            table = known[wanted]
+            rates[i] = table, int(by_step)
+            self.lr[i] = table[-1, 0]
+        return rates
+
+    def order(self, i: int) -> np.ndarray | None:
+        """The rows that a member has taken in this epoch; None: all as they lie."""
+        n = int(self.rows.n[i])
+        order = None if self.bags is None else self.bags[i]
+        if self.shuffle:
+            seen = self.seen.max() if self.one_order else self.seen[i]
+            turn = self.kernels.permutation(n, int(self.seeds[i]), int(seen))
+            order = turn if order is None else order[turn]
+        if self.taken[i] == n:
+            return order
+        return np.arange(n)[: self.taken[i]] if order is None else order[: self.taken[i]]
+
+    def numbers(self, totals, active, rows: Rows, outs, training: bool) -> dict[str, np.ndarray]:
+        """The losses, accuracies and metrics of all members; NaN of those that are not active."""
+        loss, weight, right, seen = totals.T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            logs = {"loss": np.where(active, np.where(self.mean, loss / weight, loss), math.nan)}
+        if training and (odd := active & (weight == 0)).any():
+            raise ValueError(f"x of {int(odd.argmax())}: {NOTHING_COUNTS}")
+        ignores = [getattr(model.loss, "ignore_index", None) is not None for model in self.models]
+        if self.accuracy:
+            count = np.array(seen) if training else rows.n.astype(float)
+            for i in np.flatnonzero(active & ignores).tolist():
+                y = rows.of(i)[1]
+                order = self.order(i) if training else None
+                count[i] = counted(self.models[i], y if order is None else y[order])
+            with np.errstate(invalid="ignore", divide="ignore"):
+                logs["accuracy"] = np.where(active, right / count, math.nan)
+        for i in np.flatnonzero(active).tolist() if self.meters else ():
+            meter, y = self.meters[i], rows.of(i)[1]
+            order = self.order(i) if training else None
+            meter.reset()
+            meter.update(y if order is None else y[order], outs[i])
+            for name, value in meter.results().items():
+                logs.setdefault(name, np.full(len(self.models), math.nan))[i] = value
+        return logs
+
+    def divergence(self, i: int, epoch: int) -> DivergenceError:
+        """What happened to a member."""
+        bad, order = int(self.crew.bad[i]), self.order(i)
+        x, y, _ = self.rows.of(i)
+        batch = slice(bad, bad + self.batch_size)
+        part = batch if order is None else order[batch]
+        odd = [name for name, a in (("x", x[part]), ("y", y[part])) if not all_finite(a)]
+        why = f"; {' and '.join(odd)} has NaN or infinity in this batch" if odd else ""
+        lr = self.lr[i] if self.schedules[i] is not None else self.cores[i].optimizer.lr
+        return DivergenceError(
+            f"member {i}: the loss is not finite in epoch {epoch}, batch {bad // self.batch_size}, at a learning rate "
+            f"of {lr:g}; its parameters are those from before this epoch{why}"
+        )
+
+
+def _rates_of(i: int, optimizer) -> Any:
+    """What is equal for optimisers whose schedules give the same rates; of one with a state its number."""
+    schedule = getattr(optimizer, "schedule", None)
+    if schedule is None or stateful(optimizer) is not None:
+        return i
+    return optimizer.table.tobytes(), repr(schedule.to_config())
+
+
+class _Best:
+    """Early stopping of each member: `EarlyStopping`, with arrays."""
+
+    def __init__(self, members: int, stopping):
+        self.stopping = stopping
+        self.best = np.full(members, math.nan)
+        self.epoch = np.zeros(members, np.int64)
+        self.seen = np.zeros(members, np.int64)
+        self.waited = np.zeros(members, np.int64)
+        self.schedules: dict[int, Any] = {}
+
+    def look(self, trainer: Trainer, logs, epoch: int, active: np.ndarray) -> np.ndarray:
+        """Which members have waited long enough after this epoch."""
+        stopping = self.stopping
+        if epoch <= stopping.start_from_epoch or stopping.monitor not in logs:
+            return np.zeros(len(active), bool)
+        values = logs[stopping.monitor]
+        gain = stopping._sign * values
+        with np.errstate(invalid="ignore"):
+            better = np.isnan(self.best) | (gain > stopping._sign * self.best + stopping.min_delta)
+        better &= active & ~np.isnan(values)
+        self.waited[active] += 1
+        self.best[better], self.epoch[better] = values[better], epoch
+        enough = better if stopping.baseline is None else better & (gain > stopping._sign * stopping.baseline)
+        self.waited[enough] = 0
+        if stopping.restore_best_weights and better.any():
+            before = not stopping.monitor.startswith("val_")
+            trainer.crew.keep(better, before)
+            self.seen[better] = trainer.seen[better] - before
+            for i in np.flatnonzero(better).tolist():
+                if hasattr(trainer.schedules[i], "state_dict"):
+                    self.schedules[i] = trainer.schedules[i].state_dict()
+        return active & (self.waited >= stopping.patience)
+
+    def restore(self, trainer: Trainer) -> None:
+        if self.stopping is not None and self.stopping.restore_best_weights:
+            found = self.epoch > 0
+            if found.any():
+                trainer.crew.restore(found, False)
+            trainer.seen[found] = self.seen[found]
+            for i, state in self.schedules.items():
+                trainer.schedules[i].load_state_dict(state)
+
+
+# evaluation and prediction --------------------------------------------------------------------------------------------
+
+
+def evaluated(crew, models, active: Any, threads: int) -> np.ndarray:
+    """The sums of the loss, weights, and rows classified right, of the active members: (members, 4)."""
+    most = max(model._core.program.n_parameters for model in models)
+    piece = max(256, min(1 << 17, EVALUATION_WORK // max(1, most)))
+    while crew.infer(active, threads, piece, SLICE):
+        active = None
+    return crew.totals
+
+
+def scores(models, rows: Rows, threads: int) -> dict[str, np.ndarray]:
+    """The loss of each model, and the accuracy where targets are labels, as `evaluate` gives them."""
+    programs = [model._core.program for model in models]
+    crew = models[0]._core.kernels.Crew(programs, False)
+    crew.set_rows(rows.x, rows.y, rows.w)
+    trainer = Trainer(models, rows, None, rows.n, 1, 1, False, threads)
+    trainer.meters = []
+    active = np.ones(len(models), bool)
+    found = trainer.numbers(evaluated(crew, models, active, threads), active, rows, None, False)
+    found["loss"] += [program.penalty() for program in programs]
+    return found
+
+
+def outputs(models, xs: list, threads: int) -> Any:
+    """The outputs of each model: an array (models, n, out_features), or of different n a list of arrays."""
+    core = models[0]._core
+    own = xs if len(xs) == len(models) else xs * len(models)
+    n = {len(x) for x in xs}
+    outs: Any = [np.empty((len(x), core.out_features), core.dtype) for x in own] if len(n) > 1 else None
+    if outs is None:
+        outs = np.empty((len(models), *n, core.out_features), core.dtype)
+    crew = core.kernels.Crew([getattr(m._core.program, "native", m._core.program) for m in models], False)
+    crew.set_rows(xs, None, None, None, list(outs))
+    active: Any = np.ones(len(models), bool)
+    while crew.infer(active, threads, 1 << 17, SLICE):
+        active = None
+    return outs
+
+
+def step(crew, models, rows: Rows, threads: int) -> np.ndarray:
+    """A step of each model on all rows as one batch; the losses before it."""
+    cores = [model._core for model in models]
+    for core, n in zip(cores, rows.n.tolist(), strict=True):
+        core.program.check_batches(n, n)
+    crew.set_rows(rows.x, rows.y, rows.w)
+    crew.lanes = LANES
+    active, zeros = np.ones(len(models), bool), np.zeros(len(models), np.int64)
+    states = [core.optimizer.states for core in cores]
+    crew.begin(active, zeros.astype(np.uint64), zeros, rows.n, MOST_ROWS, 1, False, states, False)
+    rates = None
+    if any(core.optimizer.schedule is not None for core in cores):
+        found = [core.rates() for core in cores]
+        rates = [None if rate is None else (np.ascontiguousarray(rate)[None], 0) for rate in found]
+    crew.train(rows.n, rates, threads, 1e6)
+    loss, weight = crew.totals[:, 0], crew.totals[:, 1]
+    mean = np.array([getattr(model.loss, "reduction", "mean") == "mean" for model in models])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(mean, loss / weight, loss)

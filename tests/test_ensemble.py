@@ -1,0 +1,563 @@
+"""Ensembles and `fit_many`: each member becomes what the same model becomes alone, whatever the others do."""
+
+import copy
+import os
+import pickle
+import signal
+import threading
+
+import grid
+import numpy as np
+import pytest
+
+import cnn
+
+ROWS, WIDTH = 21, 3
+
+
+@pytest.fixture(autouse=True)
+def one_after_the_other(monkeypatch):
+    """Not in the lanes of vectors (test_lanes.py), which round sums otherwise."""
+    monkeypatch.setattr("cnn.training.many.LANES", False)
+
+
+def layers(*more, out=2, loss=None):
+    return [cnn.Linear(WIDTH, 5), cnn.Tanh(), *more, cnn.Linear(5, out), loss or cnn.MSELoss()]
+
+
+def data(rows=ROWS, out=2, seed=0, dtype="float64"):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((rows, WIDTH)).astype(dtype), rng.standard_normal((rows, out)).astype(dtype)
+
+
+def alone(make, i, x, y, *, dtype="float64", seed=5, optimizer=None, **options):
+    model = cnn.Sequential(make(), optimizer or cnn.Adam(0.01), dtype, seed + i)
+    return model, model.fit(x, y, progress=False, **options)
+
+
+def assert_same(member, model):
+    """To the bit, with all that further training depends on."""
+    mine, theirs = member._core.training_state()[0], model._core.training_state()[0]
+    mine |= member.state_dict()
+    theirs |= model.state_dict()
+    names = [name for name in mine if not name.startswith("callback/")]
+    assert names == [name for name in theirs if not name.startswith("callback/")]
+    for name in names:
+        np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+
+
+def check(make, x, y, members=3, optimizers=None, dtype="float64", **options):
+    """An ensemble's `fit` beside each member's own."""
+    own = optimizers or [cnn.Adam(0.01)] * members
+    ensemble = cnn.Ensemble(make(), members, None, dtype, 5)
+    for member, optimizer in zip(ensemble._members, own, strict=True):
+        member.optimizer = optimizer
+    history = ensemble.fit(x, y, progress=False, **options)
+    for i in range(members):
+        model, found = alone(make, i, x, y, dtype=dtype, optimizer=own[i], **options)
+        assert_same(ensemble[i], model)
+        assert history.of(i) == found
+    return ensemble, history
+
+
+# beside a model alone -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", grid.LAYERS)
+def test_layers(name):
+    entry = grid.LAYERS[name]
+    x, y = data(out=1)
+
+    def make():
+        layer = entry.make(5, "float64")
+        width = cnn.Sequential([cnn.Linear(WIDTH, 5), entry.make(5, "float64")])._core.out_features
+        return [cnn.Linear(WIDTH, 5), layer, cnn.Linear(width, 1), cnn.MSELoss()]
+
+    check(make, x, y, epochs=2, batch_size=7)
+
+
+@pytest.mark.parametrize(("name", "given"), grid.WITH_PARAMETERS)
+def test_activations(isa, dtype, name, given):
+    entry = grid.ACTIVATIONS[name]
+    x, y = data(dtype=dtype)
+    check(lambda: [cnn.Linear(WIDTH, 5), entry.make(given), cnn.Linear(5, 2), cnn.MSELoss()], x, y, 2, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", [name for name, case in grid.CASES.items() if not case.own])
+def test_losses(name):
+    case = grid.CASES[name]
+    m = case.width(3)
+    x, _ = data()
+    y = grid.targets(case.targets, ROWS, m, np.random.default_rng(1))
+    tail = [cnn.Softplus()] if case.positive else []
+    make = lambda: [cnn.Linear(WIDTH, 5), cnn.Tanh(), cnn.Linear(5, m), *tail, case.make(m)]  # noqa: E731
+    check(make, x, y, 2, epochs=2, batch_size=8, validation_data=(x, y))
+
+
+@pytest.mark.parametrize("name", grid.OPTIMIZERS)
+def test_optimizers(name):
+    case = grid.OPTIMIZERS[name]
+    x, y = data()
+    optimizers = [case.cls(**{**case.options, **case.common, "lr": lr}) for lr in (1e-3, 1e-2)]
+    check(layers, x, y, 2, optimizers, epochs=3, batch_size=8)
+
+
+@pytest.mark.parametrize("schedule", grid.SCHEDULES, ids=repr)
+def test_schedules(schedule, monkeypatch):
+    monkeypatch.setattr("cnn.training.many.STEPS_AHEAD", 2)
+    x, y = data()
+    options = {"validation_split": 0.2} if isinstance(schedule, cnn.ReduceLROnPlateau) else {}
+    optimizers = [cnn.SGD(lr, schedule=copy.deepcopy(schedule)) for lr in (0.1, 0.3)]
+    check(layers, x, y, 2, optimizers, epochs=3, batch_size=8, **options)
+
+
+OPTIONS = {
+    "one row": {"batch_size": 1},
+    "whole": {"batch_size": None},
+    "as they lie": {"shuffle": False},
+    "accumulated": {"accumulation_steps": 2},
+    "dropped": {"drop_last": True},
+    "few steps": {"steps_per_epoch": 2},
+    "split": {"validation_split": 0.3, "metrics": ["r2", "mae"]},
+    "stopped": {"validation_split": 0.3, "early_stopping": cnn.EarlyStopping(patience=1), "epochs": 12},
+    "by loss": {"early_stopping": cnn.EarlyStopping("loss", patience=1, min_delta=0.2), "epochs": 12},
+    "weights": {"sample_weight": np.arange(ROWS) % 3, "validation_data": (*data(9, seed=2), np.arange(9) % 2)},
+}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options(name, threads):
+    options = {"epochs": 3, "batch_size": 4} | OPTIONS[name]
+    check(lambda: layers(cnn.Dropout(0.2)), *data(), 4, threads=threads, **options)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_one_after_the_other(dtype):
+    """The direct path for one row, over more rows than are done between two looks at the clock."""
+    x, y = data(5000, dtype=dtype)
+    optimizers = [cnn.SGD(lr) for lr in (0.001, 0.01)]
+    check(layers, x, y, 2, optimizers, dtype, epochs=2, batch_size=1, shuffle=False)
+
+
+def test_deadline(monkeypatch):
+    """Calls that end after each batch change nothing."""
+    monkeypatch.setattr("cnn.training.many.SLICE", 0.0)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((200, 100)), rng.standard_normal((200, 1))
+    check(lambda: [cnn.Linear(100, 90), cnn.ReLU(), cnn.Linear(90, 1), cnn.MSELoss()], x, y, 2, epochs=2, batch_size=64)
+
+
+def test_accuracy_and_ignored_rows():
+    x, _ = data()
+    y = np.arange(ROWS) % 4
+    make = lambda: layers(out=3, loss=cnn.CrossEntropyLoss(ignore_index=3))  # noqa: E731
+    _, history = check(
+        make, x, y, epochs=2, batch_size=5, validation_data=(x, y), class_weight={0: 2.0}, metrics=["f1"]
+    )
+    assert list(history) == ["loss", "accuracy", "f1", "val_loss", "val_accuracy", "val_f1"]
+
+
+def test_python_loss():
+    def loss(y, t):
+        return np.mean((y - t) ** 2), 2 * (y - t) / y.size
+
+    make = lambda: layers(loss=cnn.CallableLoss(loss))  # noqa: E731
+    x, y = data()
+    ensemble, _ = check(make, x, y, 2, epochs=2, batch_size=8, validation_split=0.2)
+    one = ensemble[1]
+    losses = ensemble.train_step(x, y)
+    assert losses[1] == one.train_step(x, y)
+    assert_same(ensemble[1], one)
+    np.testing.assert_array_equal(ensemble.predict(x)[1], one.predict(x))
+    assert ensemble.evaluate(x, y)["loss"][1] == one.evaluate(x, y)["loss"]
+
+
+# data -----------------------------------------------------------------------------------------------------------------
+
+
+def test_own_data_and_weights():
+    xs, ys = (np.stack(a) for a in zip(*(data(seed=i) for i in range(3)), strict=True))
+    w = np.random.default_rng(3).random((3, ROWS))
+    ensemble = cnn.Ensemble(layers(), 3, cnn.Adam(0.01), "float64", 5)
+    ensemble.fit(xs, ys, sample_weight=w, epochs=2, batch_size=4, progress=False)
+    for i in range(3):
+        assert_same(ensemble[i], alone(layers, i, xs[i], ys[i], sample_weight=w[i], epochs=2, batch_size=4)[0])
+    scores = ensemble.evaluate(xs, ys, w)
+    for i in range(3):
+        assert scores["loss"][i] == ensemble[i].evaluate(xs[i], ys[i], w[i])["loss"]
+        np.testing.assert_array_equal(ensemble.predict(xs)[i], ensemble[i].predict(xs[i]))
+
+
+def test_ragged():
+    parts = [data(n, seed=n) for n in (1, 30, 7)]
+    ensemble = cnn.Ensemble(layers(), 3, cnn.Adam(0.01), "float64", 5)
+    ensemble.fit([x for x, _ in parts], [y for _, y in parts], epochs=3, batch_size=4, progress=False)
+    for i, (x, y) in enumerate(parts):
+        assert_same(ensemble[i], alone(layers, i, x, y, epochs=3, batch_size=4)[0])
+    outputs = ensemble.predict([x for x, _ in parts])
+    assert [len(y) for y in outputs] == [1, 30, 7]
+
+
+def test_bootstrap():
+    x, y = data()
+    ensemble = cnn.Ensemble(layers(), 3, cnn.Adam(0.01), "float64", 5)
+    ensemble.fit(x, y, bootstrap=True, epochs=2, batch_size=4, progress=False)
+    rows = ensemble.bootstrap_rows(ROWS)
+    assert rows.shape == (3, ROWS)
+    assert rows.min() >= 0
+    assert rows.max() < ROWS
+    for i in range(3):
+        assert len(np.unique(rows[i])) < ROWS
+        assert_same(ensemble[i], alone(layers, i, x[rows[i]], y[rows[i]], epochs=2, batch_size=4)[0])
+
+
+def test_bootstrap_draws_alike():
+    """A row in ROWS places: the counts of many members are those of a fair draw (chi-square, 20 degrees)."""
+    counts = np.bincount(cnn.Ensemble(layers(), 200, seed=1).bootstrap_rows(ROWS).ravel(), minlength=ROWS)
+    assert ((counts - 200) ** 2 / 200).sum() < 45.3  # p = 0.001
+
+
+def test_shared_order():
+    """All members take the rows in the order of the first."""
+    x, y = data()
+    ensemble = cnn.Ensemble(layers(), 3, cnn.SGD(0.1), "float64", 5)
+    start = ensemble.parameters
+    ensemble.parameters = np.repeat(start[:1], 3, axis=0)
+    ensemble.fit(x, y, shuffle="shared", epochs=2, batch_size=4, progress=False)
+    np.testing.assert_array_equal(ensemble.parameters, np.repeat(ensemble.parameters[:1], 3, axis=0))
+    assert_same(ensemble[0], alone(layers, 0, x, y, optimizer=cnn.SGD(0.1), epochs=2, batch_size=4)[0])
+
+
+def test_own_targets_of_shared_x():
+    x, _ = data()
+    ys = np.random.default_rng(1).standard_normal((3, ROWS))
+    ensemble = cnn.Ensemble(layers(out=1), 3, cnn.Adam(0.01), "float64", 5)
+    ensemble.fit(x, ys, epochs=1, progress=False)
+    for i in range(3):
+        assert_same(ensemble[i], alone(lambda: layers(out=1), i, x, ys[i], epochs=1)[0])
+
+
+# fit_many -------------------------------------------------------------------------------------------------------------
+
+
+def test_fit_many_of_several_shapes():
+    parts = [data(n, seed=n) for n in (12, 30, 7)]
+    makes = [layers, lambda: layers(cnn.BatchNorm1d(5)), lambda: [cnn.Linear(WIDTH, 2), cnn.HuberLoss()]]
+    models = [cnn.Sequential(make(), cnn.Adam(0.01), "float64", i) for i, make in enumerate(makes)]
+    twins = [model.copy() for model in models]
+    history = cnn.fit_many(models, parts, epochs=3, batch_size=4, validation_data=parts, progress=False)
+    for i, (twin, (x, y)) in enumerate(zip(twins, parts, strict=True)):
+        found = twin.fit(x, y, epochs=3, batch_size=4, validation_data=(x, y), progress=False)
+        assert history.of(i) == found == models[i].history
+        assert_same(models[i], twin)
+
+
+def test_a_second_fit_goes_on():
+    x, y = data()
+    ensemble = cnn.Ensemble(layers(), 2, cnn.Adam(0.01, schedule=cnn.StepLR(1, 0.5)), "float64", 5)
+    model = ensemble[1]
+    for _ in range(2):
+        ensemble.fit(x, y, epochs=2, batch_size=4, progress=False)
+        model.fit(x, y, epochs=2, batch_size=4, progress=False)
+    assert_same(ensemble[1], model)
+
+
+def test_fit_many_refuses():
+    x, y = data()
+    model = cnn.Sequential(layers(), cnn.SGD())
+    for models, error, text in (
+        ([], ValueError, "at least one"),
+        ([model, model], ValueError, "twice"),
+        ([model, 3], TypeError, "models\\[1\\]: expected a cnn.Sequential, got int"),
+        ([model, cnn.Sequential(layers(), cnn.SGD(), "float64")], TypeError, "one dtype"),
+        ([cnn.Sequential(layers())], RuntimeError, "no optimizer"),
+    ):
+        with pytest.raises(error, match=text):
+            cnn.fit_many(models, [(x, y)] * len(models))
+    with pytest.raises(ValueError, match="for each of 1 models, got 2"):
+        cnn.fit_many([model], [(x, y)] * 2)
+    with pytest.raises(ValueError, match="data\\[0\\]: expected"):
+        cnn.fit_many([model], [x])
+    with pytest.raises(ValueError, match="x of 0: expected shape"):
+        cnn.fit_many([model], [(x[:, :2], y)])
+
+
+# what goes wrong ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_divergence_stops_no_other(threads):
+    x, y = data()
+    lrs = np.array([0.01, 1e200, 0.02, 0.03])
+    ensemble = cnn.Ensemble(layers(cnn.BatchNorm1d(5)), 4, cnn.SGD(lrs), "float64", 5)
+    before = ensemble[1]
+    with pytest.warns(RuntimeWarning, match="1 of 4 members diverged and were stopped: 1"):
+        history = ensemble.fit(x, y, epochs=4, batch_size=3, threads=threads, progress=False)
+    assert list(history.diverged) == [1]
+    assert isinstance(history.diverged[1], cnn.DivergenceError)
+    assert "member 1: the loss is not finite in epoch 1, batch" in str(history.diverged[1])
+    np.testing.assert_array_equal(ensemble[1].parameters, before.parameters)
+    assert history.last_epoch.tolist() == [4, 0, 4, 4]
+    assert np.isnan(history["loss"][:, 1]).all()
+    for i in (0, 2, 3):
+        model, _ = alone(lambda: layers(cnn.BatchNorm1d(5)), i, x, y, optimizer=cnn.SGD(lrs[i]), epochs=4, batch_size=3)
+        assert_same(ensemble[i], model)
+
+
+def test_nan_in_the_data_of_one():
+    xs, ys = (np.stack(a) for a in zip(*(data(seed=i) for i in range(3)), strict=True))
+    xs[1, 3, 0] = np.nan
+    ensemble = cnn.Ensemble(layers(), 3, cnn.Adam(0.01), "float64", 5)
+    with pytest.warns(RuntimeWarning, match="1 of 3"):
+        history = ensemble.fit(xs, ys, epochs=2, batch_size=4, progress=False, threads=1)
+    assert "x has NaN or infinity in this batch" in str(history.diverged[1])
+    assert np.isfinite(ensemble.parameters).all()
+    assert_same(ensemble[2], alone(layers, 2, xs[2], ys[2], epochs=2, batch_size=4)[0])
+
+
+def test_the_last_step_makes_numbers_that_no_loss_has_seen():
+    """Alone, the parameters would not be finite after `fit`."""
+    x, y = data()
+    ensemble = cnn.Ensemble(layers(), 2, cnn.SGD(np.array([0.1, 1e308])), "float64", 5)
+    before = ensemble[1].parameters
+    with pytest.warns(RuntimeWarning, match="1 of 2"):
+        ensemble.fit(1e200 * x, 1e100 * y, batch_size=None, progress=False, shuffle=False)
+    np.testing.assert_array_equal(ensemble[1].parameters, before)
+
+
+def test_all_diverge():
+    x, y = data()
+    ensemble = cnn.Ensemble(layers(), 2, cnn.SGD(0.1), "float64", 5)
+    with pytest.raises(cnn.DivergenceError, match="all 2 members diverged: member 0: the loss is not finite"):
+        ensemble.fit(x * np.nan, y, progress=False)
+
+
+def test_ctrl_c():
+    """It comes in the middle of an epoch, and leaves valid members that train on."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((20_000, WIDTH)), rng.standard_normal((20_000, 2))
+    ensemble = cnn.Ensemble(layers(), 8, cnn.SGD(0.01), "float64", 5)
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        ensemble.fit(x, y, epochs=100_000, progress=False)
+    timer.join()
+    assert np.isfinite(ensemble.parameters).all()
+    ensemble.fit(x[:10], y[:10], progress=False)
+
+
+def test_two_fits_at_once():
+    ensemble = cnn.Ensemble(layers(), 2, cnn.SGD(0.01))
+    ensemble._members[1]._core.fitting = True
+    before = ensemble.parameters
+    with pytest.raises(RuntimeError, match="another thread is training this model"):
+        ensemble.fit(*data(), progress=False)
+    np.testing.assert_array_equal(ensemble.parameters, before)
+
+
+def test_refuses():
+    x, y = data()
+    ensemble = cnn.Ensemble(layers(), 3, cnn.SGD(0.01), seed=0)
+    for options, text in (
+        ({"shuffle": "all"}, "shuffle: expected 'own', 'shared'"),
+        ({"validation_data": x}, "validation_data: expected a pair"),
+        ({"validation_split": 0.5, "validation_data": (x, y)}, "validation_split: expected no validation_data"),
+        ({"validation_split": 0.99}, "leaves no rows"),
+        ({"drop_last": True}, "no batch of 32 rows"),
+        ({"sample_weight": np.zeros(ROWS)}, "at least one weight above 0"),
+        ({"early_stopping": True}, "val_loss"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            ensemble.fit(x, y, **options)
+    with pytest.raises(ValueError, match="x: expected data for each of 3 members, got 2"):
+        ensemble.fit(np.stack([x, x]), y)
+    with pytest.raises(ValueError, match="members: expected at least 1"):
+        cnn.Ensemble(layers(), 0)
+    with pytest.raises(ValueError, match="expected 3 numbers in arrays, one a member, got 2"):
+        ensemble.optimizer = cnn.SGD(np.ones(2))
+    with pytest.raises(ValueError, match="arrays of one length, got 2 and 3"):
+        cnn.Adam(np.ones(3), betas=(np.full(2, 0.9), 0.99))
+    with pytest.raises(TypeError, match=r"expected an optimiser such as cnn.SGD\(\), got SGD\(array"):
+        cnn.Sequential(layers(), cnn.SGD(np.ones(3)))
+    with pytest.raises(ValueError, match="lr: expected a finite number of at least 0"):
+        cnn.SGD(-np.ones(3))
+
+
+# all else -------------------------------------------------------------------------------------------------------------
+
+
+def test_hyper_parameters_as_arrays():
+    x, y = data()
+    lr, beta, decay = np.array([0.1, 0.01]), np.array([0.8, 0.9]), np.array([0.0, 0.1])
+    ensemble = cnn.Ensemble(layers(), 2, cnn.AdamW(lr, betas=(beta, 0.99), weight_decay=decay), "float64", 5)
+    ensemble.fit(x, y, epochs=2, batch_size=4, progress=False)
+    for i in range(2):
+        optimizer = cnn.AdamW(lr[i], betas=(beta[i], 0.99), weight_decay=decay[i])
+        assert_same(ensemble[i], alone(layers, i, x, y, optimizer=optimizer, epochs=2, batch_size=4)[0])
+
+
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_steps(name):
+    x, y = data(dtype=name)
+    ensemble = cnn.Ensemble(layers(), 3, cnn.Adam(0.01, schedule=cnn.CosineAnnealingLR(9, interval="step")), name, 5)
+    models = list(ensemble)
+    for _ in range(3):
+        losses = ensemble.train_step(x, y)
+        np.testing.assert_allclose(losses, [m.train_step(x, y) for m in models], rtol=1e-12)
+    for i, model in enumerate(models):
+        assert_same(ensemble[i], model)
+    with pytest.raises(ValueError, match="at least one row"):
+        ensemble.train_step(x[:0], y[:0])
+
+
+def test_predictions():
+    x, y = data(50)
+    ensemble = cnn.Ensemble(layers(), 4, cnn.SGD(), "float64", 5)
+    outputs = ensemble.predict(x)
+    for i, model in enumerate(ensemble):
+        np.testing.assert_array_equal(outputs[i], model.predict(x))
+        assert ensemble.evaluate(x, y)["loss"][i] == model.evaluate(x, y)["loss"]
+        assert ensemble.evaluate(x, y, metrics=["r2"])["r2"][i] == model.evaluate(x, y, metrics=["r2"])["r2"]
+    assert ensemble.predict(x[:0]).shape == (4, 0, 2)
+
+
+def test_reductions(monkeypatch):
+    x, _ = data(50)
+    ensemble = cnn.Ensemble(layers(), 4, None, "float64", 5)
+    outputs = ensemble.predict(x)
+    monkeypatch.setattr("cnn.training.many.BLOCK", 4 * 2 * 8 * 7)  # 7 rows at a time
+    np.testing.assert_allclose(ensemble.predict(x, "mean"), outputs.mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(ensemble.predict(x, "std"), outputs.std(axis=0), rtol=1e-12)
+    quantiles = ensemble.predict(x, "quantiles", (0.1, 0.9))
+    np.testing.assert_allclose(quantiles, np.quantile(outputs, (0.1, 0.9), axis=0), rtol=1e-14)
+    with pytest.raises(ValueError, match="reduce: expected one of 'mean', 'std', 'quantiles', got 'max'"):
+        ensemble.predict(x, "max")
+
+
+def test_derivatives():
+    x, y = data()
+    ensemble = cnn.Ensemble(layers(), 3, None, "float64", 5)
+    rng = np.random.default_rng(1)
+    v, p = rng.standard_normal((3, ROWS, 2)), rng.standard_normal((3, ensemble.n_parameters))
+    losses, gradients = ensemble.loss_and_grad(x, y)
+    for i, model in enumerate(ensemble):
+        loss, gradient = model.loss_and_grad(x, y)
+        assert losses[i] == loss
+        np.testing.assert_array_equal(gradients[i], gradient)
+        np.testing.assert_array_equal(ensemble.vjp(x, v)[i], model.vjp(x, v[i]))
+        np.testing.assert_array_equal(ensemble.jvp(x, x)[i], model.jvp(x, x))
+        np.testing.assert_array_equal(ensemble.jvp(x, parameters=p)[i], model.jvp(x, parameters=p[i]))
+        np.testing.assert_array_equal(ensemble.hvp(x, y, p)[i], model.hvp(x, y, p[i]))
+        np.testing.assert_array_equal(ensemble.hvp(x, y, p[0])[i], model.hvp(x, y, p[0]))
+
+
+def test_of_models():
+    x, y = data()
+    models = [cnn.Sequential(layers(), cnn.SGD(0.1 * i, momentum=0.9), "float64", i) for i in range(3)]
+    for model in models:
+        model.fit(x, y, progress=False)
+    ensemble = cnn.Ensemble.of(models)
+    assert len(ensemble) == 3
+    ensemble.fit(x, y, epochs=2, progress=False)
+    for member, model in zip(ensemble, models, strict=True):
+        assert not np.array_equal(member.parameters, model.parameters) or model is models[0]
+        model.fit(x, y, epochs=2, progress=False)
+        assert_same(member, model)
+    with pytest.raises(ValueError, match=r"models\[1\]: expected the layers and the loss of models\[0\]"):
+        cnn.Ensemble.of([models[0], cnn.Sequential(layers(out=1), cnn.SGD(), "float64")])
+    with pytest.raises(ValueError, match="optimizers in all models, or in none"):
+        cnn.Ensemble.of([models[0], cnn.Sequential(layers(), dtype="float64")])
+    with pytest.raises(TypeError, match="expected dtype float64, got float32"):
+        cnn.Ensemble.of([models[0], cnn.Sequential(layers(), cnn.SGD())])
+
+
+def test_parameters_and_state():
+    ensemble = cnn.Ensemble(layers(cnn.BatchNorm1d(5)), 3, None, "float64", 5)
+    state = ensemble.state_dict()
+    assert state["0.weight"].shape == (3, WIDTH, 5)
+    assert state["2.running_mean"].shape == (3, 5)
+    other = cnn.Ensemble(layers(cnn.BatchNorm1d(5)), 3, None, "float64", 9)
+    other.load_weights(state)
+    np.testing.assert_array_equal(other.parameters, ensemble.parameters)
+    before = other.parameters
+    bad = dict(state, **{"0.bias": np.zeros((3, 4))})
+    with pytest.raises(ValueError, match=r"0.bias: expected shape"):
+        other.load_weights(bad)
+    with pytest.raises(ValueError, match=r"0.bias: expected 3 members in front"):
+        other.load_weights(state | {"0.bias": np.zeros((2, 5))})
+    np.testing.assert_array_equal(other.parameters, before)
+    other.parameters = before + 1
+    np.testing.assert_array_equal(other[2].parameters, before[2] + 1)
+    with pytest.raises(ValueError, match="parameters: expected shape"):
+        other.parameters = before[:2]
+    copy = ensemble[0]
+    copy.parameters = copy.parameters * 0
+    assert ensemble[0].parameters.any()
+    with pytest.raises(ValueError, match="i: expected at most 2"):
+        ensemble[3]
+
+
+@pytest.mark.parametrize(
+    "optimizer", [cnn.Adam(0.01), cnn.SGD(np.array([0.1, 0.2]), momentum=0.5)], ids=["one", "many"]
+)
+def test_files(path, optimizer):
+    x, y = data()
+    make = lambda: layers(cnn.BatchNorm1d(5), cnn.Dropout(0.2))  # noqa: E731
+    ensemble = cnn.Ensemble(make(), 2, optimizer, "float64", 5)
+    ensemble.fit(x, y, progress=False)
+    ensemble.save(path, training_state=True)
+    other = cnn.Ensemble.load(path)
+    for a in (ensemble, other):
+        a.fit(x, y, epochs=2, batch_size=7, progress=False)
+    for mine, theirs in zip(ensemble, other, strict=True):
+        assert_same(mine, theirs)
+    ensemble.save(path)
+    np.testing.assert_array_equal(cnn.Ensemble.load(path).parameters, ensemble.parameters)
+    with pytest.raises(ValueError, match=r"cnn.Ensemble.load reads it"):
+        cnn.load(path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="does not fit its digest"):
+        cnn.Ensemble.load(path)
+    ensemble[0].save(path)
+    with pytest.raises(ValueError, match=r"cnn.load reads it"):
+        cnn.Ensemble.load(path)
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda ensemble: pickle.loads(pickle.dumps(ensemble))])
+def test_copies(way):
+    x, y = data()
+    ensemble = cnn.Ensemble(layers(), 2, cnn.Adam(np.array([0.01, 0.02])), "float64", 5)
+    ensemble.train_step(x, y)
+    other = way(ensemble)
+    for a in (ensemble, other):
+        a.fit(x, y, epochs=2, progress=False)
+        a.train_step(x, y)
+    for mine, theirs in zip(ensemble, other, strict=True):
+        assert_same(mine, theirs)
+
+
+def test_progress(capsys):
+    ensemble = cnn.Ensemble(layers(), 2, cnn.SGD(), seed=0)
+    ensemble.fit(*data(), epochs=2, verbose=2)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("epoch 1/2  loss ")
+
+
+def test_sparse_and_whole_data():
+    """They train one after the other, as each does alone."""
+    sparse = pytest.importorskip("scipy.sparse")
+    x, y = data()
+    x[x < 0.5] = 0
+    for optimizer, rows in ((cnn.SGD(0.1), sparse.csr_matrix(x)), (cnn.LBFGS(), x)):
+        ensemble = cnn.Ensemble(layers(), 2, optimizer, "float64", 5)
+        history = ensemble.fit(rows, y, epochs=3, progress=False)
+        model, found = alone(layers, 1, rows, y, optimizer=optimizer, epochs=3)
+        np.testing.assert_array_equal(ensemble[1].parameters, model.parameters)
+        assert history.of(1) == found
+        assert ensemble.train_step(rows, y)[1] == model.train_step(rows, y)
+        assert ensemble.evaluate(rows, y)["loss"][1] == model.evaluate(rows, y)["loss"]
+        np.testing.assert_array_equal(ensemble.predict(rows)[1], model.predict(rows))
