@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -117,10 +118,12 @@ def _known(module: Any, kinds: Mapping) -> Any:
 @contextlib.contextmanager
 def _effective(module: Any, where: str) -> Iterator[None]:
     """The module with the weights that it computes with in evaluation mode: of parametrisations and weight_norm."""
-    from torch.nn.utils import prune, spectral_norm, weight_norm
+    from torch.nn.utils.prune import BasePruningMethod
+    from torch.nn.utils.spectral_norm import SpectralNorm
+    from torch.nn.utils.weight_norm import WeightNorm
 
     hooks = list(module._forward_pre_hooks.values())
-    computed = (weight_norm.WeightNorm, spectral_norm.SpectralNorm, prune.BasePruningMethod)
+    computed = (WeightNorm, SpectralNorm, BasePruningMethod)
     if module._forward_hooks or not all(isinstance(hook, computed) for hook in hooks):
         raise TypeError(f"{where}: has forward hooks, which are not carried over")
     before = {part: part.training for part in module.modules()}
@@ -137,7 +140,6 @@ def _effective(module: Any, where: str) -> Iterator[None]:
 
 def _parts(module: Any, place: str, dtype: str) -> list[layers.Layer]:
     """The layers that a module consists of. A chain in a chain stays one, so that names in `state_dict` stay."""
-    from torch import nn
 
     module = _unwrapped(module)
     shown = repr(module) if "\n" not in repr(module) else f"{type(module).__name__}(...)"
@@ -190,7 +192,7 @@ def _from_state_dict(tensors: Mapping, activation: Any) -> list[layers.Layer]:
         groups.setdefault(prefix, {})[kind] = tensor
     if not groups:
         raise ValueError("state_dict: is empty")
-    order, absent = _ordered(list(groups))
+    order, absent = _ordered(list(groups), {p: getattr(g.get("weight"), "shape", ())[-1:] for p, g in groups.items()})
     groups = {prefix: groups[prefix] for prefix in order}
     found: list[layers.Layer] = []
     last = width = None
@@ -214,7 +216,7 @@ def _from_state_dict(tensors: Mapping, activation: Any) -> list[layers.Layer]:
     return found
 
 
-def _ordered(prefixes: list[str]) -> tuple[list[str], dict[str, int]]:
+def _ordered(prefixes: list[str], widths: Mapping) -> tuple[list[str], dict[str, int]]:
     """The names of Linear layers in the order of their number, and how many numbers are absent before each.
 
     Only the number may tell the names apart, or two names, of any words, have the same parent: their widths say the
@@ -237,11 +239,16 @@ def _ordered(prefixes: list[str]) -> tuple[list[str], dict[str, int]]:
         by_form = {form: [p for p in prefixes if re.sub("[0-9]+", "#", p) == form] for form in forms}
         first = by_form[re.sub("[0-9]+", "#", prefixes[0])]
         second = [prefix for prefix in prefixes if prefix not in first]
+        if widths[first[0]] == widths[second[0]]:
+            raise ValueError(
+                f"state_dict: {first[0]} and {second[0]} take equally many inputs, so that it cannot be known whether "
+                "one follows the other: pass the module itself"
+            )
         order = [*sorted(first, key=numbers.get), *sorted(second, key=numbers.get)]  # type: ignore[arg-type]
         return order, dict.fromkeys(order, 1)
     order = sorted(prefixes, key=numbers.get)  # type: ignore[arg-type]
     at = next(iter(moving), 0)
-    absent = {b: numbers[b][at] - numbers[a][at] - 1 for a, b in zip(order, order[1:], strict=False)}
+    absent = {b: numbers[b][at] - numbers[a][at] - 1 for a, b in itertools.pairwise(order)}
     if len(set(absent.values())) > 1 and 0 in absent.values():
         raise ValueError(
             f"state_dict: {', '.join(order)}: some numbers follow one another and some do not, so that it cannot be "
