@@ -102,6 +102,8 @@ SPECIAL = [
     -500.0,
     1e6,
     -1e6,
+    -1e15,
+    -1e30,
 ]
 
 
@@ -258,7 +260,26 @@ def test_names_that_are_none(policy, name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["int", "main", "tanh", "expf", "y0", "class", "restrict", "int8_t", "NAN"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "int",
+        "main",
+        "tanh",
+        "expf",
+        "y0",
+        "class",
+        "restrict",
+        "int8_t",
+        "NAN",
+        "thread_local",
+        "NULL",
+        "M_PI",
+        "concept",
+        "linux",
+        "std",
+    ],
+)
 def test_names_that_are_taken(policy, name, tmp_path):
     with pytest.raises(ValueError, match=f"name: '{name}' is taken by C or its library; pass another name"):
         cnn.to_c(policy, tmp_path / f"{name}.h")

@@ -277,7 +277,7 @@ def test_effective_weights_wrappers_subclasses(norm):
 
     net = Chain(nn.Flatten(), norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 2)).eval()
     assert_same(cnn.from_torch(nn.DataParallel(net)), net, "float32")
-    assert_same(cnn.from_torch(torch.compile(net)), net, "float32")
+    assert_same(cnn.from_torch(torch.compile(net, backend="eager")), net, "float32")
 
 
 def test_replaced_forward_and_meta():
@@ -300,7 +300,7 @@ def test_prefixed_keys_in_any_order(step, activation):
 
 @pytest.mark.parametrize("names", [("actor.0", "critic.0"), ("net.0", "net.3"), ("fc1", "mean", "value"), ("a", "b")])
 def test_state_dicts_whose_order_cannot_be_known(names):
-    with pytest.raises(ValueError, match="state_dict: .*"):
+    with pytest.raises(ValueError, match=r"state_dict: .* (cannot be known|do not say|stand 2 layers)"):
         cnn.from_torch({f"{name}.weight": torch.ones(3, 3) for name in names}, activation="relu")
 
 

@@ -31,6 +31,8 @@ KEYWORDS = """
     main mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public register restrict
     return short signed sizeof static struct switch template this throw true try typedef typeid typename union unsigned
     using virtual void volatile wchar_t while xor xor_eq
+    char8_t char16_t char32_t co_await co_return co_yield concept consteval constinit const_cast dynamic_cast linux
+    reinterpret_cast requires static_assert static_cast std thread_local typeof typeof_unqual unix
 """.split()  # noqa: SIM905
 LIBM = """
     acos asin atan atan2 cos sin tan acosh asinh atanh cosh sinh tanh exp exp2 expm1 frexp ilogb ldexp log log10 log1p
@@ -38,6 +40,7 @@ LIBM = """
     round lround llround trunc fmod remainder remquo copysign nan nextafter nexttoward fdim fmax fmin fma j0 j1 jn y0 y1
     yn gamma drem significand scalb exp10 pow10 signgam isnan isinf isfinite isnormal signbit fpclassify isgreater
     isless isunordered INFINITY NAN HUGE_VAL
+    M_E M_LOG2E M_LOG10E M_LN2 M_LN10 M_PI M_PI_2 M_PI_4 M_1_PI M_2_PI M_2_SQRTPI M_SQRT2 M_SQRT1_2 NULL abs
 """.split()  # noqa: SIM905
 
 FLOAT_FUNCTIONS = {
