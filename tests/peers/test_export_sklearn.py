@@ -98,6 +98,8 @@ def test_what_it_refuses():
 def test_pipelines_and_searches(options):
     x, y = data()
     x = 5 * x + 3
-    pipeline = make_pipeline(StandardScaler(**options), MLPRegressor((6,), max_iter=20, random_state=0))
+    pipeline = make_pipeline(
+        StandardScaler(**options), MLPRegressor(hidden_layer_sizes=(6,), max_iter=20, random_state=0)
+    )
     search = GridSearchCV(pipeline, {"mlpregressor__alpha": [1e-4]}, cv=2).fit(x, y)
     np.testing.assert_allclose(cnn.from_sklearn(search).predict(x)[:, 0], search.predict(x), rtol=1e-9, atol=1e-12)
