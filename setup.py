@@ -157,8 +157,8 @@ class BuildExt(build_ext):
         super().run()
 
     def mark_cold(self, path):
-        """Have the functions that Python calls compiled for size, a third of the code; but not those of a step and of a
-        prediction."""
+        """Have the functions that Python calls, and those that make a program, compiled for size, a third of the code;
+        but not those of a step and of a prediction."""
         cold = "__attribute__((cold)) "
 
         def marked(function):
@@ -167,7 +167,8 @@ class BuildExt(build_ext):
 
         code = Path(path).read_text()
         if cold not in code:
-            called = r"^static (?:PyObject \*|int )(__pyx_(?:pw|pf|pymod_exec)\w*)(?=\()"
+            made = r"__pyx_f_\w*(?:compile_network|define|share_memory|unpack|packed|as_block|as_out|counters|_place)"
+            called = rf"^static (?:PyObject \*|PyArrayObject \*|int )(__pyx_(?:pw|pf|pymod_exec)\w*|{made})(?=\()"
             code, count = re.subn(called, marked, code, flags=re.MULTILINE)
             if count < 2:  # the module's own and a function's at least: Cython names them in another way now
                 raise SystemExit(f"{path}: expected functions that Python calls, found {count}")

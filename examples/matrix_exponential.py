@@ -4,7 +4,7 @@
 
 A network 4-32-16-4 with tanh, 10,000 random matrices, Adam with the whole training set as one batch; 10,000 more
 matrices test it after each step.
-Needs the extra `demo` (matplotlib; SciPy for the true exponentials).
+Needs the extra `demo` (matplotlib).
 """
 
 import argparse
@@ -13,11 +13,19 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.linalg import expm
 
 import cnn
 
 BLUE, ORANGE, GREY = "#0072b2", "#e08e00", "#6b6b6b"
+
+
+def expm(a):
+    """The exponentials of 2 x 2 matrices (n, 2, 2): e^s (cosh(q) I + sinh(q) / q (A - s I)), s half the trace and
+    q^2 = -det(A - s I). SciPy's expm, which takes any size, needs 500 us for one."""
+    s = np.trace(a, axis1=1, axis2=2)[:, None, None] / 2
+    rest = a - s * np.eye(2)
+    q = np.emath.sqrt(-np.linalg.det(rest))[:, None, None]
+    return (np.exp(s) * (np.cosh(q) * np.eye(2) + np.sinh(q) / q * rest)).real
 
 
 def data(n, seed):

@@ -1,5 +1,6 @@
 """What every test file may use: each instruction set and each dtype in turn, and hypothesis' settings."""
 
+import gc
 import signal
 
 import numpy as np
@@ -20,6 +21,12 @@ settings.load_profile("cnn")
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what it runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+    """Garbage collection leaves out what the run holds anyway: 27,000 tests, walked through at each full collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=_dispatch.AVAILABLE)

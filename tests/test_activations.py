@@ -74,7 +74,7 @@ def test_gelu_tail(isa, dtype):
 
 @pytest.mark.parametrize(("name", "param"), WITH_PARAMETERS)
 def test_derivative_error(isa, dtype, name, param):
-    """|error| <= 4 eps: the derivatives lie between -0.2 and 1.2, or are param."""
+    """|error| <= 4 eps: the derivatives lie between -0.5 and 1.8, or are param."""
     z = points(dtype, -30, 30)
     slope = derivative(name, z, param)
     exact = ACTIVATIONS[name].slope(z.astype(np.float64), None if param is None else dtype.type(param))
@@ -97,7 +97,7 @@ def test_finite_differences(isa, name, param):
     """f' against differences of f of order 4, in float64: error about h**4 + 1e-16 / h = 1e-12."""
     h = 1e-3
     z = np.linspace(-8, 8, 4001) + 0.3 * h
-    z = z[np.abs(z) > 2 * h]  # not across the kink
+    z = z[np.minimum(np.abs(z), ACTIVATIONS[name].distance(z)) > 2 * h]  # not across a kink
 
     def f(x):
         return functional.activation_forward(name, x, param)
@@ -130,7 +130,9 @@ def test_limits(isa, dtype, name):
     slopes = np.where(np.isinf(entry.limits), entry.slope(np.array([-1e4, 1e4])), 0)
     for size in (np.finfo(dtype).max, np.inf):
         z = np.array([-size, size], dtype)
-        lines = [x * slope if np.isinf(end) else end for x, slope, end in zip(z, slopes, entry.limits, strict=True)]
+        with np.errstate(over="ignore"):  # selu's
+            lines = [x * slope if np.isinf(end) else end for x, slope, end in zip(z, slopes, entry.limits, strict=True)]
+            lines = np.array(lines).astype(dtype)
         np.testing.assert_allclose(functional.activation_forward(name, z), lines, rtol=2 * np.finfo(dtype).eps)
         np.testing.assert_allclose(derivative(name, z), slopes, rtol=1e-6)
 
@@ -283,7 +285,7 @@ def test_out(isa, dtype, name):
 @pytest.mark.parametrize("name", ["Tanh", "swish", "", None, 3, ["relu"]])
 def test_unknown_name(isa, name):
     """The error lists the names that are known."""
-    known = r"identity, relu, .*, softplus"
+    known = r"identity, relu, .*, softplus, "
     for call in (
         lambda: functional.activation_forward(name, np.ones(3)),
         lambda: functional.activation_backward(name, np.ones(3), np.ones(3)),

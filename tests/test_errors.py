@@ -471,6 +471,29 @@ UNKNOWN = [
         lambda: cnn.Sequential([cnn.Linear(1, 1)], optimiser=None),
         "Sequential: unknown argument 'optimiser': optimizer?",
     ),
+    (
+        lambda: cnn.Sequential([cnn.Linear(1, 1)], loss="mse"),
+        "Sequential: unknown argument 'loss': a loss stands last in layers",
+    ),
+    (
+        lambda: cnn.Linear(1, 2, activation="relu"),
+        "Linear: unknown argument 'activation': an activation is a layer of its own behind it, as cnn.ReLU()",
+    ),
+    (
+        lambda: cnn.Sequential([cnn.Linear(1, 1)]).fit([[1]], lr=1),
+        "fit: unknown argument 'lr': it is the optimizer's, as cnn.Adam(lr=0.001)",
+    ),
+    (
+        lambda: cnn.Sequential([cnn.Linear(1, 1)], "adam"),
+        "optimizer: expected an optimiser such as cnn.SGD(), got 'adam': cnn.Adam()?",
+    ),
+    (lambda: cnn.Sequential([cnn.Linear(1, 1), "relu"]), "layer 1: expected a layer, got 'relu': cnn.ReLU()?"),
+    (lambda: cnn.Sequential([cnn.Linear(1, 1)]).fit([[1]], keep=2), "fit: unknown argument 'keep': max_to_keep?"),
+    (lambda: cnn.Sequential([cnn.Linear(1, 1)]).fit([[1]], n_epochs=2), "fit: unknown argument 'n_epochs': epochs?"),
+    (
+        lambda: cnn.Sequential([cnn.Linear(1, 1)]).evaluate([[1]], verbose=0),
+        "evaluate: unknown argument 'verbose': expected x, y, sample_weight, metrics, threads, class_weight",
+    ),
 ]
 
 

@@ -16,6 +16,7 @@ ARGUMENTS = {
     "Linear": (3, 4),
     "BatchNorm1d": (3,),
     "LayerNorm": (3,),
+    "Columns": (1, 3),
     "Constant": (3,),
     "Sequential": ([cnn.Linear(3, 4), cnn.Tanh()],),
     "QuantileLoss": (0.3,),
@@ -210,6 +211,7 @@ def test_stored_numbers_of_other_tables():
 OPERATORS = {
     "Abs": np.abs,
     "Add": np.add,
+    "Clip": np.clip,
     "Div": np.divide,
     "Erf": np.vectorize(math.erf),
     "Exp": np.exp,
@@ -242,6 +244,7 @@ VARIANTS = [
     *(cls() for cls in ACTIVATIONS),
     cnn.GELU("tanh"),
     cnn.ELU(-0.3),
+    cnn.CELU(0.3),
     cnn.LeakyReLU(-0.5),
     cnn.LeakyReLU(1.5),
 ]

@@ -247,6 +247,24 @@ def test_nothing_counts(way, source):
     assert np.isfinite(history["loss"][0])
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_counts_in_a_batch(way):
+    """The same in every way to train on one batch; a pending backward stays."""
+    make, y, w = WAYS[way]
+    model = make()
+    outputs = model(X)
+    before, steps = model.parameters, model._core.program.steps
+    calls = [lambda: model.train_step(X, y, w)]
+    if w is None:
+        calls += [lambda: model(X, y), lambda: model.loss_and_grad(X, y)]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"^x: {NOTHING}$"):
+            call()
+    np.testing.assert_array_equal(model.parameters, before)
+    assert model._core.program.steps == steps
+    model.backward(np.ones_like(outputs))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_numbers_that_are_not_finite_are_named(bad):
     x, y = X.astype(np.float64), X[:, :3].astype(np.float64)

@@ -137,7 +137,7 @@ def test_balanced_classes_that_do_not_occur():
         ({"initial_epoch": 1.0}, TypeError, r"^initial_epoch: expected an int, got 1.0"),
         ({"accumulation_steps": 0}, ValueError, r"^accumulation_steps: expected at least 1, got 0"),
         ({"checkpoint_every": 0}, ValueError, r"^checkpoint_every: expected at least 1, got 0"),
-        ({"keep": 0}, ValueError, r"^keep: expected at least 1, got 0"),
+        ({"max_to_keep": 0}, ValueError, r"^max_to_keep: expected at least 1, got 0"),
         ({"resume": True}, ValueError, r"^resume: expected a folder as checkpoint with it, got none"),
     ],
     ids=str,

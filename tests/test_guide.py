@@ -12,7 +12,7 @@ def test_python_blocks(tmp_path, monkeypatch, capsys):
     pytest.importorskip("scipy")
     text = GUIDE.read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == text.count("```python") == 13
+    assert len(blocks) == text.count("```python") == 14
     monkeypatch.chdir(tmp_path)
     names = {}
     for block in blocks:

@@ -81,6 +81,33 @@ def test_shapes(x, message):
         cnn.Sequential([cnn.Linear(3, 2)]).predict(x)
 
 
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (None, TypeError, r"^x: expected real numbers, got dtype object, of NoneType$"),
+        ({"a": [1]}, TypeError, r"^x: .* of dict: a dict's arrays are x\[key\]$"),
+        (np.ones((2, 3), object), TypeError, r"^x: .* dtype object: \.astype\(float\) makes numbers of it"),
+        ([[1, 2, 3], [4]], ValueError, r"^x: list cannot be read as an array: .*inhomogeneous"),
+    ],
+)
+def test_what_is_no_array_of_numbers(x, error, message):
+    with pytest.raises(error, match=message):
+        cnn.Sequential([cnn.Linear(3, 2)]).predict(x)
+
+
+def test_warnings_name_the_line_of_the_caller():
+    model = cnn.Sequential([cnn.Linear(3, 2), cnn.CrossEntropyLoss()], cnn.SGD(), seed=0)
+    x, y = np.ones((6, 3)), [0, 0, 0, 1, 1, 1]
+    for call in (
+        lambda: model.fit(x, y, validation_split=0.5),
+        lambda: model.evaluate(x, y, np.zeros(6)),
+        lambda: cnn.Sequential([cnn.Linear(3, 2), cnn.Softmax(), cnn.CrossEntropyLoss()]),
+    ):
+        with pytest.warns() as found:
+            call()
+        assert [warning.filename for warning in found] == [__file__]
+
+
 def test_weights_the_other_way_round():
     layer = cnn.Linear(3, 2)
     model = cnn.Sequential([cnn.Linear(3, 2)])

@@ -46,11 +46,11 @@ def test_fit_resumes_after_a_crash(tmp_path, make, every):
     expected = fit(straight, 12)
     folder = tmp_path / "runs" / "1"
     with pytest.raises(Crash):
-        fit(make(optimizer()), 12, checkpoint=folder, checkpoint_every=every, keep=2, callbacks=[Crashing(8)])
+        fit(make(optimizer()), 12, checkpoint=folder, checkpoint_every=every, max_to_keep=2, callbacks=[Crashing(8)])
     again = make(optimizer())
     seen = []
     begun = cnn.LambdaCallback(on_epoch_begin=lambda epoch, logs: seen.append(epoch))
-    settings = {"checkpoint": folder, "checkpoint_every": every, "keep": 2, "resume": True}
+    settings = {"checkpoint": folder, "checkpoint_every": every, "max_to_keep": 2, "resume": True}
     history = fit(again, 12, callbacks=[begun], **settings)
     assert seen == list(range((8, 7)[every == 3], 13))
     assert history == expected
@@ -284,7 +284,8 @@ def test_arguments(tmp_path, arguments, error, message):
 def test_arguments_of_fit(tmp_path):
     model = plain(cnn.Adam())
     before = checkpoint.to_bytes(model)
-    for name, value, error in (("checkpoint_every", 0, ValueError), ("keep", 0, ValueError), ("keep", True, TypeError)):
+    wrong = [("checkpoint_every", 0, ValueError), ("max_to_keep", 0, ValueError), ("max_to_keep", True, TypeError)]
+    for name, value, error in wrong:
         with pytest.raises(error, match=f"^{name}: expected"):
             fit(model, 2, checkpoint=tmp_path / "new", **{name: value})
     with pytest.raises(ValueError, match=r"^resume: expected a folder"):

@@ -173,7 +173,7 @@ def test_activations_at_the_ends(isa, dtype, name):
     assert np.isfinite(slope).all()
     assert np.isnan(layer(np.full(3, np.nan, dtype))).all()
     limits = layer(np.array([np.inf, -np.inf], dtype))
-    np.testing.assert_array_equal(limits, entry.limits[::-1])
+    np.testing.assert_array_equal(limits, np.array(entry.limits[::-1], dtype))
 
 
 @pytest.mark.parametrize("size", [1e30, -1e30])

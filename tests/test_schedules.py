@@ -394,6 +394,8 @@ def test_plot_to_a_file(tmp_path):
     pytest.importorskip("matplotlib")
     for schedule in (cnn.OneCycleLR(0.1, 50), cnn.StepLR(10)):
         schedule.plot(60, lr=0.2, path=tmp_path / "course.png")
+        assert len(schedule.plot(tmp_path / "path.png").lines[0].get_xdata()) == 100
+        assert (tmp_path / "path.png").read_bytes()[:4] == b"\x89PNG"
         assert (tmp_path / "course.png").read_bytes().startswith(b"\x89PNG")
         (tmp_path / "course.png").unlink()
 

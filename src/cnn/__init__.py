@@ -5,7 +5,8 @@ from ._about import __version__ as __version__
 from ._about import get_include, show_config
 from ._threads import get_num_threads, set_num_threads
 from .export.c import to_c
-from .export.onnx import from_onnx, to_onnx
+from .export.onnx import to_onnx
+from .export.onnx_reader import from_onnx
 from .export.sklearn import from_sklearn
 from .export.torch import from_torch, to_torch
 from .export.torch_module import as_torch

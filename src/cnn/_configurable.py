@@ -66,6 +66,28 @@ OTHER_NAMES = {
     "random_state": ("seed",),
     "rng": ("seed",),
     "requires_grad": ("trainable",),
+    "n_epochs": ("epochs",),
+    "max_iter": ("epochs",),
+    "max_epochs": ("epochs",),
+    "keep": ("max_to_keep",),
+    "validation_steps": ("validation_data",),
+    "validation_fraction": ("validation_split",),
+    "eval_set": ("validation_data",),
+    "n_iter_no_change": ("early_stopping",),
+    "patience": ("early_stopping",),
+    "n_jobs": ("threads",),
+    "workers": ("threads",),
+}
+
+# What stands somewhere else here.
+ELSEWHERE = {
+    "loss": "a loss stands last in layers",
+    "loss_fn": "a loss stands last in layers",
+    "activation": "an activation is a layer of its own behind it, as cnn.ReLU()",
+    "learning_rate": "it is the optimizer's, as cnn.Adam(lr=0.001)",
+    "lr": "it is the optimizer's, as cnn.Adam(lr=0.001)",
+    "optimizer": "it is the model's: model.optimizer = cnn.Adam()",
+    "device": "everything is computed on the CPU",
 }
 
 
@@ -118,6 +140,20 @@ def _constructor(init: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
+def names_arguments(function: Any) -> Any:
+    """A method that names the right argument where an unknown one comes."""
+    known = list(inspect.signature(function).parameters)[1:]
+
+    @functools.wraps(function)
+    def method(self, *args, **kwargs):
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(f"{function.__name__}: unknown argument {name!r}: {_mend(name, known)}")
+        return function(self, *args, **kwargs)
+
+    return method
+
+
 def _settable(one: Any) -> list[str]:
     """The public attributes of an object that can be set."""
     found = [name for name in vars(one) if not name.startswith("_")]
@@ -131,7 +167,15 @@ def _settable(one: Any) -> list[str]:
 
 def _mend(name: str, known: list[str]) -> str:
     likely = nearest(name, known)
-    return f"{likely}?" if likely else f"expected {', '.join(known) or 'none'}"
+    return f"{likely}?" if likely else ELSEWHERE.get(name) or f"expected {', '.join(known) or 'none'}"
+
+
+def object_for(given: Any, known: Iterable[str]) -> str:
+    """The mend where an object of the library is expected and a class or a name came, or nothing to say."""
+    if isinstance(given, type):
+        return " (pass an object, not the class)"
+    likely = nearest(given, known) if isinstance(given, str) else ""
+    return f": cnn.{likely}()?" if likely else ""
 
 
 def arguments_of(cls: type) -> dict[str, Any]:

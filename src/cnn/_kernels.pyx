@@ -39,11 +39,13 @@ include "kernels/ops/norm.pxi"          # what the two norms share
 include "kernels/ops/layer_norm.pxi"
 include "kernels/ops/batch_norm.pxi"
 include "kernels/ops/constant.pxi"
+include "kernels/ops/prelu.pxi"
 include "kernels/ops/merge.pxi"         # what joins branches
 include "kernels/ops/add.pxi"
 include "kernels/ops/multiply.pxi"
 include "kernels/ops/maximum.pxi"
 include "kernels/ops/concat.pxi"
+include "kernels/ops/columns.pxi"
 
 include "kernels/threads.pxi"           # the pool of threads
 include "kernels/walk.pxi"              # the ops in order and in reverse

@@ -49,9 +49,10 @@ def linear_forward(x, weight, bias=None, activation="identity", param=None, *, o
     weight : array_like of shape (in_features, out_features)
     bias : array_like of shape (out_features,), optional
     activation : str
-        identity, relu, leaky_relu, elu, sigmoid, tanh, gelu, gelu_tanh, silu or softplus.
+        identity, relu, leaky_relu, elu, sigmoid, tanh, gelu, gelu_tanh, silu, softplus, selu, celu, mish, softsign,
+        relu6, hardsigmoid or hardswish.
     param : float, optional
-        Slope of leaky_relu (default 0.01), alpha of elu (default 1).
+        Slope of leaky_relu (default 0.01), alpha of elu and celu (default 1).
     out : ndarray of shape (batch, out_features), optional
         Where the result goes.
     pre : ndarray of shape (batch, out_features), optional

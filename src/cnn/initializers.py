@@ -42,7 +42,7 @@ __all__ = [
 
 # By the name of the activation, a number or a function of its parameter. The activations enter theirs; "linear" stands
 # for none.
-GAINS: dict[str, float | Callable[[float], float]] = {"linear": 1.0, "selu": 3 / 4}
+GAINS: dict[str, float | Callable[[float], float]] = {"linear": 1.0}
 
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:

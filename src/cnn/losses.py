@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -105,6 +106,9 @@ def _weights(name: str, value) -> np.ndarray | None:
     return _numbers(name, value, "a finite number, not below 0", lambda w: np.isfinite(w) & (w >= 0))
 
 
+_made_of: WeakKeyDictionary[Loss, dict[Any, dict[int, Any]]] = WeakKeyDictionary()  # beside the losses: these pickle
+
+
 class Loss(Configurable, kind="loss"):
     """A function of outputs and targets with its gradient: `loss(outputs, targets)`, then `loss.backward()`.
 
@@ -179,7 +183,7 @@ class Loss(Configurable, kind="loss"):
             If the arrays are not made of real numbers, or class indices are not integers.
         """
         k = kernels(real_dtype(outputs))
-        loss, self._gradient = k.loss_and_gradient(self.spec(), outputs, targets, sample_weight)
+        loss, self._gradient = k.loss_and_gradient(self, self._made(k), outputs, targets, sample_weight)
         return loss
 
     __call__ = forward
@@ -226,7 +230,11 @@ class Loss(Configurable, kind="loss"):
             If `has_second_derivative` is False.
         """
         k = kernels(real_dtype(outputs))
-        return k.loss_and_gradient(self.spec(), outputs, targets, sample_weight, vector)[1]
+        return k.loss_and_gradient(self, self._made(k), outputs, targets, sample_weight, vector)[1]
+
+    def _made(self, k) -> dict[int, Any]:
+        """Number of outputs -> what these kernels have made of the loss, which cannot change; filled in by them."""
+        return _made_of.setdefault(self, {}).setdefault(k, {})
 
     def spec(self) -> dict[str, Any] | None:
         """What the kernels need to know (`Criterion` in kernels/targets.pxi).

@@ -66,6 +66,20 @@ class Function(Node):
         return ACTIVATIONS[self.options["name"]]
 
 
+class PReLU(Node):
+    """A slope for each column, or one for all."""
+
+    def forward(self, x, training):
+        self.x = x
+        return namespace(x).where(x > 0, x, self.arrays["weight"] * x)
+
+    def backward(self, g):
+        w = self.arrays["weight"]
+        dw = (g * np.minimum(self.x, 0)).sum(axis=0)
+        self.grads = {"weight": dw if len(w) > 1 else dw.sum(keepdims=True)}
+        return g * np.where(self.x > 0, 1, w)
+
+
 class Rows(Node):
     """Softmax, or its logarithm."""
 
@@ -123,6 +137,17 @@ class Constant(Node):
     def backward(self, g):
         self.grads = {"bias": g.sum(axis=0)}
         return np.zeros((len(g), self.width))
+
+
+class Columns(Node):
+    def forward(self, x, training):
+        self.x = x
+        return x[:, self.options["start"] : self.options["stop"]]
+
+    def backward(self, g):
+        dx = np.zeros(self.x.shape)
+        dx[:, self.options["start"] : self.options["stop"]] = g
+        return dx
 
 
 class Gate(Node):
@@ -259,9 +284,12 @@ class Network(Chain):
                 node.arrays[name], self.states[full] = rule(a, grads[full], self.states.get(full), **hyper(full))
 
     def distance_to_kinks(self):
-        """The least |z| that went into a ReLU, leaky ReLU or the like at the last forward."""
-        kinked = [node for _, node in self.walk() if isinstance(node, Function) and node.entry.kinked]
-        return min((np.abs(node.x).min() for node in kinked), default=np.inf)
+        """The least |z| that went into a ReLU, PReLU or the like at the last forward."""
+        nodes = [node for _, node in self.walk()]
+        kinked = [node.entry.distance(node.x) for node in nodes if isinstance(node, Function) and node.entry.kinked]
+        return min(
+            (z.min() for z in [*kinked, *(abs(node.x) for node in nodes if isinstance(node, PReLU))]), default=np.inf
+        )
 
 
 # the table ------------------------------------------------------------------------------------------------------------
@@ -278,7 +306,7 @@ class Layer(NamedTuple):
 
     @property
     def branches(self):
-        return bool({cnn.Add, cnn.Multiply, cnn.Maximum, cnn.Concat, cnn.Constant} & set(self.covers))
+        return bool({cnn.Add, cnn.Multiply, cnn.Maximum, cnn.Concat, cnn.Constant, cnn.Columns} & set(self.covers))
 
 
 def _branch(n, m, dtype):
@@ -315,10 +343,12 @@ LAYERS: dict[str, Layer] = {
     "layer bare": _norm(cnn.LayerNorm, 1, eps=0.3, elementwise_affine=False),
     "constant": Layer(
         (cnn.Constant,),
-        lambda n, dtype: cnn.Concat(cnn.Constant(3, init=-0.5), cnn.Linear(n, 4), cnn.Constant(1)),
+        lambda n, dtype: cnn.Concat(cnn.Constant(3, init=-0.5), cnn.Linear(n, 4), cnn.Constant(1, init=0.25)),
         lambda: Gate("concat", [Constant(), Linear(), Constant()]),
         lambda n: 8,
     ),
+    "prelu": Layer((cnn.PReLU,), lambda n, dtype: cnn.PReLU(), PReLU, kinked=True),
+    "prelu columns": Layer((cnn.PReLU,), lambda n, dtype: cnn.PReLU(n, -0.3), PReLU, kinked=True),
     "residual": Layer(
         (cnn.Add, cnn.Sequential),
         lambda n, dtype: cnn.Add(cnn.Identity(), _branch(n, n, dtype), cnn.SiLU()),
@@ -342,6 +372,21 @@ LAYERS: dict[str, Layer] = {
         lambda n, dtype: cnn.Concat(cnn.Identity(), _branch(n, 5, dtype), cnn.Linear(n, 1)),
         lambda: Gate("concat", [Function(name="identity"), _branch_node(), Linear()]),
         lambda n: n + 6,
+    ),
+    "columns": Layer(
+        (cnn.Columns,),
+        lambda n, dtype: cnn.Concat(
+            cnn.Columns(0, 1),
+            cnn.Sequential([cnn.Linear(n, 5), cnn.Concat(cnn.Columns(1, 4), cnn.Columns(2, 5, 5))], dtype=dtype),
+        ),
+        lambda: Gate(
+            "concat",
+            [
+                Columns(start=0, stop=1),
+                Chain([Linear(), Gate("concat", [Columns(start=1, stop=4), Columns(start=2, stop=5)])]),
+            ],
+        ),
+        lambda n: 7,
     ),
     "nested": Layer(
         (cnn.Sequential,),

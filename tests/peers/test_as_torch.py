@@ -22,6 +22,28 @@ def data(dtype, rows=30):
     return [torch.from_numpy(rng.standard_normal((rows, n)).astype(dtype)) for n in (5, 2)]
 
 
+@pytest.mark.parametrize("width", [5, 16, 64])
+def test_lbfgs_of_torch(width):
+    """It wants contiguous gradients; where rows have no padding, autograd gives them the strides of the parameters."""
+    layers = [cnn.Linear(5, width), cnn.Tanh(), cnn.Linear(width, 2)]
+    module = cnn.as_torch(cnn.Sequential(layers, dtype="float64", seed=0))
+    x, y = data("float64")
+    found = []
+    for m in (cnn.to_torch(module.model), module, copy.deepcopy(module)):
+        optimizer = torch.optim.LBFGS(m.parameters(), max_iter=15, line_search_fn="strong_wolfe")
+
+        def closure(m=m, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.mse_loss(m(x), y)
+            loss.backward()
+            return loss
+
+        first = optimizer.step(closure).item()
+        found.append(closure().item())
+        assert found[-1] < 0.8 * first
+    np.testing.assert_allclose(found, found[0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 def test_training_as_the_twin(dtype, optimizer):

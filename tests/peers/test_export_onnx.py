@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from grid import ACTIVATIONS, WITH_PARAMETERS, build, chain, inputs_of, random_model
+from grid import LAYERS, WITH_PARAMETERS, build, chain, inputs_of, random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -109,33 +109,97 @@ def test_frameworks_are_imported_where_they_are_used():
 # from_onnx ----------------------------------------------------------------------------------------
 
 
+PARTS = [("activation", part) for part in WITH_PARAMETERS] + [("layer", name) for name in LAYERS]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_there_and_back(dtype, tmp_path):
-    """float64 has formulas for some activations, which are no chain; Identity is nothing."""
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize(("kind", "part"), PARTS, ids=[str(part) for _, part in PARTS])
+def test_there_and_back(kind, part, opset, dtype, tmp_path):
+    """Whatever `to_onnx` writes; first, between and last."""
+    spec = [part, *chain(5, 7, 3, activation=part), part]
+    if kind == "layer":
+        width = LAYERS[part].width(6)
+        spec = [(5, 6, True), (part, 6), (width, 6, False), ("tanh", None), (part, 6)]
+    model, _ = build(spec, dtype=dtype)
+    cnn.to_onnx(model, tmp_path / "model.onnx", opset=opset)
+    again = cnn.from_onnx(tmp_path / "model.onnx")
+    assert again.dtype == dtype
+    x = inputs_of(model, 7, scale=2)
+    tolerance = 1e-5 if dtype == "float32" else 1e-12
+    np.testing.assert_allclose(again.predict(x), model.predict(x), rtol=tolerance, atol=tolerance)
+    if kind == "activation":
+        # with 0.0 LeakyReLU and ELU are ReLU; the formula of CELU with 1.0 is that of ELU
+        if part[0] != "identity" and part[1] != 0.0 and (part != ("celu", 1.0) or dtype == "float32"):
+            assert repr(again.layers) == repr(model.layers)
+        np.testing.assert_array_equal(again.parameters, model.parameters)
 
-    def written(part, dtype):
-        model, _ = build([part, *chain(5, 7, 3, activation=part), part], dtype=dtype)
-        cnn.to_onnx(model, tmp_path / "model.onnx")
-        return model, [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
 
-    back = []
-    for name in ACTIVATIONS:
-        operators = written((name, None), "float32")[1]
-        model, ours = written((name, None), dtype)
-        if name == "identity" or ours != operators:
-            continue
-        back.append(name)
-        for source in (
-            tmp_path / "model.onnx",
-            str(tmp_path / "model.onnx"),
-            (tmp_path / "model.onnx").read_bytes(),
-            onnx.load(tmp_path / "model.onnx"),
-        ):
-            again = cnn.from_onnx(source)
-            assert list(map(repr, again.layers)) == list(map(repr, model.layers))
-            assert again.dtype == dtype
-            np.testing.assert_array_equal(again.parameters, model.parameters)
-    assert {"relu", "sigmoid", "tanh", "silu"} <= set(back)
+def test_random_networks_there_and_back(tmp_path):
+    for seed in range(3 * len(LAYERS)):
+        dtype = ("float32", "float64")[seed % 2]
+        model = random_model(seed, dtype)
+        cnn.to_onnx(model, tmp_path / "model.onnx", opset=OPSETS[seed % 3])
+        x = inputs_of(model, 7)
+        expected = model.predict(x)
+        tolerance = (1e-5 if dtype == "float32" else 1e-12) * max(1, abs(expected).max())
+        np.testing.assert_allclose(cnn.from_onnx(tmp_path / "model.onnx").predict(x), expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("part", ["batch", "layer"])
+@pytest.mark.parametrize("opset", OPSETS)
+def test_eps_of_norms_is_a_float64(part, opset, tmp_path):
+    """The attributes of ONNX are float32."""
+    model, _ = build([(5, 6, True), (part, 6)], dtype="float64")
+    cnn.to_onnx(model, tmp_path / "model.onnx", opset=opset)
+    x = inputs_of(model, 7)
+    np.testing.assert_allclose(run(tmp_path / "model.onnx", x), model.predict(x), rtol=1e-12, atol=1e-12)
+
+
+def test_sources(tmp_path):
+    model, _ = build(chain(5, 7, 3), dtype="float32")
+    path = tmp_path / "model.onnx"
+    cnn.to_onnx(model, path)
+    for source in path, str(path), path.read_bytes(), onnx.load(path):
+        np.testing.assert_array_equal(cnn.from_onnx(source).parameters, model.parameters)
+
+
+def test_weights_in_a_second_file(tmp_path, monkeypatch):
+    """They lie beside the file, not in the current folder."""
+    for folder, seed in ("here", 0), ("there", 1):
+        (tmp_path / folder).mkdir()
+        model, _ = build(chain(5, 7, 3), dtype="float32", seed=seed)
+        cnn.to_onnx(model, tmp_path / "whole.onnx")
+        proto, name = onnx.load(tmp_path / "whole.onnx"), "model.onnx.data"
+        onnx.save(proto, tmp_path / folder / "model.onnx", save_as_external_data=True, location=name, size_threshold=0)
+    monkeypatch.chdir(tmp_path / "here")
+    path = tmp_path / "there" / "model.onnx"
+    np.testing.assert_array_equal(cnn.from_onnx(path).parameters, model.parameters)
+    message = r"expected the weights in it, but they are in 'model\.onnx\.data'; pass the path of the file"
+    for source in path.read_bytes(), onnx.load(path, load_external_data=False):
+        with pytest.raises(ValueError, match=message):
+            cnn.from_onnx(source)
+    (tmp_path / "there" / "model.onnx.data").unlink()
+    with pytest.raises((OSError, ValueError), match=r"model\.onnx\.data"):
+        cnn.from_onnx(path)
+
+
+def test_outputs():
+    nodes = [node("Gemm", ["x", "w"], ["h"]), node("Tanh", ["h"], ["mean"]), node("Mul", ["h", "two"], ["value"])]
+    proto = graph(nodes, {"w": W, "two": np.float32(2)}, outputs=("mean", "value"))
+    with pytest.raises(
+        ValueError, match="expected one output, got 2; outputs='mean' reads one of them, outputs=\\('mea"
+    ):
+        cnn.from_onnx(proto)
+    h = X @ W
+    for outputs, expected in (
+        ("mean", np.tanh(h)),
+        ("h", h),
+        (["value", "mean"], np.concatenate([2 * h, np.tanh(h)], axis=1)),
+    ):
+        np.testing.assert_allclose(cnn.from_onnx(proto, outputs=outputs).predict(X), expected, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="outputs: 'no' is not in it; its outputs: 'mean', 'value'"):
+        cnn.from_onnx(proto, outputs="no")
 
 
 def test_loss_and_optimizer(tmp_path):
@@ -216,31 +280,52 @@ def test_forms_of_a_linear_layer(nodes, constants, expected):
 @pytest.mark.parametrize(
     ("nodes", "constants", "message"),
     [
-        ([node("Sin", ["x"], ["y"], name="s")], {}, r"node 's' \(Sin\): cannot be read; known are Gemm, MatMul, Add, "),
-        ([node("Gemm", ["w", "x"], ["y"])], {"w": W}, r"node 'y' \(Gemm\): expected 'x' as its first operand, not tr"),
-        ([node("Gemm", ["x", "w"], ["y"], transA=1)], {"w": W}, "expected 'x' as its first operand, not transposed"),
-        ([node("MatMul", ["w", "x"], ["y"])], {"w": W}, r"node 'y' \(MatMul\): expected 'x' and a constant"),
-        ([node("MatMul", ["x", "x"], ["y"])], {}, "expected 'x' and a constant"),
+        (
+            [node("Sin", ["x"], ["y"], name="s")],
+            {},
+            r"node 's' \(Sin\): no layer computes it; outputs='x' reads the ne",
+        ),
+        ([node("Gemm", ["w", "x"], ["y"])], {"w": W}, r"node 'y' \(Gemm\): expected x as its first operand, not trans"),
+        ([node("Gemm", ["x", "w"], ["y"], transA=1)], {"w": W}, "expected x as its first operand, not transposed"),
+        ([node("MatMul", ["w", "x"], ["y"])], {"w": W}, r"node 'y' \(MatMul\): expected x and then constant weights"),
+        ([node("MatMul", ["x", "x"], ["y"])], {}, "expected x and then constant weights, got 'x' and 'x'"),
         ([node("Gemm", ["x", "w", "b"], ["y"])], {"w": W, "b": np.ones((2, 4), np.float32)}, r"\(4,\), got \(2, 4\)"),
         ([node("Gemm", ["x", "w"], ["y"])], {"w": W.astype(np.float16)}, "expected float32 or float64, but 'w' is fl"),
-        ([node("Add", ["x", "b"], ["y"])], {"b": B[:3]}, "expected a MatMul before it, whose bias it adds"),
+        ([node("Add", ["x", "b"], ["y"])], {"b": B}, r"\(Add\): expected a number for each of 3 columns, got 4"),
+        ([node("Add", ["x", "b"], ["y"])], {"b": W}, r"expected a number for each column, \(columns,\), got \(3, 4\)"),
         ([node("Relu", ["x"], ["y"])], {}, "there is no Gemm or MatMul in it"),
         (
-            [node("MatMul", ["x", "w"], ["z"]), node("Relu", ["z"], ["a"]), node("Add", ["z", "a"], ["y"])],
+            [
+                node("Gemm", ["x", "w"], ["z"], name="shared"),
+                node("Relu", ["x"], ["r"]),
+                node("Gemm", ["r", "w"], ["v"]),
+                node("Add", ["z", "v"], ["a"], name="first"),
+                node("Mul", ["z", "a"], ["b"]),
+                node("Add", ["b", "v"], ["y"]),
+            ],
             {"w": W},
-            r"node 'z' \(MatMul\): expected a chain, but several nodes read its output",
+            r"expected branches that join again, but its output is read by Add 'first', .*its weights would stand",
         ),
         (
-            [node("MatMul", ["x", "w"], ["z"]), node("MatMul", ["x", "w"], ["y"])],
-            {"w": W},
-            r"node 'y' \(MatMul\): expected a chain, but it does not read 'z'",
-        ),
-        (
-            [node("Sigmoid", ["x"], ["s"]), node("Mul", ["s", "s"], ["y"])],
+            [node("Relu", ["x"], ["y"], domain="my")],
             {},
-            r"node 's' \(Sigmoid\): expected a chain, but several nodes read its output",
+            "expected an operator of ONNX itself, got one of the domain 'my'",
         ),
-        ([node("Flatten", ["x"], ["y"], axis=0)], {}, r"node 'y' \(Flatten\): cannot be read"),
+        ([node("Dropout", ["x", "p", "t"], ["y"])], {"p": np.float32(0.5), "t": np.array(True)}, "training_mode false"),
+        ([node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16)], {}, "expected a cast to float32 or float64"),
+        ([node("Softmax", ["x"], ["y"], axis=0)], {}, "expected it along the columns"),
+        (
+            [node("Reshape", ["x", "s"], ["r"]), node("Gemm", ["r", "w"], ["y"])],
+            {"s": np.array([-1, 1]), "w": W[:1]},
+            "expected rows of 3 columns, got 1",
+        ),
+        ([node("Transpose", ["x"], ["y"])], {}, r"\(Transpose\): no layer computes it"),
+        ([node("Min", ["x", "z"], ["y"]), node("Relu", ["x"], ["z"])][::-1], {}, r"\(Min\): no layer computes it"),
+        (
+            [node("Flatten", ["x"], ["y"], axis=0)],
+            {},
+            r"node 'y' \(Flatten\): expected what leaves the rows of a batch",
+        ),
         (
             [node("Gemm", ["x", "w"], ["z"]), node("Gemm", ["z", "v"], ["y"])],
             {"w": W, "v": np.ones((4, 2))},
@@ -253,8 +338,59 @@ def test_what_from_onnx_refuses(nodes, constants, message):
         cnn.from_onnx(graph(nodes, constants))
 
 
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ([node("Selu", ["h"], ["y"])], cnn.SELU()),
+        ([node("Elu", ["h"], ["y"], alpha=1.5)], cnn.ELU(1.5)),
+        ([node("Celu", ["h"], ["y"])], cnn.CELU()),
+        ([node("Celu", ["h"], ["y"], alpha=0.5)], cnn.CELU(0.5)),
+        ([node("LeakyRelu", ["h"], ["y"], alpha=-0.5)], cnn.LeakyReLU(-0.5)),
+        ([node("Softsign", ["h"], ["y"])], cnn.Softsign()),
+        ([node("Abs", ["h"], ["a"]), node("Add", ["one", "a"], ["c"]), node("Div", ["h", "c"], ["y"])], cnn.Softsign()),
+        ([node("Softplus", ["h"], ["a"]), node("Tanh", ["a"], ["c"]), node("Mul", ["h", "c"], ["y"])], cnn.Mish()),
+        ([node("Mish", ["h"], ["y"])], cnn.Mish()),
+        ([node("Clip", ["h", "zero", "six"], ["y"])], cnn.ReLU6()),
+        ([node("Relu", ["h"], ["a"]), node("Min", ["a", "six"], ["y"])], cnn.ReLU6()),
+        ([node("Clip", ["h", "zero"], ["y"])], cnn.ReLU()),
+        ([node("HardSigmoid", ["h"], ["y"], alpha=1 / 6)], cnn.HardSigmoid()),
+        ([node("HardSwish", ["h"], ["y"])], cnn.HardSwish()),
+        ([node("HardSigmoid", ["h"], ["a"], alpha=1 / 6), node("Mul", ["h", "a"], ["y"])], cnn.HardSwish()),
+        ([node("PRelu", ["h", "slope"], ["y"])], cnn.PReLU()),
+        ([node("PRelu", ["h", "b"], ["y"])], cnn.PReLU(4)),
+    ],
+)
+def test_forms_of_an_activation(nodes, expected):
+    """Read as this one, and equal to ONNX Runtime."""
+    numbers = {"zero": np.float32(0), "one": np.float32(1), "six": np.float32(6), "slope": np.float32([0.3])}
+    used = {name: a for name, a in {**numbers, "b": B}.items() if any(name in n.input for n in nodes)}
+    proto = graph([node("Gemm", ["x", "w"], ["h"]), *nodes], {"w": 10 * W, **used})
+    model = cnn.from_onnx(proto)
+    assert repr(model.layers[1]) == repr(expected)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    np.testing.assert_allclose(model.predict(X), session.run(None, {"x": X})[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        node("Selu", ["h"], ["y"], alpha=1.5, name="act"),
+        node("Selu", ["h"], ["y"], gamma=1.0, name="act"),
+        node("HardSigmoid", ["h"], ["y"], name="act"),
+        node("HardSigmoid", ["h"], ["y"], alpha=0.16, name="act"),
+        node("HardSigmoid", ["h"], ["y"], alpha=1 / 6, beta=0.4, name="act"),
+        node("ThresholdedRelu", ["h"], ["y"], alpha=0.5, name="act"),
+    ],
+    ids=str,
+)
+def test_other_parameters_are_refused(act):
+    """They are the attributes of an activation that has none here."""
+    with pytest.raises(ValueError, match=rf"node 'act' \({act.op_type}\): no layer computes it"):
+        cnn.from_onnx(graph([node("Gemm", ["x", "w"], ["h"]), act], {"w": W}))
+
+
 def test_several_ends():
-    with pytest.raises(ValueError, match="model: expected one input and one output, got 2 and 1"):
+    with pytest.raises(ValueError, match="model: expected one input, got 2: 'x', 'x2'"):
         cnn.from_onnx(graph([node("Add", ["x", "x2"], ["y"])], inputs=("x", "x2")))
 
 

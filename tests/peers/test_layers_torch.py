@@ -58,6 +58,10 @@ NETWORKS = {
             nn.LayerNorm(4),
         ],
     ),
+    "prelu": (
+        lambda: [cnn.Linear(6, 33), cnn.PReLU(33), cnn.Linear(33, 4), cnn.PReLU(init=-0.5)],
+        lambda nn: [nn.Linear(6, 33), nn.PReLU(33), nn.Linear(33, 4), nn.PReLU(init=-0.5)],
+    ),
     "softmax": (
         lambda: [cnn.Linear(6, 15), cnn.Softmax(), cnn.Linear(15, 4), cnn.Softmax()],
         lambda nn: [nn.Linear(6, 15), nn.Softmax(dim=1), nn.Linear(15, 4), nn.Softmax(dim=1)],

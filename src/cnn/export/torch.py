@@ -28,8 +28,8 @@ def from_torch(module, *, activation=None, loss=None, optimizer=None) -> Sequent
         A `torch.nn.Sequential`, nested ones included, or one layer. A module that stands in it several times is read
         as copies: they predict the same, and are trained apart. Subclasses that keep their `forward` are read,
         weights as parametrisations give them; `Flatten` is the identity of rows. The layers: Linear,
-        Identity, ReLU, LeakyReLU, ELU, Sigmoid,
-        Tanh, GELU, SiLU, Softplus, Softmax, LogSoftmax, Dropout, BatchNorm1d, LayerNorm. Or a `state_dict`, if it is
+        Identity, ReLU, LeakyReLU, ELU, Sigmoid, Tanh, GELU, SiLU, Softplus, SELU, CELU, Mish, Softsign, ReLU6,
+        Hardsigmoid, Hardswish, PReLU, Softmax, LogSoftmax, Dropout, BatchNorm1d, LayerNorm. Or a `state_dict`, if it is
         of Linear layers alone: their sizes follow from the shapes, what stands between them is `activation`.
     activation : Layer, or a class or function that makes one, or PyTorch's, or its name, optional
         For a `state_dict`: `cnn.ReLU()`, `nn.ReLU()`, `torch.relu` or "relu", for example; `cnn.Identity()` if nothing

@@ -40,9 +40,9 @@ def as_torch(model):
     that forward pass is repeated, which `BatchNorm1d` and `Dropout` in training mode do not allow: a RuntimeError.
     `model.gradients` are those of the last `backward`. Parameters that are not `trainable` do not require gradients.
 
-    Weights are (out, in) tensors over memory that is (in, out): what wants contiguous tensors, torch.optim.LBFGS and
-    parameters_to_vector, takes `to_torch` (or scipy.optimize with `model.loss_and_grad`). A tensor that replaces one of
-    the module's, and a model that has become a part of another one since, are a RuntimeError.
+    Weights are (out, in) tensors over memory that is (in, out); their gradients are contiguous. What wants contiguous
+    parameters, as torch.nn.utils.parameters_to_vector does, takes `to_torch`, or `model.parameters`. A tensor that
+    replaces one of the module's, and a model that has become a part of another one since, are a RuntimeError.
 
     Examples
     --------
@@ -111,6 +111,8 @@ def as_torch(model):
                     array = place.layer._array(name)
                     if array is not None:
                         parameter = torch.nn.Parameter(torch.from_numpy(array.T), trained.get(name, True))
+                        if parameter.requires_grad:
+                            parameter.register_post_accumulate_grad_hook(_contiguous)
                         inner.register_parameter(name, parameter)
                         self._order.append((place.layer, name, parameter))
                         self._shared.append((inner._parameters, name, parameter, parameter.data_ptr()))
@@ -180,6 +182,11 @@ def as_torch(model):
             return self
 
     return Module()
+
+
+def _contiguous(parameter: Any) -> None:
+    """Give a parameter a contiguous gradient, which torch.optim.LBFGS wants; autograd's has the parameter's strides."""
+    parameter.grad = parameter.grad.contiguous()
 
 
 def _again(model: Sequential, require: list[bool]) -> Any:

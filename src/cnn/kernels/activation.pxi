@@ -26,7 +26,14 @@ cdef extern from *:
         X(GELU, gelu, INPUT, ##__VA_ARGS__)               \\
         X(GELU_TANH, gelu_tanh, INPUT, ##__VA_ARGS__)     \\
         X(SILU, silu, INPUT, ##__VA_ARGS__)               \\
-        X(SOFTPLUS, softplus, OUTPUT, ##__VA_ARGS__)
+        X(SOFTPLUS, softplus, OUTPUT, ##__VA_ARGS__)      \\
+        X(SELU, selu, OUTPUT, ##__VA_ARGS__)              \\
+        X(CELU, celu, OUTPUT, ##__VA_ARGS__)              \\
+        X(MISH, mish, INPUT, ##__VA_ARGS__)               \\
+        X(SOFTSIGN, softsign, OUTPUT, ##__VA_ARGS__)      \\
+        X(RELU6, relu6, OUTPUT, ##__VA_ARGS__)            \\
+        X(HARDSIGMOID, hardsigmoid, OUTPUT, ##__VA_ARGS__) \\
+        X(HARDSWISH, hardswish, INPUT, ##__VA_ARGS__)
 
     /* What the list is made into: the enum, the names, and for each of the functions a choice by a literal kind and a
      * loop for each kind. `missing_kernel` is never linked: a call of it that remains is a compile error. */
@@ -284,6 +291,160 @@ cdef inline vf softplus_backward "softplus_backward"(vf dy, bint from_input, vf 
 cdef inline vf softplus_second "softplus_second"(bint from_input, vf saved, vf param) noexcept nogil:
     cdef vf s = v_sigmoid(saved) if from_input else number(0) - v_expm1(-saved)
     return s * (number(1) - s)
+
+
+# ---- selu: elu with alpha 1.67326, times 1.05070 (Klambauer and others, 2017), 1.7 ULP
+
+cdef inline vf selu_left(bint from_input, vf saved) noexcept nogil:
+    """f' and f'' for z <= 0."""
+    return number(1.7580993408473769) * v_exp(saved) if from_input else saved + number(1.7580993408473769)
+
+
+cdef inline vf selu_value "selu_value"(vf z, vf param) noexcept nogil:
+    return vf_select_gt(number(0), z, number(1.7580993408473769) * v_expm1(z), number(1.0507009873554805) * z)
+
+
+cdef inline vf selu_backward "selu_backward"(vf dy, bint from_input, vf saved, vf param) noexcept nogil:
+    return dy * vf_select_gt(saved, number(0), number(1.0507009873554805), selu_left(from_input, saved))
+
+
+cdef inline vf selu_second "selu_second"(bint from_input, vf saved, vf param) noexcept nogil:
+    return vf_select_gt(saved, number(0), number(0), selu_left(from_input, saved))
+
+
+# ---- celu: z > 0: z, else param (exp(z / param) - 1), param > 0, 1.1 ULP for param = 1;
+# f' = exp(z / param) = 1 + y / param there, f'' = f' / param
+
+cdef inline vf celu_left(bint from_input, vf saved, vf param) noexcept nogil:
+    """f' for z <= 0."""
+    return v_exp(saved / param) if from_input else number(1) + saved / param
+
+
+cdef inline vf celu_value "celu_value"(vf z, vf param) noexcept nogil:
+    return vf_select_gt(number(0), z, param * v_expm1(z / param), z)
+
+
+cdef inline vf celu_backward "celu_backward"(vf dy, bint from_input, vf saved, vf param) noexcept nogil:
+    return dy * vf_select_gt(saved, number(0), number(1), celu_left(from_input, saved, param))
+
+
+cdef inline vf celu_second "celu_second"(bint from_input, vf saved, vf param) noexcept nogil:
+    return vf_select_gt(saved, number(0), number(0), celu_left(from_input, saved, param) / param)
+
+
+# ---- mish: z tanh(softplus(z)) = z n / d, 3.0 / 3.1 ULP with or without FMA; with e = exp(-|z|):
+# n = 1 + 2 e and d = n + 2 e**2 for z > 0, n = e (e + 2) and d = n + 2 else.
+# (tanh(softplus(z)))' = w / d**2 with w = 4 e (1 + e) and, for z > 0, once more e. f' = (n + z w / d) / d;
+# f'' = (2 w + z r) / d**2, r = 4 e**2 (2 + e - 4 (1 + e)**2 / d) for z > 0, 4 e (1 + 2 e - 4 e (1 + e)**2 / d) else.
+
+cdef inline vf mish_parts(vf u, vf* n, vf* w) noexcept nogil:
+    """exp(-|u|)"""
+    cdef vf k
+    cdef vf p = exp_parts(minus_abs(u), &k)
+    cdef vf e = vf_ldexp_down(p, k)
+    n[0] = vf_select_gt(u, number(0), vf_fma(number(2), e, number(1)), e * (e + number(2)))
+    w[0] = number(4) * e * (number(1) + e) * vf_select_gt(u, number(0), e, number(1))
+    return e
+
+
+cdef inline vf mish_value "mish_value"(vf z, vf param) noexcept nogil:
+    """As in `gated`, low is multiplied before 2**n is."""
+    cdef vf k
+    cdef vf u = silu_cut(z)
+    cdef vf p = exp_parts(minus_abs(u), &k)
+    cdef vf e = vf_ldexp_down(p, k)
+    cdef vf right = vf_fma(number(2), e, number(1))
+    cdef vf left = e + number(2)
+    return vf_select_gt(z, number(0), z * right, vf_ldexp_down(u * p * left, k)) / \
+        vf_select_gt(z, number(0), vf_fma(number(2) * e, e, right), vf_fma(e, left, number(2)))
+
+
+cdef inline vf mish_backward "mish_backward"(vf dy, bint from_input, vf saved, vf param) noexcept nogil:
+    cdef vf n, w
+    cdef vf u = silu_cut(saved)
+    cdef vf e = mish_parts(u, &n, &w)
+    cdef vf d = n + vf_select_gt(u, number(0), number(2) * e * e, number(2))
+    return dy * (vf_fma(u, w / d, n) / d)
+
+
+cdef inline vf mish_second "mish_second"(bint from_input, vf saved, vf param) noexcept nogil:
+    cdef vf n, w
+    cdef vf u = silu_cut(saved)
+    cdef vf e = mish_parts(u, &n, &w)
+    cdef vf q = number(1) / (n + vf_select_gt(u, number(0), number(2) * e * e, number(2)))
+    cdef vf s = number(1) + e
+    cdef vf a = vf_select_gt(u, number(0), number(2) + e, vf_fma(number(2), e, number(1)))
+    cdef vf b = number(4) * s * s * vf_select_gt(u, number(0), number(1), e)
+    cdef vf r = number(4) * e * vf_select_gt(u, number(0), e, number(1)) * vf_fma(-b, q, a)
+    return vf_fma(number(2), w, u * r) * (q * q)
+
+
+# ---- softsign: z / (1 + |z|), 1.5 / 1.4 ULP; f' = s**2 with s = 1 / (1 + |z|) = 1 - |y|, f'' = -2 sign(z) s**3
+
+cdef inline vf softsign_scale(bint from_input, vf saved) noexcept nogil:
+    return number(1) / (number(1) + vf_abs(saved)) if from_input else number(1) - vf_abs(saved)
+
+
+cdef inline vf softsign_value "softsign_value"(vf z, vf param) noexcept nogil:
+    cdef vf u = clamp(z, number(1e30))  # infinity / infinity is none
+    return u / (number(1) + vf_abs(u))
+
+
+cdef inline vf softsign_backward "softsign_backward"(vf dy, bint from_input, vf saved, vf param) noexcept nogil:
+    cdef vf s = softsign_scale(from_input, saved)
+    return dy * (s * s)
+
+
+cdef inline vf softsign_second "softsign_second"(bint from_input, vf saved, vf param) noexcept nogil:
+    cdef vf s = softsign_scale(from_input, saved)
+    return vf_copysign(number(2) * s * s * s, -saved)
+
+
+# ---- relu6: max(z, 0), at most 6. As relu's, where f' is 0 the gradient is 0: at 6 too.
+
+cdef inline vf relu6_value "relu6_value"(vf z, vf param) noexcept nogil:
+    return vf_min(number(6), vf_max(number(0), z))
+
+
+cdef inline vf relu6_backward "relu6_backward"(vf dy, bint from_input, vf saved, vf param) noexcept nogil:
+    return vf_select_gt(saved, number(0), vf_select_gt(number(6), saved, dy, number(0)), number(0))
+
+
+cdef inline vf relu6_second "relu6_second"(bint from_input, vf saved, vf param) noexcept nogil:
+    return number(0)
+
+
+# ---- hardsigmoid: relu6(z + 3) / 6, 1.4 ULP; f' = 1/6 between -3 and 3, where y is neither 0 nor 1
+
+cdef inline vf hardsigmoid_value "hardsigmoid_value"(vf z, vf param) noexcept nogil:
+    return vf_min(number(6), vf_max(number(0), z + number(3))) * number(0.16666666666666666)
+
+
+cdef inline vf hardsigmoid_backward "hardsigmoid_backward"(vf dy, bint from_input, vf saved, vf param) noexcept nogil:
+    cdef vf low = number(-3 if from_input else 0)
+    cdef vf high = number(3 if from_input else 1)
+    cdef vf inside = dy * number(0.16666666666666666)
+    return vf_select_gt(saved, low, vf_select_gt(high, saved, inside, number(0)), number(0))
+
+
+cdef inline vf hardsigmoid_second "hardsigmoid_second"(bint from_input, vf saved, vf param) noexcept nogil:
+    return number(0)
+
+
+# ---- hardswish: z hardsigmoid(z), 2.4 ULP; f' = z / 3 + 1/2 and f'' = 1/3 between -3 and 3; at -3 and 3 as outside
+
+cdef inline vf hardswish_value "hardswish_value"(vf z, vf param) noexcept nogil:
+    return vf_max(number(-3), z) * hardsigmoid_value(z, param)  # -infinity times 0 is none
+
+
+cdef inline vf hardswish_backward "hardswish_backward"(vf dy, bint from_input, vf saved, vf param) noexcept nogil:
+    cdef vf inside = dy * vf_fma(saved, number(0.3333333333333333), number(0.5))
+    # the last is 0, and NaN for NaN
+    return vf_select_gt(saved, number(-3), vf_select_gt(number(3), saved, inside, dy), vf_max(number(0), saved))
+
+
+cdef inline vf hardswish_second "hardswish_second"(bint from_input, vf saved, vf param) noexcept nogil:
+    return vf_select_gt(number(3), vf_abs(saved), number(0.3333333333333333), number(0))
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------

@@ -8,62 +8,17 @@ cimport numpy as cnp
 
 import numpy as np
 
+from cnn import _arrays, _targets
+
 cnp.import_array()
 
 cdef int REAL_TYPE = cnp.NPY_FLOAT64 if CNN_REAL64 else cnp.NPY_FLOAT32
 DTYPE = np.dtype(np.float64 if CNN_REAL64 else np.float32)
 
 
-cdef object as_array(object a, str name):
-    """a as a NumPy array, over a's own memory if that can be: by the buffer protocol, __array__ or DLPack.
-
-    TypeError for what does not let its memory go: a tensor that requires grad, or on another device.
-    """
-    try:
-        if hasattr(a, "__dlpack__") and not hasattr(a, "__array__"):
-            return np.from_dlpack(a)
-        return np.asarray(a)
-    except (RuntimeError, BufferError, TypeError) as error:
-        raise TypeError(f"{name}: {type(a).__name__} cannot be read as an array: {error}") from error
-
-
-def odd_columns(frame):
-    """The columns of a DataFrame that are not numbers, or lack some, in words."""
-    return [f"column {key!r} is {kind}" for key, kind in frame.dtypes.items()
-            if getattr(kind, "kind", "O") not in "fiub"
-            or not isinstance(kind, np.dtype) and frame[key].isna().any()]
-
-
-def mend_of(a, array):
-    """What to do about an object that is not made of real numbers; array: it as NumPy has it."""
-    if hasattr(a, "toarray"):
-        return f": {type(a).__name__} is sparse: pass .toarray() of it, or to fit an iterable of such batches"
-    if is_frame(a) and (odd := odd_columns(a)):
-        return (f": {', '.join(odd[:5])}{', ...' * (len(odd) > 5)}: pandas.get_dummies makes numbers of categories and "
-                "text, .fillna of missing values; or leave it out")
-    if str(getattr(a, "dtype", "")) == "category":
-        return ": the numbers of a category are its .cat.codes"
-    return ": text has to be made numbers" if array.dtype.kind in "US" else ""
-
-
-def is_frame(a):
-    return hasattr(getattr(a, "dtypes", None), "items")
-
-
-cdef object real_array(object a, str name):
-    """as_array of what has to be real numbers."""
-    array = as_array(a, name)
-    if array.dtype.kind == "O" and is_frame(a) and not odd_columns(a):
-        array = a.to_numpy(np.float64)          # columns of several types
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}{mend_of(a, array)}")
-    return array
-
-
 cdef cnp.ndarray converted(object a, str name):
     """a as an array of this module's dtype: over a's own memory if that can be, else a C-contiguous copy."""
-    array = real_array(a, name)
-    return array if array.dtype == DTYPE else np.ascontiguousarray(array, DTYPE).reshape(array.shape)
+    return _arrays.converted(a, name, DTYPE)
 
 
 cdef inline bint fits(cnp.ndarray a) noexcept:
@@ -84,29 +39,16 @@ cdef cnp.ndarray as_matrix(object a, Py_ssize_t columns, str name, str where):
         a = converted(a, name)
     m = <cnp.ndarray>a
     if cnp.PyArray_NDIM(m) != 2 or (columns >= 0 and cnp.PyArray_DIM(m, 1) != columns):
-        wanted = f"(batch, {columns})" if columns >= 0 else "(rows, columns)"
-        raise ValueError(f"{name}: expected shape {wanted}{where}, got {np.shape(m)}{mend_of_shape(m, columns)}")
+        _arrays.refuse_matrix(m, columns, name, where)
     if not fits(m):
         m = converted(m.copy(), name)
     return m
 
 
-def mend_of_shape(array, columns):
-    """What to do about an array that is no matrix of so many columns."""
-    if array.ndim == 1 and array.size > 1:
-        if columns == 1:
-            return ": a column is [:, None] of it"
-        if columns < 0:
-            return ": a row is [None, :] of it, a column [:, None]"
-    if array.ndim == 2 and array.shape[0] == columns:
-        return ": the axes are exchanged? .T exchanges them"
-    return ""
-
-
 cdef cnp.ndarray as_rows(object a, Py_ssize_t columns, str name, str where):
     """as_matrix, also of arrays with more leading axes, or none: each (columns,) of them is a row."""
     if not cnp.PyArray_CheckExact(a):
-        a = real_array(a, name)
+        a = _arrays.real_array(_arrays.side_by_side(a, columns, name, DTYPE), name)
     cdef int axes = cnp.PyArray_NDIM(a)
     if axes != 2 and axes > 0 and cnp.PyArray_DIM(a, axes - 1) == columns:
         a = a.reshape(-1, columns)
@@ -126,18 +68,6 @@ cdef object led(cnp.ndarray rows, object x):
     return rows.reshape(leading_of(x) + (cnp.PyArray_DIM(rows, 1),))
 
 
-cdef object flat(object a, tuple leading, str name):
-    """An array with these leading axes, with one in their place; of a tuple each array."""
-    if a is None:
-        return None
-    if isinstance(a, tuple):
-        return tuple([flat(one, leading, name) for one in a])
-    a = as_array(a, name)
-    if a.shape[:len(leading)] != leading:
-        raise ValueError(f"{name}: expected the leading axes of x, {leading}, got shape {a.shape}")
-    return a.reshape((-1,) + a.shape[len(leading):])
-
-
 cdef cnp.ndarray as_vector(object a, Py_ssize_t n, str name):
     """a as a contiguous array of shape (n,)."""
     cdef cnp.ndarray v
@@ -145,8 +75,7 @@ cdef cnp.ndarray as_vector(object a, Py_ssize_t n, str name):
         a = converted(a, name)
     v = <cnp.ndarray>a
     if cnp.PyArray_NDIM(v) != 1 or cnp.PyArray_DIM(v, 0) != n:
-        mend = f": a vector is .reshape({n}) of it" if v.size == n and cnp.PyArray_NDIM(v) > 1 else ""
-        raise ValueError(f"{name}: expected shape ({n},), got {np.shape(v)}{mend}")
+        _arrays.refuse_vector(v, n, name)
     return v if fits(v) else converted(v.copy(), name)
 
 
@@ -172,16 +101,12 @@ cdef cnp.ndarray as_out(object out, tuple shape, str name, bint any_rows=False):
     It must be C-contiguous, or with any_rows only its last axis.
     """
     cdef cnp.ndarray o
-    if not cnp.PyArray_Check(out):
-        raise TypeError(f"{name}: expected a NumPy array, got {type(out).__name__}")
-    o = out
-    if np.shape(o) != shape or o.dtype != DTYPE:
-        raise ValueError(f"{name}: expected shape {shape} and dtype {DTYPE}, got {np.shape(o)} and {o.dtype}")
-    if not cnp.PyArray_ISBEHAVED(o):
-        raise ValueError(f"{name}: expected a writeable, aligned array")
-    if not (cnp.PyArray_IS_C_CONTIGUOUS(o) or any_rows and fits(o)):
-        raise ValueError(f"{name}: expected a C-contiguous array, got strides {out.strides}")
-    return o
+    if cnp.PyArray_Check(out):
+        o = out
+        if (cnp.PyArray_TYPE(o) == REAL_TYPE and cnp.PyArray_ISBEHAVED(o) and out.shape == shape
+                and (cnp.PyArray_IS_C_CONTIGUOUS(o) or any_rows and fits(o))):
+            return o
+    _arrays.refuse_out(out, shape, DTYPE, name)
 
 
 cdef cnp.ndarray as_output(object out, Py_ssize_t rows, Py_ssize_t columns):

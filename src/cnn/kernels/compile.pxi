@@ -56,7 +56,7 @@ cdef int compile_network(Network* net, list shapes, list ops, uint64_t seed) exc
         op.key = random_bits(seed, i)
         op.does.place(net, op, spec)
         net.work += op.work
-        net.n_parameters += (larger(op.rows, 1) * op.has_weight + op.has_bias) * op.n_out
+        net.n_parameters += larger(op.rows, 1) * op.columns * op.has_weight + op.n_out * op.has_bias
         net.single = net.single and op.does.single and op.src == op.dst - 1
         net.random = net.random or op.does.random
     share_gradients(net)

@@ -52,7 +52,7 @@ def linear_forward(x, weight, bias, int act, double param, out, pre):
     cdef cnp.ndarray w = as_matrix(weight, -1, "weight", "")
     cdef Py_ssize_t n_in = cnp.PyArray_DIM(w, 0), n_out = cnp.PyArray_DIM(w, 1)
     if not cnp.PyArray_CheckExact(x):
-        x = real_array(x, "x")
+        x = _arrays.real_array(x, "x")
     cdef cnp.ndarray a = as_rows(x, n_in, "x", " for this weight")
     cdef Py_ssize_t batch = cnp.PyArray_DIM(a, 0)
     cdef cnp.ndarray b = None if bias is None else as_vector(bias, n_out, "bias")
@@ -99,7 +99,7 @@ def linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, 
     cdef cnp.ndarray w = as_matrix(weight, -1, "weight", "")
     cdef Py_ssize_t n_in = cnp.PyArray_DIM(w, 0), n_out = cnp.PyArray_DIM(w, 1)
     if not cnp.PyArray_CheckExact(x):
-        x = real_array(x, "x")
+        x = _arrays.real_array(x, "x")
     cdef cnp.ndarray a = as_rows(x, n_in, "x", " for this weight")
     cdef Py_ssize_t batch = cnp.PyArray_DIM(a, 0)
     if cnp.PyArray_NDIM(x) != 2:
@@ -255,8 +255,8 @@ def sgd_step(param, grad, momentum_buffer, double lr, double momentum, double da
                 memcpy(data(m) + vectors, end + 32, rest * sizeof(real))
 
 
-def loss_and_gradient(loss, outputs, targets, sample_weight=None, vector=None):
-    """(loss, its gradient with respect to the outputs) of outputs (batch, n); loss: a loss's `spec()`.
+def loss_and_gradient(loss, dict made, outputs, targets, sample_weight=None, vector=None):
+    """(loss, its gradient with respect to the outputs) of outputs (batch, n); made: the loss's criteria by n, so far.
 
     With a vector (batch, n), the second derivative times that instead of the gradient.
     """
@@ -271,7 +271,9 @@ def loss_and_gradient(loss, outputs, targets, sample_weight=None, vector=None):
     cdef double total, weights, scale
     if batch == 0 or n == 0:
         raise ValueError(f"outputs: expected at least one row and one column, got shape {np.shape(y)}")
-    criterion = Criterion(loss, n)
+    criterion = made.get(n)
+    if criterion is None:
+        made[n] = criterion = Criterion(loss.spec(), n)
     t = criterion.targets(targets, batch, "targets", "", "outputs")
     if sample_weight is not None:
         w = as_weights(sample_weight, batch, "sample_weight")

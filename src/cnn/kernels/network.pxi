@@ -62,6 +62,7 @@ cdef struct Op:
     int64_t* tracked        # batches in them
     int64_t own_tracked     # ... of an op that does not share them with another network's
     uint64_t key            # dropout: of its random numbers
+    Py_ssize_t start        # columns: the first of the source that is taken
 
 cdef struct Network:
     int n_ops

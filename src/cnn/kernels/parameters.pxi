@@ -28,8 +28,8 @@ cdef cnp.ndarray packed(const Network* net, const real* block):
                 for j in range(op.n_out):
                     at[i * op.n_out + j] = block[op.weight + j * op.row + i]
         elif op.has_weight:
-            copy_rows(larger(op.rows, 1), op.n_out, block + op.weight, op.row, at, op.n_out)
-        at += larger(op.rows, 1) * op.n_out * op.has_weight
+            copy_rows(larger(op.rows, 1), op.columns, block + op.weight, op.row, at, op.columns)
+        at += larger(op.rows, 1) * op.columns * op.has_weight
         if op.has_bias:
             memcpy(at, block + op.bias, op.n_out * sizeof(real))
             at += op.n_out
@@ -51,8 +51,8 @@ cdef int unpack(const Network* net, object vector, str name, real* block) except
                 for j in range(op.n_out):
                     block[op.weight + j * op.row + i] = at[i * op.n_out + j]
         elif op.has_weight:
-            copy_rows(larger(op.rows, 1), op.n_out, at, op.n_out, block + op.weight, op.row)
-        at += larger(op.rows, 1) * op.n_out * op.has_weight
+            copy_rows(larger(op.rows, 1), op.columns, at, op.columns, block + op.weight, op.row)
+        at += larger(op.rows, 1) * op.columns * op.has_weight
         if op.has_bias:
             memcpy(block + op.bias, at, op.n_out * sizeof(real))
             at += op.n_out
@@ -60,7 +60,7 @@ cdef int unpack(const Network* net, object vector, str name, real* block) except
 
 
 cdef cnp.ndarray view(Network* net, const Op* op, str what, object owner):
-    """An array over the memory of an op's "weight" ((rows, columns), norms: (n,)), "bias", "grad_weight", "grad_bias",
+    """An array over the memory of an op's "weight" ((rows, columns) or (columns,)), "bias", "grad_weight", "grad_bias",
     "running_mean" or "running_var" (n,); it keeps the owner alive. None for what the op does not have."""
     cdef real* block = net.grads if what.startswith("grad_") else net.params
     cdef cnp.npy_intp shape[2]
@@ -76,6 +76,7 @@ cdef cnp.ndarray view(Network* net, const Op* op, str what, object owner):
         if not op.has_weight:
             return None
         block += op.weight
+        shape[0] = op.columns
         if op.rows > 0:
             dims = 2
             shape[0], shape[1] = op.rows, op.columns

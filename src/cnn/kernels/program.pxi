@@ -147,14 +147,18 @@ cdef class Program:
         (in_features,) of an array with other leading axes is a row."""
         return as_rows(x, self.net.buffers[0].width, name, self.takes)
 
+    def joined(self, x, name="x"):
+        """Several inputs, a list of matrices whose columns add up to in_features, side by side; all else as it is."""
+        return _arrays.side_by_side(x, self.net.buffers[0].width, name, DTYPE)
+
     def flattened(self, x, y, w=None, name_x="x", name_y="targets", name_w="sample_weight"):
         """x with the axes (batch, in_features), and y and w with as many: their leading axes are those of x."""
         if not cnp.PyArray_CheckExact(x):
-            x = real_array(x, name_x)
+            x = _arrays.real_array(self.joined(x, name_x), name_x)
         if cnp.PyArray_NDIM(x) == 2:
             return x, y, w
         leading = leading_of(x)
-        return self.inputs(x, name_x), flat(y, leading, name_y), flat(w, leading, name_w)
+        return self.inputs(x, name_x), _arrays.flat(y, leading, name_y), _arrays.flat(w, leading, name_w)
 
     def targets(self, y, Py_ssize_t batch, name="targets"):
         """y as the loss can read it: class indices (batch,) or numbers (batch, out_features)."""
@@ -174,6 +178,12 @@ cdef class Program:
         p.wants.gather = self.net.pad_input
         if t is not None:
             self.loss.bind(&p.batch, t, w)
+
+    cdef int some_count(self, Pass* p) except -1:
+        """ValueError if no row of a batch counts: its loss is not defined."""
+        if loss_weight(&p.batch.loss, p.batch.rows, p.batch.target, p.batch.target_bytes, p.batch.weight) == 0:
+            raise ValueError("x: no row counts: their weights are 0, or their targets are to be ignored")
+        return 0
 
     cdef double reduced(self, double total, double weight):
         """The loss of a batch from its sums."""
@@ -230,11 +240,11 @@ cdef class Program:
         cdef double loss, weight = 0
         cdef Pass p
         if not cnp.PyArray_CheckExact(x):
-            x = real_array(x, "x")
-        rows = self.inputs(x)
+            x = _arrays.real_array(self.joined(x), "x")
+        rows = as_rows(x, self.net.buffers[0].width, "x", self.takes)
         batch = cnp.PyArray_DIM(rows, 0)
         if y is not None and cnp.PyArray_NDIM(x) != 2:
-            y = flat(y, leading_of(x), "targets")
+            y = _arrays.flat(y, leading_of(x), "targets")
         if y is not None:
             t = self.targets(y, batch)
             if batch == 0:
@@ -246,6 +256,8 @@ cdef class Program:
             self.reserve(&self.train, batch, True, threads)
             p = self.training_pass(batch, threads)
             self.set_rows(&p, rows, t)
+            if t is not None:
+                self.some_count(&p)
             p.wants.gather = p.wants.forward = p.wants.keep = True
             if t is None:
                 out = empty_matrix(batch, self.net.outputs)
@@ -327,7 +339,7 @@ cdef class Program:
         The gradients are replaced by this one.
         """
         x, y, _ = self.flattened(x, y)
-        cdef cnp.ndarray rows = self.inputs(x)
+        cdef cnp.ndarray rows = as_rows(x, self.net.buffers[0].width, "x", self.takes)
         cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), correct = 0
         cdef cnp.ndarray t = self.targets(y, batch)
         cdef double loss, weight = 0
@@ -341,6 +353,7 @@ cdef class Program:
             self.reserve(&self.train, batch, True, threads)
             p = self.training_pass(batch, threads)
             self.set_rows(&p, rows, t)
+            self.some_count(&p)
             p.wants.forward = p.wants.keep = p.wants.backward = p.wants.weights = p.wants.overwrite = True
             self.begin(batch, training)
             with nogil:
@@ -410,6 +423,7 @@ cdef class Program:
             self.stepper.unfused = needs_gradients(&self.stepper)
             p = self.training_pass(batch, threads)
             self.set_rows(&p, rows, t, v)
+            self.some_count(&p)
             p.wants.forward = p.wants.keep = p.wants.backward = p.wants.weights = True
             p.wants.overwrite = self.stepper.unfused
             single = self.single(v)
@@ -538,8 +552,8 @@ cdef class Program:
         cdef Py_ssize_t batch
         cdef Pass p
         if not cnp.PyArray_CheckExact(x):
-            x = real_array(x, "x")
-        rows = self.inputs(x)
+            x = _arrays.real_array(self.joined(x), "x")
+        rows = as_rows(x, self.net.buffers[0].width, "x", self.takes)
         batch = cnp.PyArray_DIM(rows, 0)
         if out is None:
             result = empty_matrix(batch, self.net.outputs)

@@ -7,25 +7,33 @@ initialisers ask for, and its faces. A new one needs no other place.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .. import functional, initializers
-from .._checks import choice, number
+from .._checks import choice, number, positive
 from .base import Layer
 
 __all__ = [
+    "CELU",
     "ELU",
     "GELU",
+    "SELU",
+    "HardSigmoid",
+    "HardSwish",
     "Identity",
     "LeakyReLU",
+    "Mish",
     "ReLU",
+    "ReLU6",
     "SiLU",
     "Sigmoid",
     "Softplus",
+    "Softsign",
     "Tanh",
 ]
 
@@ -124,11 +132,12 @@ class Activation(Layer, abstract=True):
         return x.op(onnx.operator, **{name: getattr(self, argument) for name, argument in onnx.attributes.items()})
 
     @classmethod
-    def _from_onnx(cls, attributes: Mapping[str, Any]) -> Activation:
-        """The activation that the operator with these attributes is."""
-        return cls(
-            **{argument: attributes[name] for name, argument in cls.onnx.attributes.items() if name in attributes}
-        )
+    def _forms(cls, numbers: Iterable[float]) -> Iterator[Activation]:
+        """The activations of this class that a formula with these numbers may be."""
+        yield cls()
+        for name in signature(cls).parameters:
+            if name != "dtype":
+                yield from (cls(**{name: number}) for number in numbers)
 
     def _to_c(self, code):
         code.begin()
@@ -300,6 +309,10 @@ class GELU(Activation):
         self.approximate = choice("approximate", approximate, ("none", "tanh"))
         self.function = "gelu" if approximate == "none" else "gelu_tanh"
 
+    @classmethod
+    def _forms(cls, numbers):
+        return map(cls, ("none", "tanh"))
+
     @property
     def c(self):  # type: ignore[override]
         """Its statements in C."""
@@ -354,3 +367,144 @@ class Softplus(Activation):
         if module.beta != 1 or module.threshold < cls._THRESHOLD_LEAST:
             raise TypeError(f"expected beta=1 and a threshold of at least {cls._THRESHOLD_LEAST}")
         return cls()
+
+
+class SELU(Activation):
+    """f(z) = scale z for z > 0, scale alpha (exp(z) - 1) otherwise, with scale = 1.0507 and alpha = 1.6733.
+
+    With them, mean 0 and variance 1 are kept from layer to layer (Klambauer, Unterthiner, Mayr and Hochreiter, 2017).
+    """
+
+    function = "selu"
+    gain = 3 / 4
+    torch_name = "SELU"
+    onnx = Onnx("Selu", float64=False)
+    c = (
+        ("clamp", "v > {0.0} ? {0.0} : v"),
+        ("t", "{1.6732632423543772} * {expm1}(t)"),
+        ("v", "v > {0.0} ? v : t"),
+        ("v", "{1.0507009873554805} * v"),
+    )
+
+    def onnx_formula(self, x):
+        return (x > 0.0).op("Where", 1.0507009873554805 * x, 1.7580993408473769 * (x.op("Min", 0.0).op("Exp") - 1.0))
+
+
+class CELU(Activation):
+    """f(z) = z for z > 0, alpha (exp(z / alpha) - 1) otherwise (Barron, 2017).
+
+    Parameters
+    ----------
+    alpha : float
+        Above 0.
+    """
+
+    function = "celu"
+    param = 1.0
+    gain = None
+    torch_name = "CELU"
+    onnx = Onnx("Celu", {"alpha": "alpha"}, opset=12, float64=False)
+    c = (("clamp", "(v > {0.0} ? {0.0} : v) / {a}"), ("t", "{a} * {expm1}(t)"), ("v", "v > {0.0} ? v : t"))
+
+    def __init__(self, alpha=param):
+        self.param = positive("alpha", alpha)
+
+    @property
+    def alpha(self) -> float:
+        """What -f(z) tends to for z to -infinity."""
+        return self.param
+
+    @classmethod
+    def _forms(cls, numbers):
+        return super()._forms([number for number in numbers if number > 0])
+
+    def onnx_formula(self, x):
+        return (x > 0.0).op("Where", x, self.param * ((x.op("Min", 0.0) / self.param).op("Exp") - 1.0))
+
+
+class Mish(Activation):
+    """f(z) = z tanh(log(1 + exp(z))) (Misra, 2019)."""
+
+    function = "mish"
+    gain = None
+    torch_name = "Mish"
+    onnx = Onnx("Mish", opset=18, float64=False)
+    # tanh(log(1 + e)) = n / (n + 2) with n = e (e + 2), which is 1 from z = 20 on
+    c = (
+        ("clamp", "v > {20.0} ? {20.0} : v"),
+        ("t", "{exp}(t)"),
+        ("t", "t * (t + {2.0})"),
+        ("v", "(v < {-760.0} ? {-760.0} : v) * (t / (t + {2.0}))"),
+    )
+
+    def onnx_formula(self, x):
+        e = x.op("Min", 20.0).op("Exp")
+        n = e * (e + 2.0)
+        return x * (n / (n + 2.0))
+
+
+class Softsign(Activation):
+    """f(z) = z / (1 + abs(z))."""
+
+    function = "softsign"
+    gain = None
+    torch_name = "Softsign"
+    onnx = Onnx("Softsign", float64=False)
+    c = (
+        ("v", "v < {-1e30} ? {-1e30} : v"),
+        ("v", "v > {1e30} ? {1e30} : v"),
+        ("v", "v / ({1.0} + {fabs}(v))"),
+    )
+
+    def onnx_formula(self, x):
+        return x / (abs(x) + 1.0)
+
+
+class ReLU6(Activation):
+    """f(z) = min(max(z, 0), 6); f'(0) = f'(6) = 0."""
+
+    function = "relu6"
+    gain = None
+    torch_name = "ReLU6"
+    onnx = Onnx()
+    c = (("v", "v < {0.0} ? {0.0} : v"), ("v", "v > {6.0} ? {6.0} : v"))
+
+    def onnx_formula(self, x):
+        return x.op("Clip", 0.0, 6.0)
+
+
+class HardSigmoid(Activation):
+    """f(z) = min(max(z + 3, 0), 6) / 6; f'(-3) = f'(3) = 0."""
+
+    function = "hardsigmoid"
+    gain = None
+    outputs = "probabilities"
+    torch_name = "Hardsigmoid"
+    onnx = Onnx("HardSigmoid", {"alpha": "_slope"}, float64=False)
+    _slope = 1 / 6
+    c = (
+        ("v", "v < {-3.0} ? {-3.0} : v"),
+        ("v", "v > {3.0} ? {3.0} : v"),
+        ("v", "(v + {3.0}) * {0.16666666666666666}"),
+    )
+
+    def onnx_formula(self, x):
+        return (x + 3.0).op("Clip", 0.0, 6.0) * self._slope
+
+
+class HardSwish(Activation):
+    """f(z) = z min(max(z + 3, 0), 6) / 6 (Howard and others, 2019); f'(-3) = 0, f'(3) = 1."""
+
+    function = "hardswish"
+    gain = None
+    torch_name = "Hardswish"
+    onnx = Onnx("HardSwish", opset=14, float64=False)
+    c = (
+        ("t", "v < {-3.0} ? {-3.0} : v"),
+        ("t", "t > {3.0} ? {3.0} : t"),
+        ("t", "(t + {3.0}) * {0.16666666666666666}"),
+        ("v", "(v < {-3.0} ? {-3.0} : v) * t"),
+    )
+
+    def onnx_formula(self, x):
+        return x * ((x + 3.0).op("Clip", 0.0, 6.0) * (1 / 6))

@@ -1,5 +1,7 @@
 """Branches: `Add`, `Multiply`, `Maximum` and `Concat` join layers or whole chains that all read the same input.
 
+With ``split=True`` each reads columns of its own of that input, one branch after the other: several inputs.
+
 Going back, the gradient of that input is the sum over the branches (the copy gate). `Identity` among the branches makes
 a residual connection, `Multiply` a gated unit, `Maximum` a maxout unit.
 """
@@ -8,8 +10,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from .._checks import flag
 from .._dispatch import kernels
 from .base import Layer
+from .columns import Columns
 from .graph import Place, computes_natively
 
 __all__ = ["Add", "Concat", "Maximum", "Multiply"]
@@ -22,6 +26,8 @@ class Branches(Layer, abstract=True):
     ----------
     *branches : Layer or Sequential
         At least two.
+    split : bool
+        True: the branches do not read the same columns, but each those that follow the ones of the branch before it.
 
     Attributes
     ----------
@@ -41,7 +47,7 @@ class Branches(Layer, abstract=True):
     symbol: ClassVar[str]
     _fixed = ("branches",)
 
-    def __init__(self, *branches):
+    def __init__(self, *branches, split=False):
         name = type(self).__name__
         if len(branches) == 1 and isinstance(branches[0], (list, tuple)):
             raise TypeError(f"{name}: expected branches as arguments, {name}(a, b), not a list of them")
@@ -55,7 +61,7 @@ class Branches(Layer, abstract=True):
             raise ValueError(f"{name}: expected 2 to {most} branches, got {len(branches)}")
         if len({id(branch) for branch in branches}) < len(branches):
             raise ValueError(f"{name}: the same branch was passed twice; a layer can stand in a model once")
-        self.branches = branches
+        self.branches = _split(branches, name) if flag("split", split) else branches
 
     @property
     def children(self):  # type: ignore[override]
@@ -68,7 +74,7 @@ class Branches(Layer, abstract=True):
         return twin
 
     def _in_features(self):
-        return next((n for n in (branch._in_features() for branch in self.branches) if n is not None), None)
+        return max((n for n in (branch._in_features() for branch in self.branches) if n is not None), default=None)
 
     def _compile(self, graph, source, place):
         ends = []
@@ -126,6 +132,9 @@ class Add(Branches):
     ----------
     *branches : Layer or Sequential
         From 2 to 64, of one width.
+    split : bool
+        True: each branch reads columns of its own, as many as it takes, one branch after the other: the first ones are
+        those of the first branch. The model takes them as one array or, at its beginning, as a list of arrays.
     """
 
     op = "add"
@@ -145,6 +154,9 @@ class Multiply(Branches):
     ----------
     *branches : Layer or Sequential
         From 2 to 64, of one width.
+    split : bool
+        True: each branch reads columns of its own, as many as it takes, one branch after the other: the first ones are
+        those of the first branch. The model takes them as one array or, at its beginning, as a list of arrays.
     """
 
     op = "multiply"
@@ -167,6 +179,9 @@ class Maximum(Branches):
     ----------
     *branches : Layer or Sequential
         From 2 to 64, of one width.
+    split : bool
+        True: each branch reads columns of its own, as many as it takes, one branch after the other: the first ones are
+        those of the first branch. The model takes them as one array or, at its beginning, as a list of arrays.
     """
 
     op = "maximum"
@@ -191,6 +206,9 @@ class Concat(Branches):
     ----------
     *branches : Layer or Sequential
         From 2 to 64.
+    split : bool
+        True: each branch reads columns of its own, as many as it takes, one branch after the other: the first ones are
+        those of the first branch. The model takes them as one array or, at its beginning, as a list of arrays.
     """
 
     op = "concat"
@@ -211,3 +229,19 @@ class Concat(Branches):
             code.loop(width, f"{code.target}[{at} + j] = {source}[j];")
             at += width
         code.clear_padding(at)
+
+
+def _split(branches: tuple, name: str) -> tuple:
+    """Each branch behind the columns that it reads."""
+    chain = Layer.known["Sequential"]
+    made, at = [], 0
+    for i, branch in enumerate(branches):
+        width = branch._in_features()
+        if width is None:
+            raise ValueError(
+                f"split: {name}[{i}], {branch!r}, takes any number of inputs: let the branch begin with cnn.Columns, "
+                "and leave split out"
+            )
+        made.append(chain([Columns(at, at + width), branch], dtype=getattr(branch, "dtype", "float32")))
+        at += width
+    return tuple(made)

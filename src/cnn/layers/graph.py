@@ -92,7 +92,9 @@ class Graph:
     def expect(self, place: Place, source: int, features: int) -> None:
         """ValueError if a layer that takes `features` inputs gets another number of them."""
         if (given := self.features(source)) != features:
-            raise ValueError(f"{place}: expects {features} inputs, but {self.givers[source]}, gives {given}")
+            begins = source == 0 and "]" in place.label  # a branch of the model's input
+            mend = ": with split=True each branch reads columns of its own" if begins else ""
+            raise ValueError(f"{place}: expects {features} inputs, but {self.givers[source]}, gives {given}{mend}")
 
     def once(self, place: Place) -> None:
         """ValueError if a layer stands in the model twice."""

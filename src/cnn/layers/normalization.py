@@ -141,8 +141,9 @@ class BatchNorm1d(Norm):
         return layer
 
     def _to_onnx(self, graph, x):
-        names = ("running_mean", "running_var")
-        statistics = [graph.parameter(name, getattr(self, name)) for name in names]
+        # The attribute is a float32: what it lacks of eps goes to the variance.
+        var = self.running_var + (self.eps - float(np.float32(self.eps))) if graph.float64 else self.running_var
+        statistics = graph.parameter("running_mean", self.running_mean), graph.parameter("running_var", var)
         return x.op("BatchNormalization", *self._onnx_arrays(graph), *statistics, epsilon=self.eps)
 
     def _to_c(self, code):
@@ -228,10 +229,10 @@ class LayerNorm(Norm):
 
     def _to_onnx(self, graph, x):
         weight, bias = self._onnx_arrays(graph)
-        if graph.opset >= 17:
+        if graph.opset >= 17 and not graph.float64:  # the attribute is a float32
             return x.op("LayerNormalization", weight, bias, axis=-1, epsilon=self.eps)
-        centred = x - x.op("ReduceMean", axes=[-1])
-        variance = (centred * centred).op("ReduceMean", axes=[-1])
+        centred = x - x.mean()
+        variance = (centred * centred).mean()
         return centred / (variance + self.eps).op("Sqrt") * weight + bias
 
     def _to_c(self, code):

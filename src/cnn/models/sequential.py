@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import layers, losses, optim
 from .._checks import foreign, fraction, in_range, integer, seed_of, transposed
+from .._configurable import object_for
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
 from ..files import checkpoint
@@ -109,7 +110,8 @@ class Sequential(layers.Chain):
     def loss(self, loss):
         loss = _as_loss(loss)
         if loss is not None and not isinstance(loss, losses.Loss):
-            raise TypeError(f"loss: expected a loss such as cnn.MSELoss(), a function, or None, got {loss!r}")
+            mend = object_for(loss, losses.Loss.known)
+            raise TypeError(f"loss: expected a loss such as cnn.MSELoss(), a function, or None, got {loss!r}{mend}")
         if loss is not None:
             computes_natively(loss, f"loss {loss!r}")
         self._core.set_loss(loss)
@@ -124,7 +126,8 @@ class Sequential(layers.Chain):
     @optimizer.setter
     def optimizer(self, optimizer):
         if optimizer is not None and not isinstance(optimizer, optim.Optimizer):
-            raise TypeError(f"optimizer: expected an optimiser such as cnn.SGD(), got {optimizer!r}")
+            mend = object_for(optimizer, optim.Optimizer.known)
+            raise TypeError(f"optimizer: expected an optimiser such as cnn.SGD(), got {optimizer!r}{mend}")
         self._core.set_optimizer(optimizer)
 
     @property
@@ -420,7 +423,8 @@ class Sequential(layers.Chain):
         ----------
         x : array_like of shape (batch, in_features)
             The batch may be empty. Of an array with other leading axes each (in_features,) is a row, and the result has
-            its leading axes: (in_features,) gives (out_features,), (T, N, in_features) gives (T, N, out_features).
+            its leading axes: (in_features,) gives (out_features,), (T, N, in_features) gives (T, N, out_features). A
+            list of arrays (batch, columns), whose columns add up to in_features, stands for them side by side.
         out : ndarray of shape (batch, out_features), optional
             Where the result goes; of the model's dtype, rows contiguous.
         threads : int, optional
@@ -957,7 +961,7 @@ def _split(parts) -> tuple[list, losses.Loss | None]:
         if isinstance(part, losses.Loss):
             raise ValueError(f"layer {i}, {part!r}: a loss can only stand last")
         if not isinstance(part, layers.Layer):
-            hint = " (pass an object, not the class)" if isinstance(part, type) else ""
+            hint = object_for(part, {**layers.Layer.known, **losses.Loss.known})
             if isinstance(part, (list, tuple)):
                 hint = ": one list of layers, or a cnn.Sequential for the inner ones"
             raise TypeError(f"layer {i}: expected a layer, got {part!r}{hint}")

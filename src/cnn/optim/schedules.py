@@ -12,6 +12,7 @@ With t the count, from 0 on, and lr the optimiser's learning rate, which the sch
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -108,12 +109,13 @@ class Schedule(Configurable, kind="schedule"):
         """The momenta after t steps; NaN where the schedule leaves it alone."""
         return np.nan
 
-    def plot(self, count: int, lr: float = 1.0, ax=None, path=None):
+    def plot(self, count: Any = 100, lr: float = 1.0, ax=None, path=None):
         """Draw the learning rate, and the momentum if it is cycled, over `count` steps or epochs.
 
         Parameters
         ----------
-        count : int
+        count : int, str or path
+            A path in its place is `path`, and the count 100.
         lr : float
             The optimiser's.
         ax : matplotlib.axes.Axes, optional
@@ -130,6 +132,8 @@ class Schedule(Configurable, kind="schedule"):
         ImportError
             Without matplotlib.
         """
+        if isinstance(count, (str, os.PathLike)):
+            count, path = 100, count
         rates = self.rates(0, count, lr)
         if ax is None:
             ax = figure_for(path, f"{type(self).__name__}.plot").subplots()

@@ -508,6 +508,7 @@ def source_of(context, x, y, w, names: Names, epochs: int = 1, arrays: bool = Fa
             raise ValueError(f"{names.y}: expected none beside Blocks, which has its own")
         return _Blocks(context, x, names)
     if y is not None or arrays:
+        x = context.program.joined(x, names.x)
         if any(mapped(a) is not None for a in (x, y)):
             x, y = (a if mapped(a) is not None else np.asarray(a) for a in (x, y))
             return _Blocks(context, Blocks(x, y, w), names)

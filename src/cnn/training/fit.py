@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from .._checks import flag, integer, number
+from .._configurable import names_arguments
 from .._threads import threads_for
 from ..optim.optimizers import Optimizer
 from ..optim.schedules import ReduceLROnPlateau
@@ -116,6 +117,7 @@ class Context:
 # fit ------------------------------------------------------------------------------------------------------------------
 
 
+@names_arguments
 def fit(
     self: Any,
     x,
@@ -143,7 +145,7 @@ def fit(
     verbose=None,
     checkpoint=None,
     checkpoint_every=1,
-    keep=3,
+    max_to_keep=3,
     resume=False,
 ) -> History:
     """Train for a number of epochs, in native code.
@@ -154,7 +156,8 @@ def fit(
         A `numpy.memmap` may be larger than memory: it is read and converted in blocks of about 64 MiB, which come
         in random order, with their rows in random order (see `cnn.Blocks`). An iterable gives (x, y) or
         (x, y, sample_weight) for each batch, and is iterated over once in each epoch; a Sequence of batches is
-        shuffled by batches.
+        shuffled by batches. For several inputs (branches with ``split=True``) a list of arrays (n, columns), whose
+        columns add up to in_features, stands for them side by side: they are copied once.
     y : array_like, optional
         Targets as the loss wants them: class indices of shape (n,), or numbers of shape (n, out_features). None if
         x brings them.
@@ -228,7 +231,7 @@ def fit(
         A folder for checkpoints: see `cnn.ModelCheckpoint`, which is added to the callbacks.
     checkpoint_every : int
         Epochs from one checkpoint to the next.
-    keep : int
+    max_to_keep : int
         How many checkpoints stay: `max_to_keep` of `cnn.ModelCheckpoint`.
     resume : bool
         Whether to go on after the newest checkpoint in that folder, if there is one.
@@ -273,7 +276,8 @@ def fit(
         batch_size = MOST_ROWS if batch_size is None else integer("batch_size", batch_size, 1)
         initial_epoch = integer("initial_epoch", initial_epoch, 0)
         accumulation_steps = integer("accumulation_steps", accumulation_steps, 1)
-        checkpoint_every, keep = integer("checkpoint_every", checkpoint_every, 1), integer("keep", keep, 1)
+        checkpoint_every = integer("checkpoint_every", checkpoint_every, 1)
+        max_to_keep = integer("max_to_keep", max_to_keep, 1)
         validation_freq = integer("validation_freq", validation_freq, 1)
         steps_per_epoch = None if steps_per_epoch is None else integer("steps_per_epoch", steps_per_epoch, 1)
         drop_last, stratify = flag("drop_last", drop_last), flag("stratify", stratify)
@@ -308,7 +312,7 @@ def fit(
             names.append("lr")
         saver = None
         if checkpoint is not None:
-            saver = ModelCheckpoint(checkpoint, checkpoint_every, keep)
+            saver = ModelCheckpoint(checkpoint, checkpoint_every, max_to_keep)
             chosen.append(saver)
         for callback in chosen:
             callback._check(names)
@@ -413,12 +417,19 @@ def _validation(model, source: Source, data, split, stratify: bool, epochs: int)
     batches = isinstance(data, list) and all(isinstance(b, (tuple, list)) and len(b) in (2, 3) for b in data)
     if isinstance(data, (tuple, list)) and not (batches and data):
         if len(data) not in (2, 3) or np.isscalar(data[0]):
-            raise ValueError("validation_data: expected a pair (x, y), or (x, y, sample_weight), or batches of them")
+            raise _no_pair(data)
         w = data[2] if len(data) == 3 else None
         return source_of(context, data[0], data[1], w, VALIDATION, arrays=True)
     if isinstance(data, (np.ndarray, dict, str, bytes)) or not hasattr(data, "__iter__"):
-        raise ValueError("validation_data: expected a pair (x, y), or (x, y, sample_weight), or batches of them")
+        raise _no_pair(data)
     return source_of(context, data, None, None, VALIDATION, epochs)
+
+
+def _no_pair(data: Any) -> ValueError:
+    got = f"{len(data)} of them" if isinstance(data, (tuple, list)) else type(data).__name__
+    return ValueError(
+        f"validation_data: expected a pair (x, y), or (x, y, sample_weight), or batches of them, got {got}"
+    )
 
 
 def _warn_of_order(source: Rows) -> None:
@@ -440,7 +451,7 @@ def _warn_of_order(source: Rows) -> None:
             "validation_split: takes the last rows, but y is sorted by class: some classes are hardly trained on, or "
             "not validated: pass stratify=True, or shuffle x and y before",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -692,6 +703,7 @@ class _Trainer:
 # evaluate -------------------------------------------------------------------------------------------------------------
 
 
+@names_arguments
 def evaluate(self: Any, x, y=None, sample_weight=None, metrics=(), threads=None, class_weight=None) -> dict[str, float]:
     """The loss and the metrics of x and y, in evaluation mode.
 
@@ -760,5 +772,5 @@ def _evaluate(model, source: Source, meter: _Meter, threads: int) -> dict[str, f
     numbers = meter.numbers(totals)
     numbers["loss"] += program.penalty()
     if odd or not totals[1]:
-        warnings.warn(odd or f"{source.names.all}: {NOTHING_COUNTS}: the loss is NaN", RuntimeWarning, stacklevel=3)
+        warnings.warn(odd or f"{source.names.all}: {NOTHING_COUNTS}: the loss is NaN", RuntimeWarning, stacklevel=4)
     return numbers

@@ -1,0 +1,133 @@
+"""Arrays that callers hand in, where the kernels cannot read them as they lie: conversions and errors.
+
+The quick checks stand in kernels/arrays.pxi, which calls these functions when one of them fails.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import numpy as np
+
+
+def as_array(a: Any, name: str) -> np.ndarray:
+    """a as a NumPy array, over a's own memory if that can be: by the buffer protocol, __array__ or DLPack.
+
+    Raises
+    ------
+    TypeError
+        If it does not let its memory go: a tensor that requires grad, or on another device.
+    """
+    try:
+        if hasattr(a, "__dlpack__") and not hasattr(a, "__array__"):
+            return np.from_dlpack(a)
+        return np.asarray(a)
+    except (RuntimeError, BufferError, TypeError) as error:
+        raise TypeError(f"{name}: {type(a).__name__} cannot be read as an array: {error}") from error
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{name}: {type(a).__name__} cannot be read as an array: {error}") from error
+
+
+def real_array(a: Any, name: str) -> np.ndarray:
+    """as_array of what has to be real numbers: TypeError if it is not."""
+    array = as_array(a, name)
+    if array.dtype.kind == "O" and _is_frame(a) and not _odd_columns(a):
+        array = a.to_numpy(np.float64)  # columns of several types
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}{_mend_of(a, array)}")
+    return array
+
+
+def converted(a: Any, name: str, dtype: np.dtype) -> np.ndarray:
+    """a as an array of this dtype: over a's own memory if that can be, else a C-contiguous copy."""
+    array = real_array(a, name)
+    return array if array.dtype == dtype else np.ascontiguousarray(array, dtype).reshape(array.shape)
+
+
+def side_by_side(a: Any, columns: int, name: str, dtype: np.dtype) -> Any:
+    """A list of matrices whose columns add up to those of a model's input as one matrix; anything else as it is."""
+    if not isinstance(a, (list, tuple)) or len(a) < 2 or not all(len(getattr(one, "shape", ())) == 2 for one in a):
+        return a
+    arrays = [real_array(one, f"{name}[{i}]") for i, one in enumerate(a)]
+    rows, widths = [len(one) for one in arrays], [one.shape[1] for one in arrays]
+    if sum(widths) != columns:
+        if widths == [columns] * len(widths):  # a leading axis
+            return a
+        raise ValueError(
+            f"{name}: expected arrays whose columns add up to {columns}, got {' + '.join(map(str, widths))} = "
+            f"{sum(widths)}"
+        )
+    if len(set(rows)) > 1:
+        raise ValueError(f"{name}: expected arrays of as many rows, got {', '.join(map(str, rows))}")
+    return np.concatenate(arrays, axis=1, dtype=dtype)
+
+
+def flat(a: Any, leading: tuple[int, ...], name: str) -> Any:
+    """An array with these leading axes, with one in their place; of a tuple each array; None of None."""
+    if a is None:
+        return None
+    if isinstance(a, tuple):
+        return tuple([flat(one, leading, name) for one in a])
+    a = as_array(a, name)
+    if a.shape[: len(leading)] != leading:
+        raise ValueError(f"{name}: expected the leading axes of x, {leading}, got shape {a.shape}")
+    return a.reshape((-1, *a.shape[len(leading) :]))
+
+
+def refuse_matrix(array: np.ndarray, columns: int, name: str, where: str) -> NoReturn:
+    """ValueError for what is no matrix of so many columns; columns < 0: of any number of them."""
+    mend = ""
+    if array.ndim == 1 and array.size > 1 and columns in (1, -1):
+        mend = ": a column is [:, None] of it" if columns == 1 else ": a row is [None, :] of it, a column [:, None]"
+    elif array.ndim == 2 and array.shape[0] == columns:
+        mend = ": the axes are exchanged? .T exchanges them"
+    wanted = f"(batch, {columns})" if columns >= 0 else "(rows, columns)"
+    raise ValueError(f"{name}: expected shape {wanted}{where}, got {array.shape}{mend}")
+
+
+def refuse_vector(array: np.ndarray, n: int, name: str) -> NoReturn:
+    """ValueError for what has not the shape (n,)."""
+    mend = f": a vector is .reshape({n}) of it" if array.size == n and array.ndim > 1 else ""
+    raise ValueError(f"{name}: expected shape ({n},), got {array.shape}{mend}")
+
+
+def refuse_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, name: str) -> NoReturn:
+    """TypeError or ValueError for what results of this shape and dtype cannot be written into."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{name}: expected a NumPy array, got {type(out).__name__}")
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(f"{name}: expected shape {shape} and dtype {dtype}, got {out.shape} and {out.dtype}")
+    if not out.flags.behaved:
+        raise ValueError(f"{name}: expected a writeable, aligned array")
+    raise ValueError(f"{name}: expected a C-contiguous array, got strides {out.strides}")
+
+
+def _is_frame(a: Any) -> bool:
+    return hasattr(getattr(a, "dtypes", None), "items")
+
+
+def _odd_columns(frame: Any) -> list[str]:
+    """The columns of a DataFrame that are not numbers, or lack some, in words."""
+    return [
+        f"column {key!r} is {kind}"
+        for key, kind in frame.dtypes.items()
+        if getattr(kind, "kind", "O") not in "fiub" or (not isinstance(kind, np.dtype) and frame[key].isna().any())
+    ]
+
+
+def _mend_of(a: Any, array: np.ndarray) -> str:
+    """What to do about an object that is not made of real numbers; array: it as NumPy has it."""
+    if hasattr(a, "toarray"):
+        return f": {type(a).__name__} is sparse: pass .toarray() of it, or to fit an iterable of such batches"
+    if _is_frame(a) and (odd := _odd_columns(a)):
+        return (
+            f": {', '.join(odd[:5])}{', ...' * (len(odd) > 5)}: pandas.get_dummies makes numbers of categories and "
+            "text, .fillna of missing values; or leave it out"
+        )
+    if str(getattr(a, "dtype", "")) == "category":
+        return ": the numbers of a category are its .cat.codes"
+    if array.dtype.kind == "O" and array.ndim == 0:
+        return f", of {type(a).__name__}" + (": a dict's arrays are x[key]" if isinstance(a, dict) else "")
+    if array.dtype.kind == "O":
+        return ": .astype(float) makes numbers of it, if all of them are"
+    return ": text has to be made numbers" if array.dtype.kind in "US" else ""

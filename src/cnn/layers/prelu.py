@@ -1,0 +1,81 @@
+"""PReLU: a leaky ReLU whose slope is learned."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .._checks import integer, number
+from .base import Parametric, width_of
+
+__all__ = ["PReLU"]
+
+
+class PReLU(Parametric):
+    """f(z) = z for z > 0, weight z otherwise; f'(0) = weight (He, Zhang, Ren and Sun, 2015; torch.nn.PReLU).
+
+    Parameters
+    ----------
+    num_parameters : int
+        1: one slope for all columns. Else the width of x: a slope for each.
+    init : float
+        What the slopes are at first, finite.
+    dtype : {"float32", "float64"}
+        Of the slopes, as long as the layer is used alone; a model brings its own.
+
+    Attributes
+    ----------
+    weight : ndarray of shape (num_parameters,)
+        The slopes for z <= 0.
+    grad_weight : ndarray of shape (num_parameters,)
+        Their gradient; `backward` adds to it.
+
+    Examples
+    --------
+    >>> PReLU()([[-2.0, 2.0]])
+    array([[-0.5,  2. ]], dtype=float32)
+    """
+
+    op = "prelu"
+    torch_name = "PReLU"
+    has_bias = False
+    _fixed = ("num_parameters", "init")
+
+    def __init__(self, num_parameters=1, init=0.25, *, dtype="float32"):
+        self.num_parameters = integer("num_parameters", num_parameters, 1)
+        self.init = number("init", init)
+        super().__init__(dtype)
+
+    def _draw(self, bits):
+        return {"weight": np.full(self.num_parameters, self.init, self.dtype), "bias": None}
+
+    def parameter_shapes(self):
+        return {"weight": (self.num_parameters,)}
+
+    def _in_features(self):
+        return self.num_parameters if self.num_parameters > 1 else None
+
+    def _options(self):
+        return {"weight": self.num_parameters}
+
+    @classmethod
+    def _stored_numbers(cls, config):
+        n = width_of(config, "num_parameters") if "num_parameters" in config else 1
+        return n, n
+
+    @classmethod
+    def _from_torch(cls, module, dtype):
+        layer = cls(module.num_parameters, module.init, dtype=dtype)
+        layer.weight = module.weight.detach().cpu().numpy()
+        return layer
+
+    def _to_onnx(self, graph, x):
+        weight = graph.parameter("weight", self.weight)
+        if graph.float64:  # ONNX Runtime has the operator in float32 only
+            return x.op("Relu") - (-x).op("Relu") * weight
+        return x.op("PRelu", weight)
+
+    def _to_c(self, code):
+        weight = code.constant("weight", self.weight)
+        code.begin()
+        code.step("t", f"v * {weight}[{'j' if self.num_parameters > 1 else '0'}]")
+        code.step("v", "v > {0.0} ? v : t")
