@@ -11,6 +11,7 @@ from grid import ACTIVATIONS, WITH_PARAMETERS, build, inputs_of, random_model
 from networks import run_together
 
 import cnn
+from cnn.export.c import _check_name
 
 COMPILERS = [compiler for compiler in ("gcc", "clang") if shutil.which(compiler)]
 FLAGS = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
@@ -284,6 +285,32 @@ def test_names_that_are_taken(policy, name, tmp_path):
     with pytest.raises(ValueError, match=f"name: '{name}' is taken by C or its library; pass another name"):
         cnn.to_c(policy, tmp_path / f"{name}.h")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("standard", ["c99", "c11", "gnu11", "c2x", "c++20", "gnu++20"])
+def test_every_accepted_name_compiles(standard):
+    """Of all words in the library's headers, those that are accepted can be functions beside these headers."""
+    language = "c++" if "++" in standard else "c"
+    compiler = shutil.which("g++" if language == "c++" else "gcc")
+    headers = ["math.h", "stdint.h"] + ["stdlib.h", "stdio.h", "string.h"] * standard.startswith("c")
+    include = "".join(f"#include <{header}>\n" for header in headers)
+    command = [compiler, f"-std={standard}", f"-x{language}", "-"]
+
+    def run(*options, text):
+        return subprocess.run([*command, *options], input=text, capture_output=True, text=True, check=False)
+
+    words = set(re.findall(r"\b[A-Za-z]\w*", run("-E", "-dD", text=include).stdout))
+    accepted, refused = [], 0
+    for word in sorted(words):
+        try:
+            _check_name(word)
+            accepted.append(word)
+        except ValueError:
+            refused += 1
+    assert refused > 100
+    functions = "".join(f"static inline void {word}(const float *x, float *y);\n" for word in accepted)
+    errors = run("-fsyntax-only", text=include + functions).stderr
+    assert "error" not in errors, errors[:2000]
 
 
 def test_what_it_refuses(policy, tmp_path):

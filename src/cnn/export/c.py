@@ -24,7 +24,7 @@ from .graph import Computation, graph_of
 GROUP = 4  # numbers in the smallest vectors (SSE, NEON)
 ROWS = 4  # of W that are added up before the sums are stored
 
-# What a header may not be called: words of C and C++, and what <math.h> and <stdint.h> declare.
+# What a header may not be called: words of C and C++, what C's library reserves, and macros of its headers.
 KEYWORDS = """
     alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl const constexpr continue
     decltype default delete do double else enum explicit export extern false float for friend goto if inline int long
@@ -40,8 +40,31 @@ LIBM = """
     round lround llround trunc fmod remainder remquo copysign nan nextafter nexttoward fdim fmax fmin fma j0 j1 jn y0 y1
     yn gamma drem significand scalb exp10 pow10 signgam isnan isinf isfinite isnormal signbit fpclassify isgreater
     isless isunordered INFINITY NAN HUGE_VAL
-    M_E M_LOG2E M_LOG10E M_LN2 M_LN10 M_PI M_PI_2 M_PI_4 M_1_PI M_2_PI M_2_SQRTPI M_SQRT2 M_SQRT1_2 NULL abs
+    M_E M_LOG2E M_LOG10E M_LN2 M_LN10 M_PI M_PI_2 M_PI_4 M_1_PI M_2_PI M_2_SQRTPI M_SQRT2 M_SQRT1_2 NULL
+    canonicalize fadd fdiv ffma fmul fsqrt fsub finite fmaximum fmaximum_mag fmaximum_mag_num fmaximum_num fminimum
+    fminimum_mag     fminimum_mag_num fminimum_num fromfp fromfpx lgamma_r llogb nextdown nextup roundeven
+    ufromfp ufromfpx
 """.split()  # noqa: SIM905
+LIBRARY = """
+    FILE lgammaf_r lgammal_r va_list fd_mask fd_set u_char u_int u_long u_short uint ushort ulong
+    abort abs aligned_alloc alloca at_quick_exit atexit atof atoi atol atoll bsearch calloc div exit free getenv
+    labs ldiv llabs lldiv malloc mblen mbstowcs mbtowc qsort quick_exit rand realloc srand strfromd strfromf
+    strfroml strtod strtof strtol strtold strtoll strtoul strtoull system wcstombs wctomb clearerr fclose feof
+    ferror fflush fgetc fgetpos fgets fopen fprintf fputc fputs fread freopen fscanf fseek fsetpos ftell fwrite getc
+    getchar gets perror printf putc putchar puts remove rename rewind scanf setbuf setvbuf snprintf sprintf sscanf
+    stderr stdin stdout tmpfile tmpnam ungetc vfprintf vfscanf vprintf vscanf vsnprintf vsprintf vsscanf memccpy
+    memchr memcmp memcpy memmove memset memset_explicit free_sized free_aligned_sized memalignment strcat strchr
+    strcmp strcoll strcpy strcspn strdup strdupa strerror strlen strncat strncmp strncpy strndup strndupa strpbrk
+    strrchr strspn strstr strtok strxfrm be16toh be32toh be64toh htobe16 htobe32 htobe64 htole16 htole32 htole64
+    le16toh le32toh le64toh daddl ddivl dfmal dmull dsqrtl dsubl i386 errno assert offsetof setjmp va_arg
+    math_errhandling iscanonical iseqsig isgreaterequal islessequal islessgreater issignaling issubnormal iszero
+    import module
+""".split()  # noqa: SIM905
+# Macros of the headers, by their kinds: INT8_MAX, FP_NAN, M_PIf, EXIT_SUCCESS, WEXITED
+MACROS = (
+    r"U?INT\w*_(C|MAX|MIN|WIDTH)|(FD|FP|M|MATH|EXIT|SEEK|RENAME|L|P|SIG_ATOMIC|PTRDIFF|SIZE|WCHAR|WINT)_\w+|"
+    r"HUGE_VAL\w*|SNAN\w*|W[A-Z]+|[A-Z]+_ENDIAN|\w+_MAX|BYTE_ORDER|BUFSIZ|EOF|MAXFLOAT|MB_CUR_MAX|NFDBITS"
+)
 
 FLOAT_FUNCTIONS = {
     "exp_parts": """\
@@ -130,10 +153,10 @@ def to_c(model, path, name: str | None = None) -> None:
 def _check_name(name: Any) -> None:
     if not isinstance(name, str):
         raise TypeError(f"name: expected a str, got {name!r}")
-    taken = {*KEYWORDS, *LIBM, *(f"{function}{suffix}" for function in LIBM for suffix in "fl")}
+    taken = {*KEYWORDS, *LIBM, *LIBRARY, *(f"{function}{suffix}" for function in LIBM for suffix in "fl")}
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
         raise ValueError(f"name: expected a C identifier that begins with a letter, got {name!r}")
-    if name in taken or name.endswith("_t"):
+    if name in taken or name.endswith("_t") or re.fullmatch(MACROS, name):
         raise ValueError(f"name: {name!r} is taken by C or its library; pass another name")
 
 
