@@ -62,7 +62,7 @@ CHECKED = env CNN_ISA=$(ISA) PYTHONPATH=src:tests OPENBLAS_NUM_THREADS=1
 PY = $(abspath $(VENV))/bin/python
 SANITIZE_TESTS = activations adam batches branches checkpoint_format checkpoint_hostile derivatives dropout errors fit \
     fit_weights fit_continued groups layers linear losses normalization predict resume rmsprop sequential softmax \
-    state_dict threads train_step
+    sparse state_dict threads train_step
 # Not: other instruction sets, which are not built, and limits to the memory that the sanitizer itself needs
 SANITIZE_NOT = v3 or baseline or every_instruction_set or ten_times_the_memory
 

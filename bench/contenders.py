@@ -47,6 +47,7 @@ class Contender:
 
     label: str
     package: str
+    sparse = False  # takes CSR
     python_loop = True  # each step costs a trip through Python: a unit is shorter
     epsilon_hat = False  # Adam's epsilon is added to sqrt(v) before the bias is corrected, not after
 
@@ -55,7 +56,7 @@ class Contender:
 
     def can(self, workload: Workload) -> bool:
         """Whether the library is installed and has this."""
-        return find_spec(self.package) is not None
+        return find_spec(self.package) is not None and (self.sparse or not workload.entries)
 
     def prepare(self, workload: Workload, problem: Problem, form: str = "") -> Run:
         """form: one of the forms there are, without trying which is the fastest."""
@@ -98,6 +99,7 @@ class Cnn(Contender):
 
     label = "cnn"
     package = "cnn"
+    sparse = True
     python_loop = False
 
     @staticmethod
@@ -154,7 +156,8 @@ class Cnn(Contender):
 
             return call
 
-        t, v = problem.direction("x"), problem.direction("parameters")
+        if workload.kind in ("jvp", "hvp"):
+            t, v = problem.direction("x"), problem.direction("parameters")
         call = {
             "fit": fit,
             "step": step,
@@ -661,6 +664,7 @@ class ScikitLearn(Contender):
 
     label = "scikit-learn"
     package = "sklearn"
+    sparse = True
     epsilon_hat = True
 
     def can(self, workload):
@@ -704,7 +708,7 @@ class ScikitLearn(Contender):
         def predict():
             for _ in range(problem.steps):
                 outputs = model.predict(problem.x)
-            return outputs.reshape(len(problem.x), n_out)
+            return outputs.reshape(problem.x.shape[0], n_out)
 
         def parameters():
             return flatten(zip(model.coefs_, model.intercepts_, strict=True))

@@ -106,7 +106,7 @@ def all_goals(results: dict[str, Any]) -> list[Goal]:
     """Of all that has been measured: {"groups": {name: what runner.run_group returned}, "cost": ...}."""
     groups = results["groups"]
     goals: list[Goal] = []
-    for name in "main", "readme", "quick", "derivatives":
+    for name in "main", "readme", "quick", "derivatives", "sparse":
         for row in groups.get(name, {}).get("rows", ()):
             goals += of_row(workloads.ROW[row], groups[name])
     for row, times in groups.get("threads2", {}).get("rows", {}).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from workloads import Workload
@@ -15,7 +16,7 @@ ADAM = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 class Problem:
     """A workload's data and initial parameters, for so many steps."""
 
-    x: np.ndarray  # (rows, in)
+    x: Any  # (rows, in), an array or CSR
     y: np.ndarray  # (rows, out)
     weights: list[tuple[np.ndarray, np.ndarray | None]]
     steps: int
@@ -42,7 +43,15 @@ def problem(workload: Workload, steps: int) -> Problem:
     n_in, n_out = workload.widths[0], workload.widths[-1]
     one_batch = workload.full_batch or workload.kind != "fit"
     rows = workload.batch if one_batch else steps * workload.batch
-    x = np.random.default_rng(1).standard_normal((rows, n_in)).astype(dtype)
+    random = np.random.default_rng(1)
+    if workload.entries:
+        from scipy.sparse import csr_matrix
+
+        columns = random.integers(0, n_in, (rows, workload.entries))
+        values = random.standard_normal(columns.size).astype(dtype)
+        x = csr_matrix((values, np.sort(columns).ravel(), np.arange(rows + 1) * workload.entries), (rows, n_in))
+    else:
+        x = random.standard_normal((rows, n_in)).astype(dtype)
     y = np.random.default_rng(2).standard_normal((rows, n_out)).astype(dtype)
     random = np.random.default_rng(3)
     weights: list[tuple[np.ndarray, np.ndarray | None]] = []

@@ -27,7 +27,7 @@ from goals import LABELS
 HERE = Path(__file__).resolve().parent
 STORE = HERE.parent / ".benchmarks" / "results.json"
 PEERS = ("numpy", "torch", "jax", "sklearn", "onnxruntime")
-FULL = ("main", "readme", "threads2", "noisy", "float64", "avx2", "exported", "derivatives", "scaling")
+FULL = ("main", "readme", "threads2", "noisy", "float64", "avx2", "exported", "derivatives", "sparse", "scaling")
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------------
@@ -343,6 +343,14 @@ def report(results: dict[str, Any]) -> str:
             "JAX jitted, PyTorch's torch.func; jvp along the inputs and the parameters, hvp in the parameters.",
             "",
             *plain_table(groups["derivatives"]),
+        ]
+    if "sparse" in groups:
+        lines += [
+            "## Sparse rows",
+            "",
+            "x is a CSR matrix of SciPy, as a text makes it: 50,000 columns and 100 non-zeros a row, float64.",
+            "",
+            *plain_table(groups["sparse"]),
         ]
     if "scaling" in groups:
         lines += [

@@ -32,7 +32,8 @@ class Truth:
         self.workload = workload
         steps = workload.check_steps if workload.kind in ("fit", "step") else 1
         self.problem = problem(workload, steps)
-        x, y = (a.astype(np.float64) for a in (self.problem.x, self.problem.y))
+        x = self.problem.x.toarray() if workload.entries else self.problem.x
+        x, y = (a.astype(np.float64) for a in (x, self.problem.y))
         if workload.kind == "predict":
             self.outputs = _network(workload, self.problem).forward(x)
         elif workload.residual or workload.kind in ("jvp", "hvp", "grad_input"):

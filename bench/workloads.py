@@ -7,6 +7,7 @@ in runner.py.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 
@@ -29,6 +30,7 @@ class Workload:
     optimizer: str = "sgd"
     full_batch: bool = False  # each step takes the same rows, else the data are steps * batch rows
     last_bias: bool = True
+    entries: int = 0  # of a row of x, which is a CSR matrix; 0: x is an array
     residual: bool = False  # y = x + activation(x W + b) in every layer
     dtype: str = "float32"
     check_steps: int = 5  # after which the parameters are compared with the reference
@@ -50,6 +52,8 @@ class Workload:
         if self.dtype == "float64":
             parts.append("float64")
         parts.append(f"full batch of {self.batch:,}" if self.full_batch else f"batch {self.batch}")
+        if self.entries:
+            parts.append(f"{self.entries} non-zeros a row")
         return ", ".join(parts) + self.note
 
     @property
@@ -62,7 +66,8 @@ class Workload:
 
         Forward, dX and dW cost 2 batch in out each; the first layer's dX is not needed.
         """
-        sizes = [n_in * n_out for n_in, n_out in zip(self.widths[:-1], self.widths[1:], strict=True)]
+        widths = self.entries or self.widths[0], *self.widths[1:]
+        sizes = [n_in * n_out for n_in, n_out in itertools.pairwise(widths)]
         if self.kind == "predict":
             return 2 * self.batch * sum(sizes)
         if self.kind == "grad_input":
@@ -163,7 +168,13 @@ DERIVATIVES = [
     *(_derivative("matexp", kind, 20, 10) for kind in ("gradient", "jvp", "hvp", "grad_input")),
     Workload("residual", (64,) * 9, "gradient", 256, 100, 40, residual=True, goal=1.0, without=("torch",)),
 ]
-ROW |= {row.id: row for row in DERIVATIVES}
+# Text: the first layer's weights are read where x has words, and Adam's step goes over all of them.
+SPARSE = [
+    Workload("text", (50_000, 100, 10), "fit", 200, 8, 2, optimizer="adam", entries=100, dtype="float64", goal=5),
+    Workload("text-sgd", (50_000, 100, 10), "fit", 200, 16, 2, entries=100, dtype="float64", goal=5),
+    Workload("text-predict", (50_000, 100, 10), "predict", 200, 40, 20, entries=100, dtype="float64", goal=2.5),
+]
+ROW |= {row.id: row for row in (*DERIVATIVES, *SPARSE)}
 
 
 @dataclass(frozen=True)
@@ -195,6 +206,7 @@ GROUPS = {
         tuple(_plain(ROW[id]) for id in MIDDLE), ("cnn", "numpy", "torch", "jax", "sklearn"), isa="v3", rounds=10
     ),
     "derivatives": Group(tuple(DERIVATIVES), ("cnn", "torch", "jax")),
+    "sparse": Group(tuple(SPARSE), ("cnn", "sklearn"), rounds=8),
     "scaling": Group((*SCALING_BATCH, *SCALING_WIDTH), ("cnn", "numpy", "torch", "jax", "sklearn"), rounds=8),
     "exported": Group((_plain(ROW["act1"]),), ("cnn", "cnn-c", "onnxruntime")),
     "quick": Group(tuple(ROW[id] for id in QUICK), ("cnn", "numpy", "jax", "onnxruntime"), rounds=10),

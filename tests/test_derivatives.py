@@ -58,8 +58,9 @@ def test_jvp_and_vjp_are_derivatives_of_the_reference(isa, parts, batch, seed):
 
     assert_close(model.predict(x), outputs(x, start), 1e-11)
     of_inputs, of_parameters = model.jvp(x, t), model.jvp(x, parameters=p)
-    assert_close(of_inputs, along(lambda h: outputs(x + h * t, start)), RTOL, "inputs")
-    assert_close(of_parameters, along(lambda h: outputs(x, start + h * p)), RTOL, "parameters")
+    noise = 1e-4 * np.abs(outputs(x, start)).max()  # differences of it: a softmax of one column is constant
+    assert_close(of_inputs, along(lambda h: outputs(x + h * t, start)), RTOL, "inputs", noise)
+    assert_close(of_parameters, along(lambda h: outputs(x, start + h * p)), RTOL, "parameters", noise)
     assert_close(model.jvp(x, t, p), of_inputs + of_parameters, 1e-12, "both")
 
     v = numbers(seed + 3, *of_inputs.shape)

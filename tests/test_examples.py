@@ -166,6 +166,13 @@ def test_transfer(tmp_path):
     assert is_picture(tmp_path / "transfer.png")
 
 
+def test_text(tmp_path):
+    result = run("examples/text.py", "--messages", 2000, "--out", tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert percentages(result.stdout)[0] > 0.75
+    assert is_picture(tmp_path / "text.png")
+
+
 def test_newton(tmp_path):
     options = ("--points", 100, "--width", 5, "--work", 1500)
     result = run("examples/newton.py", *options, "--out", tmp_path, cwd=tmp_path)

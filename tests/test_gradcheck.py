@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from grid import build, graphs
+from grid import SMOOTH, build, graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ def small(loss=None, **options):
     )
 
 
-@given(parts=graphs(n_out=2), seed=st.integers(0, 99))
+@given(parts=graphs(n_out=2, names=SMOOTH), seed=st.integers(0, 99))  # at a kink nothing can be said
 @settings(max_examples=25)
 def test_agrees_on_random_networks(parts, seed):
     model, _ = build(parts, cnn.MSELoss(), seed=seed)

@@ -12,7 +12,7 @@ def test_python_blocks(tmp_path, monkeypatch, capsys):
     pytest.importorskip("scipy")
     text = GUIDE.read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == text.count("```python") == 14
+    assert len(blocks) == text.count("```python") == 16
     monkeypatch.chdir(tmp_path)
     names = {}
     for block in blocks:
@@ -24,6 +24,7 @@ def test_python_blocks(tmp_path, monkeypatch, capsys):
     assert names["averaged"]["accuracy"] > 0.85
     assert names["history"]["val_accuracy"][-1] > 0.85
     assert names["result"].fun < 0.05
+    assert names["losses"]["loss"][-1] < 0.05
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.json", "history.png", "log.csv", "rates.png"]
 
 

@@ -16,6 +16,7 @@ from .losses import *
 from .models import Sequential, clip_grad_norm, gradcheck
 from .optim.optimizers import *
 from .optim.schedules import *
+from .optim.whole_data import *
 from .training import (
     Blocks,
     Callback,
@@ -66,3 +67,4 @@ __all__ += layers.__all__
 __all__ += losses.__all__
 __all__ += optim.optimizers.__all__
 __all__ += optim.schedules.__all__
+__all__ += optim.whole_data.__all__

@@ -118,7 +118,7 @@ def _odd_columns(frame: Any) -> list[str]:
 def _mend_of(a: Any, array: np.ndarray) -> str:
     """What to do about an object that is not made of real numbers; array: it as NumPy has it."""
     if hasattr(a, "toarray"):
-        return f": {type(a).__name__} is sparse: pass .toarray() of it, or to fit an iterable of such batches"
+        return f": {type(a).__name__} is sparse: pass .toarray() of it"
     if _is_frame(a) and (odd := _odd_columns(a)):
         return (
             f": {', '.join(odd[:5])}{', ...' * (len(odd) > 5)}: pandas.get_dummies makes numbers of categories and "

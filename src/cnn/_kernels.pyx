@@ -28,6 +28,7 @@ include "kernels/product.pxi"           # matrix products, tile by tile, with wh
 include "kernels/narrow.pxi"            # products with the transposed weights of a narrow layer
 include "kernels/sample.pxi"            # products with a vector, for one row
 include "kernels/rows.pxi"              # rows added to rows
+include "kernels/sparse.pxi"            # products with sparse rows
 include "kernels/gradients.pxi"         # norms, clipping, penalties, averages
 
 include "kernels/network.pxi"           # ops over buffers, workspaces, passes: the structs, and the table of the ops
@@ -60,5 +61,7 @@ include "kernels/parameters.pxi"        # packed vectors and views of the parame
 include "kernels/targets.pxi"           # losses, targets and weights, checked
 include "kernels/program.pxi"           # the class that Python sees
 include "kernels/derivative.pxi"        # derivative products, as Python sees them
+include "kernels/line_search.pxi"       # a step along a direction (More and Thuente)
+include "kernels/lbfgs.pxi"             # L-BFGS
 include "kernels/functional.pxi"        # the kernels on plain NumPy arrays
 include "kernels/embed.pxi"             # prediction for C and Cython programs

@@ -9,7 +9,7 @@ from .activations import ACTIVATIONS, SMOOTH, WITH_PARAMETERS, Activation
 from .layers import DROPPED, LAYERS, Chain, Function, Gate, Linear, Network
 from .losses import CASES, LOSSES, targets
 from .networks import GATES, WIDTHS, build, chain, graphs, inputs_of, is_linear, random_model, specs
-from .optimizers import OPTIMIZERS, RULES, rule_of
+from .optimizers import OPTIMIZERS, RULES, WHOLE_DATA, rule_of
 from .schedules import SCHEDULES
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "RULES",
     "SCHEDULES",
     "SMOOTH",
+    "WHOLE_DATA",
     "WIDTHS",
     "WITH_PARAMETERS",
     "Activation",

@@ -165,6 +165,11 @@ OPTIMIZERS: dict[str, Case] = {
     for entry in ENTRIES
     for name, (options, common) in entry.cases.items()
 }
+# Those that need the whole data have no rule that a gradient goes into: the truth is asked whether the loss is lower.
+WHOLE_DATA: dict[str, tuple[type, dict]] = {
+    "lbfgs": (cnn.LBFGS, {}),
+    "lbfgs decay": (cnn.LBFGS, {"history_size": 2, "weight_decay": 1e-9, "decay_bias": False}),
+}
 RULES = {entry.cls: entry.rule for entry in ENTRIES}
 
 

@@ -8,7 +8,7 @@ cimport numpy as cnp
 
 import numpy as np
 
-from cnn import _arrays, _targets
+from cnn import _arrays, _sparse, _targets
 
 cnp.import_array()
 
@@ -55,6 +55,41 @@ cdef cnp.ndarray as_rows(object a, Py_ssize_t columns, str name, str where):
     return as_matrix(a, columns, name, where)
 
 
+cdef inline bint is_matrix(object x):
+    """Whether the rows of what `read` gave are those of the batch; else it has other leading axes."""
+    return not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(x) == 2
+
+
+cdef inline Py_ssize_t count_rows(object x):
+    """Rows of a matrix or of SparseRows."""
+    return cnp.PyArray_DIM(x, 0) if cnp.PyArray_CheckExact(x) else len(x)
+
+
+cdef inline cnp.ndarray memory_of(object x):
+    """The numbers of a matrix or of SparseRows."""
+    return x if cnp.PyArray_CheckExact(x) else x.value
+
+
+cdef inline Py_ssize_t most_entries(object x, order, Py_ssize_t first, Py_ssize_t stop, Py_ssize_t batch_size):
+    """Of a batch of SparseRows; 0 of a matrix."""
+    return 0 if cnp.PyArray_CheckExact(x) else x.most_entries(order, first, stop, batch_size)
+
+
+cdef void set_sparse_rows(Batch* batch, const Network* net, cnp.ndarray start, cnp.ndarray column, cnp.ndarray value):
+    """Let a batch begin with the first of SparseRows."""
+    cdef Py_ssize_t rows = cnp.PyArray_SIZE(start) - 1, entries = 0
+    cdef int i
+    batch.csr.start = <const int64_t*>cnp.PyArray_DATA(start)
+    batch.csr.column = <const int32_t*>cnp.PyArray_DATA(column)
+    batch.csr.value = data(value)
+    if rows:
+        entries = 1 + (batch.csr.start[rows] - batch.csr.start[0]) // rows
+    batch.work = net.work
+    for i in range(net.n_ops):
+        if net.ops[i].src == 0:
+            batch.work += entries * net.ops[i].n_out - net.ops[i].work
+
+
 cdef tuple leading_of(object x):
     """All axes of an array but the last."""
     cdef tuple shape = np.shape(x)
@@ -62,8 +97,8 @@ cdef tuple leading_of(object x):
 
 
 cdef object led(cnp.ndarray rows, object x):
-    """Results for the rows of an array x, with the leading axes that x has."""
-    if cnp.PyArray_NDIM(x) == 2:
+    """Results for the rows of x, with the leading axes that x has."""
+    if is_matrix(x):
         return rows
     return rows.reshape(leading_of(x) + (cnp.PyArray_DIM(rows, 1),))
 

@@ -24,7 +24,7 @@ cdef int compile_network(Network* net, list shapes, list ops, uint64_t seed) exc
         shape_buffer(&net.buffers[i], shape)
         net.widest = larger(net.widest, net.buffers[i].row)
     net.outputs = net.buffers[net.n_buffers - 1].width
-    net.single = True
+    net.single = net.sparse = True
     sources = 0
     for i, spec in enumerate(ops):
         op = &net.ops[i]
@@ -59,6 +59,8 @@ cdef int compile_network(Network* net, list shapes, list ops, uint64_t seed) exc
         net.n_parameters += larger(op.rows, 1) * op.columns * op.has_weight + op.n_out * op.has_bias
         net.single = net.single and op.does.single and op.src == op.dst - 1
         net.random = net.random or op.does.random
+        for s in range(op.n_src):
+            net.sparse = net.sparse and (op.does.sparse or op.srcs[s] != 0)
     share_gradients(net)
     fuse_derivatives(net)
     note_modes(net)

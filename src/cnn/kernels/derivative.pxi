@@ -117,7 +117,7 @@ cdef class Derivatives:
         cdef Chunk c
         c.net, c.ws, c.t = net, ws, &self.t
         c.first, c.batch, c.all_rows = first, batch, batch
-        c.x, c.x_row = row_of(ws.value, net, 0, first), net.buffers[0].row
+        c.x, c.x_row, c.csr = row_of(ws.value, net, 0, first), net.buffers[0].row, NULL
         c.keep, c.input_grad, c.few, c.panel = True, input_grad, False, ws.panel
         return c
 

@@ -61,7 +61,7 @@ cdef void embedded_predict(const cnn_model* model, const real* x, real* y, ptrdi
     p.phase.chunk = smaller(n, e.chunk)
     ws.threads = 1
     at = <real*>next_line(<real**>next_line(scratch) + pointers_of(net, &ws, <real**>next_line(scratch), False))
-    size = lay_out(net, &ws, p.phase.chunk, False, at)
+    size = lay_out(net, &ws, p.phase.chunk, False, True, at)
     memset(at, 0, size * sizeof(real))          # the padding of the values must be zero
     run_pass(&p, NULL, NULL)
 
@@ -75,7 +75,7 @@ cdef void release_handle(object capsule) noexcept:
 def handle(Program program):
     """The capsule of cnn.h for a program, which must not be changed any more."""
     cdef const Network* net = &program.net
-    cdef Py_ssize_t row = lay_out(net, NULL, 1, False, NULL) * sizeof(real)
+    cdef Py_ssize_t row = lay_out(net, NULL, 1, False, True, NULL) * sizeof(real)
     cdef Embedded* e = <Embedded*>calloc(1, sizeof(Embedded))
     if e == NULL:
         raise MemoryError()
@@ -85,7 +85,7 @@ def handle(Program program):
     e.net = net
     e.chunk = larger(smaller(EMBEDDED_BYTES // row, LOSS_BLOCK), 1)
     e.model.scratch = (2 * LINE + pointers_of(net, NULL, NULL, False) * sizeof(real*)
-                       + (lay_out(net, NULL, e.chunk, False, NULL) + panel_size(0, 0)) * sizeof(real))
+                       + (lay_out(net, NULL, e.chunk, False, True, NULL) + panel_size(0, 0)) * sizeof(real))
     e.program = <PyObject*>program
     Py_INCREF(program)
     try:

@@ -72,6 +72,44 @@ cdef double penalty(Py_ssize_t n, const real* w, real* g, double l1, double l2) 
     return l1 * sums + l2 * squares
 
 
+cdef double half_squares(Py_ssize_t n, const real* w, real* g, double factor) noexcept nogil:
+    """factor / 2 sum w**2; its gradient, factor w, is added to g."""
+    return penalty(n, w, g, 0, factor / 2) if factor != 0 else 0
+
+
+cdef double dot_block(Py_ssize_t n, const real* a, const real* b) noexcept nogil:
+    """sum of a b over n numbers, as `sum_of_squares`."""
+    cdef double[16] s
+    cdef double total = 0
+    cdef Py_ssize_t i, blocks = n // 16 * 16
+    cdef int j
+    memset(s, 0, sizeof(s))
+    for i from 0 <= i < blocks by 16:
+        for j in range(16):
+            s[j] += <double>a[i + j] * <double>b[i + j]
+    for i in range(n - blocks):
+        s[i] += <double>a[blocks + i] * <double>b[blocks + i]
+    for j in range(16):
+        total += s[j]
+    return total
+
+
+cdef void add_block(Py_ssize_t n, real* z, const real* y, double factor, const real* x) noexcept nogil:
+    """z = y + factor x, n a multiple of VL: a multiply-add an element; z may be y."""
+    cdef Py_ssize_t i
+    for i from 0 <= i < n by VL:
+        vf_store(z + i, vf_fma(vf_set(<real>factor), vf_load(x + i), vf_load(y + i)))
+
+
+cdef double largest_block(Py_ssize_t n, const real* g) noexcept nogil:
+    """max |g|, n a multiple of VL; g is finite."""
+    cdef Py_ssize_t i
+    cdef vf most = vf_set(0)
+    for i from 0 <= i < n by VL:
+        most = vf_max(most, vf_abs(vf_load(g + i)))
+    return vf_largest(most)
+
+
 cdef void lerp_block(Py_ssize_t n, real* y, const real* x, double part) noexcept nogil:
     """y = y + part (x - y), n a multiple of VL: a multiply-add an element, as torch.lerp."""
     cdef Py_ssize_t i

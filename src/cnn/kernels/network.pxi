@@ -81,21 +81,44 @@ cdef struct Network:
     LossSpec loss
     real* params            # blocks of n_block reals: parameters, gradients, optimiser state
     real* grads
-    real* state             # STATES blocks
+    real* state             # STATES blocks, or what the optimiser needs
     Py_ssize_t n_block
     real* running           # running statistics
     double* running_exact   # the same before they were rounded
     Py_ssize_t n_running
     Py_ssize_t n_parameters     # without the padding
     Py_ssize_t work         # multiply-adds of a forward pass of one row
+    bint sparse             # all that read the input can read sparse rows
     Py_ssize_t outputs      # width of the last buffer
     Py_ssize_t widest       # row of a buffer
     bint pad_input          # an op reads the input in whole vectors
     bint scratch            # some op needs the workspace's
 
+# Sparse rows of x: those of row i are entries start[i] to start[i + 1] - 1, in any order, and may be for one column.
+cdef struct Csr:
+    const int64_t* start        # NULL: x is dense
+    const int32_t* column
+    const real* value
+
+cdef struct Span:
+    int64_t begin
+    int64_t end
+
+# The same entries by columns: see sort_by_columns.
+cdef struct Columns:
+    int32_t* place              # of each column of x: 1 + its place in `column`, or 0: no entries
+    Py_ssize_t n                # columns that have entries
+    int32_t* column
+    int64_t* start              # entries of column[i]: start[i] to start[i + 1] - 1
+    int32_t* row                # of each entry
+    real* value
+    Py_ssize_t entries          # room
+    Py_ssize_t columns          # of x
+
 cdef struct Workspace:
     Arena arena
     Py_ssize_t capacity     # rows
+    bint dense              # buffer 0 has room for them
     int threads             # panels
     real** value            # of each buffer
     real** before           # before the activation
@@ -112,6 +135,8 @@ cdef struct Workspace:
     Py_ssize_t* correct     # how many of them are classified right
     char* targets           # gathered in the order of the batch
     real* weights           # likewise
+    Span* spans             # of sparse rows of x
+    Columns columns         # in training
 
 # Derivatives of the walks along a direction (x', theta'); see derivative.pxi.
 cdef struct Tangents:
@@ -136,6 +161,7 @@ cdef struct Chunk:
     Py_ssize_t all_rows     # of the batch that these are part of
     const real* x           # the input of the first of them, which may lie where the caller has it
     Py_ssize_t x_row
+    const Csr* csr          # or its entries, those of each row where ws.spans says
     bint keep               # what a backward pass needs
     bint input_grad         # the gradient of the model's input is wanted
     bint few                # so few rows in the batch that dX is dot products (see linear_op_backward)
@@ -146,6 +172,8 @@ cdef struct Batch:
     Py_ssize_t rows
     const real* x
     Py_ssize_t x_row
+    Csr csr                 # in place of x, if it is sparse
+    Py_ssize_t work         # multiply-adds of a forward pass of one row
     const int64_t* order    # the rows of x and target to take, NULL: as they lie
     LossSpec loss           # the network's, with `labels` as the targets are
     const char* target      # NULL: no loss
@@ -207,6 +235,7 @@ cdef struct OpMethods:
     void (*weight_tangent)(const Chunk* chunk, const Op* op) noexcept nogil     # dtheta', after `second` of all rows
     bint merges             # several sources
     bint single             # has a place in the direct path for one row
+    bint sparse             # can read sparse rows
     bint random
     const BatchMethods* batch       # NULL, or for an op that needs all rows of the batch at once
 

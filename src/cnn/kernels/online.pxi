@@ -40,7 +40,7 @@ cdef double wide_sample(const Network* net, const LossSpec* spec, Workspace* ws,
         memcpy(ws.value[0], x, net.buffers[0].width * sizeof(real))
         x = ws.value[0]
     c.net, c.ws, c.t = net, ws, NULL
-    c.first, c.batch, c.all_rows, c.x, c.x_row = 0, 1, 1, x, 0
+    c.first, c.batch, c.all_rows, c.x, c.x_row, c.csr = 0, 1, 1, x, 0, NULL
     c.keep, c.input_grad, c.few, c.panel = True, False, True, ws.panel
     for i in range(net.n_ops):
         op = &net.ops[i]

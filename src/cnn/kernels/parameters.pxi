@@ -166,16 +166,16 @@ cdef void copy_statistics(const Network* net, double* vector, bint out) noexcept
             vector += op.n_out
 
 
-cdef void clear_frozen(const Network* net) noexcept nogil:
-    """Zeros for the gradients of what is not trained."""
+cdef void clear_frozen(const Network* net, real* block) noexcept nogil:
+    """Zeros in a block for what is not trained."""
     cdef const Op* op
     cdef int i
     for i in range(net.n_ops):
         op = &net.ops[i]
         if not op.trains_weight:
-            memset(net.grads + op.weight, 0, weight_size(op) * sizeof(real))
+            memset(block + op.weight, 0, weight_size(op) * sizeof(real))
         if not op.trains_bias:
-            memset(net.grads + op.bias, 0, bias_size(op) * sizeof(real))
+            memset(block + op.bias, 0, bias_size(op) * sizeof(real))
 
 
 cdef bint alike(const Network* net, const Network* other) noexcept nogil:

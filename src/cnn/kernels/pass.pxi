@@ -52,10 +52,14 @@ cdef void pass_rows(const Pass* p, Py_ssize_t first, Py_ssize_t rows, int thread
     # rows that nobody comes back to share the room of their thread
     c.first = first if p.wants.keep or p.wants.backward else thread * phase.chunk
     c.batch, c.all_rows = rows, batch.rows
-    c.x, c.x_row = batch.x + first * batch.x_row, batch.x_row
+    c.x, c.x_row, c.csr = batch.x + first * batch.x_row, batch.x_row, NULL
     c.keep, c.input_grad, c.few = p.wants.keep, p.wants.input_grad, batch.rows <= FEW_ROWS
     c.panel = ws.panel + thread * ws.panel_size
-    if p.wants.gather:
+    if batch.csr.start != NULL:
+        c.csr = &batch.csr
+        if p.wants.forward and phase.start == 0:
+            take_spans(batch, ws.spans + c.first, first, rows, p.wants.leave_out)
+    elif p.wants.gather:
         if p.wants.forward and phase.start == 0:
             for i in range(rows):
                 memcpy(row_of(ws.value, net, 0, c.first + i),
@@ -167,6 +171,13 @@ cdef bint all_finite(const real* x, Py_ssize_t n) noexcept nogil:
     return zeros == 0
 
 
+cdef bint finite_row(const Batch* batch, Py_ssize_t row, Py_ssize_t width) noexcept nogil:
+    cdef const int64_t* start = batch.csr.start
+    if start != NULL:
+        return all_finite(batch.csr.value + start[row], start[row + 1] - start[row])
+    return all_finite(batch.x + row * batch.x_row, width)
+
+
 cdef bint leave_out_rows(Pass* p) noexcept nogil:
     """Whether rows of x that do not count have NaN or infinity, which times their gradient of zero is NaN in that of
     the weights: `pass_rows` puts zeros in their place, if it is told so."""
@@ -176,9 +187,10 @@ cdef bint leave_out_rows(Pass* p) noexcept nogil:
         return False
     for i in range(batch.rows):
         row = batch.order[i] if batch.order != NULL else i
-        if not counts(batch, i) and not all_finite(batch.x + row * batch.x_row, p.net.buffers[0].width):
+        if not counts(batch, i) and not finite_row(batch, row, p.net.buffers[0].width):
             return True
     return False
+
 
 cdef void gather_targets(Pass* p) noexcept nogil:
     """Targets and weights of the rows of an order, one after the other."""
@@ -191,6 +203,28 @@ cdef void gather_targets(Pass* p) noexcept nogil:
         for i in range(batch.rows):
             p.ws.weights[i] = batch.weight[batch.order[i]]
         batch.weight = p.ws.weights
+
+
+cdef void from_row(Batch* batch, const Batch* all_rows, Py_ssize_t at) noexcept nogil:
+    """Let a batch begin at a row of those that it is taken from, in their order, if they have one."""
+    batch.target, batch.target_bytes, batch.weight = all_rows.target, all_rows.target_bytes, all_rows.weight
+    if all_rows.order != NULL:
+        batch.order = all_rows.order + at
+    else:
+        batch.target += at * all_rows.target_bytes
+        if all_rows.weight != NULL:
+            batch.weight += at
+        if all_rows.csr.start != NULL:
+            batch.csr.start = all_rows.csr.start + at
+        else:
+            batch.x = all_rows.x + at * all_rows.x_row
+    if all_rows.out != NULL:
+        batch.out = all_rows.out + at * all_rows.out_row
+
+
+cdef inline Py_ssize_t pass_work(const Pass* p) noexcept nogil:
+    """Multiply-adds of a pass, forward alone; at least one for each parameter that is trained."""
+    return larger(p.batch.rows * p.batch.work, p.net.n_parameters if p.wants.weights else 0)
 
 
 cdef void run_rows(Pass* p) noexcept nogil:
@@ -218,7 +252,7 @@ cdef double run_pass(Pass* p, double* weight, Py_ssize_t* correct) noexcept nogi
     cdef int s, segments = net.n_segments if p.ws.training else 1
     cdef int lowest = 0 if wants.input_grad or wants.frozen_too or not net.frozen else net.first_trained
     cdef double rows_weight, total = 0
-    if batch.rows * net.work < THREAD_WORK:
+    if pass_work(p) < THREAD_WORK:
         wants.threads = 1
     if wants.keep or wants.backward:
         # one for each thread: each packs W^T anew, which costs as much as some rows
@@ -261,6 +295,8 @@ cdef double run_pass(Pass* p, double* weight, Py_ssize_t* correct) noexcept nogi
                 run_sums(p, &net.ops[net.segments[s]], True)
     phase.claimed = 0
     if wants.weights:
+        if batch.csr.start != NULL:
+            sort_by_columns(&batch.csr, p.ws.spans, batch.rows, &p.ws.columns)
         parallel(weights_task, p, wants.threads)
     if batch.target != NULL:
         for block in range((batch.rows + LOSS_BLOCK - 1) // LOSS_BLOCK):

@@ -48,6 +48,8 @@ cdef class Program:
     cdef Arena block            # parameters, gradients, optimiser state
     cdef Arena running
     cdef Arena running_exact
+    cdef Arena more             # the optimiser's state, if it is more than STATES blocks
+    cdef int states             # blocks of it that there is room for
     cdef Workspace train
     cdef Workspace infer
     cdef Stepper stepper
@@ -56,6 +58,7 @@ cdef class Program:
     cdef Program of             # whose memory it is, if it is not its own
     cdef Py_ssize_t batch       # rows of the last forward pass
     cdef tuple leading          # axes of its x but the last, if it had others than rows
+    cdef object kept            # ... and that x, if it was sparse
     cdef Saved saved
     cdef str lost               # why nothing is saved
     cdef bint handed_out        # a writeable view of parameters is in Python's hands
@@ -65,6 +68,7 @@ cdef class Program:
     cdef str takes
     cdef str gives
     cdef int64_t rows_seen      # rows that training has run forward: dropout's masks follow from it
+    cdef readonly Py_ssize_t modes          # changes of what is trained, and how
     cdef readonly Py_ssize_t passes         # calls of forward
     cdef readonly Py_ssize_t allocations    # of parameter blocks and workspaces, so far
 
@@ -85,6 +89,7 @@ cdef class Program:
         net.params = allocate(&self.block, times(2 + STATES, net.n_block))
         net.grads = net.params + net.n_block
         net.state = net.grads + net.n_block
+        self.states = STATES
         if net.n_running:
             net.running = allocate(&self.running, net.n_running)
             net.running_exact = <double*>allocate(&self.running_exact,
@@ -98,12 +103,18 @@ cdef class Program:
         release(&self.block)
         release(&self.running)
         release(&self.running_exact)
+        release(&self.more)
         release(&self.stepper.average)
         free(self.stepper.updates)
         clear_network(&self.net)
 
-    cdef int reserve(self, Workspace* ws, Py_ssize_t batch, bint training, int threads) except -1:
-        self.allocations += reserve(&self.net, ws, batch, training, threads)
+    cdef int reserve(self, Workspace* ws, Py_ssize_t batch, bint training, int threads, object rows=None,
+                     Py_ssize_t entries=0) except -1:
+        """Make room for a batch of rows, as `rows` gave them; entries: that it has at most, if they are sparse."""
+        cdef bint sparse = rows is not None and not cnp.PyArray_CheckExact(rows)
+        self.allocations += reserve(&self.net, ws, batch, training, threads, not sparse)
+        if sparse:
+            self.allocations += reserve_entries(&self.net, ws, training, entries)
         return 0
 
     cdef int enter(self) except -1:
@@ -121,6 +132,7 @@ cdef class Program:
         p.net = &self.net
         p.ws = &self.train
         p.batch.rows = batch
+        p.batch.work = self.net.work
         p.batch.losses = self.train.losses
         p.batch.correct = self.train.correct
         p.wants.threads = threads
@@ -151,11 +163,29 @@ cdef class Program:
         """Several inputs, a list of matrices whose columns add up to in_features, side by side; all else as it is."""
         return _arrays.side_by_side(x, self.net.buffers[0].width, name, DTYPE)
 
+    def rows(self, x, name="x"):
+        """`inputs`, or SparseRows of x if it is sparse."""
+        return self.read_rows(self.read(x, name), name)
+
+    cdef object read(self, object x, str name):
+        """x as an array of real numbers, or as it is if it is sparse."""
+        if cnp.PyArray_CheckExact(x) or _sparse.is_sparse(x):
+            return x
+        return _arrays.real_array(self.joined(x, name), name)
+
+    cdef object read_rows(self, object x, str name):
+        """The same of what `read` gave."""
+        if cnp.PyArray_CheckExact(x):
+            return as_rows(x, self.net.buffers[0].width, name, self.takes)
+        if not self.net.sparse:
+            raise TypeError(f"{name}: expected a dense array{self.takes}, got {type(x).__name__}: only Linear reads "
+                            "sparse rows; pass .toarray() of it, or let the model begin with a Linear")
+        return _sparse.sparse_rows(x, self.net.buffers[0].width, name, self.takes, DTYPE)
+
     def flattened(self, x, y, w=None, name_x="x", name_y="targets", name_w="sample_weight"):
         """x with the axes (batch, in_features), and y and w with as many: their leading axes are those of x."""
-        if not cnp.PyArray_CheckExact(x):
-            x = _arrays.real_array(self.joined(x, name_x), name_x)
-        if cnp.PyArray_NDIM(x) == 2:
+        x = self.read(x, name_x)
+        if is_matrix(x):
             return x, y, w
         leading = leading_of(x)
         return self.inputs(x, name_x), _arrays.flat(y, leading, name_y), _arrays.flat(w, leading, name_w)
@@ -171,11 +201,15 @@ cdef class Program:
         """w as the losses can read it: (batch,), not negative, finite."""
         return as_weights(w, batch, name)
 
-    cdef void set_rows(self, Pass* p, cnp.ndarray x, cnp.ndarray t, cnp.ndarray w=None) noexcept:
-        """The arrays of a pass, t and w or None: as `inputs`, `targets` and `weights` give them."""
-        p.batch.x = data(x)
-        p.batch.x_row = row_stride(x)
-        p.wants.gather = self.net.pad_input
+    cdef void set_rows(self, Pass* p, object x, cnp.ndarray t, cnp.ndarray w=None) noexcept:
+        """The arrays of a pass, t and w or None: as `rows`, `targets` and `weights` give them."""
+        if cnp.PyArray_CheckExact(x):
+            p.batch.x = data(x)
+            p.batch.x_row = row_stride(x)
+            p.batch.work = self.net.work
+            p.wants.gather = self.net.pad_input
+        else:
+            set_sparse_rows(&p.batch, &self.net, x.start, x.column, x.value)
         if t is not None:
             self.loss.bind(&p.batch, t, w)
 
@@ -191,15 +225,29 @@ cdef class Program:
 
     # what Python calls ------------------------------------------------------------------------------------------------
 
-    def set_optimizer(self, cnp.ndarray table, groups):
-        """Take an optimiser: its table of hyper-parameters, which is read at each step, and for each op a pair of rows
-        of it, for weight and bias. Its state is empty then."""
+    cdef int make_room(self, int states) except -1:
+        """Room for blocks of the optimiser's state: beside the parameters, or, if it is more than STATES, by itself."""
+        cdef Network* net = &self.net
+        states = <int>larger(states, STATES)
+        if states != self.states:
+            net.state, self.states = net.grads + net.n_block, STATES
+            release(&self.more)
+        if states > STATES and self.more.at == NULL:
+            net.state = allocate(&self.more, times(states, net.n_block))
+            self.states = states
+            self.allocations += 1
+        return 0
+
+    def set_optimizer(self, cnp.ndarray table, groups, int states):
+        """Take an optimiser: its table of hyper-parameters, which is read at each step, for each op a pair of rows
+        of it, for weight and bias, and how many blocks of state it has. Its state is empty then."""
         cdef Stepper* s = &self.stepper
         cdef int i
         if self.of is not None:
             raise RuntimeError("a part of a model has no optimizer of its own: train the model that it is a part of")
         self.enter()
         try:
+            self.make_room(states)
             self.table = table
             s.table = <const double*>cnp.PyArray_DATA(table)
             s.groups = table.shape[0]
@@ -222,28 +270,31 @@ cdef class Program:
     cdef int has_optimizer(self) except -1:
         if self.stepper.table == NULL:
             raise RuntimeError("the model has no optimizer: pass one to Sequential, or set model.optimizer")
+        if isnan(self.stepper.table[HYPER_OPTIMIZER]):
+            raise RuntimeError("the optimizer needs the loss of the whole data at parameters of its own choice, not a "
+                               "gradient alone: use fit or train_step, or another optimizer")
         return 0
 
-    cdef bint single(self, cnp.ndarray w):
+    cdef bint single(self, const Pass* p, cnp.ndarray w):
         """Whether the batch-1 fast path is allowed (see online.pxi)."""
         return (self.net.single and not self.net.frozen and self.stepper.groups == 1 and not self.stepper.unfused
-                and w is None and not (self.net.loss.labels and self.net.loss.column != NULL)
-                and not self.net.loss.ignore_nan)
+                and p.batch.csr.start == NULL and w is None and not self.net.loss.ignore_nan
+                and not (self.net.loss.labels and self.net.loss.column != NULL))
 
     def forward(self, x, y, int threads, bint training=True):
         """Outputs (batch, out_features); with targets the loss instead, and its gradient is kept for backward.
 
         x is copied: changing it afterwards does not change what backward computes.
         """
-        cdef cnp.ndarray rows, t = None, out = None
+        cdef cnp.ndarray t = None, out = None
         cdef Py_ssize_t batch, correct = 0
         cdef double loss, weight = 0
         cdef Pass p
-        if not cnp.PyArray_CheckExact(x):
-            x = _arrays.real_array(self.joined(x), "x")
-        rows = as_rows(x, self.net.buffers[0].width, "x", self.takes)
-        batch = cnp.PyArray_DIM(rows, 0)
-        if y is not None and cnp.PyArray_NDIM(x) != 2:
+        x = self.read(x, "x")
+        rows = self.read_rows(x, "x")
+        batch = count_rows(rows)
+        kept = None if cnp.PyArray_CheckExact(rows) else rows.copy()
+        if y is not None and not is_matrix(x):
             y = _arrays.flat(y, leading_of(x), "targets")
         if y is not None:
             t = self.targets(y, batch)
@@ -253,9 +304,9 @@ cdef class Program:
             self.enough_rows(batch)
         self.enter()
         try:
-            self.reserve(&self.train, batch, True, threads)
+            self.reserve(&self.train, batch, True, threads, rows, most_entries(rows, None, 0, batch, batch))
             p = self.training_pass(batch, threads)
-            self.set_rows(&p, rows, t)
+            self.set_rows(&p, rows if kept is None else kept, t)
             if t is not None:
                 self.some_count(&p)
             p.wants.gather = p.wants.forward = p.wants.keep = True
@@ -266,10 +317,10 @@ cdef class Program:
             self.begin(batch, training)
             with nogil:
                 loss = run_pass(&p, &weight, &correct)
-            self.batch = batch
+            self.batch, self.kept = batch, kept
             self.passes += 1
             self.saved = SAVED_OUTPUTS if t is None else SAVED_LOSS
-            self.leading = None if cnp.PyArray_NDIM(x) == 2 else leading_of(x)
+            self.leading = None if is_matrix(x) else leading_of(x)
             if self.handed_out:
                 self.seen = fingerprint(&self.net)
             return led(out, x) if t is None else self.reduced(loss, weight)
@@ -278,10 +329,10 @@ cdef class Program:
 
     def backward(self, grad_output, int threads, bint weights=True):
         """Add the gradients of the last forward pass to the parameters' gradients, unless weights is False; the
-        gradient of x (batch, in). The gradient of the loss includes that of the penalties."""
+        gradient of x (batch, in), None if x was sparse. The gradient of the loss includes that of the penalties."""
         cdef int last = self.net.n_buffers - 1
         cdef Py_ssize_t width = self.net.buffers[0].width, correct = 0
-        cdef cnp.ndarray g = None, dx
+        cdef cnp.ndarray g = None, dx = None
         cdef double weight = 0
         cdef Pass p
         if self.saved != SAVED_NOTHING and self.handed_out and self.seen != fingerprint(&self.net):
@@ -290,6 +341,8 @@ cdef class Program:
             raise RuntimeError(f"backward needs a forward pass to go back over, but {self.lost}")
         if grad_output is None and self.saved != SAVED_LOSS:
             raise RuntimeError("backward needs grad_output, or a forward pass with targets that no backward has used")
+        if self.kept is not None and not weights:
+            raise ValueError("the gradient of sparse rows is not computed: pass .toarray() of x to forward")
         if grad_output is not None:
             if self.leading is None:
                 g = as_matrix(grad_output, self.net.outputs, "grad_output", self.gives)
@@ -301,20 +354,25 @@ cdef class Program:
         self.enter()
         try:
             threads = <int>smaller(threads, self.train.threads)     # a larger workspace would not hold the forward pass
-            dx = empty_matrix(self.batch, width)
+            if self.kept is None:
+                dx = empty_matrix(self.batch, width)
             if g is not None:
                 copy_rows(self.batch, self.net.outputs, data(g), row_stride(g), self.train.grad[last],
                           self.net.buffers[last].row)
             self.saved = SAVED_OUTPUTS
             p = self.training_pass(self.batch, threads)
-            p.wants.gather = p.wants.backward = p.wants.input_grad = True
+            if self.kept is not None:
+                self.set_rows(&p, self.kept, None)
+            p.wants.gather = p.wants.backward = True
+            p.wants.input_grad = dx is not None
             p.wants.weights = weights
             with nogil:
                 run_pass(&p, &weight, &correct)
+            if dx is not None:
                 copy_rows(self.batch, width, self.train.grad[0], self.net.buffers[0].row, data(dx), width)
             if g is None and weights:
                 penalties(&self.net, True)
-            return dx if self.leading is None else dx.reshape(self.leading + (width,))
+            return dx if self.leading is None or dx is None else dx.reshape(self.leading + (width,))
         finally:
             self.training_busy = False
 
@@ -339,8 +397,8 @@ cdef class Program:
         The gradients are replaced by this one.
         """
         x, y, _ = self.flattened(x, y)
-        cdef cnp.ndarray rows = as_rows(x, self.net.buffers[0].width, "x", self.takes)
-        cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), correct = 0
+        rows = self.read_rows(x, "x")
+        cdef Py_ssize_t batch = count_rows(rows), correct = 0
         cdef cnp.ndarray t = self.targets(y, batch)
         cdef double loss, weight = 0
         cdef Pass p
@@ -350,7 +408,7 @@ cdef class Program:
             self.enough_rows(batch)
         self.enter()
         try:
-            self.reserve(&self.train, batch, True, threads)
+            self.reserve(&self.train, batch, True, threads, rows, most_entries(rows, None, 0, batch, batch))
             p = self.training_pass(batch, threads)
             self.set_rows(&p, rows, t)
             self.some_count(&p)
@@ -404,8 +462,8 @@ cdef class Program:
         """Forward, loss, backward and step, the update fused into the weight gradient; the loss of the batch."""
         if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(x) != 2:
             x, y, w = self.flattened(x, y, w)
-        cdef cnp.ndarray rows = as_matrix(x, self.net.buffers[0].width, "x", self.takes)
-        cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), correct = 0
+        rows = self.read_rows(x, "x")
+        cdef Py_ssize_t batch = count_rows(rows), correct = 0
         cdef cnp.ndarray t = self.targets(y, batch), v = None
         cdef double loss, weight = 0, extra = 0
         cdef bint single
@@ -418,7 +476,7 @@ cdef class Program:
         self.enough_rows(batch)
         self.enter()
         try:
-            self.reserve(&self.train, batch, True, threads)
+            self.reserve(&self.train, batch, True, threads, rows, most_entries(rows, None, 0, batch, batch))
             prepare(&self.stepper, &self.net, rates_of(rates, self.stepper.groups, 1))
             self.stepper.unfused = needs_gradients(&self.stepper)
             p = self.training_pass(batch, threads)
@@ -426,9 +484,9 @@ cdef class Program:
             self.some_count(&p)
             p.wants.forward = p.wants.keep = p.wants.backward = p.wants.weights = True
             p.wants.overwrite = self.stepper.unfused
-            single = self.single(v)
+            single = self.single(&p, v)
             self.begin(batch, True)
-            if batch * self.net.work < GIL_WORK and not self.stepper.unfused:
+            if pass_work(&p) < GIL_WORK and not self.stepper.unfused:
                 loss = train_batch(&p, &self.stepper, single, &weight, &correct)
             else:
                 with nogil:
@@ -444,6 +502,98 @@ cdef class Program:
             self.forget("train_step has run since")
         return mean_loss(&self.net.loss, loss, weight) + extra
 
+    # the whole data, for optimisers that evaluate the loss as often as they like -------------------------------------
+
+    def weight_of(self, cnp.ndarray y, cnp.ndarray w):
+        """The sum of the rows' weights that a mean is divided by; y and w (None: one each) as `train_batches` has
+        them."""
+        cdef Batch b
+        self.loss.bind(&b, y, w)
+        return loss_weight(&b.loss, cnp.PyArray_DIM(y, 0), b.target, b.target_bytes, b.weight)
+
+    def sweep(self, cnp.ndarray x, cnp.ndarray y, cnp.ndarray w, Py_ssize_t start, Py_ssize_t stop, double whole,
+              cnp.ndarray out, int threads, cnp.ndarray totals):
+        """Forward and backward over rows start .. stop - 1 in training mode: the gradient of their part of the loss
+        takes the place of the gradients, or joins them if start > 0. whole: `weight_of` all rows. The other arguments
+        are those of `train_batches`; without a step, the penalties, and new random numbers."""
+        cdef Py_ssize_t correct = 0
+        cdef double loss, weight = 0
+        cdef double* total = <double*>cnp.PyArray_DATA(totals)
+        cdef Pass p
+        self.enter()
+        try:
+            self.reserve(&self.train, stop - start, True, threads)
+            if self.saved != SAVED_NOTHING:
+                self.forget("training has gone on since")
+            p = self.training_pass(stop - start, threads)
+            self.set_rows(&p, x, y, w)
+            p.batch.x += start * p.batch.x_row
+            p.batch.target += start * p.batch.target_bytes
+            if w is not None:
+                p.batch.weight += start
+            if out is not None:
+                p.batch.out, p.batch.out_row = data(out) + start * self.net.outputs, self.net.outputs
+            p.wants.forward = p.wants.keep = p.wants.backward = p.wants.weights = True
+            p.wants.overwrite = start == 0
+            if self.net.loss.mean:
+                p.wants.scale = loss_weight(&p.batch.loss, stop - start, p.batch.target, p.batch.target_bytes,
+                                            p.batch.weight) / whole if whole > 0 else 0
+            self.train.training, self.train.row0 = True, self.rows_seen
+            with nogil:
+                loss = run_pass(&p, &weight, &correct)
+        finally:
+            self.training_busy = False
+        total[0] += loss
+        total[1] += weight
+        total[2] += correct
+        total[3] += stop - start
+
+    def decay(self):
+        """The optimiser's weight decay as a term of the loss, weight_decay / 2 w**2 summed over all that is trained; its
+        gradient is added to the gradients."""
+        cdef const Network* net = &self.net
+        cdef const Op* op
+        cdef double total = 0
+        cdef int i
+        self.enter()
+        for i in range(net.n_ops):
+            op = &net.ops[i]
+            if op.has_weight and op.trains_weight:
+                total += half_squares(weight_size(op), net.params + op.weight, net.grads + op.weight,
+                                      self.stepper.table[op.weight_group * HYPER_COLUMNS + HYPER_WEIGHT_DECAY])
+            if op.has_bias and op.trains_bias:
+                total += half_squares(bias_size(op), net.params + op.bias, net.grads + op.bias,
+                                      self.stepper.table[op.bias_group * HYPER_COLUMNS + HYPER_WEIGHT_DECAY])
+        self.training_busy = False
+        return total
+
+    def statistics(self):
+        """A copy of the running statistics, for `set_statistics`; None without any."""
+        if self.net.n_running == 0:
+            return None
+        cdef cnp.npy_intp n = self.net.n_running
+        cdef cnp.ndarray copy = cnp.PyArray_EMPTY(1, &n, REAL_TYPE, 0)
+        memcpy(data(copy), self.net.running, n * sizeof(real))
+        return copy, self.exact_statistics(), self.counters()[3:]
+
+    def set_statistics(self, saved):
+        """Put them back."""
+        counts = self.counters()
+        counts[3:] = saved[2]
+        memcpy(self.net.running, data(saved[0]), self.net.n_running * sizeof(real))
+        self.set_exact_statistics(saved[1])
+        self.set_counters(counts)
+
+    @property
+    def mean(self):
+        """Whether the loss is a mean over the rows, not a sum."""
+        return self.net.loss.mean
+
+    @property
+    def separable(self):
+        """Whether the rows do not depend on each other, so that a sweep may be cut anywhere."""
+        return self.net.n_segments == 1
+
     def check_batches(self, Py_ssize_t n, Py_ssize_t batch_size):
         """Raise ValueError if n rows cannot be cut into batches of this size."""
         self.enough_rows(smaller(n, batch_size))
@@ -451,13 +601,13 @@ cdef class Program:
             raise ValueError(f"batch_size: the last of the batches of {batch_size} would have one row of {n}, and "
                              "BatchNorm1d needs at least 2: choose another batch_size")
 
-    def train_batches(self, cnp.ndarray x, cnp.ndarray y, cnp.ndarray w, cnp.ndarray order, Py_ssize_t start,
+    def train_batches(self, x, cnp.ndarray y, cnp.ndarray w, cnp.ndarray order, Py_ssize_t start,
                       Py_ssize_t stop, Py_ssize_t batch_size, cnp.ndarray rates, cnp.ndarray out, int threads,
                       Py_ssize_t accumulate, cnp.ndarray totals):
         """train_step on batch after batch of rows start .. stop - 1, taken in `order` (None: as they lie).
 
         Returns the first row of the batch with a loss that is not finite, or -1. x, y and w (None: one each) as
-        `inputs`, `targets` and `weights` give them, order int64 or None. rates: None, or float64 (steps, rows
+        `rows`, `targets` and `weights` give them, order int64 or None. rates: None, or float64 (steps, rows
         of the optimiser's table + 1), the schedule's lr of each row, and momentum. out: None, or an array whose rows
         start .. stop - 1 get the outputs, in the order of the batches. The mean gradient of `accumulate` batches makes
         a step. totals, float64, is added to: the sum of the loss over the rows, of the rows' weights, of rows
@@ -469,11 +619,8 @@ cdef class Program:
         cdef Py_ssize_t at = start, correct = 0, bad = -1, group = 0, left = 0
         cdef Stepper* s = &self.stepper
         cdef bint single, many, ready = False
-        cdef const real* all_x
-        cdef const char* all_targets
-        cdef const real* all_weights
-        cdef real* all_out = NULL if out is None else data(out)
-        cdef Py_ssize_t target_bytes, done
+        cdef Py_ssize_t done
+        cdef Batch all_rows
         cdef double loss, weight, group_weight = 0, extra
         cdef Pass p
         cdef Py_ssize_t batches = (stop - start + batch_size - 1) // batch_size
@@ -481,19 +628,21 @@ cdef class Program:
         rate = rates_of(rates, s.groups, (batches + accumulate - 1) // accumulate)
         self.enter()
         try:
-            self.reserve(&self.train, smaller(batch_size, stop - start), True, threads)
+            self.reserve(&self.train, smaller(batch_size, stop - start), True, threads, x,
+                         most_entries(x, order, start, stop, batch_size))
             self.forget("fit has run since")
             s.unfused = accumulate > 1 or needs_gradients(s)
-            single = self.single(w)
-            # row after row without a look back: nothing to be done between two steps
-            many = single and batch_size == 1 and rates is None and out is None and s.average.at == NULL
             p = self.training_pass(0, threads)
             self.set_rows(&p, x, y, w)
+            single = self.single(&p, w)
+            # row after row without a look back: nothing to be done between two steps
+            many = single and batch_size == 1 and rates is None and out is None and s.average.at == NULL
             p.wants.gather = p.wants.gather or turn != NULL
             p.wants.forward = p.wants.keep = p.wants.backward = p.wants.weights = True
-            all_x, all_targets, all_weights = p.batch.x, p.batch.target, p.batch.weight
-            target_bytes = p.batch.target_bytes
-            p.batch.out_row = self.net.outputs
+            p.batch.order = turn
+            if out is not None:
+                p.batch.out, p.batch.out_row = data(out), self.net.outputs
+            all_rows = p.batch
             self.train.training = True
             with nogil:
                 while at < stop:
@@ -505,16 +654,7 @@ cdef class Program:
                     p.wants.threads = threads       # run_pass lowers it where a batch is small
                     p.wants.scale = 1.0 / group
                     p.wants.overwrite = left == group
-                    p.batch.target, p.batch.target_bytes, p.batch.weight = all_targets, target_bytes, all_weights
-                    if turn != NULL:
-                        p.batch.order = turn + at
-                    else:
-                        p.batch.x = all_x + at * p.batch.x_row
-                        p.batch.target = all_targets + at * target_bytes
-                        if all_weights != NULL:
-                            p.batch.weight = all_weights + at
-                    if all_out != NULL:
-                        p.batch.out = all_out + at * p.batch.out_row
+                    from_row(&p.batch, &all_rows, at)
                     if many and ready:
                         done = train_rest(&p, s, stop - at, total, &correct)
                         self.rows_seen += done
@@ -548,34 +688,33 @@ cdef class Program:
 
     def predict(self, x, out, int threads):
         """Outputs (batch, out_features), in `out` if given, chunk by chunk. Does not disturb a pending backward."""
-        cdef cnp.ndarray rows, result
+        cdef cnp.ndarray result
         cdef Py_ssize_t batch
         cdef Pass p
-        if not cnp.PyArray_CheckExact(x):
-            x = _arrays.real_array(self.joined(x), "x")
-        rows = as_rows(x, self.net.buffers[0].width, "x", self.takes)
-        batch = cnp.PyArray_DIM(rows, 0)
+        x = self.read(x, "x")
+        rows = self.read_rows(x, "x")
+        batch = count_rows(rows)
         if out is None:
             result = empty_matrix(batch, self.net.outputs)
         else:
-            if cnp.PyArray_NDIM(x) == 2:
+            if is_matrix(x):
                 result = as_output(out, batch, self.net.outputs)
             else:
                 result = as_out(out, leading_of(x) + (self.net.outputs,), "out").reshape(batch, self.net.outputs)
-            if overlap(result, rows):
+            if overlap(result, memory_of(rows)):
                 raise ValueError("out: shares memory with x")
         memset(&p, 0, sizeof(p))
         self.set_rows(&p, rows, None)
         p.batch.rows = batch
         p.batch.out, p.batch.out_row = data(result), row_stride(result)
-        self.infer_pass(&p, threads, NULL, NULL)
+        self.infer_pass(&p, rows, threads, NULL, NULL)
         return led(result, x) if out is None else out
 
     def evaluate(self, x, y, w, int threads):
         """(sum of the loss over the rows, sum of their weights, rows classified right); w may be None: one each."""
         x, y, w = self.flattened(x, y, w)
-        cdef cnp.ndarray rows = self.inputs(x)
-        cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), correct = 0, blocks = batch // LOSS_BLOCK + 1
+        rows = self.read_rows(x, "x")
+        cdef Py_ssize_t batch = count_rows(rows), correct = 0, blocks = batch // LOSS_BLOCK + 1
         cdef cnp.ndarray t = self.targets(y, batch), v = None if w is None else self.weights(w, batch)
         cdef double loss, weight = 0
         cdef Pass p
@@ -587,7 +726,7 @@ cdef class Program:
         p.batch.losses = <double*>allocate_plain(blocks * (sizeof(double) + sizeof(Py_ssize_t)))
         p.batch.correct = <Py_ssize_t*>(p.batch.losses + blocks)
         try:
-            loss = self.infer_pass(&p, threads, &weight, &correct)
+            loss = self.infer_pass(&p, rows, threads, &weight, &correct)
         finally:
             free(p.batch.losses)
         return loss, weight, correct
@@ -596,20 +735,20 @@ cdef class Program:
         """The penalties on the weights, l1 sum |w| + l2 sum w**2; with gradient, theirs is added to the gradients."""
         return penalties(&self.net, gradient)
 
-    cdef double infer_pass(self, Pass* p, int threads, double* weight, Py_ssize_t* correct) except? -1:
-        """Run p.batch.x forward, in chunks that stay in cache."""
+    cdef double infer_pass(self, Pass* p, object rows, int threads, double* weight, Py_ssize_t* correct) except? -1:
+        """Run the rows that p is set to forward, in chunks that stay in cache."""
         cdef Workspace own
         cdef bint alone = not self.infer_busy
         cdef Py_ssize_t bytes = 0
         cdef int b
         cdef double total = 0
-        for b in range(self.net.n_buffers):
+        p.net = &self.net
+        for b in range(0 if p.batch.csr.start == NULL else 1, self.net.n_buffers):
             bytes += self.net.buffers[b].row * sizeof(real)
         p.phase.chunk = larger(CHUNK_BYTES // bytes // LOSS_BLOCK, 1) * LOSS_BLOCK
-        if p.batch.rows <= p.phase.chunk or p.batch.rows * self.net.work < THREAD_WORK:
+        if p.batch.rows <= p.phase.chunk or pass_work(p) < THREAD_WORK:
             threads = 1
         p.phase.chunk = smaller(p.phase.chunk, larger(p.batch.rows, 1))
-        p.net = &self.net
         p.wants.forward = True
         if alone:
             self.infer_busy = True
@@ -619,8 +758,8 @@ cdef class Program:
             p.ws = &own
         try:
             p.wants.threads = threads
-            self.reserve(p.ws, threads * p.phase.chunk, False, threads)
-            if p.batch.rows * self.net.work < GIL_WORK:
+            self.reserve(p.ws, threads * p.phase.chunk, False, threads, rows)
+            if pass_work(p) < GIL_WORK:
                 total = run_pass(p, weight, correct)
             else:
                 with nogil:
@@ -664,7 +803,7 @@ cdef class Program:
         self.enter()
         try:
             unpack(&self.net, vector, "gradients", self.net.grads)
-            clear_frozen(&self.net)
+            clear_frozen(&self.net, self.net.grads)
         finally:
             self.training_busy = False
 
@@ -724,8 +863,8 @@ cdef class Program:
             other.rows_seen = self.rows_seen
             if table is not None:
                 other.set_optimizer(table, [(self.net.ops[i].weight_group, self.net.ops[i].bias_group)
-                                            for i in range(net.n_ops)])
-                memcpy(net.state, self.net.state, STATES * net.n_block * sizeof(real))
+                                            for i in range(net.n_ops)], self.states)
+                memcpy(net.state, self.net.state, self.states * net.n_block * sizeof(real))
                 other.stepper.steps, other.stepper.momentum_steps = self.stepper.steps, self.stepper.momentum_steps
                 if self.stepper.average.at != NULL and other.stepper.average.at != NULL:
                     memcpy(other.stepper.average.at, self.stepper.average.at, net.n_block * sizeof(real))
@@ -770,11 +909,13 @@ cdef class Program:
     def set_mode(self, int op, bint training):
         """Whether an op is in training mode where the program trains, or always in evaluation mode."""
         self.net.ops[op].training = training
+        self.modes += 1
         note_modes(&self.net)
 
     def set_trainable(self, int op, bint weight, bint bias):
         """Whether the optimiser changes an op's weight and bias."""
         self.net.ops[op].trains_weight, self.net.ops[op].trains_bias = weight, bias
+        self.modes += 1
         note_modes(&self.net)
 
     def snapshot(self, int states):
@@ -891,7 +1032,7 @@ cdef class Program:
 
     def reset(self):
         """Clear the optimiser's state, for another optimiser."""
-        memset(self.net.state, 0, STATES * self.net.n_block * sizeof(real))
+        memset(self.net.state, 0, self.states * self.net.n_block * sizeof(real))
         self.stepper.steps = self.stepper.momentum_steps = 0
 
     @property
@@ -902,8 +1043,8 @@ cdef class Program:
     @property
     def nbytes(self):
         """Bytes of the parameters, gradients, optimiser state, statistics, moving average and workspaces."""
-        return (self.block.bytes + self.running.bytes + self.running_exact.bytes + self.stepper.average.bytes
-                + workspace_bytes(&self.train) + workspace_bytes(&self.infer))
+        return (self.block.bytes + self.running.bytes + self.running_exact.bytes + self.more.bytes
+                + self.stepper.average.bytes + workspace_bytes(&self.train) + workspace_bytes(&self.infer))
 
 
 def permutation(Py_ssize_t n, uint64_t seed, uint64_t epoch, cnp.ndarray out=None):

@@ -13,7 +13,7 @@ cdef struct Stepper:
     bint penalised
     Arena average           # EMA of the parameters, empty without one
     Py_ssize_t steps        # taken so far
-    Py_ssize_t momentum_steps       # of them with SGD's momentum
+    Py_ssize_t momentum_steps       # of them with SGD's momentum; L-BFGS: that have given a pair to its history
 
 
 cdef void prepare(Stepper* s, const Network* net, const double* rates) noexcept nogil:

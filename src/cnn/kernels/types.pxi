@@ -3,7 +3,7 @@
 # To Cython `vf` is a number: sums, products and differences of vf variables are written in Cython and come out as
 # vector arithmetic in C. What Cython would get wrong (comparisons, casts, abs) has a helper in the header.
 
-from libc.stdint cimport int64_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -54,6 +54,8 @@ cdef extern from "<math.h>" nogil:
     double log(double x)
     double pow(double x, double y)
     double sqrt(double x)
+    double fmin(double x, double y)
+    double fmax(double x, double y)
     bint isfinite(double x)
     bint isnan(double x)
 

@@ -1,7 +1,9 @@
 # Workspaces: room for the values, and in training the gradients, of a batch. The only place that knows their layout.
 
-cdef Py_ssize_t lay_out(const Network* net, Workspace* ws, Py_ssize_t rows, bint training, real* at) noexcept nogil:
-    """Reals that a workspace for so many rows takes, without the panels. With at, let its pointers lead there.
+cdef Py_ssize_t lay_out(const Network* net, Workspace* ws, Py_ssize_t rows, bint training, bint dense,
+                        real* at) noexcept nogil:
+    """Reals that a workspace for so many rows takes, without the panels. With at, let its pointers lead there. Buffer 0
+    has room if `dense`.
 
     The pointers' own room, `pointers_of`, must be there then.
     """
@@ -9,7 +11,7 @@ cdef Py_ssize_t lay_out(const Network* net, Workspace* ws, Py_ssize_t rows, bint
     cdef const Buffer* buffer
     cdef int b, part
     for part in range(3 if training else 1):
-        for b in range(net.n_buffers):
+        for b in range(0 if dense else 1, net.n_buffers):
             buffer = &net.buffers[b]
             if part != 1 or buffer.preactivation:
                 if at != NULL:
@@ -25,7 +27,7 @@ cdef Py_ssize_t lay_out(const Network* net, Workspace* ws, Py_ssize_t rows, bint
             ws.extra[b] = at + n
         n += round_up(size, VL)
     if at != NULL:
-        ws.capacity = rows
+        ws.capacity, ws.dense = rows, dense
         ws.panel = at + n
     return n
 
@@ -41,22 +43,40 @@ cdef Py_ssize_t pointers_of(const Network* net, Workspace* ws, real** at, bint t
     return buffers + net.n_ops
 
 
+cdef void release_columns(Columns* columns) noexcept nogil:
+    free(columns.place)
+    free(columns.column)
+    free(columns.start)
+    free(columns.row)
+    free(columns.value)
+    memset(columns, 0, sizeof(Columns))
+
+
 cdef void release_workspace(Workspace* ws) noexcept nogil:
     release(&ws.arena)
     free(ws.value)
     free(ws.sums)
+    free(ws.spans)
+    release_columns(&ws.columns)
     memset(ws, 0, sizeof(Workspace))
 
 
 cdef size_t workspace_bytes(const Workspace* ws) noexcept nogil:
-    return ws.arena.bytes + ws.sums_bytes
+    cdef const Columns* columns = &ws.columns
+    cdef size_t entry = 2 * sizeof(int32_t) + sizeof(int64_t) + sizeof(real)
+    return (ws.arena.bytes + ws.sums_bytes + (ws.capacity * sizeof(Span) if ws.spans != NULL else 0)
+            + columns.entries * entry + columns.columns * sizeof(int32_t))
 
 
-cdef int reserve(const Network* net, Workspace* ws, Py_ssize_t batch, bint training, int threads) except -1:
-    """Make room for a batch: whether a new workspace was needed. The old one stays if memory is short."""
+cdef int reserve(const Network* net, Workspace* ws, Py_ssize_t batch, bint training, int threads,
+                 bint dense=True) except -1:
+    """Make room for a batch: whether a new workspace was needed. The old one stays if memory is short.
+
+    dense: for the rows of x as well; sparse rows need `reserve_entries` afterwards.
+    """
     cdef Workspace grown
     cdef Py_ssize_t blocks, target
-    if batch <= ws.capacity and threads <= ws.threads:
+    if batch <= ws.capacity and threads <= ws.threads and (ws.dense or not dense):
         return 0
     memset(&grown, 0, sizeof(grown))
     batch = larger(batch, larger(ws.capacity, 1))
@@ -78,14 +98,37 @@ cdef int reserve(const Network* net, Workspace* ws, Py_ssize_t batch, bint train
             grown.correct = <Py_ssize_t*>(grown.losses + blocks)
             grown.targets = <char*>(grown.correct + blocks)
             grown.weights = <real*>(grown.targets + batch * target)
-        allocate(&grown.arena, lay_out(net, NULL, batch, training, NULL) + grown.threads * grown.panel_size)
+        allocate(&grown.arena, lay_out(net, NULL, batch, training, dense, NULL) + grown.threads * grown.panel_size)
     except MemoryError:
         release_workspace(&grown)
         raise
-    lay_out(net, &grown, batch, training, grown.arena.at)
+    lay_out(net, &grown, batch, training, dense, grown.arena.at)
     release_workspace(ws)
     ws[0] = grown
     return 1
+
+
+cdef int reserve_entries(const Network* net, Workspace* ws, bint training, Py_ssize_t entries) except -1:
+    """Make room for the entries of sparse rows, as many rows as there is room for: whether memory was needed."""
+    cdef Columns* columns = &ws.columns
+    cdef bint grown = ws.spans == NULL
+    if grown:
+        ws.spans = <Span*>allocate_plain(ws.capacity * sizeof(Span))
+    if training and (columns.place == NULL or entries > columns.entries):
+        grown = True
+        entries = larger(entries, columns.entries)
+        release_columns(columns)
+        try:
+            columns.place = <int32_t*>allocate_plain(net.buffers[0].width * sizeof(int32_t))
+            columns.column = <int32_t*>allocate_plain(entries * sizeof(int32_t))
+            columns.start = <int64_t*>allocate_plain((entries + 1) * sizeof(int64_t))
+            columns.row = <int32_t*>allocate_plain(entries * sizeof(int32_t))
+            columns.value = <real*>allocate_plain(entries * sizeof(real))
+        except MemoryError:
+            release_columns(columns)
+            raise
+        columns.entries, columns.columns = entries, net.buffers[0].width
+    return grown
 
 
 cdef void* allocate_plain(size_t bytes) except NULL:

@@ -27,6 +27,7 @@ from .._checks import number
 from .._dispatch import kernels
 from ..layers.graph import Graph, Place, chain, in_features, part, program, tell_modes
 from ..optim.schedules import ReduceLROnPlateau
+from ..training.objective import Objective
 from ..training.state import TrainingState, stateful
 from .python_loss import PythonLoss
 
@@ -76,6 +77,8 @@ class Core:
         self.parametric: list[tuple[int, Place]] = self.graph.parameters()
         self.program: Any = None
         self.optimizer: Any = None
+        self._minimizer: Any = None
+        self.held: tuple | None = None  # what `Objective.hold` notes
         self._rates: tuple = (0, (), None)  # of some steps or epochs ahead: the first, rates, and what they are made of
         self.fitting = False
         self.nested = False
@@ -110,6 +113,7 @@ class Core:
                 layer._arrays = {}
         self.kernels, self.dtype, self.nested = kernels, kernels.DTYPE, True
         self.program, self._derivatives, self._first = _Part(self), None, {}
+        self._minimizer = self.held = None
 
     def clone(self, model: Any, layers: list, made: dict[int, Any]) -> None:
         """Give a model that is made of twins of this one's layers a core like this one, in memory of its own.
@@ -132,6 +136,7 @@ class Core:
         core.program = self._with(native, model._loss)
         core._rates, core._derivatives, core._first, core._drawn = (0, (), None), None, {}, []
         core.fitting = False
+        core._minimizer = core.held = None
         for op, place in core.parametric:
             place.layer._view(native, op)
         for op, places in enumerate(core.graph.places):
@@ -236,7 +241,8 @@ class Core:
             groups = [(0, 0)] * len(self.graph.ops)
             for op, place in self.parametric:
                 groups[op] = (rows.get(f"{place.key}.weight", 0), rows.get(f"{place.key}.bias", 0))
-            self.program.set_optimizer(optimizer.table, groups)
+            self.program.set_optimizer(optimizer.table, groups, optimizer.states)
+        self._minimizer = self.held = None
         self.optimizer = optimizer
         self.state.epochs_seen = self.state.epoch = 0
 
@@ -244,6 +250,27 @@ class Core:
         """RuntimeError if there is none."""
         if self.optimizer is None:
             raise RuntimeError("the model has no optimizer: pass one to Sequential, or set model.optimizer")
+
+    def iterate(self, objective: Objective, lr: float) -> str | None:
+        """An iteration of an optimiser that needs the whole data; why more would change nothing, or None."""
+        if self._minimizer is None:
+            native = getattr(self.program, "native", self.program)
+            self._minimizer = self.optimizer.minimizer(self.kernels, native)
+        objective.begin()
+        return self.optimizer.iterate(self._minimizer, objective, lr)
+
+    def whole_step(self, x, y, sample_weight, threads: int) -> float:
+        """`train_step` with such an optimiser: an iteration on these rows; the loss before it."""
+        program = self.program
+        x, y, w = program.flattened(x, y, sample_weight)
+        x = program.inputs(x)
+        if not len(x):
+            raise ValueError("x: training needs at least one row, got an empty batch")
+        y = program.targets(y, len(x))
+        objective = Objective(self, x, y, None if w is None else program.weights(w, len(x)), threads)
+        rates = self.rates()
+        self.iterate(objective, self.optimizer.lr if rates is None else float(rates[0]))
+        return objective.first
 
     def rates(self) -> np.ndarray | None:
         """What the optimiser's schedule says of the next step; None without one."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .._sparse import is_sparse
 from .._threads import get_num_threads
 
 
@@ -129,6 +130,8 @@ def grad_input(self: Any, x, y=None) -> np.ndarray:
             raise ValueError(f"grad_input: without y the model must have one output, got {core.out_features}: use vjp")
         x = core.program.inputs(x)
         return core.derivatives.vjp(x, np.ones((len(x), 1), self.dtype), get_num_threads(), False)[0]
+    if is_sparse(x):
+        core.program.inputs(x)  # a TypeError, before anything is run
     core.program.forward(x, y, get_num_threads(), False)
     gradient = core.program.backward(None, get_num_threads(), False)
     core.program.forget("grad_input has run since")

@@ -46,14 +46,14 @@ class PythonLoss:
         if y is None:
             return self.native.forward(x, None, threads, training)
         x, y, _ = self.native.flattened(x, y)
-        x = self.native.inputs(x)
+        x = self.native.rows(x)
         if not len(x):
             raise ValueError("the loss of an empty batch is not defined")
         outputs = self.native.forward(x, None, threads, training)
         value, self._gradient = self.loss.value_and_gradient(outputs, y)
         return value + self.native.penalty()
 
-    def backward(self, grad_output, threads: int, weights: bool = True) -> np.ndarray:
+    def backward(self, grad_output, threads: int, weights: bool = True) -> np.ndarray | None:
         own, self._gradient = self._gradient if grad_output is None else None, None
         grad_x = self.native.backward(grad_output if own is None else own, threads, weights)
         if own is not None and weights:
@@ -69,7 +69,7 @@ class PythonLoss:
 
     def train_step(self, x, y, threads: int, w=None, rates=None) -> float:
         if w is not None:
-            self.weights(w, len(x))
+            self.weights(w, 0)
         loss = self.forward(x, y, threads)
         self.native.zero_grads()
         self.backward(None, threads)
@@ -101,6 +101,21 @@ class PythonLoss:
             native.step(None if rates is None else rates[step])
         native.zero_grads()
         return -1
+
+    separable = False  # a function of all outputs
+
+    def weight_of(self, y, w) -> float:
+        return len(y)
+
+    def sweep(self, x, y, w, start, stop, whole, out, threads, totals) -> None:
+        native, rows = self.native, stop - start
+        outputs = native.forward(x, None, threads)
+        value, gradient = self.loss.value_and_gradient(outputs, y)
+        native.zero_grads()
+        native.backward(gradient, threads)
+        if out is not None:
+            out[...] = outputs
+        totals += np.array((value * rows if self.mean else value, rows, 0, rows))
 
     def evaluate(self, x, y, w, threads: int) -> tuple[float, float, int]:
         value, _ = self.loss.value_and_gradient(self.native.predict(x, None, threads), y)

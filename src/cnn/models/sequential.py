@@ -178,9 +178,9 @@ class Sequential(layers.Chain):
 
         Parameters
         ----------
-        x : array_like of shape (batch, in_features)
-            Copied: changing it later does not change what `backward` computes. With other leading axes as for
-            `predict`.
+        x : array_like or sparse matrix of shape (batch, in_features)
+            Copied: changing it later does not change what `backward` computes. With other leading axes, or sparse,
+            as for `predict`.
         targets : array_like, optional
             As the loss wants them: class indices of shape (batch,), or numbers of shape (batch, out_features). With
             the leading axes of x in place of batch.
@@ -220,15 +220,15 @@ class Sequential(layers.Chain):
 
         Returns
         -------
-        ndarray of shape (batch, in_features)
-            The gradient of x.
+        ndarray of shape (batch, in_features), or None
+            The gradient of x; None if x was sparse.
 
         Raises
         ------
         RuntimeError
             If there was no `forward`, or something has since overwritten what it kept, or changed the parameters.
         ValueError, TypeError
-            If grad_output does not fit.
+            If grad_output does not fit, or only the gradient of x is wanted and x was sparse.
         """
         core = self._core
         if not debug:
@@ -304,7 +304,7 @@ class Sequential(layers.Chain):
 
         Parameters
         ----------
-        x : array_like of shape (batch, in_features)
+        x : array_like or sparse matrix of shape (batch, in_features)
         y : array_like
             As `targets` of `forward`.
 
@@ -344,9 +344,11 @@ class Sequential(layers.Chain):
         `backward` and `step`: to the last bit from two rows on. A single row goes through a network of linear layers
         and activations in sums of another order, and differs by a few roundings.
 
+        To an optimiser that needs the whole data (`LBFGS`) these rows are the whole data of one iteration.
+
         Parameters
         ----------
-        x : array_like of shape (batch, in_features)
+        x : array_like or sparse matrix of shape (batch, in_features)
         y : array_like
             As `targets` of `forward`.
         sample_weight : array_like of shape (batch,), optional
@@ -367,6 +369,8 @@ class Sequential(layers.Chain):
         core = self._core
         if core.optimizer is None:
             core.need_optimizer()
+        if core.optimizer.whole_data:
+            return core.whole_step(x, y, sample_weight, get_num_threads())
         rates = None if core.optimizer._schedule is None else core.rates()
         return core.program.train_step(x, y, get_num_threads(), sample_weight, rates)
 
@@ -377,7 +381,7 @@ class Sequential(layers.Chain):
 
         Parameters
         ----------
-        x : array_like of shape (batch, in_features)
+        x : array_like or sparse matrix of shape (batch, in_features)
         k : int
             How many layers to go through: the outputs are those of ``model[:k]``, of ``model.layers[k - 1]``. Negative
             numbers count from the end: -1 leaves the last layer out.
@@ -421,10 +425,12 @@ class Sequential(layers.Chain):
 
         Parameters
         ----------
-        x : array_like of shape (batch, in_features)
+        x : array_like or sparse matrix of shape (batch, in_features)
             The batch may be empty. Of an array with other leading axes each (in_features,) is a row, and the result has
             its leading axes: (in_features,) gives (out_features,), (T, N, in_features) gives (T, N, out_features). A
             list of arrays (batch, columns), whose columns add up to in_features, stands for them side by side.
+            Sparse matrices of SciPy, and what else has a method `tocsr`, are not made dense; the model must begin with
+            a Linear.
         out : ndarray of shape (batch, out_features), optional
             Where the result goes; of the model's dtype, rows contiguous.
         threads : int, optional
@@ -451,7 +457,7 @@ class Sequential(layers.Chain):
 
         Parameters
         ----------
-        x : array_like of shape (batch, in_features)
+        x : array_like or sparse matrix of shape (batch, in_features)
             As for `predict`.
         threads : int, optional
             As for `predict`.

@@ -1,11 +1,13 @@
 """Optimisers, and schedules of their learning rates."""
 
-from . import optimizers, schedules
+from . import optimizers, schedules, whole_data
 from .optimizers import *
 from .optimizers import Optimizer
 from .schedules import *
 from .schedules import Schedule
+from .whole_data import *
 
 __all__ = ["Optimizer", "Schedule"]
 __all__ += optimizers.__all__
 __all__ += schedules.__all__
+__all__ += whole_data.__all__

@@ -92,6 +92,7 @@ class _Limit(_Column):
         return None if np.isnan(value) else value
 
     def __set__(self, optimizer, value):
+        optimizer._check_common(self.name, value)
         optimizer.table[:, self.column] = np.nan if value is None else self._checked(value)
 
     def _checked(self, value) -> float:
@@ -167,7 +168,8 @@ class Optimizer(Configurable, kind="optimizer"):
     """
 
     facts = ("kernel",)
-    kernel: ClassVar[str]  # its name there
+    kernel: ClassVar[str | None]  # its name there; None: it takes no step by a gradient alone
+    whole_data: ClassVar[bool] = False  # whether it is a `WholeDataOptimizer`
     has_momentum: ClassVar[bool] = True  # or beta1: something that a schedule can cycle
     lr = _LearningRate()
     weight_decay = _WeightDecay()
@@ -191,9 +193,10 @@ class Optimizer(Configurable, kind="optimizer"):
         weight_decay = number("weight_decay", weight_decay, 0)
         self._decay_bias = flag("decay_bias", decay_bias)
         self._groups = _checked_groups(groups)
+        self._check_common("groups", self._groups)
         named = [{}, *self._groups]
         rows = np.zeros((len(named), _kernels.TABLE_COLUMNS))
-        rows[:, CODE] = _kernels.OPTIMIZERS[self.kernel][0]
+        rows[:, CODE] = np.nan if self.kernel is None else _kernels.OPTIMIZERS[self.kernel][0]
         rows[:, LR] = [group.get("lr", lr) for group in named]
         own_lr = ["lr" in group for group in named]
         ratios = np.ones(len(named))
@@ -220,6 +223,9 @@ class Optimizer(Configurable, kind="optimizer"):
     def _allow(self, name: str, value: bool) -> None:
         """ValueError if the flag `name` cannot have this value."""
 
+    def _check_common(self, name: str, value) -> None:
+        """ValueError if the optimiser cannot have this value of what all optimisers share."""
+
     @property
     def decay_bias(self) -> bool:
         """Whether biases decay too; only the constructor can set it."""
@@ -244,6 +250,7 @@ class Optimizer(Configurable, kind="optimizer"):
         if key not in GROUP_RATES:
             raise AttributeError(f"groups[{row - 1}]: {key!r} cannot be set, {' and '.join(GROUP_RATES)} can")
         value = number(f"groups[{row - 1}]: {key}", value, 0)
+        self._check_common("groups", [{key: value}])
         self._groups[row - 1][key] = value
         rows = [row] if self.decay_bias else [row, row + 1 + len(self._groups)]
         if key == "lr":

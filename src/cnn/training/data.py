@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._checks import integer
+from .._sparse import SparseRows, is_sparse, joined
 
 BLOCK_BYTES = 64 << 20  # of a block of a memory map
 PIECE_BYTES = 4 << 20  # of one read, so that Ctrl-C need not wait for a whole block
@@ -24,7 +25,7 @@ _MIX = 0xD1342543DE82EF95  # an odd number (L'Ecuyer's multiplier): blocks have 
 class Part(NamedTuple):
     """Rows to train on: checked arrays, the order of the rows (None: as they lie), and the size of a batch."""
 
-    x: np.ndarray
+    x: np.ndarray | SparseRows
     y: np.ndarray
     w: np.ndarray | None
     order: np.ndarray | None
@@ -65,6 +66,7 @@ class Source:
     context: Any
     names: Names
     rows: int | None
+    in_memory = False  # whether all rows of an epoch are one part
 
     def parts(self, epoch: int | None) -> Iterator[Part]:
         """The parts of an epoch (numbered from 0), shuffled for it; None: in the order of the rows."""
@@ -130,12 +132,14 @@ class Blocks:
 
 
 class _Arrays(Rows):
+    in_memory = True
+
     def __init__(self, context, x, y, w, names: Names):
         self.context = context
         self.names = names
         program = context.program
         x, y, w = program.flattened(x, y, w, names.x, names.y, names.w)
-        self.x: np.ndarray = program.inputs(x, names.x)
+        self.x: Any = program.rows(x, names.x)
         self.y = context.targets(y, len(self.x), names.y)
         if len(self.x) == 0:
             raise context.no_rows(names)
@@ -216,7 +220,7 @@ class _Slices:
         self.row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        return np.asarray(self.array[start:stop])
+        return _array(self.array[start:stop])
 
 
 class _Mapped:
@@ -368,7 +372,7 @@ class _Blocks(Rows):
         for i in turn:
             start, stop = bounds[i]
             n = stop - start
-            x = context.program.inputs(self.x.read(start, stop), names.x)
+            x = context.program.rows(self.x.read(start, stop), names.x)
             y = self.targets(start, stop)
             w = None if self.w is None else self.w[start:stop]
             if context.class_weights is not None:
@@ -460,30 +464,38 @@ class _Iterable(Source):
         w = None
         if any(part.w is not None for part in parts):
             w = np.concatenate([np.ones(len(p.x), self.context.dtype) if p.w is None else p.w for p in parts])
-        x, y = (np.concatenate([part[i] for part in parts]) for i in range(2))
-        return Part(x, y, w, None, sizes[0])
+        y = np.concatenate([part.y for part in parts])
+        return Part(_joined([part.x for part in parts], self.names.all), y, w, None, sizes[0])
 
     def one(self, batch, name: str) -> Part:
         if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
             raise TypeError(f"{name}: expected (x, y) or (x, y, sample_weight), got {_kind(batch)}")
         context = self.context
-        x = context.program.inputs(_array(batch[0], f"{name}: x"), f"{name}: x")
+        x = context.program.rows(_array(batch[0]), f"{name}: x")
         n = len(x)
         if n == 0:
             raise ValueError(f"{name}: expected at least one row, got none")
         y = context.targets(batch[1], n, f"{name}: y")
         w = None
         if len(batch) == 3 and batch[2] is not None:
-            w = context.program.weights(_array(batch[2], f"{name}: sample_weight"), n, f"{name}: sample_weight")
+            w = context.program.weights(_array(batch[2]), n, f"{name}: sample_weight")
         if context.class_weights is not None:
             w = context.with_classes(y, w)
         self.metrics.check(y)
         return Part(x, y, w, None, n)
 
 
-def _array(a, name: str):
-    """a as an array, without touching it if it is one."""
-    return a if isinstance(a, (np.ndarray, list, tuple)) else np.asarray(a)
+def _array(a):
+    """a as an array, without touching it if it is one, or sparse."""
+    return a if isinstance(a, (np.ndarray, list, tuple)) or is_sparse(a) else np.asarray(a)
+
+
+def _joined(parts: list, name: str):
+    """The rows of batches, all arrays or all sparse, one after another."""
+    dense = [isinstance(part, np.ndarray) for part in parts]
+    if any(dense) and not all(dense):
+        raise TypeError(f"{name}: expected batches of a step that are all sparse or all dense, got both")
+    return np.concatenate(parts) if dense[0] else joined(parts)
 
 
 def _kind(batch) -> str:
@@ -513,7 +525,8 @@ def source_of(context, x, y, w, names: Names, epochs: int = 1, arrays: bool = Fa
             x, y = (a if mapped(a) is not None else np.asarray(a) for a in (x, y))
             return _Blocks(context, Blocks(x, y, w), names)
         return _Arrays(context, x, y, w, names)
-    if isinstance(x, (np.ndarray, dict, str, bytes)) or not (hasattr(x, "__iter__") or hasattr(x, "__getitem__")):
+    no_iterable = isinstance(x, (np.ndarray, dict, str, bytes)) or is_sparse(x)
+    if no_iterable or not (hasattr(x, "__iter__") or hasattr(x, "__getitem__")):
         raise TypeError(
             f"{names.y}: expected targets, or as {names.x} an iterable of batches (x, y), got None and "
             f"{type(x).__name__}"

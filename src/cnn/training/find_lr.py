@@ -101,7 +101,7 @@ def find_lr(
     model : Sequential
         With a loss and an optimizer, whose learning rate and schedule do not matter here; the rates of its groups keep
         their ratio to it. It is afterwards what it was.
-    x : array_like of shape (n, in_features), memory map, Blocks, or iterable of batches
+    x : array_like or sparse matrix of shape (n, in_features), memory map, Blocks, or iterable of batches
         As for `Sequential.fit`; gone over as often as needed.
     y : array_like, optional
         Targets; None if x brings them.
@@ -140,6 +140,11 @@ def find_lr(
             raise ValueError(f"lr_max: expected more than lr_min, {lr_min:g}, got {lr_max:g}")
         core, threads = model._core, threads_for(threads)
         core.need_optimizer()
+        if core.optimizer.whole_data:
+            raise ValueError(
+                f"find_lr: {type(core.optimizer).__name__} chooses its steps itself: lr=1 is right; expected another, "
+                "such as cnn.Adam()"
+            )
         source = source_of(Context(model, True, batch_size, True, steps=steps), x, y, sample_weight, Names())
         source.check(_NoMetrics())
         rates = np.geomspace(lr_min, lr_max, steps)

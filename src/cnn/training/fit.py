@@ -17,6 +17,7 @@ import numpy as np
 
 from .._checks import flag, integer, number
 from .._configurable import names_arguments
+from .._sparse import SparseRows
 from .._threads import threads_for
 from ..optim.optimizers import Optimizer
 from ..optim.schedules import ReduceLROnPlateau
@@ -26,6 +27,7 @@ from .data import Blocks, Names, Part, Rows, Source, classes_of, source_of
 from .history import History
 from .metrics import Metrics
 from .model_checkpoint import ModelCheckpoint
+from .objective import Objective
 from .progress import Progress, mode_of
 from .state import names_of
 
@@ -124,7 +126,7 @@ def fit(
     y=None,
     *,
     epochs=1,
-    batch_size=32,
+    batch_size="auto",
     shuffle=True,
     validation_data=None,
     validation_split=0.0,
@@ -152,12 +154,13 @@ def fit(
 
     Parameters
     ----------
-    x : array_like of shape (n, in_features), memory map, Blocks, or iterable of batches
-        A `numpy.memmap` may be larger than memory: it is read and converted in blocks of about 64 MiB, which come
-        in random order, with their rows in random order (see `cnn.Blocks`). An iterable gives (x, y) or
-        (x, y, sample_weight) for each batch, and is iterated over once in each epoch; a Sequence of batches is
-        shuffled by batches. For several inputs (branches with ``split=True``) a list of arrays (n, columns), whose
-        columns add up to in_features, stands for them side by side: they are copied once.
+    x : array_like or sparse matrix of shape (n, in_features), memory map, Blocks, or iterable of batches
+        A sparse matrix is not made dense (see `predict`). A `numpy.memmap` may be larger than memory: it is read and
+        converted in blocks of about 64 MiB, which come in random order, with their rows in random order (see
+        `cnn.Blocks`). An iterable gives (x, y) or (x, y, sample_weight) for each batch, and is iterated over once in
+        each epoch; a Sequence of batches is shuffled by batches. For several inputs (branches with ``split=True``) a
+        list of arrays (n, columns), whose columns add up to in_features, stands for them side by side: they are copied
+        once.
     y : array_like, optional
         Targets as the loss wants them: class indices of shape (n,), or numbers of shape (n, out_features). None if
         x brings them.
@@ -166,9 +169,10 @@ def fit(
 
         - ``fit(x, y, epochs=10)`` trains epochs 1 to 10; a second such call trains 10 more, in a new history;
         - ``fit(x, y, epochs=15, initial_epoch=10)`` after it continues that run with epochs 11 to 15.
-    batch_size : int or None
+    batch_size : int, None or "auto"
         The last batch of an epoch, or of a block, may be smaller. 1 trains one sample at a time; None takes the whole
-        data as one batch.
+        data as one batch. "auto": 32, or with an optimiser that needs the whole data (`LBFGS`) None, which is all that
+        it takes: x is an array then, and an epoch is one iteration.
     shuffle : bool
         Whether each epoch takes the rows in a random order of its own, which depends on the model's seed and the
         epoch's number alone.
@@ -241,7 +245,8 @@ def fit(
     History
         A dict of lists, one number an epoch: "loss" (over the epoch, as the parameters changed), with
         CrossEntropyLoss "accuracy", the metrics, the same of the validation data with "val_" before, and with a
-        schedule "lr".
+        schedule "lr". With an optimiser that needs the whole data they are those after the iteration, "evaluations" of
+        the loss are counted, and `History.converged` says why it has ended before the last epoch.
 
     Raises
     ------
@@ -266,13 +271,18 @@ def fit(
 
     Memory: arrays of the model's dtype are used where they lie, whatever their order of rows. Others are copied to it
     once: float64 data of 800 MB takes 400 MB more for a float32 model; ``x.astype("float32")`` before, and
-    ``del`` of the original, saves that. Early stopping and each epoch keep a copy of the parameters and the
-    optimiser's state.
+    ``del`` of the original, saves that. The indices of sparse matrices are copied in any case: 4 bytes a number, 8 a
+    row. Early stopping and each epoch keep a copy of the parameters and the optimiser's state.
     """
     with only_fit_of(self):
         continued = resume or initial_epoch is not None
         initial_epoch = 0 if initial_epoch is None else initial_epoch
         epochs = integer("epochs", epochs, 1)
+        core = self._core
+        core.need_optimizer()
+        whole = core.optimizer.whole_data
+        if isinstance(batch_size, str) and batch_size == "auto":
+            batch_size = None if whole else 32
         batch_size = MOST_ROWS if batch_size is None else integer("batch_size", batch_size, 1)
         initial_epoch = integer("initial_epoch", initial_epoch, 0)
         accumulation_steps = integer("accumulation_steps", accumulation_steps, 1)
@@ -286,10 +296,10 @@ def fit(
         progress = mode_of(progress, verbose)
         if resume and checkpoint is None:
             raise ValueError("resume: expected a folder as checkpoint with it, got none")
-        core = self._core
-        core.need_optimizer()
 
-        context = Context(self, True, batch_size, bool(shuffle), accumulation_steps, steps_per_epoch, drop_last)
+        context = Context(
+            self, True, batch_size, bool(shuffle) and not whole, accumulation_steps, steps_per_epoch, drop_last
+        )
         source = source_of(context, x, y, sample_weight, Names(), epochs - initial_epoch)
         validation = _validation(self, source, validation_data, validation_split, stratify, epochs - initial_epoch)
         if class_weight is not None:
@@ -302,6 +312,8 @@ def fit(
             if not context.rows(source.rows):
                 raise ValueError(f"drop_last: no batch of {batch_size} rows is left of {source.rows} rows")
             core.program.check_batches(context.rows(source.rows), batch_size)
+        if whole:
+            _check_whole(core.optimizer, source, batch_size)
         if validation is not None:
             validation.check(val_meter)
         names = [*meter.summed, *meter.names]
@@ -310,6 +322,8 @@ def fit(
         schedule = _Schedule(self.optimizer, names)
         if schedule:
             names.append("lr")
+        if whole:
+            names.append("evaluations")
         saver = None
         if checkpoint is not None:
             saver = ModelCheckpoint(checkpoint, checkpoint_every, max_to_keep)
@@ -350,7 +364,7 @@ def fit(
                     callback.load_state_dict(known[name])
             core.state.running, core.state.callbacks = chosen, {}
             for epoch in range(initial_epoch + 1, epochs + 1):
-                if trainer.stopped():
+                if trainer.stopped() or history.converged:
                     break
                 for call in overridden(chosen, "on_epoch_begin"):
                     call(epoch, {})
@@ -362,16 +376,33 @@ def fit(
                     logs |= {f"val_{name}": value for name, value in scores.items()}
                 if schedule:
                     logs["lr"] = trainer.lr
+                if trainer.objective is not None:
+                    logs["evaluations"] = trainer.objective.evaluations
                 core.state.epoch, core.state.epochs_seen = epoch, seen
                 core.end_epoch(logs, schedule.watched)
                 seen = core.state.epochs_seen
                 history.record(epoch, logs)
+                history.converged = trainer.converged
                 bar.epoch(epoch, trainer.rows, logs)
                 for call in overridden(chosen, "on_epoch_end"):
                     call(epoch, dict(logs))
             for call in overridden(chosen, "on_train_end"):
                 call(dict(logs))
         return history
+
+
+def _check_whole(optimizer: Optimizer, source: Source, batch_size: int) -> None:
+    """ValueError if an optimiser that needs the whole data would not get it as one batch."""
+    name = type(optimizer).__name__
+    if not source.in_memory or source.rows is None:
+        raise ValueError(
+            f"{source.names.x}: {name} needs the whole data in each evaluation: expected an array in memory, such as "
+            "np.asarray(x), or an optimizer that takes batches"
+        )
+    if batch_size < source.rows:
+        raise ValueError(
+            f"batch_size: {name} needs the whole data, {source.rows} rows, got {batch_size}: leave it out, or pass None"
+        )
 
 
 @contextlib.contextmanager
@@ -490,7 +521,9 @@ def _callbacks(callbacks, early_stopping) -> list[Callback]:
     return chosen
 
 
-def _finite(a: np.ndarray) -> bool:
+def _finite(a) -> bool:
+    if isinstance(a, SparseRows):
+        a = a.value[a.entries]
     return a.dtype.kind != "f" or bool(np.isfinite(a).all())
 
 
@@ -587,6 +620,8 @@ class _Trainer:
         self.groups = 1  # steps of the optimiser in one native call
         self.rows = 0
         self.lr = np.nan
+        self.objective: Objective | None = None  # of an optimiser that needs the whole data
+        self.converged: str | None = None  # why it has
         self.before: Any = None  # snapshots of the epoch's beginning, and of that of the epoch before
         self.earlier: Any = None
         self.ignores = getattr(model.loss, "ignore_index", None) is not None
@@ -616,7 +651,10 @@ class _Trainer:
                 break
             first = min(skip, part.rows)
             skip -= first
-            done = self.part(part, epoch, batches, totals, rates, first) if first < part.rows else first
+            if self.core.optimizer.whole_data:
+                done = self.whole(part, epoch, totals, rates)
+            else:
+                done = self.part(part, epoch, batches, totals, rates, first) if first < part.rows else first
             self.rows += done
             batches += -(-done // part.batch_size)
             if done < part.rows or (self.on_batch_end and self.stopped()):
@@ -626,6 +664,31 @@ class _Trainer:
             if not totals[1]:
                 raise ValueError(f"{source.names.all}: {NOTHING_COUNTS}")
             return self.meter.numbers(totals)
+
+    def whole(self, part: Part, epoch: int, totals: np.ndarray, rates) -> int:
+        """An iteration on the whole data, which is this part: the rows. Totals are of the parameters after it."""
+        n, schedule, program = part.rows, self.schedule, self.program
+        out = self.meter.room(n)
+        with self.undone():
+            if self.objective is None or self.objective.x is not part.x:
+                self.objective = Objective(self.core, *part[:3], self.threads, out)
+            if schedule:
+                self.lr = float((schedule.rates(program.steps, 1) if rates is None else rates)[0, 0])
+            lr = self.lr if schedule else self.model.optimizer.lr
+            self.converged = self.core.iterate(self.objective, lr)
+        if not math.isfinite(self.objective.value):
+            odd = [name for name, a in (("x", part.x), ("y", part.y)) if not _finite(a)]
+            self.diverged(epoch, 0, lr, f"; {' and '.join(odd)} has NaN or infinity" if odd else "")
+        totals += self.objective.totals
+        totals[0] += (self.objective.loss - self.meter.loss(totals)) * (totals[1] if self.meter.mean else 1)
+        for call in self.on_batch_end:
+            logs = {"loss": self.objective.loss, "rows": n} | ({"lr": self.lr} if schedule else {})
+            call(0, logs)
+        if out is not None or self.ignores:
+            totals[3] -= n - _counted(self.model, part.y)
+            if out is not None:
+                self.meter.update(part.y, out)
+        return n
 
     def part(self, part: Part, epoch: int, batches: int, totals: np.ndarray, rates, first: int) -> int:
         """Train on a part from row `first` on; the rows that are done, all unless a callback ends the training."""
@@ -709,7 +772,7 @@ def evaluate(self: Any, x, y=None, sample_weight=None, metrics=(), threads=None,
 
     Parameters
     ----------
-    x : array_like of shape (n, in_features), memory map, Blocks, or iterable of batches
+    x : array_like or sparse matrix of shape (n, in_features), memory map, Blocks, or iterable of batches
         As for `fit`.
     y : array_like, optional
         Targets; None if x brings them.

@@ -21,7 +21,11 @@ class History(dict):
     ----------
     epochs : list of int
         The epochs' numbers, from 1, or after `initial_epoch`.
+    converged : str or None
+        Why an optimiser that needs the whole data (`LBFGS`) has ended `fit`: more would change nothing.
     """
+
+    converged: str | None = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -189,7 +193,8 @@ class History(dict):
             return "History()"
         n = len(next(iter(self.values())))
         last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.items())
-        return f"History({n} epoch{'s' * (n != 1)}; last: {last})"
+        end = f"; converged: {self.converged}" * (self.converged is not None)
+        return f"History({n} epoch{'s' * (n != 1)}; last: {last}{end})"
 
 
 def _number(value: float) -> float | None:

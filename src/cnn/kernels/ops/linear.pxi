@@ -119,6 +119,27 @@ cdef void input_gradient(const Op* op, const Op* before, const real* saved, Py_s
     product(&p)
 
 
+cdef void bias_product(const Op* op, Py_ssize_t batch, const real* dz, Py_ssize_t dz_row, real* params, real* grads,
+                       const Update* update, bint overwrite, real* panel) noexcept nogil:
+    """db = sum of dZ over the batch, as `weight_product` has it."""
+    cdef Product p
+    memset(&p, 0, sizeof(p))
+    p.n = round_up(op.n_out, VL)
+    p.k = batch
+    p.a_row = 1
+    p.b = dz
+    p.b_row = dz_row
+    p.ones_row = True
+    p.epilogue = EPILOGUE_UPDATE if update != NULL else EPILOGUE_STORE if overwrite else EPILOGUE_ADD
+    p.floor = <real>-INFINITY
+    p.update = update + op.bias_group if update != NULL else NULL
+    p.act = IDENTITY
+    p.c = grads + op.bias
+    p.param = params + op.bias
+    p.panel = panel
+    product(&p)
+
+
 cdef void weight_product(const Op* op, bint weight, bint bias, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t batch,
                          const real* x, Py_ssize_t x_row, const real* dz, Py_ssize_t dz_row, real* params, real* grads,
                          const Update* update, bint overwrite, real* panel) noexcept nogil:
@@ -131,6 +152,10 @@ cdef void weight_product(const Op* op, bint weight, bint bias, Py_ssize_t first,
     cdef Product p
     cdef bint last = first + rows == (op.n_out if op.transposed else op.n_in)
     cdef bint together = weight and not op.transposed and op.bias_group == op.weight_group
+    if bias and last and not together:
+        bias_product(op, batch, dz, dz_row, params, grads, update, overwrite, panel)
+    if not weight:
+        return
     memset(&p, 0, sizeof(p))
     p.m = rows
     p.k = batch
@@ -156,18 +181,7 @@ cdef void weight_product(const Op* op, bint weight, bint bias, Py_ssize_t first,
     p.c = grads + op.weight + first * op.row
     p.c_row = op.row
     p.param = params + op.weight + first * op.row
-    if weight:
-        product(&p)
-    if bias and last and not together:
-        p.m = 0
-        p.update = update + op.bias_group if update != NULL else NULL
-        p.n = round_up(op.n_out, VL)
-        p.b = dz
-        p.b_row = dz_row
-        p.ones_row = True
-        p.c = grads + op.bias
-        p.param = params + op.bias
-        product(&p)
+    product(&p)
 
 
 cdef void times_weights(const Op* op, Py_ssize_t batch, const real* a, Py_ssize_t a_row, const real* params, bint bias,
@@ -197,10 +211,123 @@ cdef void times_weights(const Op* op, Py_ssize_t batch, const real* a, Py_ssize_
     product(&p)
 
 
+# The same with sparse rows of x ---------------------------------------------------------------------------------------
+
+cdef void sparse_affine(const Op* op, Py_ssize_t batch, const Csr* x, const Span* spans, const real* params, real* y,
+                        Py_ssize_t y_row, real* z) noexcept nogil:
+    """`affine` of sparse rows."""
+    cdef bint relu = op.act == RELU
+    cdef real* sums = y if z == NULL else z
+    cdef const real* w = params + op.weight
+    cdef const real* bias = params + op.bias
+    cdef real floor = <real>(0 if relu else -INFINITY), sum
+    cdef Py_ssize_t i, o, k
+    cdef const int32_t* column
+    cdef const real* value
+    for i in range(batch):
+        k, column, value = spans[i].end - spans[i].begin, x.column + spans[i].begin, x.value + spans[i].begin
+        if not op.transposed:
+            gather_sum(k, column, value, w, op.row, round_up(op.n_out, VL), bias, floor, sums + i * y_row)
+        for o in range(op.n_out if op.transposed else 0):
+            sum = bias[o] + gather_dot(k, column, value, w + o * op.row, 1)
+            sums[i * y_row + o] = floor if sum < floor else sum
+    if not relu and op.act != IDENTITY:
+        activate_rows(op.act, op.param, batch, op.n_out, sums, y_row, y, y_row)
+
+
+cdef void finish_gradient(Py_ssize_t rows, Py_ssize_t n, const real* g, real* param, real* grad, Py_ssize_t row,
+                          const Update* update, bint overwrite) noexcept nogil:
+    """What `weight_product` does with a gradient: here of `rows` rows that have the same one, g."""
+    cdef Py_ssize_t i
+    if update != NULL:
+        update_rows(rows, n, param, row, g, 0, update)
+    else:
+        for i in range(rows):
+            add_rows(1, n, g, 0, not overwrite, grad + i * row, 0)
+
+
+cdef inline bint visits_all(const Update* update, bint overwrite) noexcept nogil:
+    """Whether a gradient of zero changes anything."""
+    return overwrite if update == NULL else update.kind != UPDATE_PLAIN
+
+
+cdef void sparse_weight_product(const Op* op, const Columns* x, Py_ssize_t first, Py_ssize_t rows, const real* dz,
+                                Py_ssize_t dz_row, real* params, real* grads, const Update* update, bint overwrite,
+                                real* panel) noexcept nogil:
+    """`weight_product` of sparse rows, without the bias.
+
+    Rows of W whose column has no entries have a gradient of zero. Where that changes nothing they are not visited, and
+    the work does not depend on how many columns x has.
+    """
+    cdef Py_ssize_t stop = first + rows, n = round_up(op.n_out, VL), i = 0, j = first, end, at, block, width
+    cdef bint all_rows = visits_all(update, overwrite)
+    cdef real* g = panel
+    cdef real* zeros = panel + SPARSE_BLOCK
+    cdef int32_t place
+    memset(zeros, 0, SPARSE_BLOCK * sizeof(real))
+    while True:
+        if not all_rows:            # the next column that has entries
+            while i < x.n and not first <= x.column[i] < stop:
+                i += 1
+            if i == x.n:
+                break
+            if i + SPARSE_AHEAD < x.n:
+                for at from 0 <= at < n by LINE // <Py_ssize_t>sizeof(real):
+                    prefetch(params + op.weight + x.column[i + SPARSE_AHEAD] * op.row + at)
+            j = x.column[i]
+            i += 1
+        elif j == stop:
+            break
+        end, place = j + 1, x.place[j]
+        while place == 0 and end < stop and x.place[end] == 0:
+            end += 1
+        for block from 0 <= block < n by SPARSE_BLOCK:
+            at, width = op.weight + j * op.row + block, smaller(SPARSE_BLOCK, n - block)
+            if place:
+                gather_column(x, place, dz + block, dz_row, width, g)
+            finish_gradient(end - j, width, g if place else zeros, params + at, grads + at, op.row, update, overwrite)
+        j = end
+
+
+cdef void sparse_transposed_product(const Op* op, const Columns* x, Py_ssize_t first, Py_ssize_t rows, const real* dz,
+                                    Py_ssize_t dz_row, real* params, real* grads, const Update* update,
+                                    bint overwrite, real* panel) noexcept nogil:
+    """The same for W^T (out, in), by blocks of columns. A layer so narrow has no more outputs than fit a vector."""
+    cdef Py_ssize_t stop = first + rows, block, width, i, j, o, at
+    cdef real[64] g
+    cdef int32_t place
+    if not visits_all(update, overwrite):
+        for i in range(1, x.n + 1):
+            gather_column(x, i, dz, dz_row, VL, g)
+            for o in range(first, stop):
+                at = op.weight + o * op.row + x.column[i - 1]
+                if update != NULL:
+                    params[at] -= update.lr * g[o]
+                else:
+                    grads[at] += g[o]
+        return
+    for block from 0 <= block < op.n_in by SPARSE_BLOCK:
+        width = smaller(SPARSE_BLOCK, op.n_in - block)
+        memset(panel, 0, rows * SPARSE_BLOCK * sizeof(real))
+        for j in range(width):
+            place = x.place[block + j]
+            if place:
+                gather_column(x, place, dz, dz_row, VL, g)
+                for o in range(first, stop):
+                    panel[(o - first) * SPARSE_BLOCK + j] = g[o]
+        for o in range(first, stop):
+            at = op.weight + o * op.row + block
+            finish_gradient(1, round_up(width, VL), panel + (o - first) * SPARSE_BLOCK, params + at, grads + at, 0,
+                            update, overwrite)
+
+
 # The op's row of the table --------------------------------------------------------------------------------------------
 
 cdef void linear_op_forward(const Chunk* c, const Op* op) noexcept nogil:
     cdef real* z = row_of(c.ws.before, c.net, op.dst, c.first) if c.keep and op.keeps_input else NULL
+    if c.csr != NULL and op.src == 0:
+        sparse_affine(op, c.batch, c.csr, c.ws.spans + c.first, c.net.params, output(c, op), row_size(c, op), z)
+        return
     affine(op, c.batch, source(c, op.src), source_row(c, op.src), c.net.params, output(c, op), row_size(c, op), z,
            c.panel, True)
 
@@ -280,8 +407,20 @@ cdef Py_ssize_t linear_op_pieces(const Op* op, int threads, Py_ssize_t* rows, Py
 
 cdef void linear_op_weight_gradient(const Pass* p, const Op* op, Py_ssize_t first, Py_ssize_t rows, const real* x,
                                     Py_ssize_t x_row, real* panel) noexcept nogil:
-    weight_product(op, wants_weight(p, op), wants_bias(p, op), first, rows, p.batch.rows, x, x_row, p.ws.grad[op.dst],
-                   p.net.buffers[op.dst].row, p.net.params, p.net.grads, p.wants.update, p.wants.overwrite, panel)
+    cdef const real* dz = p.ws.grad[op.dst]
+    cdef Py_ssize_t dz_row = p.net.buffers[op.dst].row
+    cdef const Update* update = p.wants.update
+    cdef bint weight = wants_weight(p, op)
+    if weight and p.batch.csr.start != NULL and op.src == 0:
+        if op.transposed:
+            sparse_transposed_product(op, &p.ws.columns, first, rows, dz, dz_row, p.net.params, p.net.grads,
+                                      update + op.weight_group if update != NULL else NULL, p.wants.overwrite, panel)
+        else:
+            sparse_weight_product(op, &p.ws.columns, first, rows, dz, dz_row, p.net.params, p.net.grads,
+                                  update + op.weight_group if update != NULL else NULL, p.wants.overwrite, panel)
+        weight = False
+    weight_product(op, weight, wants_bias(p, op), first, rows, p.batch.rows, x, x_row, dz, dz_row, p.net.params,
+                   p.net.grads, update, p.wants.overwrite, panel)
 
 
 cdef void linear_op_weight_tangent(const Chunk* c, const Op* op) noexcept nogil:
@@ -304,5 +443,5 @@ LINEAR.second = linear_op_second
 LINEAR.pieces = linear_op_pieces
 LINEAR.weight_gradient = linear_op_weight_gradient
 LINEAR.weight_tangent = linear_op_weight_tangent
-LINEAR.single = True
+LINEAR.single = LINEAR.sparse = True
 define(&LINEAR)

@@ -1,0 +1,124 @@
+"""`Objective`: what an optimiser that needs the whole data minimises, as a function of the model's parameters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+ROOM_BYTES = 32 << 20  # of the values and gradients of one native call
+CALL_WORK = 1 << 28  # multiply-adds of one: about 0.05 s, after which Ctrl-C is handled
+LEAST_ROWS = 512
+
+
+class Objective:
+    """The loss over all rows in training mode, with the penalties and the optimiser's weight decay.
+
+    A call evaluates it at the present parameters, and leaves its gradient in the program. The rows are swept in blocks
+    of a size that depends on the model alone, in order: the result does not depend on threads. Where rows depend on
+    each other (batch normalisation, a loss of the user's own) all of them are one block. Running statistics take part
+    in one evaluation an iteration, the last.
+
+    Parameters
+    ----------
+    core : Core
+    x, y, w : ndarray
+        As `Program.train_batches` takes them; w may be None.
+    threads : int
+    out : ndarray of shape (rows, out_features), optional
+        Gets the outputs of each evaluation.
+
+    Attributes
+    ----------
+    value : float
+        What the last call has returned.
+    loss : float
+        The loss alone, with the penalties and without weight decay.
+    totals : ndarray of shape (4,)
+        Of the last call: the sum of the loss over the rows, of their weights, of rows classified right, of rows.
+    first : float
+        The loss of the first call.
+    evaluations : int
+        Calls in this iteration.
+
+    Raises
+    ------
+    ValueError
+        If the loss is not the same whenever it is evaluated, or has no derivative.
+    """
+
+    def __init__(self, core: Any, x, y, w, threads: int, out=None):
+        name = type(core.optimizer).__name__
+        for place in core.graph.seen.values():
+            if place.layer.only_training and place.layer.acts:
+                raise ValueError(
+                    f"{place.layer!r} makes the loss random, and {name} needs the same loss at the same parameters: "
+                    "take the layer out, or put it into evaluation mode, layer.eval()"
+                )
+            if getattr(place.layer, "l1", 0):
+                raise ValueError(
+                    f"{place.layer!r}: expected l1=0 with {name}, as it has no derivative at 0, where its weights end: "
+                    "use l2, or another optimizer"
+                )
+        program = self.program = core.program
+        self.core, self.dtype = core, core.dtype
+        self.x, self.y, self.w, self.out, self.threads = x, y, w, out, threads
+        self.rows = self.block = len(x)
+        program.check_batches(self.rows, self.rows)
+        self.weight = program.weight_of(y, w)
+        if program.separable:
+            wide = 3 * sum(core.graph.widths) * self.dtype.itemsize
+            fits = min(ROOM_BYTES // wide, CALL_WORK // max(1, 3 * program.n_parameters))
+            self.block = min(self.rows, max(LEAST_ROWS, fits // LEAST_ROWS * LEAST_ROWS))
+        self.totals = np.zeros(4)
+        self.value = self.loss = self.first = math.nan
+        self._token = object()
+        self.begin()
+
+    def begin(self) -> None:
+        """Before an iteration."""
+        self.evaluations = 0
+        self._statistics = self.program.statistics()
+
+    def back(self) -> None:
+        """Put back the running statistics from before the iteration."""
+        if self._statistics is not None:
+            self.program.set_statistics(self._statistics)
+
+    def __call__(self) -> float:
+        """Evaluate, at the present parameters.
+
+        Returns
+        -------
+        float
+        """
+        program = self.program
+        if self.evaluations:
+            self.back()
+        self.totals[:] = 0
+        for start in range(0, self.rows, self.block):
+            stop = min(self.rows, start + self.block)
+            program.sweep(self.x, self.y, self.w, start, stop, self.weight, self.out, self.threads, self.totals)
+        total, weight = self.totals[:2].tolist()
+        self.loss = (total / weight if weight else 0.0) if program.mean else total
+        self.loss += program.penalty(True)
+        self.value = self.loss + program.decay()
+        if not self.evaluations:
+            self.first = self.loss
+        self.evaluations += 1
+        return self.value
+
+    def _state(self) -> tuple:
+        """All that the value depends on and that may change between two iterations."""
+        program = self.program
+        return self._token, program.fingerprint, program.modes, self.core.optimizer.table.tobytes()
+
+    def hold(self) -> None:
+        """After an iteration: the optimiser keeps the gradient at the present parameters."""
+        self.core.held = self._state()
+
+    @property
+    def known(self) -> bool:
+        """Whether `value` and the gradient that the optimiser has kept are those at the present parameters."""
+        return self.core.held is not None and self.core.held == self._state()
