@@ -113,7 +113,7 @@ def test_activations_far_out(dtype, tmp_path):
     """Each activation alone, where its parts overflow or cancel; NaN stays NaN."""
     models = {}
     for name in ACTIVATIONS:
-        models[name + "_"] = model = cnn.Sequential([ACTIVATIONS[name].make(), cnn.Linear(1, 1)], dtype=dtype)
+        models[name + "_"] = model = cnn.Sequential([cnn.Linear(1, 1), ACTIVATIONS[name].make()], dtype=dtype)
         model.parameters = [1, 0]
     library = compiled(tmp_path, models, COMPILERS[0], "-O2")
     x = np.array([[*SPECIAL, np.nan]], dtype).T
@@ -123,6 +123,8 @@ def test_activations_far_out(dtype, tmp_path):
         expected = model.predict(x)[:-1]
         # erfc makes x**2 / 2 roundings of one; float32's exp ends at 1e-38, which is multiplied by x.
         np.testing.assert_allclose(outputs[:-1], expected, rtol=1e-5, atol=1e-32, err_msg=name)
+        zero = expected == 0  # -0 too
+        np.testing.assert_array_equal(np.signbit(outputs[:-1])[zero], np.signbit(expected)[zero], err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +287,11 @@ def test_names_that_are_taken(policy, name, tmp_path):
     with pytest.raises(ValueError, match=f"name: '{name}' is taken by C or its library; pass another name"):
         cnn.to_c(policy, tmp_path / f"{name}.h")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["L_net", "P_net", "M_policy", "WALK", "MY_MAX", "FP_policy", "interpreter", "M_PIE"])
+def test_names_like_those_of_the_library_are_free(policy, name, tmp_path):
+    cnn.to_c(policy, tmp_path / "net.h", name=name)
 
 
 @pytest.mark.parametrize("standard", ["c99", "c11", "gnu11", "c2x", "c++20", "gnu++20"])

@@ -106,7 +106,11 @@ def _first(name: str, array: np.ndarray, which: np.ndarray) -> tuple[str, Any]:
     return f"{name}[{', '.join(map(str, place))}]" if place else name, array[place]
 
 
-def foreign(value: Any) -> str | None:
+class StateDict(dict):
+    """What `state_dict` returns: weights known to be (in, out), pickled too, when they come back in bytes as well."""
+
+
+def foreign(value: Any, state: Any) -> str | None:
     """What holds the memory of an array, if it came from PyTorch or as bytes, row after row as it lay there."""
     if not isinstance(value, np.ndarray) or value.size < 2 or not value.flags.c_contiguous:
         return None
@@ -116,7 +120,9 @@ def foreign(value: Any) -> str | None:
     base = base.obj if isinstance(base, memoryview) else base
     if type(base).__module__.partition(".")[0] == "torch":
         return "a tensor of PyTorch"
-    return "bytes, as safetensors.numpy.load_file gives it" if isinstance(base, (bytes, bytearray)) else None
+    if isinstance(base, (bytes, bytearray)) and not isinstance(state, StateDict):
+        return "bytes, as safetensors.numpy.load_file gives it"
+    return None
 
 
 def transposed(expected: tuple[int, ...], got: tuple[int, ...]) -> str:

@@ -7,6 +7,7 @@ from grid import ACTIVATIONS, WITH_PARAMETERS, build, chain, inputs_of, random_m
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 
 import cnn
 
@@ -310,3 +311,78 @@ def test_square_weights_of_torch_arrays_are_refused():
     with pytest.raises(ValueError, match="is square and lies in a tensor of PyTorch"):
         model.load_weights(state)
     model.load_weights({name: array.T for name, array in state.items()})
+
+
+def layers_of(*shapes):
+    return {f"{name}.weight": torch.randn(*shape) for name, shape in shapes}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "order"),
+    [
+        ([("fc1", (4, 3)), ("fc2", (4, 4)), ("out", (2, 4))], "fc1 fc2 out"),
+        ([("out", (2, 4)), ("fc1", (4, 3)), ("fc2", (4, 4))], "fc1 fc2 out"),
+        ([("fc1", (4, 4)), ("fc2", (2, 4)), ("input", (4, 3))], "input fc1 fc2"),
+    ],
+)
+def test_two_kinds_of_names_whose_widths_say_the_order(shapes, order):
+    tensors = layers_of(*shapes)
+    model = cnn.from_torch(tensors, activation="relu")
+    for layer, name in zip(model.layers[::2], order.split(), strict=True):
+        np.testing.assert_array_equal(layer.weight.T, tensors[f"{name}.weight"])
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([("fc1", (4, 4)), ("fc2", (4, 4)), ("out", (4, 4))], "fc1 and out take equally many inputs"),
+        ([("fc1", (4, 3)), ("fc2", (3, 4)), ("out", (3, 3))], "fc1 and out take equally many inputs"),
+        ([("fc1", (4, 3)), ("fc2", (4, 4)), ("mid", (4, 4))], "allow several orders of fc1, fc2, mid: expected one"),
+        ([("fc1", (4, 3)), ("fc2", (2, 4)), ("out", (1, 5))], "allow no order of fc1, fc2, out: expected one"),
+    ],
+)
+def test_two_kinds_of_names_whose_widths_do_not(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        cnn.from_torch(layers_of(*shapes), activation="relu")
+
+
+def test_weights_computed_before_each_pass():
+    """Pruned, and by the older weight_norm: hooks, not parametrisations."""
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.utils.weight_norm(nn.Linear(8, 2)))
+    prune.random_unstructured(net[0], "weight", 0.5)
+    model = cnn.from_torch(net)
+    assert_same(model, net, "float32")
+    assert (model[0].weight == 0).sum() == 12
+
+
+def test_lazy_modules_and_absent_ones():
+    net = nn.Sequential(nn.LazyLinear(4), nn.ReLU())
+    with pytest.raises(TypeError, match=r"0\.weight: has no numbers \(meta device, or a lazy module\)"):
+        cnn.from_torch(net)
+    net(torch.ones(2, 3))
+    assert_same(cnn.from_torch(net), net, "float32")
+    net[1] = None
+    with pytest.raises(TypeError, match=r"module: Sequential\(...\): its module 1 is None"):
+        cnn.from_torch(net)
+
+
+def test_chains_in_modules_of_ones_own():
+    class Policy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+        def forward(self, x):
+            return 2 * self.net(x)
+
+    policy = Policy()
+    with pytest.raises(TypeError, match=r"pass torch\.nn\.Sequential of its modules, as module\.net"):
+        cnn.from_torch(policy)
+    assert_same(cnn.from_torch(policy.net), policy.net, "float32")
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
+def test_wrapped_inside(wrap):
+    net = nn.Sequential(wrap(nn.Sequential(nn.Linear(3, 4), nn.ReLU())), wrap(nn.Linear(4, 2)))
+    assert_same(cnn.from_torch(net), net, "float32")

@@ -40,13 +40,12 @@ LIBM = """
     round lround llround trunc fmod remainder remquo copysign nan nextafter nexttoward fdim fmax fmin fma j0 j1 jn y0 y1
     yn gamma drem significand scalb exp10 pow10 signgam isnan isinf isfinite isnormal signbit fpclassify isgreater
     isless isunordered INFINITY NAN HUGE_VAL
-    M_E M_LOG2E M_LOG10E M_LN2 M_LN10 M_PI M_PI_2 M_PI_4 M_1_PI M_2_PI M_2_SQRTPI M_SQRT2 M_SQRT1_2 NULL
     canonicalize fadd fdiv ffma fmul fsqrt fsub finite fmaximum fmaximum_mag fmaximum_mag_num fmaximum_num fminimum
-    fminimum_mag     fminimum_mag_num fminimum_num fromfp fromfpx lgamma_r llogb nextdown nextup roundeven
+    fminimum_mag fminimum_mag_num fminimum_num fromfp fromfpx lgamma_r llogb nextdown nextup roundeven
     ufromfp ufromfpx
 """.split()  # noqa: SIM905
 LIBRARY = """
-    FILE lgammaf_r lgammal_r va_list fd_mask fd_set u_char u_int u_long u_short uint ushort ulong
+    FILE NULL lgammaf_r lgammal_r va_list fd_mask fd_set u_char u_int u_long u_short uint ushort ulong
     abort abs aligned_alloc alloca at_quick_exit atexit atof atoi atol atoll bsearch calloc div exit free getenv
     labs ldiv llabs lldiv malloc mblen mbstowcs mbtowc qsort quick_exit rand realloc srand strfromd strfromf
     strfroml strtod strtof strtol strtold strtoll strtoul strtoull system wcstombs wctomb clearerr fclose feof
@@ -60,10 +59,17 @@ LIBRARY = """
     math_errhandling iscanonical iseqsig isgreaterequal islessequal islessgreater issignaling issubnormal iszero
     import module
 """.split()  # noqa: SIM905
-# Macros of the headers, by their kinds: INT8_MAX, FP_NAN, M_PIf, EXIT_SUCCESS, WEXITED
+# Macros of the headers, in families
 MACROS = (
-    r"U?INT\w*_(C|MAX|MIN|WIDTH)|(FD|FP|M|MATH|EXIT|SEEK|RENAME|L|P|SIG_ATOMIC|PTRDIFF|SIZE|WCHAR|WINT)_\w+|"
-    r"HUGE_VAL\w*|SNAN\w*|W[A-Z]+|[A-Z]+_ENDIAN|\w+_MAX|BYTE_ORDER|BUFSIZ|EOF|MAXFLOAT|MB_CUR_MAX|NFDBITS"
+    r"U?INT(8|16|32|64|MAX|PTR|_(FAST|LEAST)(8|16|32|64))_(C|MAX|MIN|WIDTH)|"
+    r"(S?CHAR|UCHAR|U?SHRT|U?INT|U?L?LONG|S?SIZE|PTRDIFF|SIG_ATOMIC|WCHAR|WINT|RAND|TMP|FOPEN|FILENAME)_(MAX|MIN|WIDTH)|"
+    r"M_(E|LOG2E|LOG10E|LN2|LN10|PI|PI_2|PI_4|1_PI|2_PI|2_SQRTPI|SQRT2|SQRT1_2)(l|f|f\d+x?)?|"
+    r"FP_(ILOGB0|ILOGBNAN|LLOGB0|LLOGBNAN|INFINITE|NAN|NORMAL|SUBNORMAL|ZERO|INT_\w+|FAST_\w+)|MATH_ERR(NO|EXCEPT)|"
+    r"(HUGE_VAL|SNAN)(L|_?F\d*X?)?|FD_(CLR|ISSET|SET|SETSIZE|ZERO)|EXIT_(FAILURE|SUCCESS)|SEEK_(CUR|END|SET|DATA|HOLE)|"
+    r"RENAME_(NOREPLACE|EXCHANGE|WHITEOUT)|L_(ctermid|cuserid|tmpnam)|P_(tmpdir|ALL|PID|PGID|PIDFD)|"
+    r"W(CONTINUED|COREDUMP|EXITED|EXITSTATUS|NOHANG|NOWAIT|STOPPED|STOPSIG|TERMSIG|UNTRACED)|"
+    r"WIF(CONTINUED|EXITED|SIGNALED|STOPPED)|(BIG|LITTLE|PDP)_ENDIAN|"
+    r"BYTE_ORDER|BUFSIZ|EOF|MAXFLOAT|MB_CUR_MAX|MB_LEN_MAX|NFDBITS"
 )
 
 FLOAT_FUNCTIONS = {

@@ -193,10 +193,6 @@ def _from_state_dict(tensors: Mapping, activation: Any) -> list[layers.Layer]:
         groups.setdefault(prefix, {})[kind] = tensor
     if not groups:
         raise ValueError("state_dict: is empty")
-    order, absent = _ordered(list(groups), {p: getattr(g.get("weight"), "shape", ())[-1:] for p, g in groups.items()})
-    groups = {prefix: groups[prefix] for prefix in order}
-    found: list[layers.Layer] = []
-    last = width = None
     for prefix, group in groups.items():
         label = f"{prefix}.weight".lstrip(".")
         if "weight" not in group:
@@ -206,6 +202,11 @@ def _from_state_dict(tensors: Mapping, activation: Any) -> list[layers.Layer]:
                 f"state_dict: {label} has shape {tuple(group['weight'].shape)}, that of a Linear has 2 dimensions: "
                 "pass the module itself"
             )
+    order, absent = _ordered(list(groups), {prefix: group["weight"].shape for prefix, group in groups.items()})
+    found: list[layers.Layer] = []
+    last = width = None
+    for prefix in order:
+        group, label = groups[prefix], f"{prefix}.weight".lstrip(".")
         weight, bias = group["weight"].detach().cpu().numpy().T, group.get("bias")
         layer = layers.Linear.of(weight, None if bias is None else bias.detach().cpu().numpy())
         if last is not None:
@@ -217,11 +218,11 @@ def _from_state_dict(tensors: Mapping, activation: Any) -> list[layers.Layer]:
     return found
 
 
-def _ordered(prefixes: list[str], widths: Mapping) -> tuple[list[str], dict[str, int]]:
+def _ordered(prefixes: list[str], shapes: Mapping) -> tuple[list[str], dict[str, int]]:
     """The names of Linear layers in the order of their number, and how many numbers are absent before each.
 
-    Only the number may tell the names apart, or two names, of any words, have the same parent: their widths say the
-    rest. ValueError if it cannot be known which layer follows which.
+    Only the number may tell the names apart, or there are two kinds of names, as fc1, fc2, out, and the widths allow one
+    order. ValueError if it cannot be known which layer follows which.
     """
     numbers = {prefix: [int(n) for n in re.findall("[0-9]+", prefix)] for prefix in prefixes}
     forms = {re.sub("[0-9]+", "#", prefix) for prefix in prefixes}
@@ -236,17 +237,23 @@ def _ordered(prefixes: list[str], widths: Mapping) -> tuple[list[str], dict[str,
             f"state_dict: the names do not say which layer follows which: {', '.join(prefixes)}. Pass the module, or "
             "the tensors of one chain, {k: v for k, v in tensors.items() if k.startswith('actor.')}, for example"
         )
-    if len(forms) == 2:  # fc1, fc2, out: in their order, unless they are sorted by name
+    if len(forms) == 2:  # fc1, fc2, out
         by_form = {form: [p for p in prefixes if re.sub("[0-9]+", "#", p) == form] for form in forms}
         first = by_form[re.sub("[0-9]+", "#", prefixes[0])]
         second = [prefix for prefix in prefixes if prefix not in first]
-        if widths[first[0]] == widths[second[0]]:
+        if shapes[first[0]][1] == shapes[second[0]][1]:
             raise ValueError(
                 f"state_dict: {first[0]} and {second[0]} take equally many inputs, so that it cannot be known whether "
                 "one follows the other: pass the module itself"
             )
-        order = [*sorted(first, key=numbers.get), *sorted(second, key=numbers.get)]  # type: ignore[arg-type]
-        return order, dict.fromkeys(order, 1)
+        rows = [sorted(form, key=numbers.get) for form in (first, second)]  # type: ignore[arg-type]
+        orders = list(itertools.islice(_chains(rows, shapes), 2))
+        if len(orders) != 1:
+            raise ValueError(
+                f"state_dict: the widths allow {'several orders' if orders else 'no order'} of {', '.join(prefixes)}: expected one, "
+                "since the names do not say which layer follows which: pass the module itself"
+            )
+        return orders[0], dict.fromkeys(orders[0], 1)
     order = sorted(prefixes, key=numbers.get)  # type: ignore[arg-type]
     at = next(iter(moving), 0)
     absent = {b: numbers[b][at] - numbers[a][at] - 1 for a, b in itertools.pairwise(order)}
@@ -256,6 +263,15 @@ def _ordered(prefixes: list[str], widths: Mapping) -> tuple[list[str], dict[str,
             "known where an activation stands: pass the module itself"
         )
     return order, absent
+
+
+def _chains(rows: list[list[str]], shapes: Mapping, before: tuple[str, ...] = ()) -> Iterator[list[str]]:
+    """The orders in which each layer takes what the one before gives; each row of names keeps its own."""
+    if not any(rows):
+        yield list(before)
+    for i, row in enumerate(rows):
+        if row and (not before or shapes[row[0]][1] == shapes[before[-1]][0]):
+            yield from _chains([other[i == j :] for j, other in enumerate(rows)], shapes, (*before, row[0]))
 
 
 def _between(before: str, after: str, gap: int, activation: Any) -> list[layers.Layer]:

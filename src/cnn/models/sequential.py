@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import layers, losses, optim
-from .._checks import foreign, fraction, in_range, integer, seed_of, transposed
+from .._checks import StateDict, foreign, fraction, in_range, integer, seed_of, transposed
 from .._configurable import object_for
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
@@ -551,10 +551,10 @@ class Sequential(layers.Chain):
         -------
         dict of str to ndarray
         """
-        state: dict[str, np.ndarray] = {}
+        state: dict[str, np.ndarray] = StateDict()
         for op, place in self._core.parametric:
             names = {**self._core.named_of(place, *PARAMETERS), **self._core.named_of(place, *STATISTICS)}
-            state |= {name: np.array(a, order="C") for name, a in names.items()}
+            state.update({name: np.array(a, order="C") for name, a in names.items()})
             if place.layer.statistic_names:
                 state[f"{place.key}.num_batches_tracked"] = np.array(self._core.program.tracked(op))
         return state
@@ -584,8 +584,8 @@ class Sequential(layers.Chain):
         ValueError
             If names are missing or unknown, shapes differ, config describes another network, a number is too large for
             the model's dtype, or a variance or a count is negative. With `partial`: if nothing fits. If all weights
-            are square, and one lies in a tensor of PyTorch or in bytes, as ``safetensors.numpy.load_file`` gives it:
-            nothing says then that it is not (out, in).
+            are square, and one lies in a tensor of PyTorch or in bytes, as ``safetensors.numpy.load_file`` gives it,
+            and state_dict is not what `state_dict` returned, pickled or not: nothing says then that it is (in, out).
         TypeError
             If state_dict is no mapping, or values are no arrays of real numbers, or PyTorch's tensors, whose weights
             are the other way round.
@@ -638,7 +638,7 @@ class Sequential(layers.Chain):
                 raise ValueError(
                     f"{name}: expected shape {shape}, got {arrays[name].shape}{transposed(shape, arrays[name].shape)}"
                 )
-            if square and name in weights and (source := foreign(value)):
+            if square and name in weights and (source := foreign(value, state_dict)):
                 raise ValueError(
                     f"state_dict: {name} is square and lies in {source}: PyTorch and files keep weights as (out, in), "
                     "here they are (in, out). Use cnn.load(path) or cnn.from_torch; or pass .T of it, or, if it is "
