@@ -28,6 +28,7 @@ FORMULAS = frozenset((
     "Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tanh", "ThresholdedRelu", "Where",
 ))
 # fmt: on
+NO_LABELS = (0, 1, 11)  # types of outputs: of another kind than tensors, float32, float64
 LONGEST_FORMULA = 24  # operators
 TOLERANCE = 2e-6  # between a formula and a layer, relative to numbers above 1: constants in files are float32
 
@@ -46,7 +47,7 @@ def from_onnx(path, *, outputs=None, loss=None, optimizer=None) -> Sequential:
         A file, its content, or the model that onnx has loaded. Weights in a second file are read from beside it.
     outputs : str or sequence of str, optional
         What the model computes: the name of a value in the file, or several, whose columns stand side by side. None:
-        the file's output, which must be one or the parts of one.
+        the file's output of real numbers, which must be one or the parts of one; labels beside it are left out.
     loss, optimizer : optional
         For the new model.
 
@@ -93,11 +94,24 @@ def _load(path: Any) -> tuple[Any, str]:
                 f"beside which {elsewhere!r} lies"
             )
         if proto is not path:
-            onnx.checker.check_model(proto)
+            _check(proto)
         proto = onnx.inliner.inline_local_functions(proto) if proto.functions else proto
         return proto, name
     except (DecodeError, onnx.checker.ValidationError) as error:
         raise ValueError(f"{name}: no readable ONNX model: {error}") from error
+
+
+def _check(proto: Any) -> None:
+    """ValidationError if it is no ONNX model; but outputs need no shape, as for ONNX Runtime."""
+    import onnx
+
+    tensors = [value.type.tensor_type for value in proto.graph.output if value.type.HasField("tensor_type")]
+    without = [tensor for tensor in tensors if not tensor.HasField("shape")]
+    for tensor in without:
+        tensor.shape.SetInParent()
+    onnx.checker.check_model(proto)
+    for tensor in without:
+        tensor.ClearField("shape")
 
 
 def _external(proto: Any) -> str | None:
@@ -148,6 +162,7 @@ class _Graph:
                 self.readers.setdefault(name, []).append(node)
         self.inputs = [value.name for value in proto.graph.input if value.name not in self.constants]
         self.outputs = [value.name for value in proto.graph.output]
+        self.real_outputs = [v.name for v in proto.graph.output if v.type.tensor_type.elem_type in NO_LABELS]
 
     def _asked_width(self, node: Any) -> np.ndarray | None:
         """What a Gather takes of a Shape, where the file says it; the batch is open."""
@@ -180,6 +195,31 @@ class _Graph:
         model = helper.make_model(helper.make_graph(nodes, "g", *ends), opset_imports=self.opsets)
         with np.errstate(all="ignore"):
             return [np.asarray(a) for a in ReferenceEvaluator(model).run(None, given)]
+
+    def sizes(self, name: str) -> np.ndarray | None:
+        """A shape that is computed of shapes, 0 where it is the batch; None if it cannot be known."""
+        if name in self.constants:
+            return self.constants[name]
+        nodes: dict[str, Any] = {}
+        open_ = [name]
+        while open_:
+            if (value := open_.pop()) in nodes:
+                continue
+            if value not in self.producer:
+                return None
+            nodes[value] = node = self.producer[value]
+            open_ += self.computed(node) if node.op_type != "Shape" else []
+        sources = {node.input[0]: self.shapes.get(node.input[0], []) for node in nodes.values() if node.op_type == "Shape"}
+        if any(not shape or None in shape[1:] for shape in sources.values()) or not all(map(_is_standard, nodes.values())):
+            return None
+        ordered = [nodes[value] for value in sorted(nodes, key=self.position.__getitem__)]
+        batches = 1009, 2003
+        found = []
+        for batch in batches:
+            given = {n: np.broadcast_to(np.int8(0), [s[0] or batch, *s[1:]]) for n, s in sources.items()}  # type: ignore
+            found += self.run(ordered, [name], **given)
+        is_batch = (found[0] == batches[0]) & (found[1] == batches[1])
+        return np.where(is_batch, 0, found[0]) if (is_batch | (found[0] == found[1])).all() else None
 
     def in_features(self) -> int | None:
         """The width of a row of the input, where the file says it."""
@@ -298,6 +338,13 @@ class Plain(NamedTuple):
     layer: layers.Layer
 
 
+class _LogSigmoid:
+    """What `formula` finds as if it were an activation: -softplus(-x)."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return -layers.Softplus().forward(-x)
+
+
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
@@ -323,7 +370,7 @@ class _Reader:
         if len(graph.inputs) != 1:
             raise ValueError(f"{graph.file}: expected one input, got {len(graph.inputs)}: {_names(graph.inputs)}")
         (start,) = graph.inputs
-        wanted = list(outputs) if outputs is not None else graph.outputs
+        wanted = list(outputs) if outputs is not None else graph.real_outputs or graph.outputs
         for name in wanted:
             if name not in graph.producer and name != start:
                 known = (
@@ -366,6 +413,8 @@ class _Reader:
 
     def step(self, node: Any, at: str) -> tuple[list[Any], str]:
         """The pieces that make `at` of an earlier value, and that value."""
+        if node.domain == "ai.onnx.ml" and node.op_type == "Scaler":
+            return _scaler(node)
         if not _is_standard(node):
             raise ValueError(
                 f"{self.where(node)}: expected an operator of ONNX itself, got one of the domain {node.domain!r}; "
@@ -414,8 +463,8 @@ class _Reader:
         for start, nodes in self.graph.origin([at]):
             if len(nodes) > LONGEST_FORMULA or any(not self.in_formula(part) for part in nodes):
                 return None
-            if nodes and (piece := self.compared(node, at, start, nodes)) is not None:
-                return [piece], start
+            if nodes and (pieces := self.compared(node, at, start, nodes)) is not None:
+                return pieces, start
         return None
 
     def in_formula(self, node: Any) -> bool:
@@ -431,8 +480,8 @@ class _Reader:
         numbers = [self.graph.constants[name] for name in node.input if name in self.graph.constants]
         return _is_standard(node) and node.op_type in FORMULAS and all(number.size == 1 for number in numbers)
 
-    def compared(self, node: Any, at: str, start: str, nodes: list[Any]) -> Any:
-        """The layer that agrees best with these nodes, if one does."""
+    def compared(self, node: Any, at: str, start: str, nodes: list[Any]) -> list[Any] | None:
+        """The layer that agrees best with these nodes, if one does, as pieces."""
         from onnx import helper
 
         names = [
@@ -459,7 +508,7 @@ class _Reader:
             return None
         finite = np.isfinite(y)
 
-        def error(layer: layers.Layer) -> float:
+        def error(layer: Any) -> float:
             with np.errstate(all="ignore"):
                 z = layer.forward(x)
                 return float(np.max(abs(y - z)[finite] / np.maximum(1, abs(z[finite]))))
@@ -468,15 +517,19 @@ class _Reader:
             return None
         if any(part.op_type.startswith("Reduce") for part in nodes):
             norms = [layers.LayerNorm(7, v, False, dtype="float64") for v in numbers if v > 0]
-            found: list[layers.Layer] = [layers.Softmax(), layers.LogSoftmax(), *norms]
+            found: list[Any] = [layers.Softmax(), layers.LogSoftmax(), *norms]
         else:
             # the operator's own class first: ELU and CELU with alpha 1 are the same
             own = [kind for kind in self.kinds if len(nodes) == 1 and kind.onnx.operator == node.op_type]
             found = [layer for kind in own or self.kinds for layer in kind._forms(sorted(numbers))]
+            found += [_LogSigmoid()]
         least, _, best = min((error(layer), i, layer) for i, layer in enumerate(found))
         if not least < TOLERANCE:
             return None
-        return Norm(node, best.eps) if isinstance(best, layers.LayerNorm) else Plain(node, best)
+        if isinstance(best, _LogSigmoid):
+            minus = Affine(node, -np.ones(1), np.zeros(1))
+            return [minus, Plain(node, layers.Softplus()), minus]
+        return [Norm(node, best.eps) if isinstance(best, layers.LayerNorm) else Plain(node, best)]
 
 
 def _names(names: Iterable[str]) -> str:
@@ -520,7 +573,7 @@ def _reshape(reader: _Reader, node: Any, at: str) -> Any:
     before, after = graph.shapes.get(source, []), graph.shapes.get(at, [])
     one = graph.shapes.get(graph.inputs[0], [None])[0] == 1  # the file is for one row
     if node.op_type == "Reshape":
-        target = graph.constants.get(node.input[1])
+        target = graph.sizes(node.input[1])
         if target is not None and target.size > 1 and (target[0] in (0, -1) or one or before[:1] == [int(target[0])]):
             row = target[1:].tolist()
             if -1 not in row and 0 not in row:
@@ -535,6 +588,8 @@ def _reshape(reader: _Reader, node: Any, at: str) -> Any:
         return [Rows(node, int(np.prod(after)))], source  # type: ignore[arg-type]
     if before and after and before[-1] is not None and before[-1] == after[-1]:
         return [Rows(node, before[-1])], source
+    if node.op_type == "Unsqueeze" and len(before) == 1 and len(after) == 2 and after[1] == 1:
+        return [Rows(node, 1)], source  # (batch,) to (batch, 1)
     if at in graph.outputs and node.op_type == "Squeeze" and len(before) == 2 and before[-1] == 1:
         return [Rows(node, 1)], source  # (batch, 1) to (batch,)
     raise ValueError(
@@ -559,6 +614,8 @@ def _gemm(reader: _Reader, node: Any, at: str) -> Any:
 
 def _matmul(reader: _Reader, node: Any, at: str) -> Any:
     x, name = node.input
+    if x in reader.graph.constants and len(reader.graph.shapes.get(name, ())) == 1:  # W x of one vector
+        return [Dense(node, reader.array(node, x).astype(np.float64).T)], name
     if name not in reader.graph.constants:
         raise ValueError(f"{reader.where(node)}: expected x and then constant weights, got {x!r} and {name!r}")
     weight = reader.array(node, name)
@@ -589,6 +646,41 @@ def _arithmetic(reader: _Reader, node: Any, at: str) -> Any:
     if op == "Mul" or (op == "Div" and first):
         return [Affine(node, c if op == "Mul" else 1 / c, zero)], computed[0]
     return None
+
+
+def _scaler(node: Any) -> tuple[list[Any], str]:
+    """(x - offset) scale."""
+    values = _attributes(node)
+    scale, offset = (np.array(values[name], np.float64) for name in ("scale", "offset"))
+    return [Affine(node, np.ones(1), -offset), Affine(node, scale, np.zeros(1))], node.input[0]
+
+
+def _transpose(reader: _Reader, node: Any, at: str) -> Any:
+    """(W x' + b)', which is x W' + b'."""
+    graph = reader.graph
+    product, bias = graph.producer.get(node.input[0]), None
+    if product is not None and product.op_type == "Add" and len(names := graph.computed(product)) == 1:
+        bias = reader.array(product, next(name for name in product.input if name not in names))
+        product = graph.producer.get(names[0])
+    if product is None or product.op_type not in ("Gemm", "MatMul") or product.input[0] not in graph.constants:
+        return None
+    values = _attributes(product)
+    weight = reader.array(product, product.input[0]).astype(np.float64) * values.get("alpha", 1.0)
+    weight = weight if values.get("transA") else weight.T
+    if len(product.input) > 2 and product.input[2] and bias is None:
+        bias = reader.array(product, product.input[2]) * values.get("beta", 1.0)
+    elif len(product.input) > 2:
+        return None
+    x = product.input[1]
+    if not values.get("transB"):
+        turned = graph.producer.get(x)
+        if turned is None or turned.op_type != "Transpose" or len(graph.shapes.get(turned.input[0], ())) != 2:
+            return None
+        x = turned.input[0]
+    if bias is not None and (bias.ndim != 2 or bias.shape[1] != 1 or bias.shape[0] not in (1, weight.shape[1])):
+        return None
+    row = None if bias is None else np.broadcast_to(bias[:, 0].astype(np.float64), weight.shape[1:])
+    return [Dense(product, weight, row)], x
 
 
 def _negative(reader: _Reader, node: Any, at: str) -> Any:
@@ -695,7 +787,9 @@ def _split(reader: _Reader, node: Any, at: str) -> Any:
 
 
 def _gather(reader: _Reader, node: Any, at: str) -> Any:
-    index = reader.graph.constants.get(node.input[1])
+    graph, index = reader.graph, reader.graph.constants.get(node.input[1])
+    if index is not None and index.ndim == 0 and all(r.op_type == "Unsqueeze" for r in graph.readers.get(at, [])):
+        index = index.reshape(1)
     if index is None or index.ndim != 1 or not reader.graph.is_last(_attributes(node).get("axis", 0), node.input[0]):
         raise ValueError(f"{reader.where(node)}: expected constant columns, axis -1 or 1")
     return [Columns(node, index)], node.input[0]
@@ -745,6 +839,7 @@ READERS: dict[str, Callable[[_Reader, Any, str], Any]] = {
     "Squeeze": _reshape,
     "Sub": _arithmetic,
     "Sum": _arithmetic,
+    "Transpose": _transpose,
     "Unsqueeze": _reshape,
 }
 

@@ -250,8 +250,8 @@ def _ordered(prefixes: list[str], shapes: Mapping) -> tuple[list[str], dict[str,
         orders = list(itertools.islice(_chains(rows, shapes), 2))
         if len(orders) != 1:
             raise ValueError(
-                f"state_dict: the widths allow {'several orders' if orders else 'no order'} of {', '.join(prefixes)}: expected one, "
-                "since the names do not say which layer follows which: pass the module itself"
+                f"state_dict: the widths allow {'several orders' if orders else 'no order'} of {', '.join(prefixes)}: "
+                "expected one, since the names do not say which layer follows which: pass the module itself"
             )
         return orders[0], dict.fromkeys(orders[0], 1)
     order = sorted(prefixes, key=numbers.get)  # type: ignore[arg-type]
