@@ -221,8 +221,8 @@ def _from_state_dict(tensors: Mapping, activation: Any) -> list[layers.Layer]:
 def _ordered(prefixes: list[str], shapes: Mapping) -> tuple[list[str], dict[str, int]]:
     """The names of Linear layers in the order of their number, and how many numbers are absent before each.
 
-    Only the number may tell the names apart, or there are two kinds of names, as fc1, fc2, out, and the widths allow one
-    order. ValueError if it cannot be known which layer follows which.
+    Only the number may tell the names apart, or there are two kinds of names, as fc1, fc2, out, and the widths allow
+    one order. ValueError if it cannot be known which layer follows which.
     """
     numbers = {prefix: [int(n) for n in re.findall("[0-9]+", prefix)] for prefix in prefixes}
     forms = {re.sub("[0-9]+", "#", prefix) for prefix in prefixes}
