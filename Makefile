@@ -1,4 +1,4 @@
-# make demo | test | test-peers | test-extending | coverage | bench | bench-quick | lint | dist | clean
+# make demo | test | test-peers | test-extending | coverage | bench | bench-quick | lint | docs | dist | clean
 # make sanitize | tsan | valgrind | soak | test-pythons                           (docs/reliability.md: what they found)
 #
 # Everything runs against the wheel, built from this tree and installed in a virtual environment.
@@ -15,7 +15,7 @@ PYTEST = env -u PYTHONPATH CNN_TEST_WHEEL=1 # the tests assert that they import 
 SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE $(shell find src -type f \
     ! -name '*.so' ! -name '*.pyc' ! -path '*.egg-info/*')
 
-.PHONY: demo test test-peers test-extending coverage bench bench-quick lint dist clean
+.PHONY: demo test test-peers test-extending coverage bench bench-quick lint docs dist clean
 .PHONY: sanitize tsan valgrind soak test-pythons
 .DELETE_ON_ERROR:
 
@@ -48,6 +48,12 @@ lint: $(VENV)/test,lint.stamp
 	$(VENV)/bin/mypy
 	env -u PYTHONPATH $(VENV)/bin/python tools/check_docstrings.py
 	$(VENV)/bin/python -m mypy.stubtest cnn --ignore-missing-stub --mypy-config-file pyproject.toml
+
+# The site, in build/docs/html. It is built in a copy, since the pages of the API and the gallery are written first.
+docs: $(VENV)/docs.stamp
+	rm -rf build/docs && mkdir -p build/docs/tree && cp -r docs examples bench src *.md build/docs/tree/
+	env -u PYTHONPATH $(VENV)/bin/python build/docs/tree/docs/drawings.py build/docs/tree/docs
+	env -u PYTHONPATH $(VENV)/bin/python -m sphinx -W --keep-going -n -q build/docs/tree/docs build/docs/html
 
 # The sdist, and the wheel built from that sdist, by pinned tools.
 dist: | $(VENV)-build/bin/pip

@@ -1,4 +1,4 @@
-"""Training on a file ten times as large as the memory that the process may have.
+"""Data larger than memory: training on a file ten times as large as the memory that the process may have.
 
     python examples/out_of_core.py        writes out_of_core.png; rows.bin, 320 MB, for as long as it runs
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,22 @@ def test_imbalanced(tmp_path):
     precisions = [float(re.search(r"average precision of the rare ([\d.]+)", line)[1]) for line in (plain, balanced)]
     assert precisions[0] > precisions[1] + 0.03  # what the text says of the curves
     assert is_picture(tmp_path / "imbalanced.png")
+
+
+def test_tabular(tmp_path):
+    """Calibration mends the probabilities, and leaves the order of the rows."""
+    pytest.importorskip("sklearn", minversion="1.9")
+    result = run("examples/tabular.py", "--rows", 6000, "--epochs", 10, "--out", tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if "Brier" in line]
+    trained, calibrated, truth = (float(re.search(r"Brier score ([\d.]+)", line)[1]) for line in lines)
+    assert trained > 0.13 > 0.11 > calibrated > truth
+    predicted, left = percentages(lines[1])
+    assert predicted == pytest.approx(left, abs=0.02)
+    areas = [float(re.search(r"ROC ([\d.]+)", line)[1]) for line in lines[:2]]
+    assert areas[0] == pytest.approx(areas[1], abs=0.02)
+    assert min(areas) > 0.74
+    assert is_picture(tmp_path / "tabular.png")
 
 
 def test_matrix_exponential(tmp_path):
@@ -191,3 +208,13 @@ def test_quick_benchmark(tmp_path):
     assert [row.split(":")[0] for row in rows[2:]] == ["| **call**", "| **act1**"]
     assert "NumPy" in rows[0]
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not shutil.which("gfortran"), reason="needs gfortran (apt-get install gfortran)")
+def test_fortran(tmp_path):
+    result = run("examples/fortran/main.py", "--epochs", 15, "--steps", 200, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    apart, before, after = map(float, re.findall(r"\d+\.\d+", result.stdout))
+    assert apart < 1
+    assert after < before / 5
+    assert is_picture(tmp_path / "fortran.png")

@@ -1,22 +1,28 @@
-"""The Python blocks of docs/training.md run from top to bottom, and its links lead somewhere."""
+"""The Python blocks of docs/training.md and docs/estimators.md run from top to bottom, and links lead somewhere."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-GUIDE = Path(__file__).parents[1] / "docs" / "training.md"
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def run_blocks(guide, count):
+    """The names that the blocks define."""
+    text = guide.read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == text.count("```python") == count
+    names = {}
+    for block in blocks:
+        exec(compile(block, str(guide), "exec"), names)
+    return names
 
 
 def test_python_blocks(tmp_path, monkeypatch, capsys):
     pytest.importorskip("scipy")
-    text = GUIDE.read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == text.count("```python") == 16
     monkeypatch.chdir(tmp_path)
-    names = {}
-    for block in blocks:
-        exec(compile(block, str(GUIDE), "exec"), names)
+    names = run_blocks(DOCS / "training.md", 16)
     printed = capsys.readouterr().out
     assert "1  BatchNorm1d(num_features=64)  " in printed
     assert "['accuracy', 'f1', 'loss', 'lr', 'top_2', 'val_accuracy', 'val_f1'" in printed
@@ -28,6 +34,19 @@ def test_python_blocks(tmp_path, monkeypatch, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.json", "history.png", "log.csv", "rates.png"]
 
 
-def test_links():
-    for link in re.findall(r"\]\(([^)#:]+)\)", GUIDE.read_text()):
-        assert (GUIDE.parent / link).is_file(), link
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_python_blocks_of_the_estimators(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sklearn", minversion="1.9")
+    monkeypatch.chdir(tmp_path)
+    names = run_blocks(DOCS / "estimators.md", 3)
+    score, *rest = capsys.readouterr().out.splitlines()
+    assert float(score) > 0.93
+    assert rest == ["['loss', 'lr', 'val_loss']", "(143, 3)"]
+    assert names["mlp"].best_validation_score_ > 0.85
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cancer.safetensors", "history.png"]
+
+
+@pytest.mark.parametrize("guide", ["training.md", "estimators.md"])
+def test_links(guide):
+    for link in re.findall(r"\]\(([^)#:]+)\)", (DOCS / guide).read_text()):
+        assert (DOCS / link).is_file(), link

@@ -4,10 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
-from grid import RULES, build, chain
+from grid import OPTIMIZERS, RULES, build, chain
 from networks import assert_close, assert_parameters, batch_for, explicit, fused, native_loop
 
 import cnn
+from cnn.optim.optimizers import WEIGHT_DECAY
 
 COMBINATIONS = [
     {"lr": 0.05, "momentum": m, "dampening": d, "weight_decay": w, "nesterov": n}
@@ -270,3 +271,34 @@ def test_models_need_an_optimiser_to_train(isa, dtype):
     model.optimizer = None
     with pytest.raises(RuntimeError, match="no optimizer"):
         model.step()
+
+
+@pytest.mark.parametrize("case", OPTIMIZERS)
+def test_a_table_for_each_step(isa, dtype, case):
+    """`train_batches` with the whole table of each step: as when the table is changed between the steps. The fifth sum
+    is of what has the weight decay as its gradient, before each step, times the rows' weights."""
+    spec = chain(5, 7, 3, activation=("relu", None))
+    x, y = batch_for(spec, "mse", 22, dtype)
+    weights = np.linspace(1, 2, 22).astype(dtype)
+    order = np.random.default_rng(0).permutation(22)
+    many, one = (build(spec, "mse", dtype=dtype, optimizer=OPTIMIZERS[case].make())[0] for _ in range(2))
+    table = one.optimizer.table
+    tables = np.repeat(table[None], 5, 0)
+    columns = [WEIGHT_DECAY, *(type(one.optimizer).eps.column for _ in range(hasattr(one.optimizer, "eps")))]
+    for i, column in enumerate(columns):
+        tables[:, :, column] = 0.01 * (i + np.arange(1, 6)[:, None] + np.arange(len(table)))
+    sums = np.zeros(5)
+    assert many._core.program.train_batches(x, y, weights, order, 0, 22, 5, tables, None, 1, 1, sums) == -1
+    rows_of = one.optimizer.assign(list(one.state_dict()), [a.ndim for a in one.state_dict().values()])
+    expected = 0.0
+    for i in range(5):
+        table[...] = tables[i]
+        rows = order[5 * i : 5 * i + 5]
+        decays = table[rows_of, WEIGHT_DECAY] * (type(one.optimizer) is not cnn.AdamW)  # whose decay is no gradient
+        squares = [float((a.astype(np.float64) ** 2).sum()) for a in one.state_dict().values()]
+        expected += weights[rows].sum() * float(decays @ squares) / 2
+        one.train_step(x[rows], y[rows], weights[rows])
+    np.testing.assert_array_equal(many.parameters, one.parameters)
+    assert sums[4] == pytest.approx(expected, rel=1e-5 if dtype == np.float32 else 1e-13)
+    with pytest.raises(ValueError, match=r"rates: expected 5 steps of \d rates .*, or of \d rows of a table"):
+        many._core.program.train_batches(x, y, weights, order, 0, 22, 5, tables[:4], None, 1, 1, sums)

@@ -3,15 +3,17 @@
 import re
 from pathlib import Path
 
+import pytest
 import workloads
 
 README = Path(__file__).parents[1] / "README.md"
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_python_blocks(tmp_path, monkeypatch, capsys):
     text = README.read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == text.count("```python") == 3
+    assert len(blocks) == text.count("```python") == 4
     monkeypatch.chdir(tmp_path)
     names = {}
     for block in blocks:
@@ -23,6 +25,7 @@ def test_python_blocks(tmp_path, monkeypatch, capsys):
     assert (names["hidden"] > 0).any()
     assert names["gradient"].any()
     assert names["loss"] < 0.1
+    assert names["mlp"].n_iter_ == 20
 
 
 def test_first_example_has_15_lines():

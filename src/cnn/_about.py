@@ -46,7 +46,8 @@ def show_config() -> None:
 
 
 def get_include() -> str:
-    """The folder of cnn.h, for programs in C and Cython that predict with a model (`Sequential.handle`).
+    """The folder of cnn.h, for programs in C and Cython that predict with a model (`Sequential.handle`), and of
+    cnn.f90, for programs in Fortran that call what `to_c` writes.
 
     Returns
     -------

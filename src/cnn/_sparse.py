@@ -114,4 +114,4 @@ def sparse_rows(x: Any, columns: int, name: str, where: str, dtype: np.dtype) ->
         place = int(np.argmax((indices < 0) | (indices >= columns)))
         row = int(np.searchsorted(start, place, side="right")) - 1
         raise ValueError(f"{damaged}: row {row} has an entry in column {indices[place]}, of {columns} columns")
-    return SparseRows(start, column, np.require(converted(value[:n], name, dtype), requirements="CA"), columns)
+    return SparseRows(start, column, np.require(converted(value[:n], name, dtype), requirements=["C", "A"]), columns)

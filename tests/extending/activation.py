@@ -39,6 +39,7 @@ class LogSigmoid(Activation):
     torch_name = "LogSigmoid"
     onnx = Onnx()
     c = (("clamp", "-{fabs}(v)"), ("t", "{exp}(t)"), ("v", "(v > {0.0} ? {0.0} : v) - {log1p}(t)"))
+    c_derivatives = (("clamp", "x"), ("s", "{1.0} / ({1.0} + {exp}(t))"), ("c", "s * (s - {1.0})"))
 
     def onnx_formula(self, x):
         return -((-x).op("Max", 0.0) + (1.0 + (-abs(x)).op("Exp")).op("Log"))

@@ -47,6 +47,15 @@ class Square(Layer):
     def _to_c(self, code):
         code.begin()
         code.step("v", "v * v")
+
+    def _c_tangent(self, code, dx, dy):
+        code.assign(f"{code.number(2.0)} * {code.sources[0]}[j] * {dx[0]}[j]", dy)
+
+    def _c_backward(self, code, g):
+        code.send(0, f"{code.number(2.0)} * {code.sources[0]}[j] * {g}[j]")
+
+    def _c_second(self, code, dx, g):
+        code.send(0, f"{code.number(2.0)} * {dx[0]}[j] * {g}[j]")
 ''',
     "src/cnn/kernels/ops/square.pxi": '''\
 # Square: y = x**2, element by element. x, y (batch, n).

@@ -77,7 +77,13 @@ def test_the_grid(tree):
 
 def test_everything_knows_them(tree):
     """Files, exporters, summary: what reads the facts of classes."""
-    tests = ("tests/test_facts.py", "tests/test_activations.py", "tests/test_losses.py", "tests/test_export_c.py")
+    tests = (
+        "tests/test_facts.py",
+        "tests/test_activations.py",
+        "tests/test_losses.py",
+        "tests/test_export_c.py",
+        "tests/test_export_c_derivatives.py",
+    )
     run(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, "-k", "not v3 and not v4")
 
 

@@ -90,7 +90,9 @@ def test_what_it_refuses():
     x, y = data()
     mlp = fitted(MLPRegressor, x, y)
     mlp.out_activation_ = "cubic"
-    with pytest.raises(ValueError, match="mlp: its output function is 'cubic', expected identity, logistic or softmax"):
+    with pytest.raises(
+        ValueError, match="mlp: its output function is 'cubic', expected identity, logistic, softmax or exp"
+    ):
         cnn.from_sklearn(mlp)
 
 

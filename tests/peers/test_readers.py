@@ -11,6 +11,9 @@ import cnn
 ACTIVATIONS = [nn.ReLU, nn.Tanh, nn.ELU, nn.SiLU, nn.GELU, nn.Mish, nn.LogSigmoid, nn.Hardtanh, nn.Softplus, nn.PReLU]
 
 
+REFUSED = (nn.LogSigmoid, nn.Hardtanh, nn.Unflatten)
+
+
 def net_of(rng, width, depth=0):
     """A chain of random modules, some of which stand in it twice or are wrapped."""
     shared, modules = rng.choice(ACTIVATIONS)(), []
@@ -49,15 +52,15 @@ def test_random_modules():
         torch.manual_seed(seed)
         width = int(rng.integers(1, 5))
         try:
-            net = net_of(rng, width).double().eval()
+            net = nn.Sequential(nn.Linear(width, width), net_of(rng, width)).double().eval()
             x = torch.randn(5, width, dtype=torch.float64)
             expected = net(x).detach().numpy()
         except (RuntimeError, ValueError):
             continue  # no network: widths that do not follow
         try:
             model = cnn.from_torch(net)
-        except (TypeError, ValueError) as error:
-            assert any(name in str(error) for name in ("LogSigmoid", "Hardtanh", "Unflatten", "Linear")), error
+        except TypeError:
+            assert any(isinstance(part, REFUSED) for part in net.modules()), net
             continue
         read += 1
         np.testing.assert_allclose(model.predict(x.numpy()), expected, rtol=1e-10, atol=1e-10, err_msg=str(net))
@@ -68,8 +71,8 @@ UNARY = [
     ("Relu", {}), ("Tanh", {}), ("Sigmoid", {}), ("Softplus", {}), ("Elu", {"alpha": 0.5}), ("Selu", {}), ("Neg", {}),
     ("LeakyRelu", {}), ("HardSigmoid", {"alpha": 0.3}), ("HardSwish", {}), ("Softsign", {}), ("Celu", {}), ("Abs", {}),
     ("Exp", {}), ("Identity", {}), ("Dropout", {}), ("Cast", {"to": TensorProto.FLOAT}), ("Flatten", {}), ("Erf", {}),
-    ("Softmax", {}), ("LogSoftmax", {"axis": 1}), ("ThresholdedRelu", {}), ("Sin", {}), ("Transpose", {}), ("Floor", {}),
-    ("Reciprocal", {}), ("Softmax", {"axis": 0}), ("Squeeze", {}), ("Gelu", {}), ("Mish", {}),
+    ("Softmax", {}), ("LogSoftmax", {"axis": 1}), ("ThresholdedRelu", {}), ("Sin", {}), ("Transpose", {}),
+    ("Floor", {}), ("Reciprocal", {}), ("Softmax", {"axis": 0}), ("Squeeze", {}), ("Gelu", {}), ("Mish", {}),
 ]  # fmt: skip
 BINARY = ["Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "Greater", "Concat"]
 

@@ -1,28 +1,23 @@
-"""`to_c`: a model as one C99 header without dependencies.
+"""`to_c`: a model as C99 without dependencies: its value, and its derivatives.
 
-The products are sums of rows of W, written so that compilers make vectors of them at -O2: W as (in, out), its rows
-padded with zeros to whole groups of GROUP numbers, ROWS rows in one pass over the sums. For the same reason float32
-headers bring their own exp and expm1, from which sigmoid, tanh and softmax are made: libm's take one number at a time.
-What is in the padding is finite, unless it overflows, and never read into a result.
-
-Each layer says what its statements are (`Layer._to_c`), by the methods of `Code`.
+Here are the functions of a file, each a walk over the model's graph in which the layers say what their statements are,
+by the methods of `Code` (c_code.py). The interface of CasADi is in casadi.py.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from .._about import __version__
+from .._checks import choice
 from ..files.atomic_write import replace
-from .graph import Computation, graph_of
-
-GROUP = 4  # numbers in the smallest vectors (SSE, NEON)
-ROWS = 4  # of W that are added up before the sums are stored
+from ..layers import Layer
+from .c_code import Code, File
+from .casadi import interface
+from .graph import Node
 
 # What a header may not be called: words of C and C++, what C's library reserves, and macros of its headers.
 KEYWORDS = """
@@ -72,65 +67,48 @@ MACROS = (
     r"BYTE_ORDER|BUFSIZ|EOF|MAXFLOAT|MB_CUR_MAX|MB_LEN_MAX|NFDBITS"
 )
 
-FLOAT_FUNCTIONS = {
-    "exp_parts": """\
-/* exp(v) = power (1 + p), p returned, for v from LOW to HIGH: v = n log(2) + r, power = 2^n, p = exp(r) - 1 by a
- * polynomial (Cephes, expf.c). A NaN makes some n (C99, F.4) and comes out in p. No branch: it would keep compilers
- * from making vectors of the loops that call this. */
-static inline float NAME_exp_parts(float v, float *power)
-{
-    const int n = (int)(v * 1.44269504f + copysignf(0.5f, v));
-    const float r = v - (float)n * 0.693359375f + (float)n * 2.12194440e-4f;
-    const float p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r
-                     + 1.6666665459e-1f) * r + 5.0000001201e-1f;
-    union { uint32_t bits; float number; } two;
-    two.bits = ((uint32_t)n + 127) << 23;
-    *power = two.number;
-    return p * r * r + r;
-}
-""",
-    "exp": """\
-static inline float NAME_exp(float v)
-{
-    float power;
-    const float p = NAME_exp_parts(v, &power);
-    return power + power * p;
-}
-""",
-    "expm1": """\
-static inline float NAME_expm1(float v)
-{
-    float power;
-    const float p = NAME_exp_parts(v, &power);
-    return power - 1.0f + power * p;
-}
-""",
-}
+CONSTANT = ("constant",)  # ops whose result does not depend on what they read
 NOT_IN_PLACE = ("linear", "concat")  # ops that read a number again after they have written
-LOW, HIGH = -87.3, 88.3  # where float32's exp neither overflows nor becomes denormal
 
 
-def to_c(model, path, name: str | None = None) -> None:
-    """Write a model as a C99 header with one function, `void NAME(const float *x, float *y)`.
+def to_c(
+    model, path, name: str | None = None, *, derivatives: int | None = None, parameters: str = "const", abi: str = "c"
+) -> None:
+    """Write a model as C99: a function `void NAME(const float *x, float *y)` and, asked for, its derivatives.
 
     The function computes what `predict` computes for one row: y are the outputs of the last layer, without the loss.
-    A float64 model has double in place of float. The header holds the weights, needs nothing but libm, allocates
-    nothing, and may be called from several threads at once; x and y may be the same array. Its first lines say how
-    much stack it takes.
+    A float64 model has double in place of float. The file holds the weights, needs nothing but libm, allocates nothing,
+    keeps no state, and its functions may be called from several threads at once. Its first lines say what they are and
+    how much stack they take. Derivatives are exact, of the model in evaluation mode; penalties are no part of them.
 
     Parameters
     ----------
     model : Sequential
     path : str or path
-        The file, as "policy.h".
+        The file. As "policy.h" it is a header, whose functions are static; as "policy.c" one to be compiled by itself,
+        whose functions other files, and other languages, call.
     name : str, optional
-        Of the function; None: the file's stem. A C identifier; everything else in the header begins with it.
+        Of the function; None: the file's stem. A C identifier; everything else in the file begins with it.
+    derivatives : {0, 1, 2}, optional
+        None: 0, with CasADi's interface 2. 1: the Jacobian and its product with a vector from the left,
+        `NAME_jacobian` and `NAME_vjp`. 2: also that from the right, `NAME_jvp`, and of the Hessian of v y (one output:
+        v is 1) the product with a vector and the whole, `NAME_hvp` and `NAME_hessian`.
+    parameters : {"const", "argument"}
+        "argument": all functions take the parameters as their first argument, `const float *p`, in the order of
+        `model.parameters`; with derivatives there is `NAME_gradient`, which adds the gradient of v y in the parameters
+        to an array. Running statistics stay constants.
+    abi : {"c", "casadi"}
+        "casadi": the file, "f.c", has CasADi's interface beside these functions, which are static: compiled to a
+        library, it is ``casadi.external("f", "./f.so")``, with exact derivatives up to `derivatives`. Its numbers are
+        double whatever the model's are.
 
     Raises
     ------
     ValueError
         If the name is no identifier, or one that C or libm has taken; if a parameter is infinite or NaN, naming its
-        layer.
+        layer; if an option is unknown.
+    NotImplementedError
+        If a layer has no such derivative in C, naming it.
     TypeError
         If model is no Sequential.
     OSError
@@ -146,14 +124,28 @@ def to_c(model, path, name: str | None = None) -> None:
     >>> import pathlib, tempfile
     >>> model = Sequential([Linear(2, 3), Tanh(), Linear(3, 1)], seed=0)
     >>> path = pathlib.Path(tempfile.mkdtemp(), "policy.h")
-    >>> to_c(model, path)
+    >>> to_c(model, path, derivatives=1)
     >>> "void policy(const float *x, float *y)" in path.read_text()
     True
+    >>> "void policy_jacobian(const float *x, float *y, float *J)" in path.read_text()
+    True
     """
-    if name is None:
-        name = os.path.splitext(os.path.basename(os.fspath(path)))[0]
+    stem, extension = os.path.splitext(os.path.basename(os.fspath(path)))
+    name = stem if name is None else name
     _check_name(name)
-    replace(path, [Code(name, model).text().encode()])
+    if derivatives is None:
+        derivatives = 2 if abi == "casadi" else 0
+    if derivatives not in (0, 1, 2) or isinstance(derivatives, bool):
+        raise ValueError(f"derivatives: expected 0, 1 or 2, got {derivatives!r}")
+    argument = choice("parameters", parameters, ("const", "argument")) == "argument"
+    if choice("abi", abi, ("c", "casadi")) == "casadi":
+        if argument:
+            raise ValueError("parameters: expected 'const' with abi='casadi', whose functions have one input, x")
+        file = File(f"{name}_net", model, dtype="float64")
+        text = _text(file, derivatives, "static") + interface(name, file, derivatives)
+    else:
+        text = _text(File(name, model, argument), derivatives, "extern" if extension == ".c" else "header")
+    replace(path, [text.encode()])
 
 
 def _check_name(name: Any) -> None:
@@ -166,227 +158,295 @@ def _check_name(name: Any) -> None:
         raise ValueError(f"name: {name!r} is taken by C or its library; pass another name")
 
 
-class Code:
-    """One header while it is being written: constants, functions and the statements of the body.
+# the functions --------------------------------------------------------------------------------------------------------
 
-    Attributes
-    ----------
-    real : str
-        C's type of the numbers.
-    sources : list of str
-        The arrays that the layer which is being written reads, and in `source_widths` how many numbers each has.
-    target : str
-        The array that it writes, `width` numbers; it may be one of the sources, unless the op is in NOT_IN_PLACE.
+
+class Walks:
+    """The walks over the model's graph that functions are made of; `code` is the function that is being written.
+
+    Values: v. Tangents: d, along a direction of x. Adjoints: g, of v y. Tangents of adjoints: e. Each in an array of
+    its own, but for the values of a function that gives nothing else.
     """
 
-    def __init__(self, name: str, model: Any) -> None:
-        self.name = name
-        self.model = model
-        self.computation: Computation = graph_of(model)
-        self.double = model.dtype == np.float64
-        self.real = "double" if self.double else "float"
-        self.suffix = "" if self.double else "f"
-        self.constants: list[str] = []
-        self.constant_bytes = 0
-        self.functions: dict[str, str] = {}
-        self.body: list[str] = []
-        self.slots: list[int] = []  # elements of each local array
-        self.temporary = 0  # and of the array t
-        self.place: dict[int, str] = {}  # value -> the array that holds it
+    def __init__(self, file: File) -> None:
+        self.code, self.file = Code(file), file
+        nodes, self.widths, self.output = file.computation
+        self.nodes: list[Node] = []  # that y depends on
+        reached = {self.output}
+        for node in reversed(nodes):
+            if node.target in reached:
+                node = node._replace(sources=() if node.kind in CONSTANT else node.sources)
+                self.nodes.insert(0, node)
+                reached.update(node.sources)
+        self.place: dict[int, str] = {}
 
-    def text(self) -> str:
-        """The header."""
-        nodes, widths, output = self.computation
-        self._allot()
-        if self.place.get(0) != "x":
-            self._copy("x", self.place[0], widths[0], _padded(widths[0]))
-        for node in nodes:
-            self.body.append(f"\n    /* {node.where} */")
-            self.node = node
-            self.sources = [self.place[source] for source in node.sources]
-            self.source_widths = [widths[source] for source in node.sources]
-            self.target, self.width = self.place[node.target], widths[node.target]
-            node.layer._to_c(self)
-        self.body.append("")
-        self._copy(self.place[output], "y", widths[output], widths[output])
-        return self._assembled()
+    def forward(self, order: int | None = None, parameters: bool = False) -> None:
+        """From x to y; with an order also what derivatives of it in x, or the parameters, need. None: values overwrite
+        one another."""
+        code = self.code
+        code.wanted = set() if parameters else {0}
+        for node in self.nodes:
+            if not code.wanted.isdisjoint(node.sources) or (parameters and node.layer.n_parameters):
+                code.wanted.add(node.target)
+        self.place = self._arrays_used_again() if order is None else self._arrays()
+        if self.place[0] != "x":
+            code.copy("x", self.place[0], self.widths[0], self.file.padded(self.widths[0]))
+        for node in self.nodes:
+            code.at(node, self.place)
+            node.layer._to_c(code)
+            if order is not None and node.target in code.wanted:
+                node.layer._c_slopes(code, order)
+        code.write("")
+        code.copy(self.place[self.output], "y", self.file.n_out, self.file.n_out)
 
-    def _assembled(self) -> str:
-        name, real = self.name, self.real
-        n_in, n_out = self.computation.widths[0], self.computation.widths[self.computation.output]
-        sizes = {f"h{i}": size for i, size in enumerate(self.slots)} | ({"t": self.temporary} if self.temporary else {})
-        stack = sum(sizes.values()) * self.model.dtype.itemsize
-        arrays = "".join(f"    {real} {array}[{size}];\n" for array, size in sizes.items())
-        counters = [c for c in "ij" if re.search(rf"\bfor \({c} =", "\n".join(self.body))]
-        return f"""\
-/* void {name}(const {real} *x, {real} *y): a neural network, written by cnn {__version__}.
- *
- * x: {n_in} numbers, y: {n_out} numbers; they may be the same array.
- * Needs nothing but libm (link with -lm). Allocates nothing and keeps no state: any number of threads may call it.
- * Takes {stack:,} bytes of stack for its arrays, and {self.constant_bytes:,} bytes of constants.
- */
-#ifndef CNN_{name}_H
-#define CNN_{name}_H
+    def _reads_in_order(self) -> bool:
+        """Whether x is only read number by number, where it lies."""
+        return self.output != 0 and all(node.kind == "linear" for node in self.nodes if 0 in node.sources)
 
-#include <math.h>
-#include <stdint.h>
+    def _arrays(self) -> dict[int, str]:
+        written = [node.target for node in self.nodes]
+        if self._reads_in_order():
+            return {0: "x"} | {value: self.code.local("v", value) for value in written}
+        return {value: self.code.local("v", value) for value in (0, *written)}
 
-{"".join(self.constants)}{"".join(text + chr(10) for text in self.functions.values())}\
-static inline void {name}(const {real} *x, {real} *y)
-{{
-{arrays}    int {", ".join(counters)};
-{chr(10).join(self.body)}
-}}
-
-#endif
-"""
-
-    # where values lie -------------------------------------------------------------------------------------------------
-
-    def _allot(self) -> None:
-        """Give each value an array; one is used again when nobody reads its value any more."""
-        nodes, widths, output = self.computation
-        last = {value: i for i, node in enumerate(nodes) for value in node.sources}
-        last[output] = len(nodes)
-        owner: dict[int, int] = {}
-        free: list[int] = []
+    def _arrays_used_again(self) -> dict[int, str]:
+        """One is used again when nobody reads its value any more."""
+        arrays = self.code.arrays
+        last = {value: i for i, node in enumerate(self.nodes) for value in node.sources}
+        last[self.output] = len(self.nodes)
+        place: dict[int, str] = {}
+        owner: dict[int, str] = {}
+        free: list[str] = []
 
         def take(value: int) -> None:
-            slot = free.pop() if free else len(self.slots)
-            if slot == len(self.slots):
-                self.slots.append(0)
-            self.slots[slot] = max(self.slots[slot], _padded(widths[value]))
-            owner[value] = slot
-            self.place[value] = f"h{slot}"
+            array = free.pop() if free else f"h{len(arrays)}"
+            arrays[array] = max(arrays.get(array, 0), self.file.padded(self.widths[value]))
+            owner[value] = place[value] = array
 
-        if all(node.kind == "linear" for node in nodes if 0 in node.sources) and output != 0:
-            self.place[0] = "x"  # read number by number where it lies
+        if self._reads_in_order():
+            place[0] = "x"
         else:
             take(0)
-        for i, node in enumerate(nodes):
+        for i, node in enumerate(self.nodes):
             ended = [value for value in set(node.sources) if last[value] == i and value in owner]
             if node.kind not in NOT_IN_PLACE:
                 free += [owner.pop(value) for value in ended]
             take(node.target)
             free += [owner.pop(value) for value in ended if value in owner]
+        return place
 
-    # pieces of C ------------------------------------------------------------------------------------------------------
+    def tangent(self, seed: str | None = None, second: bool = False) -> None:
+        """From the tangent of x, the argument `seed` or the unit vector r, to that of y; or to those that `second`
+        needs."""
+        needed = set() if second else {self.output}
+        for node in reversed(self.nodes):
+            curved = type(node.layer)._c_second is not Layer._c_no_second
+            if node.target in self.code.wanted and (node.target in needed or (second and curved)):
+                needed.update(node.sources)
+        if 0 in needed:
+            self._start("d", 0, seed)
+        for node in self.nodes:
+            if node.target not in needed:
+                continue
+            self.code.at(node, self.place)
+            if node.target in self.code.wanted:
+                node.layer._c_tangent(self.code, self._tangents(node), self.code.local("d", node.target))
+            else:
+                self.code.assign(self.file.number(0.0), self.code.local("d", node.target))
 
-    def number(self, value: float) -> str:
-        """A constant that is read back as the same number."""
-        text = repr(float(value)) if self.double else str(np.float32(value))
-        return f"{text}{self.suffix}"
+    def backward(self, seed: str | None = None, parameters: bool = False) -> None:
+        """From the adjoint of y, the argument `seed` or the unit vector r, to that of x, or of the parameters."""
+        code = self.code
+        code.adjoint = "g"
+        if self.output in code.wanted:
+            code.written.add(self._start("g", self.output, seed))
+        for node in reversed(self.nodes):
+            if (g := f"g{node.target}") in code.written:
+                code.at(node, self.place)
+                if parameters:
+                    node.layer._c_gradient(code, g)
+                node.layer._c_backward(code, g)
 
-    def constant(self, what: str, array: Any) -> str:
-        """A static array of a parameter of the layer, its rows padded with zeros; its name."""
-        array = np.asarray(array, self.model.dtype)
-        if not np.isfinite(array).all():
-            raise ValueError(f"{self.node.where}: {what} has infinite numbers or NaN")
-        rows = np.atleast_2d(array)
-        padded = np.zeros((len(rows), _padded(rows.shape[1])), self.model.dtype)
-        padded[:, : rows.shape[1]] = rows
-        self.constant_bytes += padded.nbytes
-        name = f"{self.name}_{what}_{self.node.key.replace('.', '_')}"
-        shape = "".join(f"[{n}]" for n in padded.shape[2 - array.ndim :])
-        lines = []
-        for row in padded:
-            cells = [self.number(value) for value in row]
-            text = ",\n".join("    " + ", ".join(cells[i : i + 6]) for i in range(0, len(cells), 6))
-            lines.append(f"{{\n{text}\n}}" if array.ndim == 2 else text)
-        self.constants.append(f"static const {self.real} {name}{shape} = {{\n" + ",\n".join(lines) + "\n};\n\n")
-        return name
+    def second(self) -> None:
+        """Behind `tangent` and `backward`: the tangents of the adjoints, from that of y, which is 0, to that of x."""
+        code = self.code
+        code.adjoint = "e"
+        for node in reversed(self.nodes):
+            if (g := f"g{node.target}") in code.written:
+                code.at(node, self.place)
+                if (e := f"e{node.target}") in code.written:
+                    node.layer._c_backward(code, e)
+                if type(node.layer)._c_second is not Layer._c_no_second:
+                    node.layer._c_second(code, self._tangents(node), g)
 
-    def function(self, name: str) -> str:
-        """What a function of float or double is called here; its definition is added where it is not libm's."""
-        if self.double or name not in FLOAT_FUNCTIONS:
-            return name + self.suffix
-        for needed in ("exp_parts", name):
-            self.functions.setdefault(needed, FLOAT_FUNCTIONS[needed].replace("NAME", self.name))
-        return f"{self.name}_{name}"
+    def _tangents(self, node: Node) -> list[str]:
+        return [self.code.local("d", source) for source in node.sources]
 
-    def write(self, statement: str) -> None:
-        """A statement."""
-        self.body.append(f"    {statement}")
+    def _start(self, kind: str, value: int, seed: str | None) -> str:
+        code, array, n = self.code, self.code.local(kind, value), self.widths[value]
+        code.write("")
+        if seed is not None:
+            code.copy(seed, array, n, self.file.padded(n))
+        else:
+            code.loop(self.file.padded(n), f"{array}[j] = {self.file.number(0.0)};")
+            code.write(f"{array}[r] = {self.file.number(1.0)};")
+        return array
 
-    def loop(self, n: int, statement: str) -> None:
-        """A statement for j from 0 to n - 1."""
-        self.body.append(f"    for (j = 0; j < {n}; j++)\n        {statement}")
-
-    def begin(self) -> None:
-        """Copy the source to the target, which the next steps change, if they are not one array."""
-        n = _padded(self.width)
-        self._copy(self.sources[0], self.target, n, n)
-
-    def step(self, to: str, formula: str, param: float = 0.0, v: str = "") -> None:
-        """One loop over the numbers v of the target, or of the array `v`, and, beside it, t.
-
-        Parameters
-        ----------
-        to : {"v", "t", "clamp"}
-            What the formula's value is assigned to: the target, or t; "clamp" brings it into the range of float32's exp
-            before.
-        formula : str
-            In C; numbers and functions in braces get the form of the type, {a} is `param`.
-        """
-        arrays = {"v": v or self.target, "t": "t"}
-        formula = re.sub(r"\b([vt])\b(?!\()", lambda match: f"{arrays[match[1]]}[j]", formula)
-        formula = re.sub(r"\{([^{}\s]+)\}", lambda match: self._filled(match[1], param), formula)
-        n = _padded(self.width)
-        if to != "v":
-            self.temporary = max(self.temporary, n)
-        if to != "clamp" or self.double:
-            self.loop(n, f"{self.target if to == 'v' else 't'}[j] = {formula};")
-            return
-        low, high = self.number(LOW), self.number(HIGH)
-        self.body.append(
-            f"    for (j = 0; j < {n}; j++) {{\n"
-            f"        const float a = {formula}, b = a < {low} ? {low} : a;\n"
-            f"        t[j] = b > {high} ? {high} : b;\n"
-            "    }"
-        )
-
-    def _filled(self, word: str, param: float) -> str:
-        if word == "a":
-            return self.number(param)
-        return self.function(word) if word.isidentifier() else self.number(float(word))
-
-    def assign(self, formula: str) -> None:
-        """One loop that assigns a formula of the sources, at [j], to the target."""
-        self.loop(_padded(self.width), f"{self.target}[j] = {formula};")
-
-    def product(self, weight: str, n_in: int, bias: str | None) -> None:
-        """The source times the constant `weight`, of n_in rows, plus the constant `bias`."""
-        x, y, n = self.sources[0], self.target, _padded(self.width)
-        self.loop(n, f"{y}[j] = {bias}[j];" if bias else f"{y}[j] = {self.number(0.0)};")
-        grouped = n_in - n_in % ROWS
-        if grouped:
-            self.body.append(
-                f"    for (i = 0; i < {grouped}; i += {ROWS})\n"
-                f"        for (j = 0; j < {n}; j++)\n"
-                f"            {y}[j] += {_terms(x, weight, 'i', ROWS)};"
-            )
-        if grouped < n_in:
-            self.loop(n, f"{y}[j] += {_terms(x, weight, grouped, n_in - grouped)};")
-
-    def clear_padding(self, used: int) -> None:
-        """Set what lies behind the first `used` numbers of the target to zero."""
-        self._copy(self.target, self.target, used, _padded(self.width))
-
-    def _copy(self, source: str, target: str, n: int, room: int) -> None:
-        if source != target:
-            self.loop(n, f"{target}[j] = {source}[j];")
-        for j in range(n, room):
-            self.body.append(f"    {target}[{j}] = {self.number(0.0)};")
+    def give(self, kind: str, value: int, result: str, at: str = "j") -> None:
+        """Copy an array to an argument of the function."""
+        known = kind == "d" or f"{kind}{value}" in self.code.written
+        number = f"{kind}{value}[j]" if known else self.file.number(0.0)  # y does not depend on x
+        self.code.loop(self.widths[value], f"{result}[{at}] = {number};")
 
 
-def _padded(n: int) -> int:
-    return math.ceil(n / GROUP) * GROUP
+def _jacobian(w: Walks) -> None:
+    w.forward(1)
+    n_in, n_out = w.file.n_in, w.file.n_out
+    w.code.open(f"for (r = 0; r < {min(n_in, n_out)}; r++)")
+    if n_out <= n_in:
+        w.backward()
+        w.give("g", 0, "J", f"r * {n_in} + j")
+    else:
+        w.tangent()
+        w.give("d", w.output, "J", f"j * {n_in} + r")
+    w.code.close()
 
 
-def _terms(x: str, weight: str, first: int | str, count: int) -> str:
-    """x[i] * W[i][j] + x[i + 1] * W[i + 1][j] + ..."""
-    rows = [str(first) if k == 0 else f"{first} + {k}" if first == "i" else str(int(first) + k) for k in range(count)]
-    return "\n                + ".join(f"{x}[{row}] * {weight}[{row}][j]" for row in rows)
+def _vjp(w: Walks) -> None:
+    w.forward(1)
+    w.backward("v")
+    w.give("g", 0, "g")
+
+
+def _gradient(w: Walks) -> None:
+    w.forward(1, parameters=True)
+    w.backward("v", parameters=True)
+
+
+def _jvp(w: Walks) -> None:
+    w.forward(1)
+    w.tangent("dx")
+    w.give("d", w.output, "dy")
+
+
+def _hvp(w: Walks) -> None:
+    w.forward(2)
+    w.tangent("dx", second=True)
+    w.backward("v")
+    w.second()
+    w.give("g", 0, "g")
+    w.give("e", 0, "h")
+
+
+def _hessian(w: Walks) -> None:
+    w.forward(2)
+    w.backward("v")
+    w.give("g", 0, "g")
+    w.code.open(f"for (r = 0; r < {w.file.n_in}; r++)")
+    w.tangent(second=True)
+    w.second()
+    w.give("e", 0, "H", f"r * {w.file.n_in} + j")
+    w.code.close()
+
+
+class Function(NamedTuple):
+    """A function of the file: what follows NAME, its arguments after p (results behind a semicolon), and so on."""
+
+    suffix: str
+    arguments: str
+    order: int  # it is there from these derivatives on
+    write: Callable[[Walks], None]
+    says: str  # of its results, in the comment before it
+    trains: bool = False  # it is there if the parameters are an argument
+
+
+FUNCTIONS = (
+    Function("", "x; y", 0, Walks.forward, ""),
+    Function("_jacobian", "x; y, J", 1, _jacobian, "J ({n_out}, {n_in}), row after row: the derivative of y in x"),
+    Function("_vjp", "x, v; y, g", 1, _vjp, "g ({n_in}): the gradient in x of v y, v ({n_out})"),
+    Function(
+        "_gradient", "x, v; y, dp", 1, _gradient, "adds to dp ({n_p}) the gradient in p of v y, v ({n_out})", True
+    ),
+    Function("_jvp", "x, dx; y, dy", 2, _jvp, "dy ({n_out}): the derivative of y along dx ({n_in})"),
+    Function(
+        "_hvp",
+        "x, v, dx; y, g, h",
+        2,
+        _hvp,
+        "g ({n_in}): the gradient in x of v y, v ({n_out}); h ({n_in}): its derivative along dx ({n_in})",
+    ),
+    Function(
+        "_hessian",
+        "x, v; y, g, H",
+        2,
+        _hessian,
+        "g ({n_in}): the gradient in x of v y, v ({n_out}); H ({n_in}, {n_in}): its Hessian",
+    ),
+)
+
+
+def _text(file: File, derivatives: int, linkage: str) -> str:
+    """The file. Linkage: "header" and "static" for static functions, "extern"."""
+    for node in file.computation.nodes:
+        if (order := node.layer._c_order()) < derivatives:
+            what = "second derivative" if order else "derivative"
+            raise NotImplementedError(f"{node.where}: has no {what} in C: pass derivatives={order}")
+    wanted = [f for f in FUNCTIONS if f.order <= derivatives and (file.argument or not f.trains)]
+    written, stack = zip(*(_function(file, function, linkage) for function in wanted), strict=True)
+    name, real, p = file.name, file.real, f"const {file.real} *p, " if file.argument else ""
+    most, more, parameters, guard, end, prototypes = "", "", "", "", "", ""
+    if len(wanted) > 1:
+        most = "at most "
+        listed = "".join(f" *     {name}{f.suffix}({', '.join(_names(file, f))})\n" for f in wanted)
+        more = f" *\n * With its derivatives; results begin with y and overlap nothing:\n{listed}"
+    if p:
+        parameters = f"p: {file.n_parameters} numbers, in the order of model.parameters; "
+    if linkage == "header":
+        guard, end = f"#ifndef CNN_{name}_H\n#define CNN_{name}_H\n\n", "\n#endif\n"
+    if linkage == "extern":
+        declared = "".join(f"{_signature(file, f)};\n" for f in wanted)
+        prototypes = f'#ifdef __cplusplus\nextern "C" {{\n#endif\n{declared}#ifdef __cplusplus\n}}\n#endif\n\n'
+    return f"""\
+/* void {name}({p}const {real} *x, {real} *y): a neural network, written by cnn {__version__}.
+ *
+ * {parameters}x: {file.n_in} numbers, y: {file.n_out} numbers; they may be the same array.
+ * Needs nothing but libm (link with -lm). Allocates nothing and keeps no state: any number of threads may call it.
+ * Takes {most}{max(stack):,} bytes of stack for its arrays, and {file.constant_bytes:,} bytes of constants.
+{more} */
+{guard}#include <math.h>
+#include <stdint.h>
+
+{prototypes}{"".join(file.constants.values())}{"".join(text + chr(10) for text in file.functions.values())}\
+{chr(10).join(written)}{end}"""
+
+
+def _names(file: File, function: Function) -> list[str]:
+    return [*(["p"] if file.argument else []), *re.split("[,;] ", function.arguments)]
+
+
+def _signature(file: File, function: Function) -> str:
+    given = len(function.arguments.split(";")[0].split(",")) + file.argument
+    const = given * ["const "] + 9 * [""]
+    arguments = ", ".join(f"{c}{file.real} *{name}" for c, name in zip(const, _names(file, function), strict=False))
+    return f"void {file.name}{function.suffix}({arguments})"
+
+
+def _function(file: File, function: Function, linkage: str) -> tuple[str, int]:
+    """A function, and the bytes of stack that its arrays take."""
+    walks = Walks(file)
+    function.write(walks)
+    code = walks.code
+    stack = sum(code.arrays.values()) * file.dtype.itemsize
+    says = function.says.format(n_in=file.n_in, n_out=file.n_out, n_p=file.n_parameters)
+    comment = f"/* y; {says}. Takes {stack:,} bytes of stack. */\n" if says else ""
+    arrays = "".join(f"    {file.real} {array}[{size}];\n" for array, size in code.arrays.items())
+    text = "\n".join([*code.views.values(), *code.body])
+    unused = [f"    (void){name};" for name in _names(file, function) if not re.search(rf"\b{name}\b", text)]
+    body = "\n".join([*unused, *code.body])
+    counters = [c for c in "ijkr" if re.search(rf"\bfor \({c} =", body)]
+    static = "" if linkage == "extern" else "static inline "
+    declared = f"{''.join(code.views.values())}{arrays}    int {', '.join(counters)};\n"
+    return f"{comment}{static}{_signature(file, function)}\n{{\n{declared}{body}\n}}\n", stack
 
 
 __all__ = ["to_c"]

@@ -765,8 +765,10 @@ def _clip(reader: _Reader, node: Any, at: str) -> Any:
         return formula
     graph, values = reader.graph, _attributes(node)
     names = dict(zip(("min", "max"), node.input[1:], strict=False))
-    low, high = (graph.constants.get(names[k]) if names.get(k) else values.get(k) for k in ("min", "max"))
-    if any(names.get(k) and names[k] not in graph.constants for k in names) or np.size(low) != 1 or np.size(high) != 1:
+    low, high = ends = [graph.constants.get(names[k]) if names.get(k) else values.get(k) for k in ("min", "max")]
+    if any(names.get(k) and names[k] not in graph.constants for k in names) or any(
+        end is not None and np.size(end) != 1 for end in ends
+    ):
         return None
     return _between(node, low, high), node.input[0]
 

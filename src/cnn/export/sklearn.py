@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .. import layers, losses
 from ..models import Sequential
 
@@ -19,6 +21,7 @@ def from_sklearn(mlp, *, optimizer=None) -> Sequential:
     `predict` returns what scikit-learn's output function is applied to:
 
     - MLPRegressor: the predictions, of shape (n, outputs) also where scikit-learn's are (n,). The loss is MSELoss.
+      With ``loss="poisson"`` they are the logarithms of the predictions, and the loss is PoissonNLLLoss.
     - MLPClassifier of more than two classes: logits, whose softmax is `predict_proba`. The loss is CrossEntropyLoss;
       class index k is `mlp.classes_[k]`.
     - MLPClassifier of two classes: one column, the logit of `mlp.classes_[1]`; its sigmoid is
@@ -27,8 +30,8 @@ def from_sklearn(mlp, *, optimizer=None) -> Sequential:
     Parameters
     ----------
     mlp : sklearn.neural_network.MLPClassifier or MLPRegressor
-        Fitted. Or a `Pipeline` of StandardScaler and such a one: the scaler becomes part of the first layer. Or a
-        search object, whose `best_estimator_` is read.
+        Fitted; or one of `cnn.sklearn`, whose `model_` is copied. Or a `Pipeline` of StandardScaler and such a one: the
+        scaler becomes part of the first layer. Or a search object, whose `best_estimator_` is read.
     optimizer : optional
         For the new model, to train on; scikit-learn's own is not carried over.
 
@@ -52,7 +55,7 @@ def from_sklearn(mlp, *, optimizer=None) -> Sequential:
     if isinstance(mlp, Pipeline):
         *before, (_, last) = [step for step in mlp.steps if step[1] not in (None, "passthrough")]
         model = from_sklearn(last, optimizer=optimizer)
-        first = model.layers[0]
+        first: Any = model.layers[0]
         for name, scaler in reversed(before):
             if not isinstance(scaler, StandardScaler):
                 raise TypeError(f"mlp: its step {name}: expected a StandardScaler, got {type(scaler).__name__}")
@@ -67,6 +70,10 @@ def from_sklearn(mlp, *, optimizer=None) -> Sequential:
         raise TypeError(f"mlp: expected an MLPClassifier or MLPRegressor, got {type(mlp).__name__}")
     if not hasattr(mlp, "coefs_"):
         raise ValueError(f"mlp: this {type(mlp).__name__} is not fitted")
+    if hasattr(mlp, "model_"):  # one of cnn.sklearn
+        model = mlp.model_.copy()
+        model.optimizer = optimizer
+        return model
     loss = _loss(mlp)
     parts: list = []
     for weight, bias in zip(mlp.coefs_, mlp.intercepts_, strict=True):
@@ -85,4 +92,6 @@ def _loss(mlp) -> losses.Loss | None:
         return losses.BCEWithLogitsLoss()
     if kind == "identity":
         return losses.MSELoss()
-    raise ValueError(f"mlp: its output function is {kind!r}, expected identity, logistic or softmax")
+    if kind == "exp":
+        return losses.PoissonNLLLoss()
+    raise ValueError(f"mlp: its output function is {kind!r}, expected identity, logistic, softmax or exp")

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ def _unwrapped(module: Any) -> Any:
             return module
 
 
-def _known(module: Any, kinds: Mapping) -> Any:
+def _known(module: Any, kinds: Iterable[str]) -> Any:
     """The class of torch.nn, one of `kinds` by name, whose forward the module has; None if it has another."""
     from torch import nn
 

@@ -17,7 +17,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -113,7 +113,7 @@ class Container:
 
 def _offsets(item: tuple[str, Any]) -> list[int]:
     """Where the tensor of an entry in the header lies; first, if the entry does not say so as it should."""
-    offsets = item[1].get("data_offsets") if isinstance(item[1], dict) else None
+    offsets: Any = item[1].get("data_offsets") if isinstance(item[1], dict) else None
     return offsets if _integers(offsets) else []
 
 
@@ -137,7 +137,7 @@ def _tensor(name: str, entry: Any, begin: int) -> Tensor:
     return Tensor(DTYPES[kind], tuple(shape), begin, offsets[1])
 
 
-def _integers(value: Any) -> bool:
+def _integers(value: Any) -> TypeGuard[list[int]]:
     """Whether it is a list of integers of at least 0 that 63 bits can hold."""
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
 

@@ -2,9 +2,9 @@
 #
 # With the parameters w, the gradient g, and pairs s = w' - w, y = g' - g of the last `size` iterations, the two-loop
 # recursion gives the direction d = -H g, where H starts from s^T y / y^T y of the newest pair. Then w' = w + t d by the
-# line search of line_search.pxi. The first trial is t = 1, without pairs 1 / |d|, as in L-BFGS-B, times the learning rate.
+# line search of line_search.pxi. First trial: t = 1, without pairs 1 / |d|, as in L-BFGS-B, times the learning rate.
 #
-# The pairs are the optimiser's state in the program, blocks 0 .. size - 1 the s and the next `size` the y, in turn: pair
+# The pairs are the optimiser's state in the program, blocks 0 .. size - 1 s and the next `size` y, in turn: pair
 # k is in block k % size, and stepper.momentum_steps counts them. All else is of one iteration. Products are sums in
 # double in one order. 5 size + 10 sweeps over the parameters an iteration, beside the evaluations.
 

@@ -12,14 +12,18 @@ cdef enum:
     GIL_WORK = 20000        # multiply-adds below which letting go of the GIL (35 ns) costs more than it frees
 
 
-cdef const double* rates_of(cnp.ndarray rates, int groups, Py_ssize_t steps) except? NULL:
-    """A schedule's rates of each row of the optimiser's table, and momentum, for so many steps; NULL for None."""
+cdef const double* rates_of(cnp.ndarray rates, Stepper* s, Py_ssize_t steps) except? NULL:
+    """A schedule's rates of each row of the optimiser's table, and momentum, for so many steps, or with three axes the
+    table of each step; NULL for None."""
+    s.rated = s.groups + 1
     if rates is None:
         return NULL
+    if cnp.PyArray_NDIM(rates) == 3:
+        s.rated = s.groups * HYPER_COLUMNS
     if (cnp.PyArray_TYPE(rates) != cnp.NPY_FLOAT64 or not cnp.PyArray_IS_C_CONTIGUOUS(rates)
-            or cnp.PyArray_SIZE(rates) != steps * (groups + 1)):
-        raise ValueError(f"rates: expected {steps} steps of {groups} rates and a momentum, in float64, got shape "
-                         f"{np.shape(rates)}")
+            or cnp.PyArray_SIZE(rates) != steps * s.rated):
+        raise ValueError(f"rates: expected {steps} steps of {s.groups} rates and a momentum, or of {s.groups} rows of "
+                         f"a table, in float64, got shape {np.shape(rates)}")
     return <const double*>cnp.PyArray_DATA(rates)
 
 
@@ -426,7 +430,7 @@ cdef class Program:
     def step(self, cnp.ndarray rates=None):
         """Take the optimiser's step with the gradients as they are; rates: None, or as `train_batches` has them."""
         self.has_optimizer()
-        cdef const double* rate = rates_of(rates, self.stepper.groups, 1)
+        cdef const double* rate = rates_of(rates, &self.stepper, 1)
         self.enter()
         prepare(&self.stepper, &self.net, rate)
         with nogil:
@@ -477,7 +481,7 @@ cdef class Program:
         self.enter()
         try:
             self.reserve(&self.train, batch, True, threads, rows, most_entries(rows, None, 0, batch, batch))
-            prepare(&self.stepper, &self.net, rates_of(rates, self.stepper.groups, 1))
+            prepare(&self.stepper, &self.net, rates_of(rates, &self.stepper, 1))
             self.stepper.unfused = needs_gradients(&self.stepper)
             p = self.training_pass(batch, threads)
             self.set_rows(&p, rows, t, v)
@@ -549,7 +553,7 @@ cdef class Program:
         total[3] += stop - start
 
     def decay(self):
-        """The optimiser's weight decay as a term of the loss, weight_decay / 2 w**2 summed over all that is trained; its
+        """The optimiser's weight decay as a term of the loss, weight_decay / 2 w**2 summed over what is trained; its
         gradient is added to the gradients."""
         cdef const Network* net = &self.net
         cdef const Op* op
@@ -608,24 +612,25 @@ cdef class Program:
 
         Returns the first row of the batch with a loss that is not finite, or -1. x, y and w (None: one each) as
         `rows`, `targets` and `weights` give them, order int64 or None. rates: None, or float64 (steps, rows
-        of the optimiser's table + 1), the schedule's lr of each row, and momentum. out: None, or an array whose rows
-        start .. stop - 1 get the outputs, in the order of the batches. The mean gradient of `accumulate` batches makes
-        a step. totals, float64, is added to: the sum of the loss over the rows, of the rows' weights, of rows
-        classified right, of rows.
+        of the optimiser's table + 1), the schedule's lr of each row, and momentum, or the whole table of each step.
+        out: None, or an array whose rows start .. stop - 1 get the outputs, in the order of the batches. The mean
+        gradient of `accumulate` batches makes a step. totals, float64, is added to: the sum of the loss over the rows,
+        of the rows' weights, of rows classified right, of rows; and if it has five, of the rows' weights times
+        `decayed`.
         """
         cdef int64_t* turn = NULL if order is None else <int64_t*>cnp.PyArray_DATA(order)
         cdef double* total = <double*>cnp.PyArray_DATA(totals)
         cdef const double* rate
         cdef Py_ssize_t at = start, correct = 0, bad = -1, group = 0, left = 0
         cdef Stepper* s = &self.stepper
-        cdef bint single, many, ready = False
+        cdef bint single, many, ready = False, wants_decayed = cnp.PyArray_SIZE(totals) > 4
         cdef Py_ssize_t done
         cdef Batch all_rows
-        cdef double loss, weight, group_weight = 0, extra
+        cdef double loss, weight, group_weight = 0, extra, squares
         cdef Pass p
         cdef Py_ssize_t batches = (stop - start + batch_size - 1) // batch_size
         self.has_optimizer()
-        rate = rates_of(rates, s.groups, (batches + accumulate - 1) // accumulate)
+        rate = rates_of(rates, s, (batches + accumulate - 1) // accumulate)
         self.enter()
         try:
             self.reserve(&self.train, smaller(batch_size, stop - start), True, threads, x,
@@ -636,7 +641,8 @@ cdef class Program:
             self.set_rows(&p, x, y, w)
             single = self.single(&p, w)
             # row after row without a look back: nothing to be done between two steps
-            many = single and batch_size == 1 and rates is None and out is None and s.average.at == NULL
+            many = (single and batch_size == 1 and rates is None and out is None and s.average.at == NULL
+                    and not wants_decayed)
             p.wants.gather = p.wants.gather or turn != NULL
             p.wants.forward = p.wants.keep = p.wants.backward = p.wants.weights = True
             p.batch.order = turn
@@ -664,6 +670,7 @@ cdef class Program:
                     self.train.row0 = self.rows_seen
                     self.rows_seen += p.batch.rows
                     weight = extra = 0
+                    squares = decayed(s, &self.net) if wants_decayed else 0
                     loss = train_batch(&p, s, single, &weight, &correct)
                     if not isfinite(loss):
                         bad = at
@@ -675,11 +682,13 @@ cdef class Program:
                             extra = finish(s, &self.net)
                         stepped(s, &self.net)
                         if rate != NULL:
-                            rate += s.groups + 1
+                            rate += s.rated
                         ready = not prepared_again(s, rate)
                     total[0] += loss + extra * (group_weight if self.net.loss.mean else 1)
                     total[1] += weight
                     total[3] += p.batch.rows
+                    if wants_decayed:
+                        total[4] += weight * squares
                     at += p.batch.rows
         finally:
             self.training_busy = False

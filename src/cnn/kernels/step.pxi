@@ -8,6 +8,7 @@
 cdef struct Stepper:
     const double* table     # the optimiser's table of hyper-parameters, a row for each group
     int groups
+    Py_ssize_t rated        # numbers that a schedule gives for a step: see prepare
     Update* updates         # the coefficients of the next step, of each group
     bint unfused            # the step needs all gradients in memory first
     bint penalised
@@ -17,12 +18,16 @@ cdef struct Stepper:
 
 
 cdef void prepare(Stepper* s, const Network* net, const double* rates) noexcept nogil:
-    """The coefficients of the next step; rates: NULL, or the schedule's lr of each row of the table, and momentum."""
+    """The coefficients of the next step; rates: NULL, or the schedule's lr of each row of the table, and momentum, or
+    another table."""
     cdef const double* row = s.table
+    cdef bint own = rates == NULL or s.rated != s.groups + 1
     cdef int g
+    if rates != NULL and own:
+        row = rates
     for g in range(s.groups):
-        s.updates[g] = coefficients(row, row[HYPER_LR] if rates == NULL else rates[g],
-                                    row[HYPER_MOMENTUM] if rates == NULL else rates[s.groups],
+        s.updates[g] = coefficients(row, row[HYPER_LR] if own else rates[g],
+                                    row[HYPER_MOMENTUM] if own else rates[s.groups],
                                     s.steps, s.momentum_steps, net.state - net.params, net.n_block)
         row += HYPER_COLUMNS
 
@@ -48,6 +53,20 @@ cdef double penalties(const Network* net, bint gradient) noexcept nogil:
             total += penalty(weight_size(op), net.params + op.weight,
                              net.grads + op.weight if gradient and op.trains_weight else NULL, op.l1, op.l2)
     return total
+
+
+cdef double decayed(const Stepper* s, const Network* net) noexcept nogil:
+    """What has the weight decay of the next step as its gradient: half of it times the squares of the parameters."""
+    cdef const Op* op
+    cdef int i
+    cdef double total = 0
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        if op.has_weight and op.trains_weight and s.updates[op.weight_group].weight_decay != 0:
+            total += s.updates[op.weight_group].weight_decay * sum_of_squares(weight_size(op), net.params + op.weight)
+        if op.has_bias and op.trains_bias and s.updates[op.bias_group].weight_decay != 0:
+            total += s.updates[op.bias_group].weight_decay * sum_of_squares(bias_size(op), net.params + op.bias)
+    return total / 2
 
 
 cdef void sweep_updates(const Network* net, const Update* updates) noexcept nogil:

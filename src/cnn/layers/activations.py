@@ -75,9 +75,12 @@ class Activation(Layer, abstract=True):
         The operator.
     c : tuple of (str, str)
         Statements for each number v, in loops that follow one another; t is a second array. Numbers and functions in
-        braces get the form of the type, {a} is the parameter; "clamp" assigns to t, within the range of float32's exp.
+        braces get the form of the type, {a} is the parameter; "clamp" assigns to t, within the range of exp.
         A choice between v and a computed number stands in a loop of its own: GCC makes a branch of it otherwise, and no
         vectors.
+    c_derivatives : tuple of (str, str)
+        The same for s = f'(x) and c = f''(x), x being the inputs, y = f(x). Without c, or both, a model is exported to
+        C without such derivatives.
     """
 
     facts = (*Layer.facts, "function", "param", "gain", "onnx", "onnx_formula", "c")
@@ -86,6 +89,7 @@ class Activation(Layer, abstract=True):
     gain: ClassVar[Any]
     onnx: ClassVar[Onnx]
     c: tuple[tuple[str, str], ...]
+    c_derivatives: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     _fixed = ("param", "approximate", "function")
 
@@ -144,6 +148,24 @@ class Activation(Layer, abstract=True):
         for target, formula in self.c:
             code.step(target, formula, self.param)
 
+    def _c_order(self):
+        return len({"s", "c"} & {target for target, _ in self.c_derivatives})
+
+    def _c_slopes(self, code, order):
+        slopes = {kind: code.local(kind, code.node.target) for kind in "sc"[:order]}
+        for to, formula in self.c_derivatives:
+            if to != "c" or order == 2:
+                code.step(to, formula, self.param, x=code.sources[0], y=code.target, **slopes)
+
+    def _c_tangent(self, code, dx, dy):
+        code.assign(f"{code.local('s', code.node.target)}[j] * {dx[0]}[j]", dy)
+
+    def _c_backward(self, code, g):
+        code.send(0, f"{code.local('s', code.node.target)}[j] * {g}[j]")
+
+    def _c_second(self, code, dx, g):
+        code.send(0, f"{code.local('c', code.node.target)}[j] * {dx[0]}[j] * {g}[j]")
+
     def _forward(self, x):
         y = functional.activation_forward(self.function, x, self.param)
         self._last = np.array(x, dtype=y.dtype)
@@ -195,6 +217,7 @@ class ReLU(Activation):
     torch_name = "ReLU"
     onnx = Onnx("Relu")
     c = (("v", "v < {0.0} ? {0.0} : v"),)
+    c_derivatives = (("s", "x > {0.0} ? {1.0} : {0.0}"), ("c", "{0.0}"))
 
 
 class LeakyReLU(Activation):
@@ -211,6 +234,7 @@ class LeakyReLU(Activation):
     torch_name = "LeakyReLU"
     onnx = Onnx("LeakyRelu", {"alpha": "negative_slope"}, float64=False)
     c = (("t", "v * {a}"), ("v", "v > {0.0} ? v : t"))
+    c_derivatives = (("s", "x > {0.0} ? {1.0} : {a}"), ("c", "{0.0}"))
 
     def __init__(self, negative_slope=param):
         self.param = number("negative_slope", negative_slope)
@@ -253,6 +277,7 @@ class ELU(Activation):
     torch_name = "ELU"
     onnx = Onnx("Elu", {"alpha": "alpha"}, float64=False)
     c = (("clamp", "v > {0.0} ? {0.0} : v"), ("t", "{a} * {expm1}(t)"), ("v", "v > {0.0} ? v : t"))
+    c_derivatives = (("t", "y + {a}"), ("s", "x > {0.0} ? {1.0} : t"), ("c", "x > {0.0} ? {0.0} : t"))
 
     def __init__(self, alpha=param):
         self.param = number("alpha", alpha)
@@ -275,6 +300,7 @@ class Sigmoid(Activation):
     torch_name = "Sigmoid"
     onnx = Onnx("Sigmoid")
     c = (("clamp", "-v"), ("v", "{1.0} / ({1.0} + {exp}(t))"))
+    c_derivatives = (("s", "y * ({1.0} - y)"), ("c", "s * ({1.0} - {2.0} * y)"))
 
 
 class Tanh(Activation):
@@ -285,6 +311,7 @@ class Tanh(Activation):
     torch_name = "Tanh"
     onnx = Onnx("Tanh")
     c = (("clamp", "{-2.0} * {fabs}(v)"), ("t", "{expm1}(t)"), ("v", "{copysign}(t / ({-2.0} - t), v)"))
+    c_derivatives = (("s", "{1.0} - y * y"), ("c", "{-2.0} * y * s"))
 
 
 # z / (1 + exp(t)) with t clamped is not small where z is large; from here on exp overflows in float64 too.
@@ -324,6 +351,29 @@ class GELU(Activation):
             ("v", "v / ({1.0} + {exp}(t))"),
         )
 
+    @property
+    def c_derivatives(self):  # type: ignore[override]
+        """Those of its derivatives; x is brought to where they are not 0 or 1 yet, lest its square overflows."""
+        if self.approximate == "none":
+            return (
+                ("s", "x > {38.0} ? {38.0} : x"),
+                ("s", "s < {-38.0} ? {-38.0} : s"),
+                ("clamp", "{-0.5} * s * s"),
+                ("t", "{0.3989422804014327} * {exp}(t)"),
+                ("c", "({2.0} - s * s) * t"),
+                ("s", "{0.5} * {erfc}(s * {-0.7071067811865476}) + s * t"),
+            )
+        slope = "({1.5957691216057308} + {0.21406444881780075} * s * s)"
+        return (
+            ("s", "x > {21.0} ? {21.0} : x"),
+            ("s", "s < {-21.0} ? {-21.0} : s"),
+            ("clamp", "s * ({-1.5957691216057308} - {0.07135481627260025} * s * s)"),
+            ("t", "{exp}(t)"),
+            ("c", f"(t - {{1.0}}) / (t + {{1.0}}) * {slope} * {slope} + {{0.4281288976356015}} * s"),
+            ("c", f"t / ({{1.0}} + t) / ({{1.0}} + t) * ({{2.0}} * {slope} + s * c)"),
+            ("s", f"({{1.0}} + s * {slope} * (t / ({{1.0}} + t))) / ({{1.0}} + t)"),
+        )
+
     def onnx_formula(self, x):
         if self.approximate == "tanh":
             return x * (x * (1.5957691216057308 + 0.07135481627260025 * x * x)).op("Sigmoid")
@@ -338,6 +388,13 @@ class SiLU(Activation):
     torch_name = "SiLU"
     onnx = Onnx()
     c = (("clamp", "-v"), _ZERO_BELOW, ("v", "v / ({1.0} + {exp}(t))"))
+    c_derivatives = (
+        ("s", "x < {-750.0} ? {-750.0} : x"),
+        ("clamp", "-s"),
+        ("t", "{1.0} / ({1.0} + {exp}(t))"),
+        ("c", "t * ({1.0} - t) * ({2.0} + s * ({1.0} - {2.0} * t))"),
+        ("s", "t + s * t * ({1.0} - t)"),
+    )
 
     def onnx_formula(self, x):
         return x * x.op("Sigmoid")
@@ -351,6 +408,7 @@ class Softplus(Activation):
     torch_name = "Softplus"
     onnx = Onnx("Softplus", float64=False)
     c = (("clamp", "-{fabs}(v)"), ("t", "{exp}(t)"), ("v", "(v < {0.0} ? {0.0} : v) + {log1p}(t)"))
+    c_derivatives = (("clamp", "-x"), ("s", "{1.0} / ({1.0} + {exp}(t))"), ("c", "s * ({1.0} - s)"))
 
     # PyTorch's Softplus is the identity from `threshold` on. At its default, 20, that is 2e-9 from log(1 + exp(z));
     # from 40 on the two are one number in float64.
@@ -385,6 +443,11 @@ class SELU(Activation):
         ("v", "v > {0.0} ? v : t"),
         ("v", "{1.0507009873554805} * v"),
     )
+    c_derivatives = (
+        ("t", "y + {1.7580993408473769}"),
+        ("s", "x > {0.0} ? {1.0507009873554805} : t"),
+        ("c", "x > {0.0} ? {0.0} : t"),
+    )
 
     def onnx_formula(self, x):
         return (x > 0.0).op("Where", 1.0507009873554805 * x, 1.7580993408473769 * (x.op("Min", 0.0).op("Exp") - 1.0))
@@ -405,6 +468,12 @@ class CELU(Activation):
     torch_name = "CELU"
     onnx = Onnx("Celu", {"alpha": "alpha"}, opset=12, float64=False)
     c = (("clamp", "(v > {0.0} ? {0.0} : v) / {a}"), ("t", "{a} * {expm1}(t)"), ("v", "v > {0.0} ? v : t"))
+    c_derivatives = (
+        ("t", "y / {a} + {1.0}"),
+        ("s", "x > {0.0} ? {1.0} : t"),
+        ("t", "t / {a}"),
+        ("c", "x > {0.0} ? {0.0} : t"),
+    )
 
     def __init__(self, alpha=param):
         self.param = positive("alpha", alpha)
@@ -436,6 +505,17 @@ class Mish(Activation):
         ("t", "t * (t + {2.0})"),
         ("v", "(v < {-760.0} ? {-760.0} : v) * (t / (t + {2.0}))"),
     )
+    # With w = tanh(...), n = e (e + 2): f' = w + z w', w' = 4 e (e + 1) / (n + 2)**2, w'' = w' (1 - 2 w e) / (1 + e).
+    c_derivatives = (
+        ("s", "x > {20.0} ? {20.0} : x"),
+        ("s", "s < {-760.0} ? {-760.0} : s"),
+        ("clamp", "s"),
+        ("t", "{exp}(t)"),
+        ("c", "{2.0} + s * ({1.0} - {2.0} * t * (t * (t + {2.0}) / (t * (t + {2.0}) + {2.0}))) / ({1.0} + t)"),
+        ("c", "c * {4.0} * t * (t + {1.0}) / ((t * (t + {2.0}) + {2.0}) * (t * (t + {2.0}) + {2.0}))"),
+        ("s", "s * {4.0} * (t + {1.0}) / (t * (t + {2.0}) + {2.0})"),
+        ("s", "t * (t + {2.0} + s) / (t * (t + {2.0}) + {2.0})"),
+    )
 
     def onnx_formula(self, x):
         e = x.op("Min", 20.0).op("Exp")
@@ -455,6 +535,7 @@ class Softsign(Activation):
         ("v", "v > {1e30} ? {1e30} : v"),
         ("v", "v / ({1.0} + {fabs}(v))"),
     )
+    c_derivatives = (("t", "{1.0} / ({1.0} + {fabs}(x))"), ("s", "t * t"), ("c", "{-2.0} * s * {copysign}(t, x)"))
 
     def onnx_formula(self, x):
         return x / (abs(x) + 1.0)
@@ -468,6 +549,7 @@ class ReLU6(Activation):
     torch_name = "ReLU6"
     onnx = Onnx()
     c = (("v", "v < {0.0} ? {0.0} : v"), ("v", "v > {6.0} ? {6.0} : v"))
+    c_derivatives = (("s", "x > {0.0} ? {1.0} : {0.0}"), ("s", "x < {6.0} ? s : {0.0}"), ("c", "{0.0}"))
 
     def onnx_formula(self, x):
         return x.op("Clip", 0.0, 6.0)
@@ -487,6 +569,11 @@ class HardSigmoid(Activation):
         ("v", "v > {3.0} ? {3.0} : v"),
         ("v", "(v + {3.0}) * {0.16666666666666666}"),
     )
+    c_derivatives = (
+        ("s", "x > {-3.0} ? {0.16666666666666666} : {0.0}"),
+        ("s", "x < {3.0} ? s : {0.0}"),
+        ("c", "{0.0}"),
+    )
 
     def onnx_formula(self, x):
         return (x + 3.0).op("Clip", 0.0, 6.0) * self._slope
@@ -504,6 +591,13 @@ class HardSwish(Activation):
         ("t", "t > {3.0} ? {3.0} : t"),
         ("t", "(t + {3.0}) * {0.16666666666666666}"),
         ("v", "(v < {-3.0} ? {-3.0} : v) * t"),
+    )
+    c_derivatives = (
+        ("t", "x * {0.3333333333333333} + {0.5}"),
+        ("t", "x > {-3.0} ? t : {0.0}"),
+        ("s", "x < {3.0} ? t : {1.0}"),
+        ("c", "x > {-3.0} ? {0.3333333333333333} : {0.0}"),
+        ("c", "x < {3.0} ? c : {0.0}"),
     )
 
     def onnx_formula(self, x):

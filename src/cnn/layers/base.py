@@ -271,9 +271,32 @@ class Layer(Configurable, kind="layer"):
         return cls(**{name: getattr(module, name) for name in arguments_of(cls)})
 
     # `_to_onnx(self, graph, *x)` returns the layer's outputs, a `Value` of export/onnx.py, for its inputs, Values too.
-    # `_to_c(self, code)` writes statements by the methods of `Code` of export/c.py. There are no defaults.
+    # `_to_c(self, code)` writes statements by the methods of `Code` of export/c_code.py. There are no defaults.
     _to_onnx: Any
     _to_c: Any
+
+    # Of derivatives in C, each for one walk; d, g and e are names of arrays, of which x and y are `code.sources` and
+    # `code.target`. Without the first two a model is exported without derivatives, without the third with first ones.
+    #   _c_tangent(self, code, dx, dy)     assigns to dy, the tangent of y; dx are those of x
+    #   _c_backward(self, code, g)         sends g J, the adjoints of x; g is that of y
+    #   _c_second(self, code, dx, g)       sends the derivative of g J along dx, with g constant
+    #   _c_gradient(self, code, g)         adds to the gradients of the parameters
+    _c_tangent: Any = None
+    _c_backward: Any = None
+    _c_second: Any = None
+
+    def _c_gradient(self, code: Any, g: str) -> None:
+        """There are no parameters."""
+
+    def _c_slopes(self, code: Any, order: int) -> None:
+        """Behind `_to_c`: what the derivatives up to this order need and do not compute themselves."""
+
+    def _c_order(self) -> int:
+        """Up to which order there are derivatives in C."""
+        return 0 if None in (self._c_tangent, self._c_backward) else 1 if self._c_second is None else 2
+
+    def _c_no_second(self, code: Any, dx: list[str], g: str) -> None:
+        """The `_c_second` of layers whose J does not depend on x."""
 
     # in a model -------------------------------------------------------------------------------------------------------
 

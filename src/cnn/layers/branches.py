@@ -146,6 +146,15 @@ class Add(Branches):
     def _to_c(self, code):
         code.assign(" + ".join(f"{source}[j]" for source in code.sources))
 
+    def _c_tangent(self, code, dx, dy):
+        code.assign(" + ".join(f"{d}[j]" for d in dx), dy)
+
+    def _c_backward(self, code, g):
+        for i in range(len(code.sources)):
+            code.send(i, f"{g}[j]")
+
+    _c_second = Layer._c_no_second
+
 
 class Multiply(Branches):
     """y = a b ..., element by element.
@@ -169,7 +178,29 @@ class Multiply(Branches):
         return product
 
     def _to_c(self, code):
-        code.assign(" * ".join(f"{source}[j]" for source in code.sources))
+        code.assign(self._c_product(code.sources))
+
+    @staticmethod
+    def _c_product(arrays: list[str]) -> str:
+        return " * ".join(f"{array}[j]" for array in arrays)
+
+    @classmethod
+    def _c_sum(cls, arrays: list[str], changes: dict[int, str]) -> str:
+        """The derivative of the product of arrays; `changes` are the derivatives of some of them, by number."""
+        terms = [cls._c_product([*arrays[:i], change, *arrays[i + 1 :]]) for i, change in changes.items()]
+        return " + ".join(terms)
+
+    def _c_tangent(self, code, dx, dy):
+        code.assign(self._c_sum(code.sources, dict(enumerate(dx))), dy)
+
+    def _c_backward(self, code, g):
+        for i in range(len(code.sources)):
+            code.send(i, self._c_product([*code.sources[:i], g, *code.sources[i + 1 :]]))
+
+    def _c_second(self, code, dx, g):
+        for i in range(len(code.sources)):
+            factors = [*code.sources[:i], g, *code.sources[i + 1 :]]
+            code.send(i, self._c_sum(factors, {k: d for k, d in enumerate(dx) if k != i}))
 
 
 class Maximum(Branches):
@@ -198,6 +229,19 @@ class Maximum(Branches):
             code.step("t", "((v < t) | (t != t)) ? t : v", v=other)
         code.step("v", "t")
 
+    def _c_tangent(self, code, dx, dy):
+        """From the last branch to the first, which wins."""
+        code.assign(f"{dx[-1]}[j]", dy)
+        for x, d in reversed(list(zip(code.sources[:-1], dx[:-1], strict=True))):
+            code.assign(f"{x}[j] >= {code.target}[j] ? {d}[j] : {dy}[j]", dy)
+
+    def _c_backward(self, code, g):
+        for i, x in enumerate(code.sources):
+            wins = [f"{x}[j] >= {code.target}[j]", *(f"{other}[j] < {code.target}[j]" for other in code.sources[:i])]
+            code.send(i, f"({' & '.join(f'({one})' for one in wins)}) ? {g}[j] : {code.number(0.0)}")
+
+    _c_second = Layer._c_no_second
+
 
 class Concat(Branches):
     """y = (a, b, ...), the columns of the branches one after the other; their widths may differ.
@@ -223,12 +267,23 @@ class Concat(Branches):
     def _to_onnx(self, graph, *x):
         return x[0].op("Concat", *x[1:], axis=-1)
 
-    def _to_c(self, code):
+    def _to_c(self, code, sources=None, target=""):
         at = 0
-        for source, width in zip(code.sources, code.source_widths, strict=True):
-            code.loop(width, f"{code.target}[{at} + j] = {source}[j];")
+        for source, width in zip(sources or code.sources, code.source_widths, strict=True):
+            code.loop(width, f"{target or code.target}[{at} + j] = {source}[j];")
             at += width
-        code.clear_padding(at)
+        code.clear_padding(at, target)
+
+    def _c_tangent(self, code, dx, dy):
+        self._to_c(code, dx, dy)
+
+    def _c_backward(self, code, g):
+        at = 0
+        for i, width in enumerate(code.source_widths):
+            code.send(i, f"{g}[{at} + j]", exact=True)
+            at += width
+
+    _c_second = Layer._c_no_second
 
 
 def _split(branches: tuple, name: str) -> tuple:

@@ -61,6 +61,14 @@ class Columns(Layer):
     def _to_onnx(self, graph, x):
         return x.op("Slice", graph.axes(self.start), graph.axes(self.stop), graph.axes(-1))
 
-    def _to_c(self, code):
-        code.loop(code.width, f"{code.target}[j] = {code.sources[0]}[{self.start} + j];")
-        code.clear_padding(code.width)
+    def _to_c(self, code, source="", target=""):
+        code.loop(code.width, f"{target or code.target}[j] = {source or code.sources[0]}[{self.start} + j];")
+        code.clear_padding(code.width, target)
+
+    def _c_tangent(self, code, dx, dy):
+        self._to_c(code, dx[0], dy)
+
+    def _c_backward(self, code, g):
+        code.send_to_columns(0, self.start, g)
+
+    _c_second = Layer._c_no_second

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._checks import integer
-from .base import Parametric, width_of
+from .base import Layer, Parametric, width_of
 
 __all__ = ["Constant"]
 
@@ -108,4 +108,12 @@ class Constant(Parametric):
         return zero + graph.parameter("bias", self.bias)
 
     def _to_c(self, code):
-        code.assign(f"{code.constant('bias', self.bias)}[j]")
+        code.assign(f"{code.parameter('bias')}[j]")
+
+    def _c_backward(self, code, g):
+        """Nothing: y does not depend on x."""
+
+    _c_tangent = _c_second = Layer._c_no_second
+
+    def _c_gradient(self, code, g):
+        code.assign(f"{g}[j]", code.gradient("bias"), "+=")

@@ -7,7 +7,7 @@ import numpy as np
 from .. import initializers
 from .._checks import integer, number, seed_of
 from .._dispatch import kernels
-from .base import Parametric, width_of
+from .base import Layer, Parametric, width_of
 
 __all__ = ["Linear"]
 
@@ -26,7 +26,7 @@ class Linear(Parametric):
         `cnn.initializers.KaimingUniform(nonlinearity="tanh")`; or a callable (shape, rng) -> array, rng a
         `numpy.random.Generator`. A callable of your own is not saved with the model (its values are).
     l1, l2 : float
-        Penalties on the weight, at least 0: in a model l1 sum |W| + l2 sum W**2 is part of the loss.
+        Penalties on the weight, at least 0: in a model l1 * sum(abs(W)) + l2 * sum(W**2) is part of the loss.
     dtype : {"float32", "float64"}
         Of the parameters, as long as the layer is used alone; a `Sequential` brings its own.
     seed : int or numpy.random.Generator, optional
@@ -177,8 +177,21 @@ class Linear(Parametric):
         return x.op("Gemm", *(graph.parameter(name, getattr(self, name)) for name in self.parameter_shapes()))
 
     def _to_c(self, code):
-        weight = code.constant("weight", self.weight)
-        code.product(weight, self.in_features, code.constant("bias", self.bias) if self.has_bias else None)
+        bias = code.parameter("bias") if self.has_bias else None
+        code.product(code.sources[0], code.target, code.parameter("weight"), self.in_features, bias)
+
+    def _c_tangent(self, code, dx, dy):
+        code.product(dx[0], dy, code.parameter("weight"), self.in_features, None)
+
+    def _c_backward(self, code, g):
+        code.product_back(g, code.parameter("weight"), self.in_features)
+
+    _c_second = Layer._c_no_second
+
+    def _c_gradient(self, code, g):
+        code.outer(code.gradient("weight"), self.in_features, g)
+        if self.has_bias:
+            code.assign(f"{g}[j]", code.gradient("bias"), "+=")
 
     def _forward(self, x):
         y = kernels(self.dtype).linear_forward(x, self.weight, self.bias, 0, 0.0, None, None)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._checks import flag, fraction, integer, positive
-from .base import Parametric, width_of
+from .base import Layer, Parametric, width_of
 
 __all__ = ["BatchNorm1d", "LayerNorm"]
 
@@ -46,7 +46,17 @@ class Norm(Parametric, abstract=True):
         ]
 
     def _c_bias(self, code: Any) -> str:
-        return "" if self.bias is None else f" + {code.constant('bias', self.bias)}[j]"
+        return "" if self.bias is None else f" + {code.parameter('bias')}[j]"
+
+    def _c_times_weight(self, code: Any, formula: str) -> str:
+        return formula if self.weight is None else f"{formula} * {code.parameter('weight')}[j]"
+
+    def _c_gradients(self, code: Any, g: str, normal: str) -> None:
+        """normal: a formula for (x - mean) / sqrt(var + eps)."""
+        if self.weight is not None:
+            code.assign(f"{g}[j] * {normal}", code.gradient("weight"), "+=")
+        if self.bias is not None:
+            code.assign(f"{g}[j]", code.gradient("bias"), "+=")
 
 
 class BatchNorm1d(Norm):
@@ -147,12 +157,29 @@ class BatchNorm1d(Norm):
         return x.op("BatchNormalization", *self._onnx_arrays(graph), *statistics, epsilon=self.eps)
 
     def _to_c(self, code):
-        deviation = np.sqrt(np.asarray(self.running_var, np.float64) + self.eps)
-        scale = 1 / deviation if self.weight is None else self.weight / deviation
         code.begin()
-        bias = self._c_bias(code)
-        mean, scale = code.constant("mean", self.running_mean), code.constant("scale", scale)
-        code.step("v", f"(v - {mean}[j]) * {scale}[j]{bias}")
+        bias, mean = self._c_bias(code), code.constant("mean", self.running_mean)
+        code.step("v", f"(v - {mean}[j]) * {self._c_scale(code)}{bias}")
+
+    def _c_scale(self, code: Any) -> str:
+        """A formula for weight / sqrt(var + eps); one constant, if the weight is."""
+        inverse = 1 / np.sqrt(np.asarray(self.running_var, np.float64) + self.eps)
+        if code.file.argument:
+            return self._c_times_weight(code, f"{code.constant('inverse', inverse)}[j]")
+        return f"{code.constant('scale', inverse if self.weight is None else self.weight * inverse)}[j]"
+
+    def _c_tangent(self, code, dx, dy):
+        code.assign(f"{dx[0]}[j] * {self._c_scale(code)}", dy)
+
+    def _c_backward(self, code, g):
+        code.send(0, f"{g}[j] * {self._c_scale(code)}")
+
+    _c_second = Layer._c_no_second
+
+    def _c_gradient(self, code, g):
+        inverse = 1 / np.sqrt(np.asarray(self.running_var, np.float64) + self.eps)
+        mean, inverse = code.constant("mean", self.running_mean), code.constant("inverse", inverse)
+        self._c_gradients(code, g, f"({code.sources[0]}[j] - {mean}[j]) * {inverse}[j]")
 
     @property
     def running_mean(self):
@@ -237,13 +264,47 @@ class LayerNorm(Norm):
 
     def _to_c(self, code):
         code.begin()
-        v, n = code.target, code.number(code.width)
-        scale = "" if self.weight is None else f" * {code.constant('weight', self.weight)}[j]"
-        bias = self._c_bias(code)
-        code.write(f"{{\n    {code.real} m = {code.number(0.0)}, s = {code.number(0.0)};")
-        code.loop(code.width, f"m += {v}[j];")
-        code.write(f"m /= {n};")
-        code.loop(code.width, f"s += ({v}[j] - m) * ({v}[j] - m);")
+        self._c_open(code, code.target)
+        code.step("v", f"{self._c_times_weight(code, '(v - m) * s')}{self._c_bias(code)}")
+        code.close()
+
+    def _c_open(self, code: Any, x: str) -> None:
+        """Begin a block with m, the mean of x, and s = 1 / sqrt(var + eps)."""
+        n = code.number(code.width)
+        code.open("")
+        code.means(m=f"{x}[j]")
+        code.sums(s=f"({x}[j] - m) * ({x}[j] - m)")
         code.write(f"s = {code.number(1.0)} / {code.function('sqrt')}(s / {n} + {code.number(self.eps)});")
-        code.step("v", f"(v - m) * s{scale}{bias}")
-        code.write("}")
+
+    # With h = (x - m) s, means over the row, and w g the gradient g times the weight, a = mean(d), q = mean(h d):
+    # the derivative of h along d is s (d - a - h q), and this matrix is symmetric.
+
+    def _c_tangent(self, code, dx, dy):
+        x, d = code.sources[0], dx[0]
+        self._c_open(code, x)
+        code.means(a=f"{d}[j]", q=f"({x}[j] - m) * s * {d}[j]")
+        code.assign(self._c_times_weight(code, f"s * ({d}[j] - a - ({x}[j] - m) * s * q)"), dy)
+        code.close()
+
+    def _c_backward(self, code, g):
+        x, wg = code.sources[0], self._c_times_weight(code, f"{g}[j]")
+        self._c_open(code, x)
+        code.means(b=wg, p=f"({x}[j] - m) * s * {wg}")
+        code.send(0, f"s * ({wg} - b - ({x}[j] - m) * s * p)")
+        code.close()
+
+    def _c_second(self, code, dx, g):
+        """-s**2 (q (w g - b - h p) + p (d - a - h q) + h (mean(d w g) - a b - q p)), b = mean(w g), p = mean(h w g)."""
+        x, d, wg = code.sources[0], dx[0], self._c_times_weight(code, f"{g}[j]")
+        h = f"({x}[j] - m) * s"
+        self._c_open(code, x)
+        code.means(a=f"{d}[j]", q=f"{h} * {d}[j]", b=wg, p=f"{h} * {wg}", c=f"{d}[j] * {wg}")
+        code.write(f"c -= a * b + {code.number(3.0)} * q * p;")
+        code.send(0, f"-s * s * (q * ({wg} - b) + p * ({d}[j] - a) + {h} * c)")
+        code.close()
+
+    def _c_gradient(self, code, g):
+        x = code.sources[0]
+        self._c_open(code, x)
+        self._c_gradients(code, g, f"({x}[j] - m) * s")
+        code.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .._checks import integer, number
-from .base import Parametric, width_of
+from .base import Layer, Parametric, width_of
 
 __all__ = ["PReLU"]
 
@@ -75,7 +77,25 @@ class PReLU(Parametric):
         return x.op("PRelu", weight)
 
     def _to_c(self, code):
-        weight = code.constant("weight", self.weight)
         code.begin()
-        code.step("t", f"v * {weight}[{'j' if self.num_parameters > 1 else '0'}]")
+        code.step("t", f"v * {self._c_weight(code.parameter('weight'))}")
         code.step("v", "v > {0.0} ? v : t")
+
+    def _c_weight(self, array: str) -> str:
+        return f"{array}[{'j' if self.num_parameters > 1 else '0'}]"
+
+    def _c_slope(self, code: Any) -> str:
+        left = self._c_weight(code.parameter("weight"))
+        return f"({code.sources[0]}[j] > {code.number(0.0)} ? {code.number(1.0)} : {left})"
+
+    def _c_tangent(self, code, dx, dy):
+        code.assign(f"{dx[0]}[j] * {self._c_slope(code)}", dy)
+
+    def _c_backward(self, code, g):
+        code.send(0, f"{g}[j] * {self._c_slope(code)}")
+
+    _c_second = Layer._c_no_second
+
+    def _c_gradient(self, code, g):
+        x, zero, gradient = code.sources[0], code.number(0.0), self._c_weight(code.gradient("weight"))
+        code.loop(code.width, f"{gradient} += {x}[j] > {zero} ? {zero} : {x}[j] * {g}[j];")

@@ -26,13 +26,14 @@ class _AlongRows(Layer, abstract=True):
         """In C: m, the largest number; exp(v - m) in `target`; s, their sum; and with these a formula for v."""
         code.begin()
         v = code.target
-        code.write(f"{{\n    {code.real} m = {v}[0], s = {code.number(0.0)};")
+        code.open("")
+        code.write(f"{code.real} m = {v}[0], s = {code.number(0.0)};")
         code.loop(code.width, f"m = {v}[j] > m ? {v}[j] : m;")
         code.step("clamp", "v - m")
         code.step(target, "{exp}(t)")
         code.loop(code.width, f"s += {v if target == 'v' else 't'}[j];")
         code.step("v", result)
-        code.write("}")
+        code.close()
 
 
 class Softmax(_AlongRows):
@@ -52,6 +53,27 @@ class Softmax(_AlongRows):
     def _to_c(self, code):
         self._exponentials(code, "v", "v / s")
 
+    def _c_tangent(self, code, dx, dy):
+        y = code.target
+        code.open("")
+        code.sums(m=f"{y}[j] * {dx[0]}[j]")
+        code.assign(f"{y}[j] * ({dx[0]}[j] - m)", dy)
+        code.close()
+
+    def _c_backward(self, code, g):
+        code.open("")
+        code.sums(m=f"{code.target}[j] * {g}[j]")
+        code.send(0, f"{code.target}[j] * ({g}[j] - m)")
+        code.close()
+
+    def _c_second(self, code, dx, g):
+        """Of y (g - m), m = sum(y g): y (d - a) (g - m) - y (s - a m), a = sum(y d), s = sum(y d g)."""
+        y, d = code.target, dx[0]
+        code.open("")
+        code.sums(a=f"{y}[j] * {d}[j]", m=f"{y}[j] * {g}[j]", s=f"{y}[j] * {d}[j] * {g}[j]")
+        code.send(0, f"{y}[j] * (({d}[j] - a) * ({g}[j] - m) - (s - a * m))")
+        code.close()
+
 
 class LogSoftmax(_AlongRows):
     """y = x - log(sum(exp(x))), the sum over the row; the backward pass is dy - exp(y) sum(dy). For `NLLLoss`."""
@@ -65,3 +87,29 @@ class LogSoftmax(_AlongRows):
 
     def _to_c(self, code):
         self._exponentials(code, "t", "v - m - {log}(s)")
+
+    @staticmethod
+    def _c_open(code: Any) -> None:
+        """Begin a block, with exp(y) in t."""
+        code.step("clamp", "v")
+        code.step("t", "{exp}(t)")
+        code.open("")
+
+    def _c_tangent(self, code, dx, dy):
+        self._c_open(code)
+        code.sums(m=f"t[j] * {dx[0]}[j]")
+        code.assign(f"{dx[0]}[j] - m", dy)
+        code.close()
+
+    def _c_backward(self, code, g):
+        self._c_open(code)
+        code.sums(s=f"{g}[j]")
+        code.send(0, f"{g}[j] - t[j] * s")
+        code.close()
+
+    def _c_second(self, code, dx, g):
+        """Of g - exp(y) sum(g): -exp(y) (d - sum(exp(y) d)) sum(g)."""
+        self._c_open(code)
+        code.sums(a=f"t[j] * {dx[0]}[j]", s=f"{g}[j]")
+        code.send(0, f"-t[j] * ({dx[0]}[j] - a) * s")
+        code.close()

@@ -14,7 +14,7 @@ __all__ = ["clip_grad_norm"]
 def clip_grad_norm(models: Sequential | Iterable[Sequential], max_norm: float) -> float:
     """Scale the gradients of all models down, so that their norm, of all together, is at most max_norm.
 
-    As torch.nn.utils.clip_grad_norm_. An optimizer's ``clip_norm`` does it for one model at every step.
+    As ``torch.nn.utils.clip_grad_norm_``. An optimizer's ``clip_norm`` does it for one model at every step.
 
     Parameters
     ----------

@@ -148,10 +148,10 @@ class Optimizer(Configurable, kind="optimizer"):
         Whether biases, and the weights of normalisations, decay as the other weights do.
     clip_norm : float, optional
         Above 0. Gradients whose norm, over all parameters together, is larger are scaled down to it
-        (torch.nn.utils.clip_grad_norm_).
+        (``torch.nn.utils.clip_grad_norm_``).
     clip_value : float, optional
         Above 0. Every number of the gradients is brought between -clip_value and clip_value
-        (torch.nn.utils.clip_grad_value_), before clip_norm.
+        (``torch.nn.utils.clip_grad_value_``), before clip_norm.
     ema_decay : float, optional
         At least 0 and below 1. After each step average = decay average + (1 - decay) parameters, which starts as a copy
         of the parameters at the first step (torch.optim.swa_utils.get_ema_multi_avg_fn).

@@ -38,7 +38,20 @@ class WholeDataOptimizer(Optimizer, abstract=True):
             )
 
     def minimizer(self, kernels: Any, program: Any) -> Any:
-        """The native object that iterates on a program; it lives as long as the program has this optimiser."""
+        """The native object that iterates on a program; it lives as long as the program has this optimiser.
+
+        Parameters
+        ----------
+        kernels : module
+            The compiled kernels of the model's dtype.
+        program : Program
+            The model's.
+
+        Returns
+        -------
+        object
+            What `iterate` is given.
+        """
         raise NotImplementedError
 
     def iterate(self, minimizer: Any, objective: Any, lr: float) -> str | None:
@@ -46,7 +59,7 @@ class WholeDataOptimizer(Optimizer, abstract=True):
 
         Parameters
         ----------
-        minimizer
+        minimizer : object
             What `minimizer` returned.
         objective : Objective
             Evaluated at the present parameters when it is called.

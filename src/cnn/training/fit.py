@@ -185,7 +185,7 @@ def fit(
         Whether `validation_split` takes the last rows of each class, so that each has the same part in both. The rows
         are copied.
     validation_freq : int
-        Epochs from one validation to the next. Between them the history has NaN, and callbacks' `logs` have no "val_".
+        Epochs from one validation to the next. Between them the history has NaN, and `logs` of callbacks no ``val_``.
     sample_weight : array_like of shape (n,), optional
         Not negative. The loss is the weighted mean.
     class_weight : dict or "balanced", optional
@@ -244,7 +244,7 @@ def fit(
     -------
     History
         A dict of lists, one number an epoch: "loss" (over the epoch, as the parameters changed), with
-        CrossEntropyLoss "accuracy", the metrics, the same of the validation data with "val_" before, and with a
+        CrossEntropyLoss "accuracy", the metrics, the same of the validation data with ``val_`` before, and with a
         schedule "lr". With an optimiser that needs the whole data they are those after the iteration, "evaluations" of
         the loss are counted, and `History.converged` says why it has ended before the last epoch.
 

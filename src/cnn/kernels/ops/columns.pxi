@@ -1,4 +1,4 @@
-# Columns: y = x[:, start:stop]; going back dx = dy in these columns, 0 in the others. x (batch, n_in), y (batch, n_out).
+# Columns: y = x[:, start:stop]; going back dx = dy in these columns, else 0. x (batch, n_in), y (batch, n_out).
 
 cdef int columns_place(Network* net, Op* op, dict spec) except -1:
     op.start = spec["start"]

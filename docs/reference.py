@@ -1,0 +1,109 @@
+"""Writes the pages of the API reference: one a topic, one a class or function, from what `cnn` exports.
+
+A page is made for whatever is public, so that a new layer, loss or optimiser needs no line here.
+"""
+
+import inspect
+
+import cnn
+import cnn.sklearn
+from cnn import functional, initializers, layers, losses, optim, training
+
+BASES = [
+    *(layers.Layer, layers.Chain, layers.Parametric, layers.Activation, layers.Branches),
+    *(losses.Loss, optim.Optimizer, optim.Schedule, initializers.Initializer),
+]
+TOPICS = {  # title -> module that the names are read from, names, introduction
+    "Models": (cnn, ["Sequential", "load", "clip_grad_norm", "gradcheck"], "A model is a `Sequential`."),
+    "Layers": (cnn, layers.__all__, "Layers stand in a `Sequential`, which compiles them; each also works alone."),
+    "Losses": (cnn, losses.__all__, "A loss may stand last in a `Sequential`; each also works alone."),
+    "Optimisers": (cnn, optim.optimizers.__all__, "Passed to a `Sequential` as `optimizer=`."),
+    "Schedules": (cnn, optim.schedules.__all__, "Passed to an optimiser as `schedule=`."),
+    "Training": (cnn, training.__all__, "What `Sequential.fit` takes and gives."),
+    "Estimators": (
+        cnn.sklearn,
+        cnn.sklearn.__all__,
+        "`cnn.sklearn`: scikit-learn's estimators, faster, with more options.",
+    ),
+    "Initialisers": (initializers, initializers.__all__, "Passed to layers as `weight_init=` and `bias_init=`."),
+    "Functions on arrays": (
+        functional,
+        [name for name, f in vars(functional).items() if getattr(f, "__module__", "") == functional.__name__],
+        "The kernels on plain NumPy arrays, without a model.",
+    ),
+    "Base classes": (None, BASES, "What the members of each kind share."),
+}
+
+
+def topics():
+    """title -> (introduction, [(name in full, object)]); "Everything else" has what no other topic names."""
+    found = {}
+    for title, (module, names, introduction) in TOPICS.items():
+        objects = names if module is None else [getattr(module, n) for n in names if not n.startswith("_")]
+        prefix = "" if module is None else module.__name__ + "."
+        found[title] = (
+            introduction,
+            [
+                (f"{one.__module__}.{one.__qualname__}" if module is None else prefix + one.__name__, one)
+                for one in objects
+            ],
+        )
+    named = {name for _, several in found.values() for name, _ in several}
+    others = [(f"cnn.{name}", getattr(cnn, name)) for name in cnn.__all__ if f"cnn.{name}" not in named]
+    found["Exporters and the machine"] = (
+        "To and from other libraries; threads; what this build can do.",
+        [(name, one) for name, one in others if not inspect.ismodule(one)],
+    )
+    return found
+
+
+def members(cls):
+    """Names of the public methods and properties that the page of a class shows: its own, not those of its base."""
+    base = next((base for base in cls.__mro__[1:] if base in BASES), object)
+    shown = []
+    for name in dir(cls):
+        member = inspect.getattr_static(cls, name)
+        function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+        ours = inspect.isfunction(function) and function.__module__.partition(".")[0] == "cnn"
+        documented = ours and function.__doc__ and "\n" in function.__doc__.strip()
+        if not name.startswith("_") and documented and inspect.getattr_static(base, name, None) is not member:
+            shown.append((name, "autoproperty" if isinstance(member, property) else "automethod"))
+    return shown
+
+
+def page(name, one):
+    """The page of a class or a function, as reStructuredText."""
+    short = name.rpartition(".")[2]
+    lines = [short, "=" * len(short), ""]
+    if not inspect.isclass(one):
+        return [*lines, f".. autofunction:: {name}", ""]
+    lines += [f".. autoclass:: {name}", ""]
+    for member, directive in members(one):
+        lines += [f"   .. {directive}:: {member}", ""]
+    base = next((base for base in one.__mro__[1:] if base in BASES), None)
+    if base is not None:
+        lines += [f"What it shares with others of its kind: :py:class:`~{base.__module__}.{base.__qualname__}`.", ""]
+    return lines
+
+
+def first_line(one):
+    """The summary of a docstring, as reStructuredText."""
+    return inspect.getdoc(one).partition("\n\n")[0].replace("\n", " ").replace("`", "``").replace("````", "``")
+
+
+def write(folder):
+    """Write index.rst, and a page for each topic and each name, into a folder."""
+    (folder / "names").mkdir(parents=True, exist_ok=True)
+    index = ["API reference", "=============", "", ".. toctree::", "   :maxdepth: 2", ""]
+    for title, (introduction, several) in topics().items():
+        file = title.lower().replace(" ", "-")
+        index.append(f"   {file}")
+        lines = [title, "=" * len(title), "", introduction.replace("`", "``"), ""]
+        lines += [".. list-table::", "   :widths: 30 70", ""]
+        for name, one in several:
+            role = "class" if inspect.isclass(one) else "func"
+            lines += [f"   * - :py:{role}:`~{name}`", f"     - {first_line(one)}"]
+            (folder / "names" / f"{name}.rst").write_text("\n".join(page(name, one)))
+        lines += ["", ".. toctree::", "   :hidden:", "", *(f"   names/{name}" for name, _ in several), ""]
+        (folder / f"{file}.rst").write_text("\n".join(lines))
+    (folder / "index.rst").write_text("\n".join(index) + "\n")

@@ -1,0 +1,917 @@
+"""`MLPClassifier` and `MLPRegressor`: scikit-learn's estimators, trained and evaluated by this library's kernels.
+
+The estimators are subclasses of scikit-learn's: its parameters, validation of the input, orders of the rows, stopping
+rules and messages are inherited. What costs the time is replaced: the batches of an epoch are one native call
+(`_train`), and so is a prediction. What scikit-learn does not have (dropout, norms, other activations, losses, ...)
+is trained by `Sequential.fit` (`_train_layers`). Of sparse rows only L-BFGS makes dense ones.
+
+The hooks are private to scikit-learn (`_fit_stochastic`, `_initialize`, `_loss_grad_lbfgs`, `_forward_pass_fast`,
+`_predict`, `_score`), hence the bound on its version in the extra `sklearn`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+import sklearn
+import sklearn.neural_network as peers
+from joblib import effective_n_jobs
+from scipy.sparse import issparse
+from scipy.special import xlogy
+from sklearn.base import is_classifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
+from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from . import layers, losses, optim
+from ._threads import MOST, threads_for
+from .models import Sequential
+from .optim.optimizers import WEIGHT_DECAY
+from .training import Callback, History
+from .training.fit import DivergenceError
+
+__all__ = ["MLPClassifier", "MLPRegressor"]
+
+if not sklearn.__version__.startswith("1.9."):
+    raise ImportError(f"cnn.sklearn needs scikit-learn 1.9, got {sklearn.__version__}: pip install 'cnn[sklearn]'")
+
+NATIVE_WORK = 1 << 31  # multiply-adds of one native call of training: 0.1 s, in which Ctrl-C waits
+ACTIVATIONS: dict[str, Any] = {name.lower(): getattr(layers, name) for name in layers.activations.__all__}
+ACTIVATIONS["logistic"] = layers.Sigmoid
+LOSSES: dict[str, Any] = {
+    "squared_error": losses.MSELoss,
+    "absolute_error": losses.L1Loss,
+    "huber": losses.HuberLoss,
+    "smooth_l1": losses.SmoothL1Loss,
+    "poisson": losses.PoissonNLLLoss,
+    "gaussian": losses.GaussianNLLLoss,
+}
+NON_FINITE = (
+    "Solver produced non-finite parameter weights. The input data may contain large values and need to be preprocessed."
+)
+
+
+class _Native:
+    """What stands in for scikit-learn's arithmetic, before its class in the order of inheritance."""
+
+    _model: Sequential | None
+
+    # the network ------------------------------------------------------------------------------------------------------
+
+    @property
+    def model_(self: Any) -> Sequential:
+        """The fitted network. Its outputs are what the output function (softmax, sigmoid, exp) is applied to."""
+        check_is_fitted(self)
+        return self._network()
+
+    @property
+    def history_(self: Any) -> History:
+        """The loss of each epoch, and what else there is: "val_score", "val_loss", "lr", ..."""
+        check_is_fitted(self)
+        if self.solver == "lbfgs":
+            raise AttributeError("history_: solver='lbfgs' has no epochs")
+        if "_history" in vars(self):
+            return self._history
+        scores = {"val_score": self.validation_scores_} if self.validation_scores_ else {}
+        return History({"loss": self.loss_curve_, **scores})
+
+    def plot(self, path=None):
+        """Draw `history_`: see `History.plot`.
+
+        Parameters
+        ----------
+        path : str or path, optional
+            Where to save the picture.
+
+        Returns
+        -------
+        list of matplotlib.axes.Axes
+        """
+        return self.history_.plot(path)
+
+    def _made_of(self: Any) -> tuple:
+        """What the layers depend on beside the coefficients."""
+        return repr(self.activation), repr(self.loss), self.dropout, self.batch_norm, self.layer_norm
+
+    def _network(self: Any) -> Sequential:
+        """The model whose memory `coefs_` and `intercepts_` are; it gets what somebody has set them to."""
+        arrays, model = [*self.coefs_, *self.intercepts_], vars(self).get("_model")
+        views = vars(self).get("_views", ())
+        if model is not None and len(views) == len(arrays) and all(a is b for a, b in zip(views, arrays, strict=True)):
+            return model
+        if model is None or not all(
+            a.shape == b.shape and b.dtype == model.dtype for a, b in zip(self._arrays(), arrays, strict=False)
+        ):
+            self._model = Sequential([*self._layers(), self._loss()], None, arrays[0].dtype, self._seed())
+            self._of = self._made_of()
+        else:
+            for own, a in zip(self._arrays(), arrays, strict=True):
+                own[...] = a
+        self._take_arrays()
+        return self._model
+
+    def _arrays(self: Any) -> list[np.ndarray]:
+        own = [layer for layer in self._model.layers if isinstance(layer, layers.Linear)]
+        return [layer.weight for layer in own] + [layer.bias for layer in own]
+
+    def _take_arrays(self: Any) -> None:
+        self._views = views = self._arrays()
+        self.coefs_, self.intercepts_ = views[: len(views) // 2], views[len(views) // 2 :]
+
+    def _layers(self: Any) -> list:
+        """New layers with the coefficients and intercepts."""
+        parts: list = []
+        kinds = self._activations(len(self.coefs_) - 1)
+        for i, (w, b) in enumerate(zip(self.coefs_, self.intercepts_, strict=True)):
+            parts.append(layers.Linear.of(w, b))
+            if i < len(kinds):
+                width = w.shape[1]
+                parts += [layers.BatchNorm1d(width)] * self.batch_norm + [layers.LayerNorm(width)] * self.layer_norm
+                parts += [kinds[i]] + [layers.Dropout(self.dropout)] * (self.dropout > 0)
+        return parts
+
+    def _activations(self: Any, hidden: int) -> list:
+        """New layers, one for each hidden layer."""
+        wanted = self.activation
+        if isinstance(wanted, (list, tuple)):
+            if len(wanted) != hidden:
+                raise ValueError(
+                    f"activation: expected one for each of the {hidden} hidden layers, got {len(wanted)}: {wanted!r}"
+                )
+        else:
+            wanted = [wanted] * hidden
+        made = []
+        for one in wanted:
+            if isinstance(one, str) and one.lower() in ACTIVATIONS:
+                made.append(ACTIVATIONS[one.lower()]())
+            elif isinstance(one, layers.Activation):
+                made.append(layers.Layer.from_config(one.to_config()))
+            else:
+                known = ", ".join(sorted(ACTIVATIONS))
+                raise ValueError(f"activation: expected a layer such as cnn.GELU(), or one of {known}, got {one!r}")
+        return made
+
+    def _seed(self: Any) -> int:
+        """Of dropout and of the orders of `Sequential.fit`; nothing is drawn for scikit-learn's own options."""
+        state = vars(self).get("_random_state")
+        return int(state.randint(1 << 31)) if state is not None and self._beyond() else 0
+
+    def _beyond(self: Any) -> list[str]:
+        """The options in use that scikit-learn does not have, and that its loop over the batches does not know."""
+        used = [name for name in ("batch_norm", "layer_norm", "callbacks") if getattr(self, name)]
+        more = ("schedule", "clip_norm", "ema_decay", "optimizer")
+        used += [name for name in more if getattr(self, name) is not None]
+        used += ["dropout"] * (self.dropout > 0) + ["loss"] * (not self._own_loss())
+        used += ["X_val"] * ("_validation" in vars(self))
+        own = isinstance(self.activation, str) and self.activation in self._scikit_activations
+        return used + ["activation"] * (not own)
+
+    _scikit_activations = ("identity", "logistic", "tanh", "relu")
+
+    def _own_loss(self: Any) -> bool:
+        return isinstance(self.loss, str) and self.loss in ("log_loss", "squared_error", "poisson")
+
+    def _loss(self: Any) -> losses.Loss:
+        """A loss of the network, made of `loss` and the kind of the targets."""
+        kind = vars(self).get("out_activation_")
+        if self.loss == "log_loss":
+            return losses.CrossEntropyLoss() if kind == "softmax" else losses.BCEWithLogitsLoss()
+        loss = LOSSES[self.loss]() if isinstance(self.loss, str) and self.loss in LOSSES else self.loss
+        if not isinstance(loss, losses.Loss):
+            known = "log_loss" if is_classifier(self) else ", ".join(LOSSES)
+            raise ValueError(f"loss: expected a loss such as {self._such_as}, or one of {known}, got {loss!r}")
+        fits = {"softmax": losses.CrossEntropyLoss, "logistic": losses.BCEWithLogitsLoss}
+        if kind in fits and not isinstance(loss, fits[kind]):
+            what = "more than two classes" if kind == "softmax" else "two classes or several labels"
+            raise ValueError(f"loss: expected {fits[kind].__name__} for {what}, got {loss!r}")
+        if kind not in fits and loss.targets != "numbers" and loss.targets is not None:
+            raise ValueError(f"loss: expected one of numbers, such as {self._such_as}, got {loss!r}")
+        return copy.deepcopy(loss)
+
+    def _factors(self: Any) -> tuple[float, float]:
+        """What our loss, a mean over the outputs, is multiplied by to be scikit-learn's; and our gradient."""
+        if not self._own_loss():
+            return 1.0, 1.0
+        k = self.n_outputs_
+        return {"softmax": (1.0, 1.0), "identity": (0.5, k / 2)}.get(self.out_activation_, (k, k))
+
+    def _targets(self: Any, y):
+        """Targets as the loss wants them."""
+        y = y.argmax(axis=1) if self.out_activation_ == "softmax" else np.asarray(y, self.coefs_[0].dtype)
+        return self._network()._core.program.targets(y, len(y), "y")
+
+    def _deviance(self: Any, y):
+        """What the deviance of counts has beside the loss, for each row; 0 for other losses."""
+        return (xlogy(y, y) - y).sum(axis=1) if self.loss == "poisson" else 0.0
+
+    def _threads(self: Any) -> int:
+        return threads_for(None if self.n_jobs is None else min(effective_n_jobs(self.n_jobs), MOST))
+
+    @classmethod
+    def from_sklearn(cls: Any, mlp):
+        """One that is fitted as scikit-learn's is.
+
+        Parameters
+        ----------
+        mlp : sklearn.neural_network.MLPClassifier or MLPRegressor
+            Fitted. Its optimiser is not taken over: `partial_fit` begins a new one.
+
+        Returns
+        -------
+        MLPClassifier or MLPRegressor
+
+        Raises
+        ------
+        TypeError
+            If mlp is something else.
+        """
+        if not isinstance(mlp, cls._peer):
+            raise TypeError(f"mlp: expected sklearn.neural_network.{cls._peer.__name__}, got {type(mlp).__name__}")
+        check_is_fitted(mlp)
+        return _with_state(cls(**mlp.get_params(deep=False)), mlp)
+
+    def to_sklearn(self: Any):
+        """scikit-learn's own estimator, fitted as this one is.
+
+        Returns
+        -------
+        sklearn.neural_network.MLPClassifier or MLPRegressor
+            Its `partial_fit` begins a new optimiser.
+
+        Raises
+        ------
+        ValueError
+            If the network has parts that scikit-learn's have not.
+        """
+        check_is_fitted(self)
+        parts = ("batch_norm", "layer_norm", "activation", "loss")
+        if foreign := [f"{name}={getattr(self, name)!r}" for name in self._beyond() if name in parts]:
+            raise ValueError(f"to_sklearn: scikit-learn's networks have no {', '.join(foreign)}")
+        known = self._peer().get_params()
+        return _with_state(self._peer(**{name: getattr(self, name) for name in known}), self)
+
+    def __getstate__(self: Any):
+        state: Any = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_views"}
+
+    def __setstate__(self: Any, state):
+        super().__setstate__(state)  # type: ignore[misc]
+        if vars(self).get("_model") is not None and hasattr(self, "coefs_"):
+            self._network()  # the copies are not the model's memory
+
+    # training ---------------------------------------------------------------------------------------------------------
+
+    def fit(self: Any, X, y, sample_weight=None, X_val=None, y_val=None):
+        """Fit the network to X and y.
+
+        Parameters
+        ----------
+        X : array_like or sparse matrix of shape (n_samples, n_features)
+        y : array_like of shape (n_samples,) or (n_samples, n_outputs)
+            Class labels, or numbers.
+        sample_weight : array_like of shape (n_samples,), optional
+            Not negative.
+        X_val, y_val : array_like, optional
+            Rows to validate on after each epoch: `history_` has "val_loss", and ``early_stopping=True`` takes these
+            rows instead of a part of X.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            If something does not fit.
+        """
+        if (X_val is None) != (y_val is None):
+            raise ValueError(f"{'X_val' if X_val is None else 'y_val'}: expected both X_val and y_val, or none")
+        if X_val is not None:
+            self._validation = X_val, y_val
+        try:
+            return super().fit(X, y, sample_weight)  # type: ignore[misc]
+        finally:
+            vars(self).pop("_validation", None)
+
+    def _initialize(self: Any, y, layer_units, dtype):
+        loss = LOSSES.get(self.loss) if isinstance(self.loss, str) else self.loss
+        layer_units[-1] *= getattr(loss, "outputs_per_target", 1)
+        super()._initialize(y, layer_units, dtype)  # type: ignore[misc]
+        self._model = None
+        vars(self).pop("_history", None)
+
+    def _fit_stochastic(self: Any, X, y, sample_weight, *rest):
+        incremental = rest[-1]
+        if self.early_stopping and incremental:
+            raise ValueError("partial_fit does not support early_stopping=True")
+        if vars(self).get("_of") != self._made_of():
+            self._model = None  # set_params has been called since
+        sample_weight = self._weights(y, sample_weight, incremental)
+        train, val = (X, y, sample_weight), (None, None, None)
+        if "_validation" in vars(self):
+            val = self._own_validation()
+        elif self.early_stopping:
+            train, val = self._split(X, y, sample_weight)
+        (self._train_layers if self._beyond() else self._train)(*train, val, incremental)
+
+    def _weights(self: Any, y, sample_weight, incremental=False):
+        """The rows' weights times those of their classes."""
+        wanted = getattr(self, "class_weight", None)
+        if wanted is None:
+            return sample_weight
+        if incremental and isinstance(wanted, str):
+            raise ValueError(
+                f"class_weight: {wanted!r} needs all of y, which partial_fit does not see: pass a dict, or the weights "
+                "of the rows as sample_weight"
+            )
+        if isinstance(wanted, dict) and (unknown := [label for label in wanted if label not in self.classes_]):
+            raise ValueError(f"class_weight: {unknown} are no classes of y, which has {self.classes_.tolist()}")
+        rows = compute_sample_weight(wanted, self._label_binarizer.inverse_transform(y))
+        return rows if sample_weight is None else rows * sample_weight
+
+    def _split(self: Any, X, y, sample_weight):
+        """Rows to train on, and rows to validate on, with labels as they came: scikit-learn's split."""
+        arrays = [X, y] if sample_weight is None else [X, y, sample_weight]
+        parts = train_test_split(
+            *arrays,
+            random_state=self._random_state,
+            test_size=self.validation_fraction,
+            stratify=y if is_classifier(self) and self.n_outputs_ == 1 else None,  # not several labels
+        )
+        train, val = [*parts[::2], None][:3], [*parts[1::2], None][:3]
+        if val[0].shape[0] < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
+            )
+        if is_classifier(self):
+            val[1] = self._label_binarizer.inverse_transform(val[1])
+        return train, val
+
+    def _own_validation(self: Any):
+        X, y = self._validation
+        try:
+            X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=(np.float64, np.float32), reset=False)
+        except ValueError as error:
+            raise ValueError(f"X_val: {error}") from None
+        y = np.asarray(y)
+        if len(y) != X.shape[0]:
+            raise ValueError(f"y_val: expected {X.shape[0]} rows, as X_val has, got {len(y)}")
+        if is_classifier(self) and (unknown := set(np.unique(y)) - set(self.classes_)):
+            odd = np.sort(list(unknown)).tolist()
+            raise ValueError(f"y_val: {odd} are no classes of y, which has {self.classes_.tolist()}")
+        return X, y, None
+
+    def _batch_size(self: Any, n: int) -> int:
+        if self.batch_size == "auto":
+            return min(200, n)
+        if self.batch_size > n:
+            warnings.warn(
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=2
+            )
+        return int(np.clip(self.batch_size, 1, n))
+
+    def _new_optimizer(self: Any, decay: float, factor: float):
+        """Ours with scikit-learn's hyper-parameters, for a gradient that is its one divided by factor."""
+        if self.solver == "sgd":
+            nesterov = bool(self.nesterovs_momentum and self.momentum > 0)
+            return optim.SGD(self.learning_rate_init * factor, self.momentum, 0, decay, nesterov, decay_bias=False)
+        betas = self.beta_1, self.beta_2
+        return optim.Adam(self.learning_rate_init, betas, self.epsilon / factor, decay, decay_bias=False)
+
+    def _train(self: Any, X, y, sample_weight, val, incremental: bool) -> None:
+        """scikit-learn's `_fit_stochastic`, with the batches of an epoch in one native call."""
+        model = self._network()
+        shown, factor = self._factors()
+        if not incremental or model.optimizer is None or "_optimizer" not in vars(self):
+            model.optimizer = self._new_optimizer(0.0, factor)
+            options = (self.learning_rate, self.momentum, self.nesterovs_momentum, self.power_t)
+            self._optimizer = (  # knows the course of the learning rate; it updates nothing
+                SGDOptimizer([], self.learning_rate_init, *options)
+                if self.solver == "sgd"
+                else AdamOptimizer([], self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon)
+            )
+        batches = _Batches(self, model, X, y, sample_weight, self._batch_size(X.shape[0]), factor)
+        stopping = "Validation score" if self.early_stopping else "Training loss"
+        stopping += " did not improve more than tol=%f for %d consecutive epochs."
+        order = np.arange(batches.n, dtype=np.int64)
+        try:
+            self.n_iter_ = 0
+            for _ in range(self.max_iter):
+                if self.shuffle:  # as sklearn.utils.shuffle draws
+                    places = np.arange(batches.n)
+                    self._random_state.shuffle(places)
+                    order = order[places]
+                self.loss_ = batches.epoch(order if self.shuffle else None, shown)
+                self.n_iter_ += 1
+                self.t_ += batches.n
+                self.loss_curve_.append(self.loss_)
+                if self.verbose:
+                    print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
+                self._update_no_improvement_count(self.early_stopping, *val)
+                self._optimizer.iteration_ends(self.t_)
+                if self._no_improvement_count > self.n_iter_no_change:
+                    if self._optimizer.trigger_stopping(stopping % (self.tol, self.n_iter_no_change), self.verbose):
+                        break
+                    self._no_improvement_count = 0
+                if incremental:
+                    break
+                if self.n_iter_ == self.max_iter:
+                    self._warn_of_the_end()
+        except KeyboardInterrupt:
+            warnings.warn("Training interrupted by user.", stacklevel=2)
+        if self.early_stopping:
+            self.coefs_, self.intercepts_ = self._best_coefs, self._best_intercepts
+
+    def _warn_of_the_end(self: Any) -> None:
+        warnings.warn(
+            f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't converged "
+            "yet.",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+
+    def _train_layers(self: Any, X, y, sample_weight, val, incremental: bool) -> None:
+        """The same with what scikit-learn does not have: `Sequential.fit`, with its stopping rule as a callback."""
+        if self.solver == "sgd" and self.learning_rate != "constant" and self.optimizer is None:
+            raise ValueError(
+                f"learning_rate: {self.learning_rate!r} is not for {self._beyond()[0]}: pass schedule=, such as "
+                "cnn.ReduceLROnPlateau() or cnn.CosineAnnealingLR(epochs)"
+            )
+        if incremental and self.ema_decay is not None:
+            raise ValueError("ema_decay: expected none with partial_fit, after which training goes on: use fit")
+        model, batch_size = self._network(), self._batch_size(X.shape[0])
+        shown, factor = self._factors()
+        others = vars(self).pop("_optimizer", None)  # made by `_train`
+        if not incremental or model.optimizer is None or others is not None:
+            weight = batch_size if sample_weight is None else batch_size * np.mean(sample_weight)
+            model.optimizer = self._chosen_optimizer(self.alpha / weight / factor, factor)
+        watch = _Watch(self, val, X.shape[0], shown)
+        validation = None
+        if val[0] is not None:
+            t = self._label_binarizer.transform(val[1]) if is_classifier(self) else _columns(val[1])
+            validation = (val[0], self._targets(t), *([] if val[2] is None else [val[2]]))
+        self.n_iter_ = 0
+        try:
+            history = model.fit(
+                X,
+                self._targets(y),
+                epochs=1 if incremental else self.max_iter,
+                batch_size=batch_size,
+                shuffle=self.shuffle,
+                validation_data=validation,
+                sample_weight=sample_weight,
+                callbacks=[*self._callbacks(), watch],
+                threads=self._threads(),
+                progress=bool(self.verbose),
+            )
+        except KeyboardInterrupt:
+            warnings.warn("Training interrupted by user.", stacklevel=2)
+            history = model.history
+        except DivergenceError as error:
+            raise ValueError(f"{NON_FINITE} ({error})") from None
+        self._history = _extended(vars(self).get("_history") if incremental or self.warm_start else None, history)
+        if watch.best is not None:
+            model.load_weights(watch.best)
+        elif self.ema_decay is not None:
+            model.parameters = model.averaged_parameters
+        if not incremental and self.n_iter_ == self.max_iter and not watch.stop:
+            self._warn_of_the_end()
+
+    def _callbacks(self: Any) -> list:
+        return [self.callbacks] if isinstance(self.callbacks, Callback) else list(self.callbacks or ())
+
+    def _chosen_optimizer(self: Any, decay: float, factor: float):
+        """`optimizer`, or the solver's, with the schedule, clipping and averaging asked for."""
+        more = {name: getattr(self, name) for name in ("schedule", "clip_norm", "ema_decay")}
+        if self.optimizer is None:
+            made = self._new_optimizer(decay, factor)
+            return type(made).from_config({**made.get_config(), **{k: v for k, v in more.items() if v is not None}})
+        if not isinstance(self.optimizer, optim.Optimizer):
+            raise ValueError(f"optimizer: expected one such as cnn.AdamW(1e-3), got {self.optimizer!r}")
+        if taken := [name for name, value in more.items() if value is not None]:
+            raise ValueError(f"{taken[0]}: expected none beside optimizer=, which takes it: {self.optimizer!r}")
+        return copy.copy(self.optimizer)
+
+    def _fit_lbfgs(self: Any, X, y, sample_weight, *rest):
+        if taken := [name for name in self._beyond() if name not in ("activation", "loss")]:
+            raise ValueError(f"{taken[0]}: expected solver='adam' or 'sgd' with it, got 'lbfgs'")
+        super()._fit_lbfgs(_dense(X), y, self._weights(y, sample_weight), *rest)  # type: ignore[misc]
+
+    def _loss_grad_lbfgs(self: Any, packed, X, y, sample_weight, *_):
+        """The loss of the whole data and its gradient, packed as scikit-learn packs them."""
+        model = self._network()
+        for i, (start, stop, shape) in enumerate(self._coef_indptr):
+            self.coefs_[i][...] = packed[start:stop].reshape(shape)
+        for i, (start, stop) in enumerate(self._intercept_indptr):
+            self.intercepts_[i][...] = packed[start:stop]
+        loss: Any = model.loss
+        shown, factor = self._factors()
+        total = X.shape[0] if sample_weight is None else sample_weight.sum()
+        value = loss.forward(model.forward(_dense(X)), self._targets(y), sample_weight)
+        model.zero_grads()
+        model.backward(loss.backward())
+        decay = self.alpha / total
+        own = [layer for layer in model.layers if isinstance(layer, layers.Linear)]
+        weights = [factor * layer.grad_weight + decay * layer.weight for layer in own]
+        gradient = np.concatenate([a.ravel() for a in [*weights, *(factor * layer.grad_bias for layer in own)]])
+        penalty = 0.5 * decay * sum(float(np.vdot(w, w)) for w in self.coefs_)
+        constant = np.average(np.broadcast_to(self._deviance(y), len(y)), weights=sample_weight)
+        return shown * value + constant + penalty, gradient
+
+    # prediction -------------------------------------------------------------------------------------------------------
+
+    def _rows(self: Any, X):
+        """X, validated as scikit-learn does; at once where nothing can be wrong with it."""
+        own = vars(self)
+        if (
+            type(X) is np.ndarray
+            and X.ndim == 2
+            and X.dtype.char in "fd"
+            and X.shape[0]
+            and X.shape[1] == own.get("n_features_in_")
+            and "coefs_" in own
+            and "feature_names_in_" not in own
+            and np.isfinite(X).all()
+        ):
+            return X
+        check_is_fitted(self)
+        return validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
+
+    def _forward_pass_fast(self: Any, X, check_input=True):
+        X = self._rows(X) if check_input else X
+        model = self._network()
+        if self.out_activation_ in ("softmax", "logistic"):
+            return model.predict_proba(X, threads=self._threads())
+        z = model.predict(X, threads=self._threads())
+        per_target = getattr(model.loss, "outputs_per_target", 1)
+        if isinstance(model.loss, losses.GaussianNLLLoss):
+            return z[:, : z.shape[1] // 2]
+        if per_target > 1 and self.n_outputs_ > 1:
+            return z.reshape(len(z), self.n_outputs_, per_target)
+        return np.exp(z, out=z) if getattr(model.loss, "outputs", None) == "log_values" else z
+
+
+class _Batches:
+    """The rows that `_train` trains on, as the native program reads them."""
+
+    def __init__(self, mlp, model, X, y, sample_weight, size, factor):
+        self.program, self.optimizer, self.mlp = model._core.program, model.optimizer, mlp
+        self.n, self.size, self.factor, self.threads = len(y), size, factor, mlp._threads()
+        self.X = self.program.rows(X)
+        self.y = mlp._targets(y)
+        self.deviance = np.broadcast_to(mlp._deviance(y), self.n)
+        self.weights = None if sample_weight is None else self.program.weights(sample_weight, self.n)
+        self.starts = np.arange(0, self.n, size)
+        self.sizes = np.minimum(size, self.n - self.starts)
+        self.constant = float(self.deviance.sum())
+        self.chunk = max(1, NATIVE_WORK // (3 * self.program.n_parameters) // size) * size  # rows of a native call
+
+    def epoch(self, order, shown: float) -> float:
+        """Train on the rows in this order; scikit-learn's loss, NaN if that of a batch is not finite."""
+        weights, totals, constant = None, self.sizes, self.constant
+        if self.weights is not None:
+            weights, totals = self._shares(order)
+            constant = float(weights @ self.deviance)
+        rates, sums = self._rates(totals), np.zeros(5)
+        at, diverged = 0, False
+        while at < self.n:
+            stop = min(self.n, at - at % self.chunk + self.chunk)
+            steps = rates[at // self.size : -(-stop // self.size)]
+            args = (self.X, self.y, weights, order, at, stop, self.size, steps, None, self.threads, 1, sums)
+            bad = self.program.train_batches(*args)
+            if bad >= 0:
+                stop, diverged = bad + self.size, True
+                self.program.clear_padding()
+            at = stop
+        return np.nan if diverged else float(shown * sums[0] + self.factor * sums[4] + constant) / self.n
+
+    def _shares(self, order):
+        """Weights of the rows whose sum in each batch is that of its rows, so that sums over batches are
+        scikit-learn's; and the sums of the weights as they were."""
+        assert self.weights is not None
+        weights = self.weights if order is None else self.weights[order]
+        totals = np.add.reduceat(weights.astype(float), self.starts)
+        if not totals.all():
+            raise ValueError("sample_weight: the weights of all rows of a batch are 0: let batch_size be larger")
+        shares = weights * np.repeat(self.sizes / totals, self.sizes).astype(weights.dtype)
+        if order is not None:
+            in_order, shares = shares, np.empty_like(shares)
+            shares[order] = in_order
+        return shares, totals
+
+    def _rates(self, totals: np.ndarray) -> np.ndarray:
+        """The optimiser's table at each step: the penalty is divided by the weight of the batch, the epsilon of Adam is
+        added before the correction of v's bias, and a velocity of SGD contains the learning rates it was made with."""
+        mlp = self.mlp
+        if mlp.solver == "sgd":
+            lr, before = mlp._optimizer.learning_rate * self.factor, self.optimizer.lr
+            if lr != before:
+                state = self.program.state(self.optimizer.states)
+                for name in [name for name in state if name.startswith("state.")]:
+                    state[name] *= before / lr
+                self.program.set_state(state, self.optimizer.states)
+                self.optimizer.lr = lr
+        rates = np.repeat(self.optimizer.table[None], len(totals), 0)
+        rates[:, 0, WEIGHT_DECAY] = mlp.alpha / self.factor / totals
+        if mlp.solver == "adam":
+            t = self.program.steps + np.arange(1, 1 + len(totals))
+            rates[:, :, optim.Adam.eps.column] = (mlp.epsilon / self.factor / np.sqrt(1 - mlp.beta_2**t))[:, None]
+        return rates
+
+
+class _Watch(Callback):
+    """After each epoch: the attributes that scikit-learn has, and its rule when to stop."""
+
+    _turn = 2
+
+    def __init__(self, mlp, val, n: int, shown: float):
+        self.mlp, self.val, self.n, self.shown = mlp, val, n, shown
+        self.best: Any = None
+
+    def on_epoch_end(self, epoch, logs):
+        mlp = self.mlp
+        mlp.n_iter_ += 1
+        mlp.t_ += self.n
+        mlp.loss_ = self.shown * logs["loss"]
+        mlp.loss_curve_.append(mlp.loss_)
+        averaged = mlp.early_stopping and mlp.ema_decay is not None
+        before = mlp.best_validation_score_
+        with self.model.using_average() if averaged else contextlib.nullcontext():
+            mlp._update_no_improvement_count(mlp.early_stopping, *self.val)
+            if mlp.early_stopping and mlp.best_validation_score_ > before:
+                self.best = self.model.state_dict()
+        self.stop = mlp._no_improvement_count > mlp.n_iter_no_change
+
+
+def _with_state(new, fitted):
+    """An estimator with copies of what another one has been fitted to, but for the optimiser."""
+    left = {"_optimizer", "_model", "_views", "_history", *fitted.get_params(deep=False)}
+    state = {name: value for name, value in vars(fitted).items() if name not in left}
+    vars(new).update(copy.deepcopy(state))
+    return new
+
+
+def _dense(X):
+    return X.toarray() if issparse(X) else X
+
+
+def _columns(y):
+    return y.reshape(-1, 1) if y.ndim == 1 else y
+
+
+def _extended(history, more):
+    """A history with the epochs of another one added."""
+    if history is None or set(history) != set(more):
+        return more
+    for name, values in more.items():
+        history[name].extend(values)
+    history.epochs = list(range(1, 1 + len(history["loss"])))
+    return history
+
+
+_CONSTRAINTS: dict[str, list] = {
+    "activation": [str, list, tuple, layers.Activation],
+    "loss": [str, losses.Loss],
+    "dropout": [Interval(Real, 0, 1, closed="left")],
+    "batch_norm": ["boolean"],
+    "layer_norm": ["boolean"],
+    "optimizer": [optim.Optimizer, None],
+    "schedule": [optim.schedules.Schedule, None],
+    "clip_norm": [Interval(Real, 0, None, closed="neither"), None],
+    "ema_decay": [Interval(Real, 0, 1, closed="left"), None],
+    "callbacks": [Callback, list, tuple, None],
+    "n_jobs": [Integral, None],
+}
+
+
+class MLPClassifier(_Native, peers.MLPClassifier):
+    """`sklearn.neural_network.MLPClassifier`, trained natively, and with what that does not have.
+
+    All its parameters, attributes and methods are here, with the same names, defaults, meanings and results. Those that
+    follow are new. With `class_weight` and `n_jobs` alone the loop over the batches is scikit-learn's; with any other
+    `Sequential.fit` trains: the first weights and the stopping rule are scikit-learn's, the orders of the rows are not,
+    and the losses that are reported are without the penalty.
+
+    Parameters
+    ----------
+    activation : str, Activation, or list of them
+        Also "gelu", "silu", "elu", "leakyrelu", "softplus", or a layer such as ``cnn.GELU()``; a list has one for each
+        hidden layer.
+    loss : str or Loss
+        "log_loss", or a `CrossEntropyLoss` for more than two classes, a `BCEWithLogitsLoss` for two or several labels.
+    class_weight : dict, "balanced" or list of dicts, optional
+        As for scikit-learn's other classifiers. They multiply the sample weights.
+    dropout : float
+        After each hidden layer: the part of its outputs that training drops.
+    batch_norm, layer_norm : bool
+        Whether a `BatchNorm1d` or a `LayerNorm` stands before each activation.
+    optimizer : Optimizer, optional
+        Such as ``cnn.AdamW(1e-3)``, in place of `solver`, `alpha`, the learning rate and its like.
+    schedule : Schedule, optional
+        Of the learning rate: see `cnn.schedules`.
+    clip_norm, ema_decay : float, optional
+        As for `Optimizer`. With ema_decay the fitted parameters are the average.
+    callbacks : list of Callback, optional
+    n_jobs : int, optional
+        Threads, -1 for all processors. None: those of `cnn.set_num_threads`. Results do not depend on it.
+
+    Attributes
+    ----------
+    model_ : Sequential
+        The fitted network, on the memory of `coefs_` and `intercepts_`: for `save`, `cnn.to_onnx`, `cnn.to_c`, ...
+    history_ : History
+        The loss of each epoch, "val_loss" if there are `X_val` and `y_val`, ...
+
+    Examples
+    --------
+    >>> from cnn.sklearn import MLPClassifier
+    >>> X, y = [[0.0], [1.0], [2.0], [3.0]], ["low", "low", "high", "high"]
+    >>> mlp = MLPClassifier(solver="lbfgs", random_state=0).fit(X, y)
+    >>> mlp.predict([[0.2], [2.8]]).tolist()
+    ['low', 'high']
+    >>> type(mlp.model_).__name__
+    'Sequential'
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
+        **peers.MLPClassifier._parameter_constraints,
+        **_CONSTRAINTS,
+        "class_weight": [dict, list, StrOptions({"balanced"}), None],
+    }
+    _peer = peers.MLPClassifier
+    _such_as = "cnn.CrossEntropyLoss()"
+
+    def __init__(
+        self,
+        hidden_layer_sizes=(100,),
+        activation="relu",
+        *,
+        solver="adam",
+        alpha=0.0001,
+        batch_size="auto",
+        learning_rate="constant",
+        learning_rate_init=0.001,
+        power_t=0.5,
+        max_iter=200,
+        shuffle=True,
+        random_state=None,
+        tol=1e-4,
+        verbose=False,
+        warm_start=False,
+        momentum=0.9,
+        nesterovs_momentum=True,
+        early_stopping=False,
+        validation_fraction=0.1,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-8,
+        n_iter_no_change=10,
+        max_fun=15000,
+        loss="log_loss",
+        class_weight=None,
+        dropout=0.0,
+        batch_norm=False,
+        layer_norm=False,
+        optimizer=None,
+        schedule=None,
+        clip_norm=None,
+        ema_decay=None,
+        callbacks=None,
+        n_jobs=None,
+    ):
+        self.__dict__.update({name: value for name, value in dict(locals()).items() if name != "self"})
+
+    def predict(self, X):
+        """The classes of rows.
+
+        Parameters
+        ----------
+        X : array_like or sparse matrix of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_outputs)
+        """
+        return self._predict(X)
+
+    def _predict(self: Any, X, check_input=True):
+        X = self._rows(X) if check_input else X
+        if self._label_binarizer.sparse_input_ or len(self.classes_) == 1:
+            return super()._predict(X, False)
+        z = self._network().predict(X, threads=self._threads())
+        if self.out_activation_ == "softmax":
+            return self.classes_.take(z.argmax(axis=1))
+        yes = (z > 0).astype(np.intp)  # whose sigmoid is above 1/2
+        return self.classes_.take(yes[:, 0]) if self.n_outputs_ == 1 else yes
+
+    def predict_proba(self: Any, X):
+        """The probabilities of the classes.
+
+        Parameters
+        ----------
+        X : array_like or sparse matrix of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            In the order of `classes_`; of several labels that of each.
+        """
+        p = self._forward_pass_fast(X)
+        if self.n_outputs_ > 1:
+            return p
+        both = np.empty((len(p), 2), p.dtype)
+        both[:, 1] = p[:, 0]
+        np.subtract(1, both[:, 1], out=both[:, 0])
+        return both
+
+
+class MLPRegressor(_Native, peers.MLPRegressor):
+    """`sklearn.neural_network.MLPRegressor`, trained natively, and with what that does not have.
+
+    All its parameters, attributes and methods are here, with the same names, defaults, meanings and results. Those that
+    follow are new; the remaining new ones, and the attributes, are `MLPClassifier`'s.
+
+    Parameters
+    ----------
+    loss : str or Loss
+        "squared_error", "poisson"; "absolute_error", "huber", "smooth_l1", "gaussian"; or a loss of numbers of this
+        library. With ``cnn.QuantileLoss([0.1, 0.5, 0.9])`` `predict` gives shape (n_samples, 3), and of several targets
+        (n_samples, n_outputs, 3); with "gaussian" the means.
+
+    Examples
+    --------
+    >>> from cnn.sklearn import MLPRegressor
+    >>> mlp = MLPRegressor(solver="lbfgs", random_state=0).fit([[0.0], [1.0], [2.0]], [1.0, 3.0, 5.0])
+    >>> float(mlp.predict([[1.5]]).round()[0])
+    4.0
+    """
+
+    _parameter_constraints: ClassVar[dict] = {**peers.MLPRegressor._parameter_constraints, **_CONSTRAINTS}
+    _peer = peers.MLPRegressor
+    _such_as = "cnn.HuberLoss()"
+
+    def __init__(
+        self,
+        loss="squared_error",
+        hidden_layer_sizes=(100,),
+        activation="relu",
+        *,
+        solver="adam",
+        alpha=0.0001,
+        batch_size="auto",
+        learning_rate="constant",
+        learning_rate_init=0.001,
+        power_t=0.5,
+        max_iter=200,
+        shuffle=True,
+        random_state=None,
+        tol=1e-4,
+        verbose=False,
+        warm_start=False,
+        momentum=0.9,
+        nesterovs_momentum=True,
+        early_stopping=False,
+        validation_fraction=0.1,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-8,
+        n_iter_no_change=10,
+        max_fun=15000,
+        dropout=0.0,
+        batch_norm=False,
+        layer_norm=False,
+        optimizer=None,
+        schedule=None,
+        clip_norm=None,
+        ema_decay=None,
+        callbacks=None,
+        n_jobs=None,
+    ):
+        self.__dict__.update({name: value for name, value in dict(locals()).items() if name != "self"})
+
+    def predict(self, X):
+        """The predicted numbers.
+
+        Parameters
+        ----------
+        X : array_like or sparse matrix of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_outputs)
+            With a `QuantileLoss` the last axis is that of the quantiles.
+        """
+        return self._predict(X)
+
+    def _score(self: Any, X, y, sample_weight=None):
+        if getattr(self._network().loss, "outputs_per_target", 1) == 1:
+            return super()._score(X, y, sample_weight=sample_weight)
+        return -self._network().evaluate(X, self._targets(_columns(y)), sample_weight)["loss"]
