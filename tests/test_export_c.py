@@ -11,6 +11,7 @@ from grid import ACTIVATIONS, WITH_PARAMETERS, build, inputs_of, random_model
 from networks import run_together
 
 import cnn
+from cnn.export.c import _check_name
 
 COMPILERS = [compiler for compiler in ("gcc", "clang") if shutil.which(compiler)]
 FLAGS = ["-Wall", "-Wextra", "-Werror", "-pedantic"]
@@ -102,6 +103,8 @@ SPECIAL = [
     -500.0,
     1e6,
     -1e6,
+    -1e15,
+    -1e30,
 ]
 
 
@@ -110,7 +113,7 @@ def test_activations_far_out(dtype, tmp_path):
     """Each activation alone, where its parts overflow or cancel; NaN stays NaN."""
     models = {}
     for name in ACTIVATIONS:
-        models[name + "_"] = model = cnn.Sequential([ACTIVATIONS[name].make(), cnn.Linear(1, 1)], dtype=dtype)
+        models[name + "_"] = model = cnn.Sequential([cnn.Linear(1, 1), ACTIVATIONS[name].make()], dtype=dtype)
         model.parameters = [1, 0]
     library = compiled(tmp_path, models, COMPILERS[0], "-O2")
     x = np.array([[*SPECIAL, np.nan]], dtype).T
@@ -120,6 +123,8 @@ def test_activations_far_out(dtype, tmp_path):
         expected = model.predict(x)[:-1]
         # erfc makes x**2 / 2 roundings of one; float32's exp ends at 1e-38, which is multiplied by x.
         np.testing.assert_allclose(outputs[:-1], expected, rtol=1e-5, atol=1e-32, err_msg=name)
+        zero = expected == 0  # -0 too
+        np.testing.assert_array_equal(np.signbit(outputs[:-1])[zero], np.signbit(expected)[zero], err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -258,11 +263,61 @@ def test_names_that_are_none(policy, name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["int", "main", "tanh", "expf", "y0", "class", "restrict", "int8_t", "NAN"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "int",
+        "main",
+        "tanh",
+        "expf",
+        "y0",
+        "class",
+        "restrict",
+        "int8_t",
+        "NAN",
+        "thread_local",
+        "NULL",
+        "M_PI",
+        "concept",
+        "linux",
+        "std",
+    ],
+)
 def test_names_that_are_taken(policy, name, tmp_path):
     with pytest.raises(ValueError, match=f"name: '{name}' is taken by C or its library; pass another name"):
         cnn.to_c(policy, tmp_path / f"{name}.h")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["L_net", "P_net", "M_policy", "WALK", "MY_MAX", "FP_policy", "interpreter", "M_PIE"])
+def test_names_like_those_of_the_library_are_free(policy, name, tmp_path):
+    cnn.to_c(policy, tmp_path / "net.h", name=name)
+
+
+@pytest.mark.parametrize("standard", ["c99", "c11", "gnu11", "c2x", "c++20", "gnu++20"])
+def test_every_accepted_name_compiles(standard):
+    """Of all words in the library's headers, those that are accepted can be functions beside these headers."""
+    language = "c++" if "++" in standard else "c"
+    compiler = shutil.which("g++" if language == "c++" else "gcc")
+    headers = ["math.h", "stdint.h"] + ["stdlib.h", "stdio.h", "string.h"] * standard.startswith("c")
+    include = "".join(f"#include <{header}>\n" for header in headers)
+    command = [compiler, f"-std={standard}", f"-x{language}", "-"]
+
+    def run(*options, text):
+        return subprocess.run([*command, *options], input=text, capture_output=True, text=True, check=False)
+
+    words = set(re.findall(r"\b[A-Za-z]\w*", run("-E", "-dD", text=include).stdout))
+    accepted, refused = [], 0
+    for word in sorted(words):
+        try:
+            _check_name(word)
+            accepted.append(word)
+        except ValueError:
+            refused += 1
+    assert refused > 100
+    functions = "".join(f"static inline void {word}(const float *x, float *y);\n" for word in accepted)
+    errors = run("-fsyntax-only", text=include + functions).stderr
+    assert "error" not in errors, errors[:2000]
 
 
 def test_what_it_refuses(policy, tmp_path):

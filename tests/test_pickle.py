@@ -10,6 +10,7 @@ import sys
 import joblib
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import cnn
 from cnn.files import checkpoint
@@ -155,3 +156,20 @@ def test_in_another_process_by_file(tmp_path):
     script = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')).parameters.tobytes().hex())"
     command = [sys.executable, "-c", script, str(tmp_path / "model.pickle")]
     assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == model.parameters.tobytes().hex()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_square_weights_by_pickle(protocol):
+    """From protocol 5 on they come back in bytes, as weights that lie the other way round in files do."""
+    model, other = (cnn.Sequential([cnn.Linear(3, 3), cnn.Tanh(), cnn.Linear(3, 3)], seed=seed) for seed in (0, 1))
+    other.load_weights(pickle.loads(pickle.dumps(model.state_dict(), protocol)))
+    np.testing.assert_array_equal(other.parameters, model.parameters)
+
+
+def test_square_weights_of_other_bytes_are_refused(tmp_path):
+    model = cnn.Sequential([cnn.Linear(3, 3)])
+    model.save(tmp_path / "model.safetensors")
+    tensors = load_file(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"0\.weight is square and lies in bytes, as safetensors\.numpy\.load_file"):
+        model.load_weights(tensors)
+    model.load_weights({name: array.T for name, array in tensors.items()})

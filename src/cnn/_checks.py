@@ -106,6 +106,26 @@ def _first(name: str, array: np.ndarray, which: np.ndarray) -> tuple[str, Any]:
     return f"{name}[{', '.join(map(str, place))}]" if place else name, array[place]
 
 
+class StateDict(dict):
+    """What `state_dict` returns: weights known to be (in, out), pickled too, when they come back in bytes as well."""
+
+
+def foreign(value: Any, state: Any) -> str | None:
+    """What holds the memory of an array, if it came from PyTorch or as bytes, row after row as it lay there."""
+    if not isinstance(value, np.ndarray) or value.size < 2 or not value.flags.c_contiguous:
+        return None
+    base: Any = value
+    while isinstance(base, np.ndarray):
+        base = base.base
+    base = base.obj if isinstance(base, memoryview) else base
+    if type(base).__module__.partition(".")[0] == "torch":
+        return "a tensor of PyTorch"
+    if isinstance(base, (bytes, bytearray)) and not isinstance(state, StateDict):
+        return "bytes, as safetensors.numpy.load_file gives it"
+    return None
+
+
 def transposed(expected: tuple[int, ...], got: tuple[int, ...]) -> str:
     """What to do about a weight of another shape, if its axes are exchanged."""
-    return ": PyTorch keeps weights as (out, in), here they are (in, out): .T" if got == expected[::-1] else ""
+    hint = ": (out, in)? PyTorch and files keep weights so, here they are (in, out): use cnn.load(path), or .T"
+    return hint if len(expected) == 2 and got == expected[::-1] else ""

@@ -1,7 +1,10 @@
 """Checkpoints read by PyTorch as they are: norms, nested models, files with a training state."""
 
+import json
+
 import numpy as np
 import pytest
+import safetensors.numpy
 import safetensors.torch
 import torch
 from torch import nn
@@ -43,3 +46,25 @@ def test_norms_and_nested_models(isa, dtype, tmp_path):
     assert result.missing_keys == []
     assert result.unexpected_keys
     assert all(name.startswith(checkpoint.TRAINING) for name in result.unexpected_keys)
+
+
+def test_our_own_file_as_arrays(tmp_path):
+    """Its weights are (out, in): square ones are refused, and others say what they are."""
+    path = tmp_path / "model.safetensors"
+    for width, message in (3, "is square and lies in bytes"), (2, r"\(out, in\)\? PyTorch and files"):
+        model = cnn.Sequential([cnn.Linear(3, width)])
+        model.save(path)
+        with pytest.raises(ValueError, match=message):
+            model.load_weights(safetensors.numpy.load_file(path))
+
+
+def test_a_header_in_another_order(tmp_path):
+    model = cnn.Sequential([cnn.Linear(3, 2), cnn.Tanh(), cnn.Linear(2, 2)])
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(dict(reversed(json.loads(content[8 : 8 + length]).items()))).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    assert safetensors.numpy.load_file(path).keys() == model.state_dict().keys()
+    np.testing.assert_array_equal(cnn.load(path).parameters, model.parameters)

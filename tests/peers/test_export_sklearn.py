@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import cnn
 
@@ -91,3 +94,14 @@ def test_what_it_refuses():
         ValueError, match="mlp: its output function is 'cubic', expected identity, logistic, softmax or exp"
     ):
         cnn.from_sklearn(mlp)
+
+
+@pytest.mark.parametrize("options", [{}, {"with_mean": False}, {"with_std": False}])
+def test_pipelines_and_searches(options):
+    x, y = data()
+    x = 5 * x + 3
+    pipeline = make_pipeline(
+        StandardScaler(**options), MLPRegressor(hidden_layer_sizes=(6,), max_iter=20, random_state=0)
+    )
+    search = GridSearchCV(pipeline, {"mlpregressor__alpha": [1e-4]}, cv=2).fit(x, y)
+    np.testing.assert_allclose(cnn.from_sklearn(search).predict(x)[:, 0], search.predict(x), rtol=1e-9, atol=1e-12)

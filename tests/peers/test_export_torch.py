@@ -7,6 +7,7 @@ from grid import ACTIVATIONS, WITH_PARAMETERS, build, chain, inputs_of, random_m
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 
 import cnn
 
@@ -116,7 +117,7 @@ def test_one_layer_and_nested_chains():
     [
         (nn.Sequential(nn.Linear(2, 2), nn.Conv1d(1, 1, 1)), r"module 1, Conv1d\(.*: has no counterpart here; known"),
         (nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.RReLU())), r"module 0\.1, RReLU\(.*: has no"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(2, 2)), r"module 0, Flatten\(.*: has no counterpart here"),
+        (nn.Sequential(nn.Flatten(0), nn.Linear(2, 2)), r"module 0, Flatten\(.*: has no counterpart here"),
         (nn.LSTM(2, 2), r"module: LSTM\(2, 2\): has no counterpart here"),
         (nn.Sequential(nn.Linear(2, 2), nn.Softplus(beta=2)), r"module 1, Softplus\(.*: expected beta=1"),
         (nn.Sequential(nn.Linear(2, 2), nn.Softplus(threshold=5)), "expected beta=1 and a threshold of at least 20"),
@@ -126,7 +127,6 @@ def test_one_layer_and_nested_chains():
             nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()),
             r"expected one dtype, but 0\.bias is float32 and 1\.bias is float64",
         ),
-        (nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "module: ParametrizedLinear.*: has no counterpart"),
         (torch.ones(3), r"module: expected a torch\.nn\.Module or its state_dict, got Tensor"),
         (nn.Linear, "module: expected .* got type"),
         (
@@ -213,7 +213,7 @@ def test_state_dict_of_named_layers_and_in_any_order():
         cnn.from_torch(net)
     numbered = nn.Sequential(*(nn.Linear(3, 3) for _ in range(12)))
     tensors = dict(sorted(numbered.state_dict().items()))  # 0, 1, 10, 11, 2, ...
-    assert_same(cnn.from_torch(tensors), numbered, "float32")
+    assert_same(cnn.from_torch(tensors, activation=cnn.Identity), numbered, "float32")
 
 
 @pytest.mark.parametrize(
@@ -258,3 +258,131 @@ def test_branches_of_float64_models():
     branch = cnn.Sequential([cnn.Linear(5, 4), cnn.Tanh()])
     cnn.Sequential([cnn.Concat(branch, cnn.Linear(5, 2)), cnn.Linear(6, 1)], dtype="float64", seed=0)
     assert_same(branch, cnn.to_torch(branch), "float64")
+
+
+# modules in the wild ------------------------------------------------------------------------------
+
+
+def test_modules_that_stand_several_times():
+    act, square = nn.ReLU(), nn.Linear(4, 4)
+    net = nn.Sequential(nn.Linear(3, 4), act, square, act, square, act, nn.Linear(4, 2))
+    model = cnn.from_torch(net)
+    assert_same(model, net, "float32")
+    assert list(model.state_dict()) == list(net.state_dict())
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_effective_weights_wrappers_subclasses(norm):
+    class Chain(nn.Sequential):
+        pass
+
+    net = Chain(nn.Flatten(), norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 2)).eval()
+    assert_same(cnn.from_torch(nn.DataParallel(net)), net, "float32")
+    assert_same(cnn.from_torch(torch.compile(net, backend="eager")), net, "float32")
+
+
+def test_replaced_forward_and_meta():
+    net = nn.Sequential(nn.Linear(3, 3))
+    net[0].forward = lambda x: -x
+    with pytest.raises(TypeError, match="its forward has been replaced"):
+        cnn.from_torch(net)
+    with pytest.raises(TypeError, match="has no numbers"):
+        cnn.from_torch(nn.Linear(2, 2, device="meta"))
+
+
+@pytest.mark.parametrize("activation", ["relu", nn.ReLU(), nn.ReLU, torch.relu, nn.functional.relu])
+@pytest.mark.parametrize("step", [1, 2])
+def test_prefixed_keys_in_any_order(step, activation):
+    linears = [nn.Linear(3, 3) for _ in range(12)]
+    net = nn.Sequential(*[part for linear in linears for part in (linear, nn.ReLU())][:-1])
+    tensors = {f"net.{i * step}.{k}": t for i, part in enumerate(linears) for k, t in part.state_dict().items()}
+    assert_same(cnn.from_torch(dict(sorted(tensors.items())), activation=activation), net, "float32")
+
+
+@pytest.mark.parametrize("names", [("actor.0", "critic.0"), ("net.0", "net.3"), ("fc1", "mean", "value"), ("a", "b")])
+def test_state_dicts_whose_order_cannot_be_known(names):
+    with pytest.raises(ValueError, match=r"state_dict: .* (cannot be known|do not say|stand 2 layers)"):
+        cnn.from_torch({f"{name}.weight": torch.ones(3, 3) for name in names}, activation="relu")
+
+
+def test_square_weights_of_torch_arrays_are_refused():
+    model = cnn.Sequential([cnn.Linear(3, 3)])
+    state = {name: tensor.numpy() for name, tensor in cnn.to_torch(model).state_dict().items()}
+    with pytest.raises(ValueError, match="is square and lies in a tensor of PyTorch"):
+        model.load_weights(state)
+    model.load_weights({name: array.T for name, array in state.items()})
+
+
+def layers_of(*shapes):
+    return {f"{name}.weight": torch.randn(*shape) for name, shape in shapes}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "order"),
+    [
+        ([("fc1", (4, 3)), ("fc2", (4, 4)), ("out", (2, 4))], "fc1 fc2 out"),
+        ([("out", (2, 4)), ("fc1", (4, 3)), ("fc2", (4, 4))], "fc1 fc2 out"),
+        ([("fc1", (4, 4)), ("fc2", (2, 4)), ("input", (4, 3))], "input fc1 fc2"),
+    ],
+)
+def test_two_kinds_of_names_whose_widths_say_the_order(shapes, order):
+    tensors = layers_of(*shapes)
+    model = cnn.from_torch(tensors, activation="relu")
+    for layer, name in zip(model.layers[::2], order.split(), strict=True):
+        np.testing.assert_array_equal(layer.weight.T, tensors[f"{name}.weight"])
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([("fc1", (4, 4)), ("fc2", (4, 4)), ("out", (4, 4))], "fc1 and out take equally many inputs"),
+        ([("fc1", (4, 3)), ("fc2", (3, 4)), ("out", (3, 3))], "fc1 and out take equally many inputs"),
+        ([("fc1", (4, 3)), ("fc2", (4, 4)), ("mid", (4, 4))], "allow several orders of fc1, fc2, mid: expected one"),
+        ([("fc1", (4, 3)), ("fc2", (2, 4)), ("out", (1, 5))], "allow no order of fc1, fc2, out: expected one"),
+    ],
+)
+def test_two_kinds_of_names_whose_widths_do_not(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        cnn.from_torch(layers_of(*shapes), activation="relu")
+
+
+def test_weights_computed_before_each_pass():
+    """Pruned, and by the older weight_norm: hooks, not parametrisations."""
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.utils.weight_norm(nn.Linear(8, 2)))
+    prune.random_unstructured(net[0], "weight", 0.5)
+    model = cnn.from_torch(net)
+    assert_same(model, net, "float32")
+    assert (model[0].weight == 0).sum() == 12
+
+
+def test_lazy_modules_and_absent_ones():
+    net = nn.Sequential(nn.LazyLinear(4), nn.ReLU())
+    with pytest.raises(TypeError, match=r"0\.weight: has no numbers \(meta device, or a lazy module\)"):
+        cnn.from_torch(net)
+    net(torch.ones(2, 3))
+    assert_same(cnn.from_torch(net), net, "float32")
+    net[1] = None
+    with pytest.raises(TypeError, match=r"module: Sequential\(...\): its module 1 is None"):
+        cnn.from_torch(net)
+
+
+def test_chains_in_modules_of_ones_own():
+    class Policy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+        def forward(self, x):
+            return 2 * self.net(x)
+
+    policy = Policy()
+    with pytest.raises(TypeError, match=r"pass torch\.nn\.Sequential of its modules, as module\.net"):
+        cnn.from_torch(policy)
+    assert_same(cnn.from_torch(policy.net), policy.net, "float32")
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
+def test_wrapped_inside(wrap):
+    net = nn.Sequential(wrap(nn.Sequential(nn.Linear(3, 4), nn.ReLU())), wrap(nn.Linear(4, 2)))
+    assert_same(cnn.from_torch(net), net, "float32")

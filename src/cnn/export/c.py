@@ -19,13 +19,15 @@ from .c_code import Code, File
 from .casadi import interface
 from .graph import Node
 
-# What a header may not be called: words of C and C++, and what <math.h> and <stdint.h> declare.
+# What a header may not be called: words of C and C++, what C's library reserves, and macros of its headers.
 KEYWORDS = """
     alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl const constexpr continue
     decltype default delete do double else enum explicit export extern false float for friend goto if inline int long
     main mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public register restrict
     return short signed sizeof static struct switch template this throw true try typedef typeid typename union unsigned
     using virtual void volatile wchar_t while xor xor_eq
+    char8_t char16_t char32_t co_await co_return co_yield concept consteval constinit const_cast dynamic_cast linux
+    reinterpret_cast requires static_assert static_cast std thread_local typeof typeof_unqual unix
 """.split()  # noqa: SIM905
 LIBM = """
     acos asin atan atan2 cos sin tan acosh asinh atanh cosh sinh tanh exp exp2 expm1 frexp ilogb ldexp log log10 log1p
@@ -33,7 +35,37 @@ LIBM = """
     round lround llround trunc fmod remainder remquo copysign nan nextafter nexttoward fdim fmax fmin fma j0 j1 jn y0 y1
     yn gamma drem significand scalb exp10 pow10 signgam isnan isinf isfinite isnormal signbit fpclassify isgreater
     isless isunordered INFINITY NAN HUGE_VAL
+    canonicalize fadd fdiv ffma fmul fsqrt fsub finite fmaximum fmaximum_mag fmaximum_mag_num fmaximum_num fminimum
+    fminimum_mag fminimum_mag_num fminimum_num fromfp fromfpx lgamma_r llogb nextdown nextup roundeven
+    ufromfp ufromfpx
 """.split()  # noqa: SIM905
+LIBRARY = """
+    FILE NULL lgammaf_r lgammal_r va_list fd_mask fd_set u_char u_int u_long u_short uint ushort ulong
+    abort abs aligned_alloc alloca at_quick_exit atexit atof atoi atol atoll bsearch calloc div exit free getenv
+    labs ldiv llabs lldiv malloc mblen mbstowcs mbtowc qsort quick_exit rand realloc srand strfromd strfromf
+    strfroml strtod strtof strtol strtold strtoll strtoul strtoull system wcstombs wctomb clearerr fclose feof
+    ferror fflush fgetc fgetpos fgets fopen fprintf fputc fputs fread freopen fscanf fseek fsetpos ftell fwrite getc
+    getchar gets perror printf putc putchar puts remove rename rewind scanf setbuf setvbuf snprintf sprintf sscanf
+    stderr stdin stdout tmpfile tmpnam ungetc vfprintf vfscanf vprintf vscanf vsnprintf vsprintf vsscanf memccpy
+    memchr memcmp memcpy memmove memset memset_explicit free_sized free_aligned_sized memalignment strcat strchr
+    strcmp strcoll strcpy strcspn strdup strdupa strerror strlen strncat strncmp strncpy strndup strndupa strpbrk
+    strrchr strspn strstr strtok strxfrm be16toh be32toh be64toh htobe16 htobe32 htobe64 htole16 htole32 htole64
+    le16toh le32toh le64toh daddl ddivl dfmal dmull dsqrtl dsubl i386 errno assert offsetof setjmp va_arg
+    math_errhandling iscanonical iseqsig isgreaterequal islessequal islessgreater issignaling issubnormal iszero
+    import module
+""".split()  # noqa: SIM905
+# Macros of the headers, in families
+MACROS = (
+    r"U?INT(8|16|32|64|MAX|PTR|_(FAST|LEAST)(8|16|32|64))_(C|MAX|MIN|WIDTH)|"
+    r"(S?CHAR|UCHAR|U?SHRT|U?INT|U?L?LONG|S?SIZE|PTRDIFF|SIG_ATOMIC|WCHAR|WINT|RAND|TMP|FOPEN|FILENAME)_(MAX|MIN|WIDTH)|"
+    r"M_(E|LOG2E|LOG10E|LN2|LN10|PI|PI_2|PI_4|1_PI|2_PI|2_SQRTPI|SQRT2|SQRT1_2)(l|f|f\d+x?)?|"
+    r"FP_(ILOGB0|ILOGBNAN|LLOGB0|LLOGBNAN|INFINITE|NAN|NORMAL|SUBNORMAL|ZERO|INT_\w+|FAST_\w+)|MATH_ERR(NO|EXCEPT)|"
+    r"(HUGE_VAL|SNAN)(L|_?F\d*X?)?|FD_(CLR|ISSET|SET|SETSIZE|ZERO)|EXIT_(FAILURE|SUCCESS)|SEEK_(CUR|END|SET|DATA|HOLE)|"
+    r"RENAME_(NOREPLACE|EXCHANGE|WHITEOUT)|L_(ctermid|cuserid|tmpnam)|P_(tmpdir|ALL|PID|PGID|PIDFD)|"
+    r"W(CONTINUED|COREDUMP|EXITED|EXITSTATUS|NOHANG|NOWAIT|STOPPED|STOPSIG|TERMSIG|UNTRACED)|"
+    r"WIF(CONTINUED|EXITED|SIGNALED|STOPPED)|(BIG|LITTLE|PDP)_ENDIAN|"
+    r"BYTE_ORDER|BUFSIZ|EOF|MAXFLOAT|MB_CUR_MAX|MB_LEN_MAX|NFDBITS"
+)
 
 CONSTANT = ("constant",)  # ops whose result does not depend on what they read
 NOT_IN_PLACE = ("linear", "concat")  # ops that read a number again after they have written
@@ -119,10 +151,10 @@ def to_c(
 def _check_name(name: Any) -> None:
     if not isinstance(name, str):
         raise TypeError(f"name: expected a str, got {name!r}")
-    taken = {*KEYWORDS, *LIBM, *(f"{function}{suffix}" for function in LIBM for suffix in "fl")}
+    taken = {*KEYWORDS, *LIBM, *LIBRARY, *(f"{function}{suffix}" for function in LIBM for suffix in "fl")}
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
         raise ValueError(f"name: expected a C identifier that begins with a letter, got {name!r}")
-    if name in taken or name.endswith("_t"):
+    if name in taken or name.endswith("_t") or re.fullmatch(MACROS, name):
         raise ValueError(f"name: {name!r} is taken by C or its library; pass another name")
 
 

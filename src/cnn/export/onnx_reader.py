@@ -28,6 +28,8 @@ FORMULAS = frozenset((
     "Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tanh", "ThresholdedRelu", "Where",
 ))
 # fmt: on
+NO_LABELS = (0, 1, 11)  # types of outputs: of another kind than tensors, float32, float64
+HARD_SIGMOID = (("alpha", 0.2), ("beta", 0.5))
 LONGEST_FORMULA = 24  # operators
 TOLERANCE = 2e-6  # between a formula and a layer, relative to numbers above 1: constants in files are float32
 
@@ -46,7 +48,7 @@ def from_onnx(path, *, outputs=None, loss=None, optimizer=None) -> Sequential:
         A file, its content, or the model that onnx has loaded. Weights in a second file are read from beside it.
     outputs : str or sequence of str, optional
         What the model computes: the name of a value in the file, or several, whose columns stand side by side. None:
-        the file's output, which must be one or the parts of one.
+        the file's output of real numbers, which must be one or the parts of one; labels beside it are left out.
     loss, optimizer : optional
         For the new model.
 
@@ -68,7 +70,7 @@ def from_onnx(path, *, outputs=None, loss=None, optimizer=None) -> Sequential:
     reader = _Reader(_Graph(proto, name))
     pieces = reader.network([outputs] if isinstance(outputs, str) else outputs)
     dtype = reader.dtype()
-    found = _Builder(name, dtype).chain(pieces, reader.graph.in_features())
+    found = _Builder(reader.graph, dtype).chain(pieces, reader.graph.in_features())
     return Sequential([*found, *([loss] if loss is not None else [])], optimizer, dtype)
 
 
@@ -93,11 +95,24 @@ def _load(path: Any) -> tuple[Any, str]:
                 f"beside which {elsewhere!r} lies"
             )
         if proto is not path:
-            onnx.checker.check_model(proto)
+            _check(proto)
         proto = onnx.inliner.inline_local_functions(proto) if proto.functions else proto
         return proto, name
     except (DecodeError, onnx.checker.ValidationError) as error:
         raise ValueError(f"{name}: no readable ONNX model: {error}") from error
+
+
+def _check(proto: Any) -> None:
+    """ValidationError if it is no ONNX model; but outputs need no shape, as for ONNX Runtime."""
+    import onnx
+
+    tensors = [value.type.tensor_type for value in proto.graph.output if value.type.HasField("tensor_type")]
+    without = [tensor for tensor in tensors if not tensor.HasField("shape")]
+    for tensor in without:
+        tensor.shape.SetInParent()
+    onnx.checker.check_model(proto)
+    for tensor in without:
+        tensor.ClearField("shape")
 
 
 def _external(proto: Any) -> str | None:
@@ -140,7 +155,10 @@ class _Graph:
                 self.constants[node.output[0]] = width
                 continue
             if self._is_constant(node):
-                self.constants.update(zip(node.output, self.run([node], node.output), strict=True))
+                try:
+                    self.constants.update(zip(node.output, self.run([node], node.output), strict=True))
+                except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+                    raise ValueError(f"{self.where(node)}: cannot be computed of constants: {error}") from error
                 continue
             for name in node.output:
                 self.producer[name], self.position[name] = node, i
@@ -148,6 +166,7 @@ class _Graph:
                 self.readers.setdefault(name, []).append(node)
         self.inputs = [value.name for value in proto.graph.input if value.name not in self.constants]
         self.outputs = [value.name for value in proto.graph.output]
+        self.real_outputs = [v.name for v in proto.graph.output if v.type.tensor_type.elem_type in NO_LABELS]
 
     def _asked_width(self, node: Any) -> np.ndarray | None:
         """What a Gather takes of a Shape, where the file says it; the batch is open."""
@@ -177,9 +196,41 @@ class _Graph:
         names = {name for node in nodes for name in node.input if name and name not in made}
         given = {name: values.get(name, self.constants.get(name)) for name in names}
         ends = [[helper.make_tensor_value_info(n, TensorProto.UNDEFINED, None) for n in e] for e in (given, outputs)]
-        model = helper.make_model(helper.make_graph(nodes, "g", *ends), opset_imports=self.opsets)
+        opsets = self.opsets
+        if all(node.op_type == "DequantizeLinear" for node in nodes):
+            opsets = [helper.make_opsetid("", 21)]  # onnx computes no older one
+        model = helper.make_model(helper.make_graph(nodes, "g", *ends), opset_imports=opsets)
         with np.errstate(all="ignore"):
             return [np.asarray(a) for a in ReferenceEvaluator(model).run(None, given)]
+
+    def sizes(self, name: str) -> np.ndarray | None:
+        """A shape that is computed of shapes, 0 where it is the batch; None if it cannot be known."""
+        if name in self.constants:
+            return self.constants[name]
+        nodes: dict[str, Any] = {}
+        open_ = [name]
+        while open_:
+            if (value := open_.pop()) in nodes:
+                continue
+            if value not in self.producer:
+                return None
+            nodes[value] = node = self.producer[value]
+            open_ += self.computed(node) if node.op_type != "Shape" else []
+        sources = {
+            node.input[0]: self.shapes.get(node.input[0], []) for node in nodes.values() if node.op_type == "Shape"
+        }
+        if any(not shape or None in shape[1:] for shape in sources.values()) or not all(
+            map(_is_standard, nodes.values())
+        ):
+            return None
+        ordered = [nodes[value] for value in sorted(nodes, key=self.position.__getitem__)]
+        batches = 1009, 2003
+        found = []
+        for batch in batches:
+            given = {n: np.broadcast_to(np.int8(0), [s[0] or batch, *s[1:]]) for n, s in sources.items()}  # type: ignore
+            found += self.run(ordered, [name], **given)
+        is_batch = (found[0] == batches[0]) & (found[1] == batches[1])
+        return np.where(is_batch, 0, found[0]) if (is_batch | (found[0] == found[1])).all() else None
 
     def in_features(self) -> int | None:
         """The width of a row of the input, where the file says it."""
@@ -193,6 +244,12 @@ class _Graph:
 
     def where(self, node: Any) -> str:
         return f"{self.file}: node {node.name or node.output[0]!r} ({node.op_type})"
+
+    def way_out(self, node: Any) -> str:
+        start = next(iter(self.computed(node)), self.inputs[0])
+        if start in self.inputs:
+            return f"it reads {start!r}, the input: export what follows it"
+        return f"outputs={start!r} reads the network up to it"
 
     def computed(self, node: Any) -> list[str]:
         """The inputs of a node that are no constants."""
@@ -298,6 +355,13 @@ class Plain(NamedTuple):
     layer: layers.Layer
 
 
+class _LogSigmoid:
+    """What `formula` finds as if it were an activation: -softplus(-x)."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return -layers.Softplus().forward(-x)
+
+
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
@@ -323,7 +387,7 @@ class _Reader:
         if len(graph.inputs) != 1:
             raise ValueError(f"{graph.file}: expected one input, got {len(graph.inputs)}: {_names(graph.inputs)}")
         (start,) = graph.inputs
-        wanted = list(outputs) if outputs is not None else graph.outputs
+        wanted = list(outputs) if outputs is not None else graph.real_outputs or graph.outputs
         for name in wanted:
             if name not in graph.producer and name != start:
                 known = (
@@ -355,9 +419,10 @@ class _Reader:
                 raise ValueError(f"{self.graph.file}: {at!r} is computed neither from the input nor by a node")
             if at in self.seen:
                 readers = ", ".join(f"{r.op_type} {r.name or r.output[0]!r}" for r in self.graph.readers[at])
-                raise ValueError(
-                    f"{self.where(node)}: expected branches that join again, but its output is read by {readers}, "
-                    "and no join has them all: its weights would stand in the model twice"
+                raise self.refused(
+                    node,
+                    f"expected branches that join again, but its output is read by {readers}, "
+                    "and no join has them all: its weights would stand in the model twice",
                 )
             self.seen.add(at)
             pieces, at = self.step(node, at)
@@ -366,33 +431,34 @@ class _Reader:
 
     def step(self, node: Any, at: str) -> tuple[list[Any], str]:
         """The pieces that make `at` of an earlier value, and that value."""
+        if node.domain == "ai.onnx.ml" and node.op_type in ("Scaler", "ZipMap"):  # of scikit-learn's models
+            return _scaler(node) if node.op_type == "Scaler" else ([], node.input[0])  # a map of the columns
         if not _is_standard(node):
-            raise ValueError(
-                f"{self.where(node)}: expected an operator of ONNX itself, got one of the domain {node.domain!r}; "
-                f"export without operators of your own, or {self.way_out(node)}"
+            raise self.refused(
+                node,
+                f"expected an operator of ONNX itself, got one of the domain {node.domain!r}; "
+                "export without operators of your own",
             )
         reader = READERS.get(node.op_type)
         if reader is not None and (read := reader(self, node, at)) is not None:
             return read
         if (formula := self.formula(node, at)) is not None:
             return formula
-        raise ValueError(f"{self.where(node)}: no layer computes it; {self.way_out(node)}")
-
-    def way_out(self, node: Any) -> str:
-        before = self.graph.computed(node)
-        start = before[0] if before else self.graph.inputs[0]
-        return f"outputs={start!r} reads the network up to it"
+        raise self.refused(node, "no layer computes it")
 
     def where(self, node: Any) -> str:
         return self.graph.where(node)
 
+    def refused(self, node: Any, why: str) -> ValueError:
+        return ValueError(f"{self.where(node)}: {why}; {self.graph.way_out(node)}")
+
     def array(self, node: Any, name: str) -> np.ndarray:
         """A constant of real numbers."""
         if name not in self.graph.constants:
-            raise ValueError(f"{self.where(node)}: expected a constant, but {name!r} is computed")
+            raise self.refused(node, f"expected a constant, but {name!r} is computed")
         array = self.graph.constants[name]
         if array.dtype not in (np.float32, np.float64):
-            raise ValueError(f"{self.where(node)}: expected float32 or float64, but {name!r} is {array.dtype}")
+            raise self.refused(node, f"expected float32 or float64, but {name!r} is {array.dtype}")
         self.dtypes.add(array.dtype)
         return array
 
@@ -401,22 +467,25 @@ class _Reader:
         array = self.array(node, name)
         columns = array.reshape(-1)
         if width not in (None, columns.size) and columns.size != 1:
-            raise ValueError(f"{self.where(node)}: expected a bias of shape ({width},), got {array.shape}")
+            raise self.refused(node, f"expected a bias of shape ({width},), got {array.shape}")
         shape = self.graph.shapes.get(self.graph.computed(node)[0], [])
         whole = shape[1:] == list(array.shape[-len(shape) + 1 :]) if len(shape) > 2 else False
         if columns.size > 1 and array.shape[-1] != columns.size and not whole:
             expected = f"({width},)" if width else "(columns,)"
-            raise ValueError(f"{self.where(node)}: expected a number for each column, {expected}, got {array.shape}")
+            raise self.refused(node, f"expected a number for each column, {expected}, got {array.shape}")
         return columns.astype(np.float64)
 
     def formula(self, node: Any, at: str) -> tuple[list[Any], str] | None:
-        """An activation or a norm, whatever operators it is written with: compared by values."""
+        """An activation, a softmax or a norm, whatever operators it is written with: compared by values."""
+        found = None
         for start, nodes in self.graph.origin([at]):
             if len(nodes) > LONGEST_FORMULA or any(not self.in_formula(part) for part in nodes):
-                return None
-            if nodes and (piece := self.compared(node, at, start, nodes)) is not None:
-                return [piece], start
-        return None
+                break
+            if nodes and (pieces := self.compared(node, at, start, nodes)) is not None:
+                found = pieces, start
+                if not isinstance(getattr(pieces[0], "layer", None), (layers.Softmax, layers.LogSoftmax)):
+                    break  # a softmax may begin before, with the subtraction of the maximum, which changes nothing
+        return found
 
     def in_formula(self, node: Any) -> bool:
         from onnx import TensorProto
@@ -431,8 +500,8 @@ class _Reader:
         numbers = [self.graph.constants[name] for name in node.input if name in self.graph.constants]
         return _is_standard(node) and node.op_type in FORMULAS and all(number.size == 1 for number in numbers)
 
-    def compared(self, node: Any, at: str, start: str, nodes: list[Any]) -> Any:
-        """The layer that agrees best with these nodes, if one does."""
+    def compared(self, node: Any, at: str, start: str, nodes: list[Any]) -> list[Any] | None:
+        """The layer that agrees best with these nodes, if one does, as pieces."""
         from onnx import helper
 
         names = [
@@ -459,7 +528,7 @@ class _Reader:
             return None
         finite = np.isfinite(y)
 
-        def error(layer: layers.Layer) -> float:
+        def error(layer: Any) -> float:
             with np.errstate(all="ignore"):
                 z = layer.forward(x)
                 return float(np.max(abs(y - z)[finite] / np.maximum(1, abs(z[finite]))))
@@ -468,15 +537,19 @@ class _Reader:
             return None
         if any(part.op_type.startswith("Reduce") for part in nodes):
             norms = [layers.LayerNorm(7, v, False, dtype="float64") for v in numbers if v > 0]
-            found: list[layers.Layer] = [layers.Softmax(), layers.LogSoftmax(), *norms]
+            found: list[Any] = [layers.Softmax(), layers.LogSoftmax(), *norms]
         else:
             # the operator's own class first: ELU and CELU with alpha 1 are the same
             own = [kind for kind in self.kinds if len(nodes) == 1 and kind.onnx.operator == node.op_type]
             found = [layer for kind in own or self.kinds for layer in kind._forms(sorted(numbers))]
+            found += [_LogSigmoid()]
         least, _, best = min((error(layer), i, layer) for i, layer in enumerate(found))
         if not least < TOLERANCE:
             return None
-        return Norm(node, best.eps) if isinstance(best, layers.LayerNorm) else Plain(node, best)
+        if isinstance(best, _LogSigmoid):
+            minus = Affine(node, -np.ones(1), np.zeros(1))
+            return [minus, Plain(node, layers.Softplus()), minus]
+        return [Norm(node, best.eps) if isinstance(best, layers.LayerNorm) else Plain(node, best)]
 
 
 def _names(names: Iterable[str]) -> str:
@@ -493,9 +566,7 @@ def _nothing(reader: _Reader, node: Any, at: str) -> Any:
 def _dropout(reader: _Reader, node: Any, at: str) -> Any:
     mode = node.input[2] if len(node.input) > 2 else ""
     if at != node.output[0] or (mode and (mode not in reader.graph.constants or reader.graph.constants[mode].any())):
-        raise ValueError(
-            f"{reader.where(node)}: expected training_mode false; export the model in evaluation mode, model.eval()"
-        )
+        raise reader.refused(node, "expected training_mode false; export the model in evaluation mode, model.eval()")
     return [], node.input[0]
 
 
@@ -503,10 +574,7 @@ def _cast(reader: _Reader, node: Any, at: str) -> Any:
     from onnx import TensorProto
 
     if _attributes(node)["to"] not in (TensorProto.FLOAT, TensorProto.DOUBLE):
-        raise ValueError(
-            f"{reader.where(node)}: expected a cast to float32 or float64; outputs={node.input[0]!r} reads the network "
-            "up to it"
-        )
+        raise reader.refused(node, "expected a cast to float32 or float64")
     if (before := reader.graph.producer.get(node.input[0])) is not None and before.op_type == "ArgMax":
         values = _attributes(before)
         if values.get("keepdims", 1) == 1 and reader.graph.is_last(values.get("axis", 0), before.input[0]):
@@ -520,7 +588,7 @@ def _reshape(reader: _Reader, node: Any, at: str) -> Any:
     before, after = graph.shapes.get(source, []), graph.shapes.get(at, [])
     one = graph.shapes.get(graph.inputs[0], [None])[0] == 1  # the file is for one row
     if node.op_type == "Reshape":
-        target = graph.constants.get(node.input[1])
+        target = graph.sizes(node.input[1])
         if target is not None and target.size > 1 and (target[0] in (0, -1) or one or before[:1] == [int(target[0])]):
             row = target[1:].tolist()
             if -1 not in row and 0 not in row:
@@ -535,11 +603,14 @@ def _reshape(reader: _Reader, node: Any, at: str) -> Any:
         return [Rows(node, int(np.prod(after)))], source  # type: ignore[arg-type]
     if before and after and before[-1] is not None and before[-1] == after[-1]:
         return [Rows(node, before[-1])], source
+    if node.op_type == "Unsqueeze" and len(before) == 1 and len(after) == 2 and after[1] == 1:
+        return [Rows(node, 1)], source  # (batch,) to (batch, 1)
     if at in graph.outputs and node.op_type == "Squeeze" and len(before) == 2 and before[-1] == 1:
         return [Rows(node, 1)], source  # (batch, 1) to (batch,)
-    raise ValueError(
-        f"{reader.where(node)}: expected what leaves the rows of a batch as they are, as Flatten(axis=1) does, got "
-        f"shape {before or 'unknown'} to {after or 'unknown'}; export with one dynamic axis, the batch"
+    raise reader.refused(
+        node,
+        f"expected what leaves the rows of a batch as they are, as Flatten(axis=1) does, got "
+        f"shape {before or 'unknown'} to {after or 'unknown'}; export with one dynamic axis, the batch",
     )
 
 
@@ -547,7 +618,7 @@ def _gemm(reader: _Reader, node: Any, at: str) -> Any:
     """alpha x W' + beta c."""
     values, x = _attributes(node), node.input[0]
     if values.get("transA") or x in reader.graph.constants:
-        raise ValueError(f"{reader.where(node)}: expected x as its first operand, not transposed, and constant weights")
+        raise reader.refused(node, "expected x as its first operand, not transposed, and constant weights")
     weight = reader.array(node, node.input[1]).astype(np.float64) * values.get("alpha", 1.0)
     weight = weight.T if values.get("transB") else weight
     bias = None
@@ -559,11 +630,13 @@ def _gemm(reader: _Reader, node: Any, at: str) -> Any:
 
 def _matmul(reader: _Reader, node: Any, at: str) -> Any:
     x, name = node.input
+    if x in reader.graph.constants and len(reader.graph.shapes.get(name, ())) == 1:  # W x of one vector
+        return [Dense(node, reader.array(node, x).astype(np.float64).T)], name
     if name not in reader.graph.constants:
-        raise ValueError(f"{reader.where(node)}: expected x and then constant weights, got {x!r} and {name!r}")
+        raise reader.refused(node, f"expected x and then constant weights, got {x!r} and {name!r}")
     weight = reader.array(node, name)
     if weight.ndim != 2:
-        raise ValueError(f"{reader.where(node)}: expected a matrix of weights, got shape {weight.shape}")
+        raise reader.refused(node, f"expected a matrix of weights, got shape {weight.shape}")
     return [Dense(node, weight.astype(np.float64))], x
 
 
@@ -591,6 +664,41 @@ def _arithmetic(reader: _Reader, node: Any, at: str) -> Any:
     return None
 
 
+def _scaler(node: Any) -> tuple[list[Any], str]:
+    """(x - offset) scale."""
+    values = _attributes(node)
+    scale, offset = (np.array(values[name], np.float64) for name in ("scale", "offset"))
+    return [Affine(node, np.ones(1), -offset), Affine(node, scale, np.zeros(1))], node.input[0]
+
+
+def _transpose(reader: _Reader, node: Any, at: str) -> Any:
+    """(W x' + b)', which is x W' + b'."""
+    graph = reader.graph
+    product, bias = graph.producer.get(node.input[0]), None
+    if product is not None and product.op_type == "Add" and len(names := graph.computed(product)) == 1:
+        bias = reader.array(product, next(name for name in product.input if name not in names))
+        product = graph.producer.get(names[0])
+    if product is None or product.op_type not in ("Gemm", "MatMul") or product.input[0] not in graph.constants:
+        return None
+    values = _attributes(product)
+    weight = reader.array(product, product.input[0]).astype(np.float64) * values.get("alpha", 1.0)
+    weight = weight if values.get("transA") else weight.T
+    if len(product.input) > 2 and product.input[2] and bias is None:
+        bias = reader.array(product, product.input[2]) * values.get("beta", 1.0)
+    elif len(product.input) > 2:
+        return None
+    x = product.input[1]
+    if not values.get("transB"):
+        turned = graph.producer.get(x)
+        if turned is None or turned.op_type != "Transpose" or len(graph.shapes.get(turned.input[0], ())) != 2:
+            return None
+        x = turned.input[0]
+    if bias is not None and (bias.ndim != 2 or bias.shape[1] != 1 or bias.shape[0] not in (1, weight.shape[1])):
+        return None
+    row = None if bias is None else np.broadcast_to(bias[:, 0].astype(np.float64), weight.shape[1:])
+    return [Dense(product, weight, row)], x
+
+
 def _negative(reader: _Reader, node: Any, at: str) -> Any:
     return reader.formula(node, at) or ([Affine(node, -np.ones(1), np.zeros(1))], node.input[0])
 
@@ -599,14 +707,12 @@ def _join(reader: _Reader, node: Any, at: str) -> Any:
     graph = reader.graph
     computed = graph.computed(node)
     if len(computed) < len(node.input) or len(computed) < 2:
-        raise ValueError(
-            f"{reader.where(node)}: expected values that are all computed from x, got {_names(node.input)}"
-        )
+        raise reader.refused(node, f"expected values that are all computed from x, got {_names(node.input)}")
     if node.op_type == "Concat" and not graph.is_last(_attributes(node)["axis"], computed[0]):
-        raise ValueError(f"{reader.where(node)}: expected columns side by side, axis -1 or 1")
+        raise reader.refused(node, "expected columns side by side, axis -1 or 1")
     origin, _ = next(iter(graph.origin(computed)), (None, None))
     if origin is None:
-        raise ValueError(f"{reader.where(node)}: expected branches of one value, got {_names(computed)}")
+        raise reader.refused(node, f"expected branches of one value, got {_names(computed)}")
     branches = [reader.chain(origin, name) for name in computed]
     if node.op_type == "Sub":
         branches[1].append(Affine(node, -np.ones(1), np.zeros(1)))
@@ -615,14 +721,14 @@ def _join(reader: _Reader, node: Any, at: str) -> Any:
 
 def _softmax(reader: _Reader, node: Any, at: str) -> Any:
     if not reader.graph.is_last(_attributes(node).get("axis", -1), node.input[0]):
-        raise ValueError(f"{reader.where(node)}: expected it along the columns, axis -1 or 1")
+        raise reader.refused(node, "expected it along the columns, axis -1 or 1")
     return [Plain(node, getattr(layers, node.op_type)())], node.input[0]
 
 
 def _batch_norm(reader: _Reader, node: Any, at: str) -> Any:
     values = _attributes(node)
     if values.get("training_mode") or at != node.output[0]:
-        raise ValueError(f"{reader.where(node)}: expected training_mode 0; export the model in evaluation mode")
+        raise reader.refused(node, "expected training_mode 0; export the model in evaluation mode")
     weight, bias, mean, var = (reader.array(node, name) for name in node.input[1:])
     eps = values.get("epsilon", 1e-5)
     layer = layers.BatchNorm1d(
@@ -635,7 +741,7 @@ def _batch_norm(reader: _Reader, node: Any, at: str) -> Any:
 def _layer_norm(reader: _Reader, node: Any, at: str) -> Any:
     values = _attributes(node)
     if at != node.output[0] or not reader.graph.is_last(values.get("axis", -1), node.input[0]):
-        raise ValueError(f"{reader.where(node)}: expected it along the columns, axis -1, and its first output alone")
+        raise reader.refused(node, "expected it along the columns, axis -1, and its first output alone")
     weight, *bias = (reader.row(node, name) for name in node.input[1:] if name)
     eps = values.get("epsilon", 1e-5)
     eps = _plain(np.float32(eps)) if np.dtype(np.float64) not in reader.dtypes else eps
@@ -654,39 +760,61 @@ def _prelu(reader: _Reader, node: Any, at: str) -> Any:
 
 
 def _clip(reader: _Reader, node: Any, at: str) -> Any:
-    """hi - relu(hi - lo - relu(x - lo)), if no activation is just that."""
+    """max(x, low) is low + relu(x - low), min(x, high) is high - relu(high - x), if no activation is just that."""
     if (formula := reader.formula(node, at)) is not None:
         return formula
     graph, values = reader.graph, _attributes(node)
     names = dict(zip(("min", "max"), node.input[1:], strict=False))
-    ends: list[Any] = [
-        graph.constants[names[k]] if names.get(k) in graph.constants else values.get(k) for k in ("min", "max")
-    ]
-    if any(names.get(k) and names[k] not in graph.constants for k in names) or any(np.size(e) != 1 for e in ends):
+    low, high = ends = [graph.constants.get(names[k]) if names.get(k) else values.get(k) for k in ("min", "max")]
+    if any(names.get(k) and names[k] not in graph.constants for k in names) or any(
+        end is not None and np.size(end) != 1 for end in ends
+    ):
         return None
-    if any(end is None for end in ends):
-        return None
-    low, high = (np.reshape(end, 1).astype(np.float64) for end in ends)
+    return _between(node, low, high), node.input[0]
+
+
+def _between(node: Any, low: Any, high: Any) -> list[Any]:
+    """x, but at least low and at most high; None: without an end."""
     one, relu = np.ones(1), layers.ReLU
-    return [
-        Affine(node, one, -low),
-        Plain(node, relu()),
-        Affine(node, -one, high - low),
-        Plain(node, relu()),
-        Affine(node, -one, high),
-    ], node.input[0]
+    found: list[Any] = []
+    if low is not None:
+        low = np.reshape(low, 1).astype(np.float64)
+        found += [Affine(node, one, -low), Plain(node, relu()), Affine(node, one, low)]
+    if high is not None:
+        high = np.reshape(high, 1).astype(np.float64)
+        found += [Affine(node, -one, high), Plain(node, relu()), Affine(node, -one, high)]
+    return found
+
+
+def _extreme(reader: _Reader, node: Any, at: str) -> Any:
+    """Max and Min, with a constant or of branches."""
+    computed = reader.graph.computed(node)
+    constants = [reader.graph.constants[name] for name in node.input if name not in computed]
+    if len(computed) != 1 or len(constants) != 1 or constants[0].size != 1:
+        return _arithmetic(reader, node, at)
+    if (formula := reader.formula(node, at)) is not None:
+        return formula
+    ends = (constants[0], None) if node.op_type == "Max" else (None, constants[0])
+    return _between(node, *ends), computed[0]
+
+
+def _hard_sigmoid(reader: _Reader, node: Any, at: str) -> Any:
+    if (formula := reader.formula(node, at)) is not None:
+        return formula
+    alpha, beta = (np.full(1, _plain(np.float32(_attributes(node).get(k, v)))) for k, v in HARD_SIGMOID)
+    return [Affine(node, alpha, beta), *_between(node, 0, 1)], node.input[0]
 
 
 def _split(reader: _Reader, node: Any, at: str) -> Any:
     graph = reader.graph
     values, source = _attributes(node), node.input[0]
     if not graph.is_last(values.get("axis", 0), source):
-        raise ValueError(f"{reader.where(node)}: expected parts of the columns, axis -1 or 1")
+        raise reader.refused(node, "expected parts of the columns, axis -1 or 1")
     sizes = values.get("split", graph.constants.get(node.input[1]) if len(node.input) > 1 else None)
     if sizes is None:
         width = graph.shapes.get(source, [None])[-1]
         if width is None:
-            raise ValueError(f"{reader.where(node)}: expected the sizes of its parts, as a constant; there are none")
+            raise reader.refused(node, "expected the sizes of its parts, as a constant; there are none")
         size = -(-width // len(node.output))
         sizes = [min(size, width - i * size) for i in range(len(node.output))]
     i = list(node.output).index(at)
@@ -695,19 +823,21 @@ def _split(reader: _Reader, node: Any, at: str) -> Any:
 
 
 def _gather(reader: _Reader, node: Any, at: str) -> Any:
-    index = reader.graph.constants.get(node.input[1])
+    graph, index = reader.graph, reader.graph.constants.get(node.input[1])
+    if index is not None and index.ndim == 0 and all(r.op_type == "Unsqueeze" for r in graph.readers.get(at, [])):
+        index = index.reshape(1)
     if index is None or index.ndim != 1 or not reader.graph.is_last(_attributes(node).get("axis", 0), node.input[0]):
-        raise ValueError(f"{reader.where(node)}: expected constant columns, axis -1 or 1")
+        raise reader.refused(node, "expected constant columns, axis -1 or 1")
     return [Columns(node, index)], node.input[0]
 
 
 def _slice(reader: _Reader, node: Any, at: str) -> Any:
     constants = [reader.graph.constants.get(name) for name in node.input[1:]]
     if len(constants) < 3 or any(c is None or c.size != 1 for c in constants):
-        raise ValueError(f"{reader.where(node)}: expected constant starts, ends and axes of the columns alone")
+        raise reader.refused(node, "expected constant starts, ends and axes of the columns alone")
     start, end, axis, step = ([int(c[0]) for c in constants if c is not None] + [1])[:4]
     if not reader.graph.is_last(axis, node.input[0]) or step < 1:
-        raise ValueError(f"{reader.where(node)}: expected columns, axis -1 or 1, got axis {axis} and step {step}")
+        raise reader.refused(node, f"expected columns, axis -1 or 1, got axis {axis} and step {step}")
     return [Columns(node, slice(start, end, step))], node.input[0]
 
 
@@ -730,11 +860,13 @@ READERS: dict[str, Callable[[_Reader, Any, str], Any]] = {
     "Flatten": _reshape,
     "Gather": _gather,
     "Gemm": _gemm,
+    "HardSigmoid": _hard_sigmoid,
     "Identity": _nothing,
     "LayerNormalization": _layer_norm,
     "LogSoftmax": _softmax,
     "MatMul": _matmul,
-    "Max": _arithmetic,
+    "Max": _extreme,
+    "Min": _extreme,
     "Mul": _arithmetic,
     "Neg": _negative,
     "PRelu": _prelu,
@@ -745,6 +877,7 @@ READERS: dict[str, Callable[[_Reader, Any, str], Any]] = {
     "Squeeze": _reshape,
     "Sub": _arithmetic,
     "Sum": _arithmetic,
+    "Transpose": _transpose,
     "Unsqueeze": _reshape,
 }
 
@@ -754,8 +887,8 @@ READERS: dict[str, Callable[[_Reader, Any, str], Any]] = {
 class _Builder:
     """Makes layers of pieces, from the input on."""
 
-    def __init__(self, file: str, dtype: Any) -> None:
-        self.file, self.dtype = file, np.dtype(dtype).name
+    def __init__(self, graph: _Graph, dtype: Any) -> None:
+        self.graph, self.dtype = graph, np.dtype(dtype).name
 
     def chain(self, pieces: list[Any], width: int | None) -> list[layers.Layer]:
         """The layers of a chain of pieces, for x of this many columns."""
@@ -776,7 +909,7 @@ class _Builder:
         return found
 
     def where(self, piece: Any) -> str:
-        return f"{self.file}: node {piece.node.name or piece.node.output[0]!r} ({piece.node.op_type})"
+        return self.graph.where(piece.node)
 
     def together(self, a: Any, b: Any) -> Any:
         """One piece that does what two do, or None."""
@@ -835,10 +968,13 @@ class _Builder:
             return piece.kind(*(self.branch(pieces, width) for pieces in piece.branches))
         if isinstance(piece, Rows):
             if width is not None and piece.width not in (-1, width):
-                raise ValueError(f"{self.where(piece)}: expected rows of {width} columns, got {piece.width}")
+                raise ValueError(
+                    f"{self.where(piece)}: expected rows of {width} columns, got {piece.width}; "
+                    f"{self.graph.way_out(piece.node)}"
+                )
             return None
         if isinstance(piece, Index):
-            raise ValueError(f"{self.where(piece)}: no layer computes it")
+            raise ValueError(f"{self.where(piece)}: no layer computes it; {self.graph.way_out(piece.node)}")
         if isinstance(piece, Fixed):
             return layers.Constant(piece.value.size, piece.value.astype(self.dtype), dtype=self.dtype)
         if isinstance(piece, Norm):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .. import layers, losses
 from ..models import Sequential
 
@@ -28,7 +30,8 @@ def from_sklearn(mlp, *, optimizer=None) -> Sequential:
     Parameters
     ----------
     mlp : sklearn.neural_network.MLPClassifier or MLPRegressor
-        Fitted; or one of `cnn.sklearn`, whose `model_` is copied.
+        Fitted; or one of `cnn.sklearn`, whose `model_` is copied. Or a `Pipeline` of StandardScaler and such a one: the
+        scaler becomes part of the first layer. Or a search object, whose `best_estimator_` is read.
     optimizer : optional
         For the new model, to train on; scikit-learn's own is not carried over.
 
@@ -45,7 +48,24 @@ def from_sklearn(mlp, *, optimizer=None) -> Sequential:
         If it is not fitted, or minimises a loss that this library has not.
     """
     from sklearn.neural_network import MLPClassifier, MLPRegressor
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
 
+    mlp = getattr(mlp, "best_estimator_", mlp)
+    if isinstance(mlp, Pipeline):
+        *before, (_, last) = [step for step in mlp.steps if step[1] not in (None, "passthrough")]
+        model = from_sklearn(last, optimizer=optimizer)
+        first: Any = model.layers[0]
+        for name, scaler in reversed(before):
+            if not isinstance(scaler, StandardScaler):
+                raise TypeError(f"mlp: its step {name}: expected a StandardScaler, got {type(scaler).__name__}")
+            weight = first.weight.astype("float64")
+            if scaler.with_std:
+                weight = weight / scaler.scale_[:, None]
+            if scaler.with_mean:
+                first.bias = first.bias - scaler.mean_ @ weight
+            first.weight = weight
+        return model
     if not isinstance(mlp, (MLPClassifier, MLPRegressor)):
         raise TypeError(f"mlp: expected an MLPClassifier or MLPRegressor, got {type(mlp).__name__}")
     if not hasattr(mlp, "coefs_"):

@@ -5,8 +5,11 @@ PyTorch keeps Linear.weight as (out, in); here it is (in, out).
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,12 +25,15 @@ def from_torch(module, *, activation=None, loss=None, optimizer=None) -> Sequent
     Parameters
     ----------
     module : torch.nn.Module or mapping of str to torch.Tensor
-        A `torch.nn.Sequential`, nested ones included, or one layer: Linear, Identity, ReLU, LeakyReLU, ELU, Sigmoid,
-        Tanh, GELU, SiLU, Softplus, SELU, CELU, Mish, Softsign, ReLU6, Hardsigmoid, Hardswish, PReLU, Softmax,
-        LogSoftmax, Dropout, BatchNorm1d, LayerNorm. Or a `state_dict`, if it is of Linear layers alone: their sizes
-        follow from the shapes, what stands between them is `activation`.
-    activation : Layer, or a class or function that makes one, optional
-        For a `state_dict`: `cnn.ReLU()` or `cnn.ReLU`, for example.
+        A `torch.nn.Sequential`, nested ones included, or one layer. A module that stands in it several times is read
+        as copies: they predict the same, and are trained apart. Subclasses that keep their `forward` are read,
+        weights as parametrisations give them; `Flatten` is the identity of rows. The layers: Linear,
+        Identity, ReLU, LeakyReLU, ELU, Sigmoid, Tanh, GELU, SiLU, Softplus, SELU, CELU, Mish, Softsign, ReLU6,
+        Hardsigmoid, Hardswish, PReLU, Softmax, LogSoftmax, Dropout, BatchNorm1d, LayerNorm. Or a `state_dict`, if it is
+        of Linear layers alone: their sizes follow from the shapes, what stands between them is `activation`.
+    activation : Layer, or a class or function that makes one, or PyTorch's, or its name, optional
+        For a `state_dict`: `cnn.ReLU()`, `nn.ReLU()`, `torch.relu` or "relu", for example; `cnn.Identity()` if nothing
+        stands between. It stands between any two layers whose numbers follow one another or leave out one.
     loss, optimizer : optional
         For the new model.
 
@@ -52,6 +58,7 @@ def from_torch(module, *, activation=None, loss=None, optimizer=None) -> Sequent
     import torch
 
     if isinstance(module, torch.nn.Module):
+        module = _unwrapped(module)
         if activation is not None:
             raise TypeError("activation: is for a state_dict; a module brings its own")
         tensors = module.state_dict()
@@ -72,6 +79,8 @@ def _dtype(tensors: Mapping) -> str:
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.is_meta or isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+            raise TypeError(f"{name}: has no numbers (meta device, or a lazy module): load the weights first")
         if tensor.dtype not in (torch.float32, torch.float64) and not name.endswith("num_batches_tracked"):
             raise TypeError(f"{name}: expected float32 or float64, got {tensor.dtype}; module.float() converts")
         if tensor.is_floating_point():
@@ -81,35 +90,95 @@ def _dtype(tensors: Mapping) -> str:
     return next(iter(found), "float32")
 
 
-def _parts(module: Any, place: str, dtype: str) -> list[layers.Layer]:
-    """The layers that a module consists of. A chain in a chain stays one, so that names in `state_dict` stay."""
+def _unwrapped(module: Any) -> Any:
+    """The module in torch.compile, DataParallel and DistributedDataParallel."""
     from torch import nn
 
+    while True:
+        if hasattr(module, "_orig_mod"):
+            module = module._orig_mod
+        elif isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        else:
+            return module
+
+
+def _known(module: Any, kinds: Iterable[str]) -> Any:
+    """The class of torch.nn, one of `kinds` by name, whose forward the module has; None if it has another."""
+    from torch import nn
+
+    for base in type(module).__mro__:
+        if base.__name__ in kinds and base is getattr(nn, base.__name__, None):
+            same = all(
+                getattr(type(module), f, None) is getattr(base, f, None) for f in ("forward", "__call__", "__iter__")
+            )
+            return base if same else None
+    return None
+
+
+@contextlib.contextmanager
+def _effective(module: Any, where: str) -> Iterator[None]:
+    """The module with the weights that it computes with in evaluation mode: of parametrisations and weight_norm."""
+    from torch.nn.utils.prune import BasePruningMethod
+    from torch.nn.utils.spectral_norm import SpectralNorm
+    from torch.nn.utils.weight_norm import WeightNorm
+
+    hooks = list(module._forward_pre_hooks.values())
+    computed = (WeightNorm, SpectralNorm, BasePruningMethod)
+    if module._forward_hooks or not all(isinstance(hook, computed) for hook in hooks):
+        raise TypeError(f"{where}: has forward hooks, which are not carried over")
+    before = {part: part.training for part in module.modules()}
+    try:
+        for part in before:
+            part.training = False  # where spectral_norm does not go on with its iteration
+        for hook in hooks:
+            hook(module, ())
+        yield
+    finally:
+        for part, training in before.items():
+            part.training = training
+
+
+def _parts(module: Any, place: str, dtype: str) -> list[layers.Layer]:
+    """The layers that a module consists of. A chain in a chain stays one, so that names in `state_dict` stay."""
+
+    module = _unwrapped(module)
     shown = repr(module) if "\n" not in repr(module) else f"{type(module).__name__}(...)"
     where = f"module {place}, {shown}" if place else f"module: {shown}"
-    if module._forward_hooks or module._forward_pre_hooks:
-        raise TypeError(f"{where}: has forward hooks (as weight_norm sets them), which are not carried over")
-    name = type(module).__name__
-    if type(module) is nn.Sequential:
+    if "forward" in vars(module):
+        raise TypeError(f"{where}: its forward has been replaced, and what it does is not known here")
+    if _known(module, {"Sequential"}):
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise TypeError(f"{where}: has forward hooks, which are not carried over")
         found: list[layers.Layer] = []
-        for child, inner in module.named_children():
+        for child, inner in module._modules.items():  # named_children leaves out what has come before
+            if inner is None:
+                raise TypeError(f"{where}: its module {child} is None")
             parts = _parts(inner, f"{place}.{child}".lstrip("."), dtype)
-            nested = type(inner) is nn.Sequential and in_features(parts) is not None
+            nested = _known(_unwrapped(inner), {"Sequential"}) and in_features(parts) is not None
             found += [Sequential(parts, dtype=dtype)] if nested else parts
         return found
     twins = {layer.torch_name: layer for layer in layers.Layer.known.values() if layer.torch_name is not None}
-    if name not in twins or type(module) is not getattr(nn, name):
+    if _known(module, {"Flatten"}) and (module.start_dim, module.end_dim) == (1, -1):
+        return [layers.Identity()]
+    kind = _known(module, twins)
+    if kind is None:
         mend = ""
         if not place and list(module.children()):
             own = ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in module.state_dict().items())
+            chains = [key for key, child in module.named_children() if _known(child, {"Sequential"})]
+            part = f", as module.{chains[0]}" if chains else ""
             mend = (
-                ". What its forward does is not known here: of a chain, pass torch.nn.Sequential of its modules; of "
+                ". What its forward does is not known here: of a chain, pass torch.nn.Sequential of its modules"
+                + part
+                + "; of "
                 "Linear layers also from_torch(module.state_dict(), activation=cnn.ReLU()) will do; else "
                 f"load_weights of a cnn.Sequential built alike, with the weights transposed. Its tensors: {own}"
             )
         raise TypeError(f"{where}: has no counterpart here; known are {', '.join(twins)} of torch.nn{mend}")
     try:
-        return [twins[name]._from_torch(module, dtype)]
+        with _effective(module, where):
+            return [twins[kind.__name__]._from_torch(module, dtype)]
     except TypeError as error:
         raise TypeError(f"{where}: {error}") from None
 
@@ -124,10 +193,6 @@ def _from_state_dict(tensors: Mapping, activation: Any) -> list[layers.Layer]:
         groups.setdefault(prefix, {})[kind] = tensor
     if not groups:
         raise ValueError("state_dict: is empty")
-    if any(prefix.isdigit() for prefix in groups):
-        groups = dict(sorted(groups.items(), key=lambda group: int(group[0]) if group[0].isdigit() else -1))
-    found: list[layers.Layer] = []
-    last = width = None
     for prefix, group in groups.items():
         label = f"{prefix}.weight".lstrip(".")
         if "weight" not in group:
@@ -137,22 +202,80 @@ def _from_state_dict(tensors: Mapping, activation: Any) -> list[layers.Layer]:
                 f"state_dict: {label} has shape {tuple(group['weight'].shape)}, that of a Linear has 2 dimensions: "
                 "pass the module itself"
             )
+    order, absent = _ordered(list(groups), {prefix: group["weight"].shape for prefix, group in groups.items()})
+    found: list[layers.Layer] = []
+    last = width = None
+    for prefix in order:
+        group, label = groups[prefix], f"{prefix}.weight".lstrip(".")
         weight, bias = group["weight"].detach().cpu().numpy().T, group.get("bias")
         layer = layers.Linear.of(weight, None if bias is None else bias.detach().cpu().numpy())
         if last is not None:
             if layer.in_features != width:
                 raise ValueError(f"state_dict: {label} expects {layer.in_features} inputs, but {last} gives {width}")
-            found += _between(last, prefix, activation)
+            found += _between(last, prefix, absent[prefix], activation)
         found.append(layer)
         last, width = prefix, layer.out_features
     return found
 
 
-def _between(before: str, after: str, activation: Any) -> list[layers.Layer]:
-    """What stands between two Linear layers, as their names tell: 0 and 2 have one layer between them."""
-    gap = int(after) - int(before) - 1 if before.isdigit() and after.isdigit() else 1
-    if gap == 0:
-        return []
+def _ordered(prefixes: list[str], shapes: Mapping) -> tuple[list[str], dict[str, int]]:
+    """The names of Linear layers in the order of their number, and how many numbers are absent before each.
+
+    Only the number may tell the names apart, or there are two kinds of names, as fc1, fc2, out, and the widths allow
+    one order. ValueError if it cannot be known which layer follows which.
+    """
+    numbers = {prefix: [int(n) for n in re.findall("[0-9]+", prefix)] for prefix in prefixes}
+    forms = {re.sub("[0-9]+", "#", prefix) for prefix in prefixes}
+    parents = {form.rpartition(".")[0] for form in forms}
+    moving = (
+        {i for row in numbers.values() for i, n in enumerate(row) if n != numbers[prefixes[0]][i]}
+        if len(forms) == 1
+        else set()
+    )
+    if len(parents) > 1 or len(moving) > 1 or len(forms) > 2:
+        raise ValueError(
+            f"state_dict: the names do not say which layer follows which: {', '.join(prefixes)}. Pass the module, or "
+            "the tensors of one chain, {k: v for k, v in tensors.items() if k.startswith('actor.')}, for example"
+        )
+    if len(forms) == 2:  # fc1, fc2, out
+        by_form = {form: [p for p in prefixes if re.sub("[0-9]+", "#", p) == form] for form in forms}
+        first = by_form[re.sub("[0-9]+", "#", prefixes[0])]
+        second = [prefix for prefix in prefixes if prefix not in first]
+        if shapes[first[0]][1] == shapes[second[0]][1]:
+            raise ValueError(
+                f"state_dict: {first[0]} and {second[0]} take equally many inputs, so that it cannot be known whether "
+                "one follows the other: pass the module itself"
+            )
+        rows = [sorted(form, key=numbers.get) for form in (first, second)]  # type: ignore[arg-type]
+        orders = list(itertools.islice(_chains(rows, shapes), 2))
+        if len(orders) != 1:
+            raise ValueError(
+                f"state_dict: the widths allow {'several orders' if orders else 'no order'} of {', '.join(prefixes)}: "
+                "expected one, since the names do not say which layer follows which: pass the module itself"
+            )
+        return orders[0], dict.fromkeys(orders[0], 1)
+    order = sorted(prefixes, key=numbers.get)  # type: ignore[arg-type]
+    at = next(iter(moving), 0)
+    absent = {b: numbers[b][at] - numbers[a][at] - 1 for a, b in itertools.pairwise(order)}
+    if len(set(absent.values())) > 1 and 0 in absent.values():
+        raise ValueError(
+            f"state_dict: {', '.join(order)}: some numbers follow one another and some do not, so that it cannot be "
+            "known where an activation stands: pass the module itself"
+        )
+    return order, absent
+
+
+def _chains(rows: list[list[str]], shapes: Mapping, before: tuple[str, ...] = ()) -> Iterator[list[str]]:
+    """The orders in which each layer takes what the one before gives; each row of names keeps its own."""
+    if not any(rows):
+        yield list(before)
+    for i, row in enumerate(rows):
+        if row and (not before or shapes[row[0]][1] == shapes[before[-1]][0]):
+            yield from _chains([other[i == j :] for j, other in enumerate(rows)], shapes, (*before, row[0]))
+
+
+def _between(before: str, after: str, gap: int, activation: Any) -> list[layers.Layer]:
+    """What stands between two Linear layers: an activation, if no more than one number is absent between them."""
     if gap > 1:
         raise ValueError(
             f"state_dict: between {before} and {after} stand {gap} layers without parameters: pass the module itself"
@@ -162,10 +285,34 @@ def _between(before: str, after: str, activation: Any) -> list[layers.Layer]:
             f"state_dict: it does not say what stands between {before} and {after}: pass the module itself, or "
             "activation=cnn.ReLU(), for example"
         )
-    layer = copy.copy(activation) if isinstance(activation, layers.Layer) else activation()
+    layer = _activation(activation)
     if not isinstance(layer, layers.Activation):
         raise TypeError(f"activation: expected an activation such as cnn.ReLU(), got {activation!r}")
     return [layer]
+
+
+def _activation(given: Any) -> Any:
+    """A layer of its own, of what stands for an activation here or in PyTorch."""
+    import torch
+
+    if isinstance(given, layers.Layer):
+        return copy.copy(given)
+    if isinstance(given, type) and issubclass(given, torch.nn.Module):
+        given = given()
+    if isinstance(given, torch.nn.Module):
+        return _parts(given, "", "float32")[0]
+    name = given if isinstance(given, str) else getattr(given, "__name__", "")
+    in_torch = [getattr(where, name, None) for where in (torch, torch.nn.functional)]
+    if isinstance(given, str) or any(given is function for function in in_torch):
+        known = {kind.function: kind for kind in layers.Layer.known.values() if issubclass(kind, layers.Activation)}
+        if name.lower() not in known:
+            raise TypeError(
+                f"activation: expected an activation such as cnn.ReLU(), or one of {', '.join(known)}, got {name!r}"
+            )
+        return known[name.lower()]()
+    if not callable(given):
+        raise TypeError(f"activation: expected an activation such as cnn.ReLU(), got {given!r}")
+    return given()
 
 
 def to_torch(model):

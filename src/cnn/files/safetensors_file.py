@@ -17,7 +17,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -75,10 +75,10 @@ class Container:
         self.metadata: dict[str, str] = table
         self.tensors: dict[str, Tensor] = {}
         end = 0
-        for name, entry in self.header.items():
-            if name != "__metadata__":
-                self.tensors[name] = tensor = _tensor(name, entry, end)
-                end = tensor.end
+        entries = [(name, entry) for name, entry in self.header.items() if name != "__metadata__"]
+        for name, entry in sorted(entries, key=_offsets):  # the header may name them in any order
+            self.tensors[name] = tensor = _tensor(name, entry, end)
+            end = tensor.end
         if self.data + end != size:
             raise ValueError(f"expected {self.data + end} bytes by its header, got {size}")
 
@@ -111,6 +111,12 @@ class Container:
         return arrays
 
 
+def _offsets(item: tuple[str, Any]) -> list[int]:
+    """Where the tensor of an entry in the header lies; first, if the entry does not say so as it should."""
+    offsets: Any = item[1].get("data_offsets") if isinstance(item[1], dict) else None
+    return offsets if _integers(offsets) else []
+
+
 def _tensor(name: str, entry: Any, begin: int) -> Tensor:
     """A tensor's entry in the header, checked; it must begin where the one before it ends."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
@@ -123,7 +129,7 @@ def _tensor(name: str, entry: Any, begin: int) -> Tensor:
     if not _integers(offsets) or len(offsets) != 2:
         raise ValueError(f"{name}: expected two offsets, got {short(offsets)}")
     if offsets[0] != begin:
-        what = "overlaps with the tensor before it, or is out of order" if offsets[0] < begin else "follows a gap"
+        what = "overlaps with the tensor before it" if offsets[0] < begin else "follows a gap"
         raise ValueError(f"{name}: {what}: it begins at byte {short(offsets[0])} instead of {begin}")
     bytes_ = math.prod(shape) * DTYPES[kind].itemsize  # Python's integers do not overflow
     if offsets[1] - begin != bytes_:
@@ -131,7 +137,7 @@ def _tensor(name: str, entry: Any, begin: int) -> Tensor:
     return Tensor(DTYPES[kind], tuple(shape), begin, offsets[1])
 
 
-def _integers(value: Any) -> bool:
+def _integers(value: Any) -> TypeGuard[list[int]]:
     """Whether it is a list of integers of at least 0 that 63 bits can hold."""
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
 

@@ -314,6 +314,10 @@ class Tanh(Activation):
     c_derivatives = (("s", "{1.0} - y * y"), ("c", "{-2.0} * y * s"))
 
 
+# z / (1 + exp(t)) with t clamped is not small where z is large; from here on exp overflows in float64 too.
+_ZERO_BELOW = ("v", "v < {-750.0} ? {-0.0} : v")
+
+
 class GELU(Activation):
     """f(z) = z Phi(z), Phi the normal distribution function (Hendrycks and Gimpel, 2016).
 
@@ -343,6 +347,7 @@ class GELU(Activation):
             return (("v", "{0.5} * v * {erfc}(v * {-0.7071067811865476})"),)
         return (
             ("clamp", "v * ({-1.5957691216057308} - {0.07135481627260025} * v * v)"),
+            _ZERO_BELOW,
             ("v", "v / ({1.0} + {exp}(t))"),
         )
 
@@ -382,7 +387,7 @@ class SiLU(Activation):
     gain = None
     torch_name = "SiLU"
     onnx = Onnx()
-    c = (("clamp", "-v"), ("v", "v / ({1.0} + {exp}(t))"))
+    c = (("clamp", "-v"), _ZERO_BELOW, ("v", "v / ({1.0} + {exp}(t))"))
     c_derivatives = (
         ("s", "x < {-750.0} ? {-750.0} : x"),
         ("clamp", "-s"),

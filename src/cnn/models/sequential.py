@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import layers, losses, optim
-from .._checks import fraction, in_range, integer, seed_of, transposed
+from .._checks import StateDict, foreign, fraction, in_range, integer, seed_of, transposed
 from .._configurable import object_for
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
@@ -551,10 +551,10 @@ class Sequential(layers.Chain):
         -------
         dict of str to ndarray
         """
-        state: dict[str, np.ndarray] = {}
+        state: dict[str, np.ndarray] = StateDict()
         for op, place in self._core.parametric:
             names = {**self._core.named_of(place, *PARAMETERS), **self._core.named_of(place, *STATISTICS)}
-            state |= {name: np.array(a, order="C") for name, a in names.items()}
+            state.update({name: np.array(a, order="C") for name, a in names.items()})
             if place.layer.statistic_names:
                 state[f"{place.key}.num_batches_tracked"] = np.array(self._core.program.tracked(op))
         return state
@@ -583,13 +583,19 @@ class Sequential(layers.Chain):
         ------
         ValueError
             If names are missing or unknown, shapes differ, config describes another network, a number is too large for
-            the model's dtype, or a variance or a count is negative. With `partial`: if nothing fits.
+            the model's dtype, or a variance or a count is negative. With `partial`: if nothing fits. If all weights
+            are square, and one lies in a tensor of PyTorch or in bytes, as ``safetensors.numpy.load_file`` gives it,
+            and state_dict is not what `state_dict` returned, pickled or not: nothing says then that it is (in, out).
         TypeError
             If state_dict is no mapping, or values are no arrays of real numbers, or PyTorch's tensors, whose weights
             are the other way round.
         """
         if not isinstance(state_dict, Mapping):
-            hint = ": cnn.load(path) reads a file" if isinstance(state_dict, (str, os.PathLike)) else ""
+            hint = (
+                ": cnn.load(path) reads a file, and model.copy_from(cnn.load(path)) takes over its parameters"
+                if isinstance(state_dict, (str, os.PathLike))
+                else ""
+            )
             hint = hint or ": a vector is set by model.parameters = vector" * isinstance(state_dict, (list, np.ndarray))
             raise TypeError(
                 "state_dict: expected arrays by name, as model.state_dict() returns them, got "
@@ -615,6 +621,8 @@ class Sequential(layers.Chain):
         if unknown := [str(name) for name in state_dict if name not in expected_names]:
             raise ValueError(f"state_dict: unknown {', '.join(unknown)}; expected {', '.join(expected_names)}")
         arrays = {}
+        weights = [name for name, array in own.items() if array.ndim == 2 and (not partial or name in fits)]
+        square = all(len(set(own[name].shape)) == 1 for name in weights)  # shapes do not tell (in, out) from (out, in)
         for name in (name for name in expected_names if name in state_dict):
             value = state_dict[name]
             if type(value).__module__.partition(".")[0] == "torch":
@@ -629,6 +637,12 @@ class Sequential(layers.Chain):
             if arrays[name].shape != shape:
                 raise ValueError(
                     f"{name}: expected shape {shape}, got {arrays[name].shape}{transposed(shape, arrays[name].shape)}"
+                )
+            if square and name in weights and (source := foreign(value, state_dict)):
+                raise ValueError(
+                    f"state_dict: {name} is square and lies in {source}: PyTorch and files keep weights as (out, in), "
+                    "here they are (in, out). Use cnn.load(path) or cnn.from_torch; or pass .T of it, or, if it is "
+                    "(in, out), np.array of it"
                 )
             in_range(name, arrays[name], self.dtype)
             if verbose and (not partial or name in fits):
