@@ -533,8 +533,8 @@ class _Native:
         self.loss_ = shown * history["loss"][-1] + constant + penalty
         if history.converged is None:
             warnings.warn(
-                f"lbfgs failed to converge after {self.n_iter_} iteration(s): increase max_iter or max_fun, or scale the "
-                "data",
+                f"lbfgs failed to converge after {self.n_iter_} iteration(s): increase max_iter or max_fun, or scale "
+                "the data",
                 ConvergenceWarning,
                 stacklevel=2,
             )
