@@ -3,8 +3,7 @@
 The estimators are subclasses of scikit-learn's: its parameters, validation of the input, orders of the rows, stopping
 rules and messages are inherited. What costs the time is replaced: the batches of an epoch are one native call
 (`_train`), and so is a prediction. What scikit-learn does not have (dropout, norms, other activations, losses, ...)
-is trained by `Sequential.fit` (`_train_layers`). Sparse rows are made dense for one thing: L-BFGS with several
-numbers to predict, where SciPy's stays.
+is trained by `Sequential.fit` (`_train_layers`). Of sparse rows only L-BFGS makes dense ones.
 
 The hooks are private to scikit-learn (`_fit_stochastic`, `_initialize`, `_loss_grad_lbfgs`, `_forward_pass_fast`,
 `_predict`, `_score`), hence the bound on its version in the extra `sklearn`.
@@ -519,7 +518,7 @@ class _Native:
             decay_bias=False,
         )
         history = model.fit(
-            X,
+            _dense(X),
             self._targets(y),
             epochs=self.max_iter,
             sample_weight=sample_weight,
