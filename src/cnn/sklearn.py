@@ -54,6 +54,7 @@ LOSSES: dict[str, Any] = {
     "poisson": losses.PoissonNLLLoss,
     "gaussian": losses.GaussianNLLLoss,
 }
+SCIPY_FTOL = 2.22e-9  # of L-BFGS-B
 NON_FINITE = (
     "Solver produced non-finite parameter weights. The input data may contain large values and need to be preprocessed."
 )
@@ -503,7 +504,39 @@ class _Native:
     def _fit_lbfgs(self: Any, X, y, sample_weight, *rest):
         if taken := [name for name in self._beyond() if name not in ("activation", "loss")]:
             raise ValueError(f"{taken[0]}: expected solver='adam' or 'sgd' with it, got 'lbfgs'")
-        super()._fit_lbfgs(_dense(X), y, self._weights(y, sample_weight), *rest)  # type: ignore[misc]
+        sample_weight, model = self._weights(y, sample_weight), self._network()
+        shown, factor = self._factors()
+        if shown != factor:  # scikit-learn's gradient is not that of its loss: only its own line search goes its way
+            super()._fit_lbfgs(_dense(X), y, sample_weight, *rest)  # type: ignore[misc]
+            return
+        total = X.shape[0] if sample_weight is None else sample_weight.sum()
+        decay = self.alpha / total
+        model.optimizer = optim.LBFGS(
+            tolerance_grad=self.tol / factor,
+            tolerance_change=SCIPY_FTOL / factor,
+            weight_decay=decay / factor,
+            decay_bias=False,
+        )
+        history = model.fit(
+            _dense(X),
+            self._targets(y),
+            epochs=self.max_iter,
+            sample_weight=sample_weight,
+            callbacks=[_Evaluations(self.max_fun)],
+            threads=self._threads(),
+            progress=bool(self.verbose),
+        )
+        self.n_iter_ = len(history.epochs)
+        constant = np.average(np.broadcast_to(self._deviance(y), len(y)), weights=sample_weight)
+        penalty = 0.5 * decay * sum(float(np.vdot(w, w)) for w in self.coefs_)
+        self.loss_ = shown * history["loss"][-1] + constant + penalty
+        if history.converged is None:
+            warnings.warn(
+                f"lbfgs failed to converge after {self.n_iter_} iteration(s): increase max_iter or max_fun, or scale "
+                "the data",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
 
     def _loss_grad_lbfgs(self: Any, packed, X, y, sample_weight, *_):
         """The loss of the whole data and its gradient, packed as scikit-learn packs them."""
@@ -625,6 +658,17 @@ class _Batches:
             t = self.program.steps + np.arange(1, 1 + len(totals))
             rates[:, :, optim.Adam.eps.column] = (mlp.epsilon / self.factor / np.sqrt(1 - mlp.beta_2**t))[:, None]
         return rates
+
+
+class _Evaluations(Callback):
+    """Stops L-BFGS after the iteration in which the evaluations have become more than max_fun."""
+
+    def __init__(self, max_fun):
+        self.max_fun = max_fun
+
+    def on_epoch_end(self, epoch, logs):
+        if sum(self.model.history["evaluations"]) > self.max_fun:
+            self.model.stop_training = True
 
 
 class _Watch(Callback):
