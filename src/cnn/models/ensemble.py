@@ -307,7 +307,9 @@ class Ensemble:
             Shared by all; or each member's own, of n rows, or in a list of as many as each has.
         y : array_like, or list of ndarray
             Targets as the loss wants them; of each member with a leading axis of the members, or in a list.
-        epochs, batch_size, class_weight, metrics, steps_per_epoch, drop_last, accumulation_steps
+        epochs : int
+            Number of epochs.
+        batch_size : int, "auto" or None
             As for `Sequential.fit`, for each member.
         shuffle : {"own", "shared"} or bool
             "own" or True: each member takes the rows in the order that its seed gives. "shared": all in that of the
@@ -320,10 +322,24 @@ class Ensemble:
             As for `Sequential.fit`; `bootstrap` draws from the rows that are left.
         sample_weight : array_like of shape (n,) or (members, n), optional
             Not negative.
+        class_weight : dict or "balanced", optional
+            As for `Sequential.fit`.
+        metrics : sequence of str, callable or Metric, or dict
+            As for `Sequential.fit`: arrays of shape (members,) in the history.
         early_stopping : EarlyStopping, int or True, optional
             Member by member: each ends when its own number has not improved, and becomes what it was in its best epoch.
-        threads, progress, verbose
+        steps_per_epoch : int, optional
+            Batches after which an epoch ends.
+        drop_last : bool
+            Whether to leave out a last batch that is smaller.
+        accumulation_steps : int
+            Batches whose mean gradient makes a step of the optimizer.
+        threads : int, optional
+            At most this many; None: as `cnn.set_num_threads` says.
+        progress : bool or "auto"
             As for `Sequential.fit`. The numbers beside the bar are the means over the members.
+        verbose : int, optional
+            Keras's word for `progress`: 0, 1 or 2.
 
         Returns
         -------
@@ -416,9 +432,13 @@ class Ensemble:
 
         Parameters
         ----------
-        x, y, sample_weight
+        x : array_like of shape (n, in_features) or (members, n, in_features), or list of ndarray
             As for `fit`.
-        metrics
+        y : array_like, or list of ndarray
+            As for `fit`.
+        sample_weight : array_like of shape (n,) or (members, n), optional
+            Not negative.
+        metrics : sequence of str, callable or Metric, or dict
             As for `Sequential.evaluate`.
         threads : int, optional
             At most this many; None: as `cnn.set_num_threads` says.

@@ -46,6 +46,13 @@ BLOCK = 1 << 24  # bytes of the outputs of all models for a block of rows, where
 class ManyHistory(dict):
     """{"loss": array of shape (epochs, members), "val_loss": ...}: what training many models at once returns.
 
+    Parameters
+    ----------
+    names : sequence of str
+        Of the numbers.
+    members : int
+        How many models.
+
     Attributes
     ----------
     epochs : list of int
@@ -189,14 +196,34 @@ def fit_many(
         Different ones, of one dtype, each with a loss and an optimizer.
     data : sequence of (x, y) or (x, y, sample_weight)
         Of each model, in memory; as for `Sequential.fit`.
-    epochs, batch_size, shuffle, validation_split, class_weight, metrics, steps_per_epoch, drop_last, accumulation_steps
+    epochs : int
+        Number of epochs.
+    batch_size : int, "auto" or None
         As for `Sequential.fit`, for each model.
+    shuffle : bool
+        Whether each model takes its rows in a random order, which its seed gives.
     validation_data : sequence of (x, y) or (x, y, sample_weight), optional
         Of each model.
+    validation_split : float
+        As for `Sequential.fit`, of each model's rows.
+    class_weight : dict or "balanced", optional
+        As for `Sequential.fit`.
+    metrics : sequence of str, callable or Metric, or dict
+        As for `Sequential.fit`: arrays of shape (models,) in the history.
     early_stopping : EarlyStopping, int or True, optional
         Model by model: each ends when its own number has not improved, and becomes what it was in its best epoch.
-    threads, progress, verbose
+    steps_per_epoch : int, optional
+        Batches after which an epoch ends.
+    drop_last : bool
+        Whether to leave out a last batch that is smaller.
+    accumulation_steps : int
+        Batches whose mean gradient makes a step of the optimizer.
+    threads : int, optional
+        At most this many; None: as `cnn.set_num_threads` says.
+    progress : bool or "auto"
         As for `Sequential.fit`. The numbers beside the bar are the means over the models.
+    verbose : int, optional
+        Keras's word for `progress`: 0, 1 or 2.
 
     Returns
     -------
