@@ -218,8 +218,20 @@ def test_history_and_plot(tmp_path):
     assert mlp.history_["val_score"] == mlp.validation_scores_
     mlp.plot(tmp_path / "history.png")
     assert (tmp_path / "history.png").stat().st_size > 1000
-    with pytest.raises(AttributeError, match="history_: solver='lbfgs' has no epochs"):
-        classifier(solver="lbfgs").fit(X, LABELS).history_  # noqa: B018
+    whole = classifier(solver="lbfgs", max_iter=7).fit(X, LABELS)
+    assert len(whole.history_["loss"]) == whole.n_iter_ == 7
+    assert sum(whole.history_["evaluations"]) >= 7
+    several = MLPRegressor(solver="lbfgs", max_iter=3).fit(X, X[:, :2])
+    with pytest.raises(AttributeError, match="history_: of several outputs solver='lbfgs' is SciPy's"):
+        several.history_  # noqa: B018
+
+
+def test_lbfgs_counts_evaluations():
+    """As scikit-learn's: the iteration in which max_fun is exceeded is the last."""
+    with pytest.warns(ConvergenceWarning, match=r"lbfgs failed to converge after \d+ iteration"):
+        mlp = classifier(solver="lbfgs", max_fun=7, max_iter=100, tol=0).fit(X, LABELS)
+    evaluations = mlp.history_["evaluations"]
+    assert sum(evaluations) > 7 >= sum(evaluations[:-1])
 
 
 def test_activations_are_checked():

@@ -95,6 +95,15 @@ def test_equals_dense_with_every_optimizer(dtype, name):
             assert_close(*assert_same_training(fit, model, x, 10 * RTOL[dtype.name], y), RTOL[dtype.name])
 
 
+def test_the_whole_data(dtype):
+    """L-BFGS sweeps the rows in blocks."""
+    x, y = matrix(1200, 40).astype(dtype), numbers(1200, 3)
+    model = model_of(40, 4000, optimizer=cnn.LBFGS(), dtype=dtype)  # so wide that 512 rows are a block
+    losses = assert_same_training(lambda one, *xy: one.fit(*xy, epochs=3)["loss"], model, x, 1e4 * RTOL[dtype.name], y)
+    assert_close(*losses, 100 * RTOL[dtype.name])
+    assert losses[0][-1] < losses[0][0]
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -3,7 +3,8 @@
 The estimators are subclasses of scikit-learn's: its parameters, validation of the input, orders of the rows, stopping
 rules and messages are inherited. What costs the time is replaced: the batches of an epoch are one native call
 (`_train`), and so is a prediction. What scikit-learn does not have (dropout, norms, other activations, losses, ...)
-is trained by `Sequential.fit` (`_train_layers`). Of sparse rows only L-BFGS makes dense ones.
+is trained by `Sequential.fit` (`_train_layers`), and so is `solver="lbfgs"`, by `LBFGS`; for several outputs of a
+squared error it stays SciPy's, since scikit-learn's gradient is not that of its loss there: sparse rows become dense.
 
 The hooks are private to scikit-learn (`_fit_stochastic`, `_initialize`, `_loss_grad_lbfgs`, `_forward_pass_fast`,
 `_predict`, `_score`), hence the bound on its version in the extra `sklearn`.
@@ -77,10 +78,10 @@ class _Native:
     def history_(self: Any) -> History:
         """The loss of each epoch, and what else there is: "val_score", "val_loss", "lr", ..."""
         check_is_fitted(self)
-        if self.solver == "lbfgs":
-            raise AttributeError("history_: solver='lbfgs' has no epochs")
         if "_history" in vars(self):
             return self._history
+        if self.solver == "lbfgs":
+            raise AttributeError("history_: of several outputs solver='lbfgs' is SciPy's, which has no epochs")
         scores = {"val_score": self.validation_scores_} if self.validation_scores_ else {}
         return History({"loss": self.loss_curve_, **scores})
 
@@ -507,6 +508,7 @@ class _Native:
         sample_weight, model = self._weights(y, sample_weight), self._network()
         shown, factor = self._factors()
         if shown != factor:  # scikit-learn's gradient is not that of its loss: only its own line search goes its way
+            vars(self).pop("_history", None)
             super()._fit_lbfgs(_dense(X), y, sample_weight, *rest)  # type: ignore[misc]
             return
         total = X.shape[0] if sample_weight is None else sample_weight.sum()
@@ -517,8 +519,8 @@ class _Native:
             weight_decay=decay / factor,
             decay_bias=False,
         )
-        history = model.fit(
-            _dense(X),
+        history = self._history = model.fit(
+            X,
             self._targets(y),
             epochs=self.max_iter,
             sample_weight=sample_weight,
@@ -530,7 +532,7 @@ class _Native:
         constant = np.average(np.broadcast_to(self._deviance(y), len(y)), weights=sample_weight)
         penalty = 0.5 * decay * sum(float(np.vdot(w, w)) for w in self.coefs_)
         self.loss_ = shown * history["loss"][-1] + constant + penalty
-        if history.converged is None:
+        if history.converged is None or sum(history["evaluations"]) > self.max_fun:
             warnings.warn(
                 f"lbfgs failed to converge after {self.n_iter_} iteration(s): increase max_iter or max_fun, or scale "
                 "the data",
@@ -541,10 +543,10 @@ class _Native:
     def _loss_grad_lbfgs(self: Any, packed, X, y, sample_weight, *_):
         """The loss of the whole data and its gradient, packed as scikit-learn packs them."""
         model = self._network()
-        for i, (start, stop, shape) in enumerate(self._coef_indptr):
-            self.coefs_[i][...] = packed[start:stop].reshape(shape)
-        for i, (start, stop) in enumerate(self._intercept_indptr):
-            self.intercepts_[i][...] = packed[start:stop]
+        own_arrays = self.coefs_ + self.intercepts_
+        ends = np.cumsum([a.size for a in own_arrays])
+        for array, numbers in zip(own_arrays, np.split(packed, ends[:-1]), strict=True):
+            array[...] = numbers.reshape(array.shape)
         loss: Any = model.loss
         shown, factor = self._factors()
         total = X.shape[0] if sample_weight is None else sample_weight.sum()

@@ -515,23 +515,27 @@ cdef class Program:
         self.loss.bind(&b, y, w)
         return loss_weight(&b.loss, cnp.PyArray_DIM(y, 0), b.target, b.target_bytes, b.weight)
 
-    def sweep(self, cnp.ndarray x, cnp.ndarray y, cnp.ndarray w, Py_ssize_t start, Py_ssize_t stop, double whole,
+    def sweep(self, x, cnp.ndarray y, cnp.ndarray w, Py_ssize_t start, Py_ssize_t stop, double whole,
               cnp.ndarray out, int threads, cnp.ndarray totals):
         """Forward and backward over rows start .. stop - 1 in training mode: the gradient of their part of the loss
         takes the place of the gradients, or joins them if start > 0. whole: `weight_of` all rows. The other arguments
         are those of `train_batches`; without a step, the penalties, and new random numbers."""
+        cdef bint dense = cnp.PyArray_CheckExact(x)
         cdef Py_ssize_t correct = 0
         cdef double loss, weight = 0
         cdef double* total = <double*>cnp.PyArray_DATA(totals)
         cdef Pass p
         self.enter()
         try:
-            self.reserve(&self.train, stop - start, True, threads)
+            rows = x if dense else x[start:stop]
+            self.reserve(&self.train, stop - start, True, threads, rows,
+                         most_entries(rows, None, 0, stop - start, stop - start))
             if self.saved != SAVED_NOTHING:
                 self.forget("training has gone on since")
             p = self.training_pass(stop - start, threads)
-            self.set_rows(&p, x, y, w)
-            p.batch.x += start * p.batch.x_row
+            self.set_rows(&p, rows, y, w)
+            if dense:
+                p.batch.x += start * p.batch.x_row
             p.batch.target += start * p.batch.target_bytes
             if w is not None:
                 p.batch.weight += start
