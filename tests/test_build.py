@@ -54,7 +54,7 @@ def test_package_under_test():
     if os.environ.get("CNN_TEST_WHEEL"):
         assert package == Path(sysconfig.get_path("platlib"), "cnn")
         source = Path(__file__).parents[1] / "src" / "cnn"
-        kinds = {".py", ".pyi", ".pxd", ".h", ".typed"}  # no sources of the modules
+        kinds = {".py", ".pyi", ".pxd", ".h", ".f90", ".typed"}  # no sources of the modules
         modules = {f"_kernels_{isa}_{real}" for isa in ("baseline", "v3", "v4") for real in ("f32", "f64")} | {"_cpu"}
         if platform.machine() not in ("x86_64", "AMD64"):
             modules = {name for name in modules if not re.search("v[34]", name)}

@@ -48,7 +48,7 @@ def rates(parts, name):
 
 
 @given(parts=graphs(names=SMOOTH), batch=st.sampled_from(BATCHES), seed=st.integers(0, 99))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_jvp_and_vjp_are_derivatives_of_the_reference(isa, parts, batch, seed):
     model, truth = build(parts, seed=seed)
     outputs = truth.outputs

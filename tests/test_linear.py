@@ -28,13 +28,10 @@ BACKWARD = covering(n_in=WIDTHS, n_out=WIDTHS, layout=LAYOUTS, batch=BATCHES, ac
 # the three products), panels of B packed, X^T packed (the last), rows of a batch of one or two in wide tiles.
 LARGE = [
     (1, 1025, 3),
-    (2, 2049, 17),
     (5, 1500, 33),
     (70, 1100, 65),
     (3, 1024, 16),
     (1, 3, 2000),
-    (2, 7, 1999),
-    (3, 4, 2047),
     (40, 1024, 512),  # rows of W a power of two apart
     (40, 5, 1100),
     (33, 40, 2050),

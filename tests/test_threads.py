@@ -23,7 +23,7 @@ import cnn
 from cnn import _threads
 from cnn.training import fit as training
 
-COUNTS = (1, 2, 3, 8)
+COUNTS = (1, 2, 5)
 # Layers of more than 128 rows; kept transposed, as last and as first layer; and small ones, which need many rows.
 SPECS = {
     "pieces": (chain(300, 130, 3, activation=("relu", None)), "cross_entropy"),
