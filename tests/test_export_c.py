@@ -59,7 +59,7 @@ def models():
     specs = [[(5, 7, True), (name, param)] for name, param in WITH_PARAMETERS]
     known = {f"net{i}_{dtype}": build(spec, dtype=dtype)[0] for i, spec in enumerate(specs) for dtype in TOLERANCE}
     return known | {
-        f"random{i}_{dtype}": random_model(i, dtype) for i, dtype in zip(range(12), 6 * list(TOLERANCE), strict=True)
+        f"random{i}_{dtype}": random_model(i, dtype) for i, dtype in zip(range(18), 9 * list(TOLERANCE), strict=True)
     }
 
 
