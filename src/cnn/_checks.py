@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,12 +107,11 @@ def _first(name: str, array: np.ndarray, which: np.ndarray) -> tuple[str, Any]:
     return f"{name}[{', '.join(map(str, place))}]" if place else name, array[place]
 
 
-class StateDict(dict):
-    """What `state_dict` returns: weights known to be (in, out), pickled too, when they come back in bytes as well."""
-
-
 def foreign(value: Any, state: Any) -> str | None:
-    """What holds the memory of an array, if it came from PyTorch or as bytes, row after row as it lay there."""
+    """What holds the memory of an array, if it came from PyTorch or as bytes, row after row as it lay there.
+
+    An OrderedDict is what `state_dict` returns: its arrays are (in, out), also if a pickle brings them back as bytes.
+    """
     if not isinstance(value, np.ndarray) or value.size < 2 or not value.flags.c_contiguous:
         return None
     base: Any = value
@@ -120,7 +120,7 @@ def foreign(value: Any, state: Any) -> str | None:
     base = base.obj if isinstance(base, memoryview) else base
     if type(base).__module__.partition(".")[0] == "torch":
         return "a tensor of PyTorch"
-    if isinstance(base, (bytes, bytearray)) and not isinstance(state, StateDict):
+    if isinstance(base, (bytes, bytearray)) and not isinstance(state, OrderedDict):
         return "bytes, as safetensors.numpy.load_file gives it"
     return None
 

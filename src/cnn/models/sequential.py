@@ -11,13 +11,14 @@ import copy
 import inspect
 import os
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from .. import layers, losses, optim
-from .._checks import StateDict, foreign, fraction, in_range, integer, seed_of, transposed
+from .._checks import foreign, fraction, in_range, integer, seed_of, transposed
 from .._configurable import object_for
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
@@ -551,7 +552,7 @@ class Sequential(layers.Chain):
         -------
         dict of str to ndarray
         """
-        state: dict[str, np.ndarray] = StateDict()
+        state: dict[str, np.ndarray] = OrderedDict()
         for op, place in self._core.parametric:
             names = {**self._core.named_of(place, *PARAMETERS), **self._core.named_of(place, *STATISTICS)}
             state.update({name: np.array(a, order="C") for name, a in names.items()})
