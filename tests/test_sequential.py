@@ -68,7 +68,7 @@ def assert_walks(model, network, x, targets, loss, rtol):
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy", None])
 @given(spec=specs(), batch=st.sampled_from(BATCHES), seed=st.integers(0, 1000))
-@settings(max_examples=25)
+@settings(max_examples=20)
 def test_random_networks(isa, dtype, loss, spec, batch, seed):
     model, network = build(spec, loss, dtype=dtype, seed=seed)
     x, targets = batch_for(spec, loss, batch, dtype, seed)
