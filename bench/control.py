@@ -23,7 +23,7 @@ import numpy as np
 
 import cnn
 
-FLAGS = ["-O3", "-march=native"]
+FLAGS = ["-O3", "-march=native"]  # of programs that run here and are thrown away; the wheel has none of them
 ROUNDS = 15
 
 

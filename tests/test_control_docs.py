@@ -1,11 +1,10 @@
 """docs/control.md: its code runs or compiles, and its links lead somewhere."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
+from compilers import needs_gfortran
 
 import cnn
 
@@ -36,7 +35,7 @@ def test_python_and_c(tmp_path, monkeypatch):
     assert {"f", "jac_f", "adj1_f", "jac_adj1_f", "jac_jac_f"} <= set(re.findall(r" T (\w+)", exported))
 
 
-@pytest.mark.skipif(not shutil.which("gfortran"), reason="needs gfortran (apt-get install gfortran)")
+@needs_gfortran
 def test_fortran(tmp_path):
     (text,) = blocks("fortran")
     use, *declared, assigned, called = text.splitlines()

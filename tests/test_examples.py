@@ -3,13 +3,13 @@
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from compilers import needs_gfortran
 
 import cnn
 
@@ -228,7 +228,7 @@ def test_quick_benchmark(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.skipif(not shutil.which("gfortran"), reason="needs gfortran (apt-get install gfortran)")
+@needs_gfortran
 def test_fortran(tmp_path):
     result = run("examples/fortran/main.py", "--epochs", 15, "--steps", 200, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -125,13 +125,15 @@ def test_agrees_when_compiled_for_speed(tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["gcc -std=c11", "g++ -std=c++17", "clang -std=c99 -Wunused", "clang++ -std=c++17"],
+    [
+        command
+        for command in ("gcc -std=c11", "g++ -std=c++17", "clang -std=c99 -Wunused", "clang++ -std=c++17")
+        if shutil.which(command.split()[0])
+    ],
 )
 def test_no_compiler_warns(written, command):
     """C99 is that of the other tests."""
     compiler, *flags = command.split()
-    if not shutil.which(compiler):
-        pytest.skip(f"{compiler} is not here")
     folder, _, _ = written
     source = folder / "warned.cpp"
     source.write_text("".join(f'#include "{path.name}"\n' for path in sorted(folder.glob("[!a]*_float*.c"))))

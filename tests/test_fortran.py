@@ -1,15 +1,15 @@
 """cnn.f90: Fortran calls what `to_c` writes, in both precisions, with constants and with parameters; it also trains."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from compilers import needs_gfortran
 
 import cnn
 
-pytestmark = pytest.mark.skipif(not shutil.which("gfortran"), reason="needs gfortran (apt-get install gfortran)")
+pytestmark = needs_gfortran
 
 # Reads x, v, dx of one row, and the parameters; writes what each function gives, in the order of `expected`.
 PROGRAM = """
