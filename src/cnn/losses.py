@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ._checks import choice, flag, fraction, integer, number, positive
 from ._configurable import Configurable
@@ -56,7 +57,7 @@ YES_ABOVE = {
 }
 
 
-def probabilities_of(model, who: str = "predict_proba") -> str:
+def probabilities_of(model: Any, who: str = "predict_proba") -> str:
     """What makes probabilities of a model's outputs: "classes" for the softmax of logits, "logits" for their sigmoid,
     "log_probabilities" for the exponential, "probabilities" for nothing.
 
@@ -149,16 +150,16 @@ class Loss(Configurable, kind="loss"):
     criterion: ClassVar[dict[str, Any]] = {"targets": "numbers"}
     _if_used: ClassVar[tuple[str, ...]] = ("ignore_nan", "chosen")  # earlier versions read files without them
 
-    def __init__(self, *, reduction="mean"):
+    def __init__(self, *, reduction: str = "mean") -> None:
         self.reduction = choice("reduction", reduction, ("mean", "sum"))
         self._gradient: np.ndarray | None = None
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         if name in self.__dict__ and not name.startswith("_"):  # a model has been compiled of it
             raise AttributeError(f"{name}: can only be set when the loss is made")
         super().__setattr__(name, value)
 
-    def forward(self, outputs, targets, sample_weight=None) -> float:
+    def forward(self, outputs: ArrayLike, targets: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """The loss. Its gradient is kept for `backward`.
 
         Parameters
@@ -205,7 +206,9 @@ class Loss(Configurable, kind="loss"):
             raise RuntimeError("backward needs a forward pass to go back over, but there was none")
         return self._gradient.copy()
 
-    def hvp(self, outputs, targets, vector, sample_weight=None) -> np.ndarray:
+    def hvp(
+        self, outputs: ArrayLike, targets: ArrayLike, vector: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> np.ndarray:
         """The second derivative of the loss with respect to the outputs, times a vector of their shape.
 
         Where the second derivative is zero almost everywhere (`L1Loss`, `QuantileLoss`, `NLLLoss`), so is this.
@@ -264,7 +267,7 @@ class Loss(Configurable, kind="loss"):
         """The numbers of the formula, in the kernels' order."""
         return ()
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments; those of `_if_used` only where they are in use.
 
         Returns
@@ -376,7 +379,9 @@ class HuberLoss(_OfChosen):
     kind = "huber"
     convex = True
 
-    def __init__(self, *, delta=1.0, reduction="mean", ignore_nan=False, chosen=False):
+    def __init__(
+        self, *, delta: float = 1.0, reduction: str = "mean", ignore_nan: bool = False, chosen: bool = False
+    ) -> None:
         super().__init__(reduction=reduction, ignore_nan=ignore_nan, chosen=chosen)
         self.delta = positive("delta", delta)
 
@@ -401,7 +406,9 @@ class SmoothL1Loss(_OfChosen):
     kind = "huber"
     convex = True
 
-    def __init__(self, *, beta=1.0, reduction="mean", ignore_nan=False, chosen=False):
+    def __init__(
+        self, *, beta: float = 1.0, reduction: str = "mean", ignore_nan: bool = False, chosen: bool = False
+    ) -> None:
         super().__init__(reduction=reduction, ignore_nan=ignore_nan, chosen=chosen)
         self.beta = number("beta", beta, 0)
 
@@ -433,7 +440,9 @@ class BCEWithLogitsLoss(Loss):
     column = "pos_weight"
     _if_used: ClassVar = ("label_smoothing",)
 
-    def __init__(self, *, pos_weight=None, label_smoothing=0.0, reduction="mean"):
+    def __init__(
+        self, *, pos_weight: float | ArrayLike | None = None, label_smoothing: float = 0.0, reduction: str = "mean"
+    ) -> None:
         super().__init__(reduction=reduction)
         self.label_smoothing = fraction("label_smoothing", label_smoothing)
         one = pos_weight is not None and np.ndim(pos_weight) == 0
@@ -484,13 +493,20 @@ class CrossEntropyLoss(Loss):
     }
     column = "weight"
 
-    def __init__(self, weight=None, *, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
+    def __init__(
+        self,
+        weight: ArrayLike | None = None,
+        *,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+    ) -> None:
         super().__init__(reduction=reduction)
         self.weight = _weights("weight", weight)
         self.ignore_index = _int64("ignore_index", ignore_index)
         self.label_smoothing = fraction("label_smoothing", label_smoothing)
 
-    def spec(self):
+    def spec(self) -> dict[str, Any]:
         spec: Any = super().spec()
         if spec["column"] is None and self.label_smoothing:
             spec["column"] = 1.0  # smoothing goes by the class weights
@@ -521,7 +537,7 @@ class NLLLoss(Loss):
     criterion: ClassVar = {"targets": "labels"}
     column = "weight"
 
-    def __init__(self, weight=None, *, ignore_index=-100, reduction="mean"):
+    def __init__(self, weight: ArrayLike | None = None, *, ignore_index: int = -100, reduction: str = "mean") -> None:
         super().__init__(reduction=reduction)
         self.weight = _weights("weight", weight)
         self.ignore_index = _int64("ignore_index", ignore_index)
@@ -550,14 +566,22 @@ class PoissonNLLLoss(_OfNumbers):
     convex = True
     criterion: ClassVar = {"targets": "numbers", "high": np.inf, "expected": "a finite count, not below 0"}
 
-    def __init__(self, *, log_input=True, full=False, eps=1e-8, reduction="mean", ignore_nan=False):
+    def __init__(
+        self,
+        *,
+        log_input: bool = True,
+        full: bool = False,
+        eps: float = 1e-8,
+        reduction: str = "mean",
+        ignore_nan: bool = False,
+    ) -> None:
         super().__init__(reduction=reduction, ignore_nan=ignore_nan)
         self.log_input = flag("log_input", log_input)
         self.full = flag("full", full)
         self.eps = number("eps", eps, 0)
 
     @property
-    def outputs(self):  # type: ignore[override]
+    def outputs(self) -> str:  # type: ignore[override]
         """What the outputs are: rates or their logarithms."""
         return "log_values" if self.log_input else "values"
 
@@ -593,14 +617,16 @@ class QuantileLoss(_OfNumbers):
     column = "quantiles"
 
     @property
-    def outputs_per_target(self):  # type: ignore[override]
+    def outputs_per_target(self) -> int:  # type: ignore[override]
         """As many as there are quantiles."""
         return len(self.quantiles)
 
-    def __init__(self, quantiles, *, reduction="mean", ignore_nan=False):
+    def __init__(self, quantiles: float | ArrayLike, *, reduction: str = "mean", ignore_nan: bool = False) -> None:
         super().__init__(reduction=reduction, ignore_nan=ignore_nan)
-        quantiles = [quantiles] if np.ndim(quantiles) == 0 else quantiles
-        self.quantiles: Any = _numbers("quantiles", quantiles, "a number between 0 and 1", lambda q: (q > 0) & (q < 1))
+        values = [quantiles] if np.ndim(quantiles) == 0 else quantiles
+        self.quantiles: np.ndarray = _numbers(
+            "quantiles", values, "a number between 0 and 1", lambda q: (q > 0) & (q < 1)
+        )
 
 
 class GaussianNLLLoss(_OfNumbers):
@@ -635,7 +661,15 @@ class GaussianNLLLoss(_OfNumbers):
     convex = False
     outputs_per_target = 2
 
-    def __init__(self, *, log_var=True, full=False, eps=1e-6, reduction="mean", ignore_nan=False):
+    def __init__(
+        self,
+        *,
+        log_var: bool = True,
+        full: bool = False,
+        eps: float = 1e-6,
+        reduction: str = "mean",
+        ignore_nan: bool = False,
+    ) -> None:
         super().__init__(reduction=reduction, ignore_nan=ignore_nan)
         self.log_var = flag("log_var", log_var)
         self.full = flag("full", full)
@@ -680,13 +714,13 @@ class CallableLoss(Loss):
     outputs = targets = None
     convex = has_second_derivative = False
 
-    def __init__(self, function, *, reduction="mean"):
+    def __init__(self, function: Callable[..., Any], *, reduction: str = "mean") -> None:
         super().__init__(reduction=reduction)
         if not callable(function):
             raise TypeError(f"function: expected a callable (outputs, targets) -> (loss, gradient), got {function!r}")
         self.function = function
 
-    def forward(self, outputs, targets, sample_weight=None) -> float:
+    def forward(self, outputs: ArrayLike, targets: Any, sample_weight: Any = None) -> float:
         """The function's loss. Its gradient is kept for `backward`.
 
         Parameters
@@ -720,7 +754,7 @@ class CallableLoss(Loss):
 
     __call__ = forward
 
-    def value_and_gradient(self, outputs: np.ndarray, targets) -> tuple[float, np.ndarray]:
+    def value_and_gradient(self, outputs: np.ndarray, targets: Any) -> tuple[float, np.ndarray]:
         """What the function returns, checked. A loss that is not finite is passed on, as that of every other loss.
 
         Parameters
@@ -760,7 +794,7 @@ class CallableLoss(Loss):
             raise ValueError(f"{self!r}: the gradient at [{row}, {column}] is {gradient[row, column]}")
         return loss, np.array(gradient, dtype=outputs.dtype, order="C")
 
-    def hvp(self, outputs, targets, vector, sample_weight=None) -> np.ndarray:
+    def hvp(self, outputs: Any, targets: Any, vector: Any, sample_weight: Any = None) -> np.ndarray:
         """The function has no second derivative.
 
         Parameters

@@ -306,14 +306,14 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
 
     def __init__(
         self,
-        hidden_layer_sizes=(32,),
-        activation="relu",
-        optimizer=None,
-        loss=None,
-        standardize=True,
-        l2=0.0,
-        seed=None,
-    ):
+        hidden_layer_sizes: int | tuple[int, ...] = (32,),
+        activation: Any = "relu",
+        optimizer: Any = None,
+        loss: Any = None,
+        standardize: bool = True,
+        l2: float = 0.0,
+        seed: int | None = None,
+    ) -> None:
         super().__init__(hidden_layer_sizes, activation, optimizer, loss, standardize, l2, seed)
         self._classes: dict[Any, int] = {}
         self._t = np.zeros(1, np.int64)
@@ -334,7 +334,7 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
             if self._model is not None:
                 self._grow()
 
-    def learn_one(self, x, y):
+    def learn_one(self, x: dict[Any, Any], y: Any) -> None:
         """Learn one row: a step of the optimiser.
 
         Parameters
@@ -361,7 +361,7 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
         if not loss < INF:
             raise _diverged(loss)
 
-    def predict_proba_one(self, x):
+    def predict_proba_one(self, x: dict[Any, Any]) -> dict[str, Any]:
         """Probabilities of the classes seen so far.
 
         Parameters
@@ -377,7 +377,7 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
             return {}
         return dict(zip(self._classes, self._model.predict_proba(self._row(x, False))[0].tolist(), strict=True))
 
-    def predict_one(self, x):
+    def predict_one(self, x: dict[Any, Any]) -> Any:
         """The most likely class.
 
         Parameters
@@ -393,7 +393,7 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
             return None
         return list(self._classes)[self._model.predict(self._row(x, False)).argmax()]
 
-    def learn_many(self, X, y):
+    def learn_many(self, X: Any, y: Any) -> None:
         """Learn a mini-batch: one step of the optimiser on the mean of the losses.
 
         Parameters
@@ -415,7 +415,7 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
             self._learn_classes(labels)
             self._step(self._matrix(X, True), np.array([self._classes[label] for label in labels]))
 
-    def predict_proba_many(self, X):
+    def predict_proba_many(self, X: Any) -> Any:
         """Probabilities of the classes seen so far.
 
         Parameters
@@ -432,7 +432,7 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
         p = np.empty((len(X), 0)) if self._model is None else self._model.predict_proba(self._matrix(X, False))
         return pd.DataFrame(p, index=X.index, columns=list(self._classes))
 
-    def predict_many(self, X):
+    def predict_many(self, X: Any) -> Any:
         """The most likely classes.
 
         Parameters
@@ -488,14 +488,14 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
 
     def __init__(
         self,
-        hidden_layer_sizes=(32,),
-        activation="relu",
-        optimizer=None,
-        loss=None,
-        standardize=True,
-        l2=0.0,
-        seed=None,
-    ):
+        hidden_layer_sizes: int | tuple[int, ...] = (32,),
+        activation: Any = "relu",
+        optimizer: Any = None,
+        loss: Any = None,
+        standardize: bool = True,
+        l2: float = 0.0,
+        seed: int | None = None,
+    ) -> None:
         super().__init__(hidden_layer_sizes, activation, optimizer, loss, standardize, l2, seed)
         if getattr(loss, "outputs_per_target", 1) != 1:
             raise ValueError(
@@ -517,7 +517,7 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
             self._deviation = (squares / n) ** 0.5
         return (y - mean) / self._deviation
 
-    def learn_one(self, x, y):
+    def learn_one(self, x: dict[Any, Any], y: float) -> None:
         """Learn one row: a step of the optimiser.
 
         Parameters
@@ -544,7 +544,7 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
         if not loss < INF:
             raise _diverged(loss)
 
-    def predict_one(self, x):
+    def predict_one(self, x: dict[Any, Any]) -> float:
         """The prediction for one row.
 
         Parameters
@@ -560,7 +560,7 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
             return 0.0
         return self._model.predict(self._row(x, False)).item() * self._deviation + self._mean
 
-    def learn_many(self, X, y):
+    def learn_many(self, X: Any, y: Any) -> None:
         """Learn a mini-batch: one step of the optimiser on the mean of the losses.
 
         Parameters
@@ -585,7 +585,7 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
                     self._learn_target(target)
             self._step(z, (np.array(targets)[:, None] - self._mean) / self._deviation)
 
-    def predict_many(self, X):
+    def predict_many(self, X: Any) -> Any:
         """The predictions for the rows of a mini-batch.
 
         Parameters

@@ -34,6 +34,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import layers, losses, optim
 from ._threads import MOST, threads_for
+from ._types import Array
 from .models import Sequential
 from .optim.optimizers import WEIGHT_DECAY
 from .training import Callback, History
@@ -797,45 +798,45 @@ class MLPClassifier(_Native, peers.MLPClassifier):
 
     def __init__(
         self,
-        hidden_layer_sizes=(100,),
-        activation="relu",
+        hidden_layer_sizes: Any = (100,),
+        activation: Any = "relu",
         *,
-        solver="adam",
-        alpha=0.0001,
-        batch_size="auto",
-        learning_rate="constant",
-        learning_rate_init=0.001,
-        power_t=0.5,
-        max_iter=200,
-        shuffle=True,
-        random_state=None,
-        tol=1e-4,
-        verbose=False,
-        warm_start=False,
-        momentum=0.9,
-        nesterovs_momentum=True,
-        early_stopping=False,
-        validation_fraction=0.1,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        n_iter_no_change=10,
-        max_fun=15000,
-        loss="log_loss",
-        class_weight=None,
-        dropout=0.0,
-        batch_norm=False,
-        layer_norm=False,
-        optimizer=None,
-        schedule=None,
-        clip_norm=None,
-        ema_decay=None,
-        callbacks=None,
-        n_jobs=None,
-    ):
+        solver: Any = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str | None = "auto",
+        learning_rate: Any = "constant",
+        learning_rate_init: Any = 0.001,
+        power_t: Any = 0.5,
+        max_iter: Any = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: Any = 1e-4,
+        verbose: int = False,
+        warm_start: Any = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: Any = True,
+        early_stopping: Any = False,
+        validation_fraction: Any = 0.1,
+        beta_1: Any = 0.9,
+        beta_2: Any = 0.999,
+        epsilon: Any = 1e-8,
+        n_iter_no_change: Any = 10,
+        max_fun: Any = 15000,
+        loss: Any = "log_loss",
+        class_weight: Any = None,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        layer_norm: bool = False,
+        optimizer: Any = None,
+        schedule: Any = None,
+        clip_norm: float | None = None,
+        ema_decay: float | None = None,
+        callbacks: Any = None,
+        n_jobs: int | None = None,
+    ) -> None:
         self.__dict__.update({name: value for name, value in dict(locals()).items() if name != "self"})
 
-    def predict(self, X):
+    def predict(self, X: Any) -> np.ndarray:
         """The classes of rows.
 
         Parameters
@@ -858,7 +859,7 @@ class MLPClassifier(_Native, peers.MLPClassifier):
         yes = (z > 0).astype(np.intp)  # whose sigmoid is above 1/2
         return self.classes_.take(yes[:, 0]) if self.n_outputs_ == 1 else yes
 
-    def predict_proba(self: Any, X):
+    def predict_proba(self: Any, X: Any) -> Array:
         """The probabilities of the classes.
 
         Parameters
@@ -906,44 +907,44 @@ class MLPRegressor(_Native, peers.MLPRegressor):
 
     def __init__(
         self,
-        loss="squared_error",
-        hidden_layer_sizes=(100,),
-        activation="relu",
+        loss: Any = "squared_error",
+        hidden_layer_sizes: Any = (100,),
+        activation: Any = "relu",
         *,
-        solver="adam",
-        alpha=0.0001,
-        batch_size="auto",
-        learning_rate="constant",
-        learning_rate_init=0.001,
-        power_t=0.5,
-        max_iter=200,
-        shuffle=True,
-        random_state=None,
-        tol=1e-4,
-        verbose=False,
-        warm_start=False,
-        momentum=0.9,
-        nesterovs_momentum=True,
-        early_stopping=False,
-        validation_fraction=0.1,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        n_iter_no_change=10,
-        max_fun=15000,
-        dropout=0.0,
-        batch_norm=False,
-        layer_norm=False,
-        optimizer=None,
-        schedule=None,
-        clip_norm=None,
-        ema_decay=None,
-        callbacks=None,
-        n_jobs=None,
-    ):
+        solver: Any = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str | None = "auto",
+        learning_rate: Any = "constant",
+        learning_rate_init: Any = 0.001,
+        power_t: Any = 0.5,
+        max_iter: Any = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: Any = 1e-4,
+        verbose: int = False,
+        warm_start: Any = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: Any = True,
+        early_stopping: Any = False,
+        validation_fraction: Any = 0.1,
+        beta_1: Any = 0.9,
+        beta_2: Any = 0.999,
+        epsilon: Any = 1e-8,
+        n_iter_no_change: Any = 10,
+        max_fun: Any = 15000,
+        dropout: Any = 0.0,
+        batch_norm: Any = False,
+        layer_norm: Any = False,
+        optimizer: Any = None,
+        schedule: Any = None,
+        clip_norm: float | None = None,
+        ema_decay: float | None = None,
+        callbacks: Any = None,
+        n_jobs: int | None = None,
+    ) -> None:
         self.__dict__.update({name: value for name, value in dict(locals()).items() if name != "self"})
 
-    def predict(self, X):
+    def predict(self, X: Any) -> Array:
         """The predicted numbers.
 
         Parameters

@@ -15,7 +15,7 @@ _ACTIVATIONS = {
 }
 
 
-def from_sklearn(mlp, *, optimizer=None) -> Sequential:
+def from_sklearn(mlp: Any, *, optimizer: Any = None) -> Sequential:
     """The model that computes what a fitted multilayer perceptron of scikit-learn computes.
 
     `predict` returns what scikit-learn's output function is applied to:

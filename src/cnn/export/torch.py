@@ -19,7 +19,7 @@ from ..layers.graph import in_features
 from ..models import Sequential
 
 
-def from_torch(module, *, activation=None, loss=None, optimizer=None) -> Sequential:
+def from_torch(module: Any, *, activation: Any = None, loss: Any = None, optimizer: Any = None) -> Sequential:
     """The model that computes what a `torch.nn.Sequential` computes, with copies of its parameters.
 
     Parameters
@@ -315,7 +315,7 @@ def _activation(given: Any) -> Any:
     return given()
 
 
-def to_torch(model):
+def to_torch(model: Any) -> Any:
     """The `torch.nn.Sequential` that computes what `model` predicts, with copies of its parameters.
 
     The loss is left out. Names and shapes are those of a checkpoint (`Sequential.save`).

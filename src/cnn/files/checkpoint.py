@@ -76,7 +76,7 @@ def write(path: str | os.PathLike, parts: Parts) -> None:
 # reading --------------------------------------------------------------------------------------------------------------
 
 
-def load(path: str | os.PathLike, loss: Any = None):
+def load(path: str | os.PathLike, loss: Any = None) -> Any:
     """The model that `Sequential.save` wrote, ready to go on training if it was saved with its training state.
 
     Files of all earlier versions of this library can be read. Nothing from the file is run, and nothing of a size that
@@ -116,7 +116,7 @@ def read(path: str | os.PathLike) -> tuple[Any, bool]:
             raise ValueError(f"{path}: no readable checkpoint: {error}") from error
 
 
-def from_bytes(cls: type, content: bytes, loss: Any = None):
+def from_bytes(cls: type, content: bytes, loss: Any = None) -> Any:
     """The model of class `cls` that `to_bytes` packed, with its loss if that is a Python function."""
     model = _model(Layer.known["Sequential"], io.BytesIO(content), len(content))[0]
     model.__class__ = cls  # whose constructor may take other arguments

@@ -64,7 +64,7 @@ def _state_of(member: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         state.history, state.callbacks = kept
 
 
-def load(cls: Any, path: str | os.PathLike):
+def load(cls: Any, path: str | os.PathLike) -> Any:
     """See Ensemble.load."""
     path = os.fsdecode(path)
     with safetensors_file.opened(path) as (file, size):

@@ -54,7 +54,7 @@ class Container:
         If the header is not as the format wants it; says why. Up to 2 MiB have been read by then.
     """
 
-    def __init__(self, file: BinaryIO, size: int):
+    def __init__(self, file: BinaryIO, size: int) -> None:
         self.file = file
         self.size = size
         if size < 8:

@@ -13,9 +13,11 @@ from inspect import signature
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .. import functional, initializers
 from .._checks import choice, number, positive
+from .._types import Array
 from .base import Layer
 
 __all__ = [
@@ -83,6 +85,7 @@ class Activation(Layer, abstract=True):
         C without such derivatives.
     """
 
+    function: str
     facts = (*Layer.facts, "function", "param", "gain", "onnx", "onnx_formula", "c")
     op: ClassVar[Any] = "activation"
     param = 0.0
@@ -174,7 +177,7 @@ class Activation(Layer, abstract=True):
     def _backward(self, grad_output):
         return functional.activation_backward(self.function, grad_output, self._last, self.param)
 
-    def derivative(self, z):
+    def derivative(self, z: ArrayLike) -> Array:
         """f'(z), element by element.
 
         Parameters
@@ -236,7 +239,7 @@ class LeakyReLU(Activation):
     c = (("t", "v * {a}"), ("v", "v > {0.0} ? v : t"))
     c_derivatives = (("s", "x > {0.0} ? {1.0} : {a}"), ("c", "{0.0}"))
 
-    def __init__(self, negative_slope=param):
+    def __init__(self, negative_slope: float = param) -> None:
         self.param = number("negative_slope", negative_slope)
 
     @property
@@ -245,7 +248,7 @@ class LeakyReLU(Activation):
         return self.param
 
     @staticmethod
-    def gain(negative_slope):
+    def gain(negative_slope: float) -> float:
         """sqrt(2 / (1 + negative_slope**2)) (He, Zhang, Ren and Sun, 2015).
 
         Parameters
@@ -258,7 +261,7 @@ class LeakyReLU(Activation):
         """
         return math.sqrt(2 / (1 + negative_slope**2))
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return (x > 0.0).op("Where", x, self.param * x)
 
 
@@ -279,7 +282,7 @@ class ELU(Activation):
     c = (("clamp", "v > {0.0} ? {0.0} : v"), ("t", "{a} * {expm1}(t)"), ("v", "v > {0.0} ? v : t"))
     c_derivatives = (("t", "y + {a}"), ("s", "x > {0.0} ? {1.0} : t"), ("c", "x > {0.0} ? {0.0} : t"))
 
-    def __init__(self, alpha=param):
+    def __init__(self, alpha: float = param) -> None:
         self.param = number("alpha", alpha)
 
     @property
@@ -287,7 +290,7 @@ class ELU(Activation):
         """What -f(z) tends to for z to -infinity."""
         return self.param
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return (x > 0.0).op("Where", x, self.param * (x.op("Min", 0.0).op("Exp") - 1.0))
 
 
@@ -332,7 +335,7 @@ class GELU(Activation):
     torch_name = "GELU"
     onnx = Onnx("Gelu", {"approximate": "approximate"}, opset=20, float64=False)
 
-    def __init__(self, approximate="none"):
+    def __init__(self, approximate: str = "none") -> None:
         self.approximate = choice("approximate", approximate, ("none", "tanh"))
         self.function = "gelu" if approximate == "none" else "gelu_tanh"
 
@@ -341,7 +344,7 @@ class GELU(Activation):
         return map(cls, ("none", "tanh"))
 
     @property
-    def c(self):  # type: ignore[override]
+    def c(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]
         """Its statements in C."""
         if self.approximate == "none":
             return (("v", "{0.5} * v * {erfc}(v * {-0.7071067811865476})"),)
@@ -352,7 +355,7 @@ class GELU(Activation):
         )
 
     @property
-    def c_derivatives(self):  # type: ignore[override]
+    def c_derivatives(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]
         """Those of its derivatives; x is brought to where they are not 0 or 1 yet, lest its square overflows."""
         if self.approximate == "none":
             return (
@@ -374,7 +377,7 @@ class GELU(Activation):
             ("s", f"({{1.0}} + s * {slope} * (t / ({{1.0}} + t))) / ({{1.0}} + t)"),
         )
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         if self.approximate == "tanh":
             return x * (x * (1.5957691216057308 + 0.07135481627260025 * x * x)).op("Sigmoid")
         return 0.5 * x * (1.0 + (x * 0.7071067811865476).in_float32("Erf"))
@@ -396,7 +399,7 @@ class SiLU(Activation):
         ("s", "t + s * t * ({1.0} - t)"),
     )
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return x * x.op("Sigmoid")
 
 
@@ -414,7 +417,7 @@ class Softplus(Activation):
     # from 40 on the two are one number in float64.
     _THRESHOLD_LEAST, _THRESHOLD_EXACT = 20, 40
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return x.op("Max", 0.0) + (1.0 + (-abs(x)).op("Exp")).op("Log")
 
     def _to_torch(self, nn, dtype):
@@ -449,7 +452,7 @@ class SELU(Activation):
         ("c", "x > {0.0} ? {0.0} : t"),
     )
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return (x > 0.0).op("Where", 1.0507009873554805 * x, 1.7580993408473769 * (x.op("Min", 0.0).op("Exp") - 1.0))
 
 
@@ -475,7 +478,7 @@ class CELU(Activation):
         ("c", "x > {0.0} ? {0.0} : t"),
     )
 
-    def __init__(self, alpha=param):
+    def __init__(self, alpha: float = param) -> None:
         self.param = positive("alpha", alpha)
 
     @property
@@ -487,7 +490,7 @@ class CELU(Activation):
     def _forms(cls, numbers):
         return super()._forms([number for number in numbers if number > 0])
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return (x > 0.0).op("Where", x, self.param * ((x.op("Min", 0.0) / self.param).op("Exp") - 1.0))
 
 
@@ -517,7 +520,7 @@ class Mish(Activation):
         ("s", "t * (t + {2.0} + s) / (t * (t + {2.0}) + {2.0})"),
     )
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         e = x.op("Min", 20.0).op("Exp")
         n = e * (e + 2.0)
         return x * (n / (n + 2.0))
@@ -537,7 +540,7 @@ class Softsign(Activation):
     )
     c_derivatives = (("t", "{1.0} / ({1.0} + {fabs}(x))"), ("s", "t * t"), ("c", "{-2.0} * s * {copysign}(t, x)"))
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return x / (abs(x) + 1.0)
 
 
@@ -551,7 +554,7 @@ class ReLU6(Activation):
     c = (("v", "v < {0.0} ? {0.0} : v"), ("v", "v > {6.0} ? {6.0} : v"))
     c_derivatives = (("s", "x > {0.0} ? {1.0} : {0.0}"), ("s", "x < {6.0} ? s : {0.0}"), ("c", "{0.0}"))
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return x.op("Clip", 0.0, 6.0)
 
 
@@ -575,7 +578,7 @@ class HardSigmoid(Activation):
         ("c", "{0.0}"),
     )
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return (x + 3.0).op("Clip", 0.0, 6.0) * self._slope
 
 
@@ -600,5 +603,5 @@ class HardSwish(Activation):
         ("c", "x < {3.0} ? c : {0.0}"),
     )
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return x * ((x + 3.0).op("Clip", 0.0, 6.0) * (1 / 6))

@@ -34,7 +34,7 @@ class Columns(Layer):
     positional = ("start", "stop")
     _fixed = ("start", "stop", "in_features")
 
-    def __init__(self, start, stop, in_features=None):
+    def __init__(self, start: int, stop: int, in_features: int | None = None) -> None:
         self.start = integer("start", start, 0)
         self.stop = integer("stop", stop, self.start + 1)
         self.in_features = None if in_features is None else integer("in_features", in_features, self.stop)
@@ -45,7 +45,7 @@ class Columns(Layer):
     def _changes_width(self):
         return True
 
-    def output_shape(self, shape):
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*shape[:-1], self.stop - self.start)
 
     def _options(self):

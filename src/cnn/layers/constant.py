@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from .._checks import integer
+from .._types import Array
 from .base import Layer, Parametric, width_of
 
 __all__ = ["Constant"]
@@ -48,7 +50,7 @@ class Constant(Parametric):
     positional = ("out_features",)
     _fixed = ("out_features", "init")
 
-    def __init__(self, out_features, init=0.0, *, dtype="float32"):
+    def __init__(self, out_features: int, init: float | ArrayLike = 0.0, *, dtype: DTypeLike = "float32") -> None:
         self.out_features = integer("out_features", out_features, 1)
         numbers = np.asarray(init)
         if numbers.dtype.kind not in "fiu":
@@ -63,10 +65,10 @@ class Constant(Parametric):
     def _draw(self, bits):
         return {"weight": None, "bias": np.full(self.out_features, self.init, self.dtype)}
 
-    def parameter_shapes(self):
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"bias": (self.out_features,)}
 
-    def output_shape(self, shape):
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*shape[:-1], self.out_features)
 
     def _changes_width(self):
@@ -77,7 +79,7 @@ class Constant(Parametric):
         n = width_of(config, "out_features")
         return n, n
 
-    def forward(self, x):
+    def forward(self, x: ArrayLike) -> Array:
         """b, once for each row of x.
 
         Parameters

@@ -30,7 +30,7 @@ class Dropout(Layer):
     only_training = True
     _fixed = ("p",)
 
-    def __init__(self, p=0.5):
+    def __init__(self, p: float = 0.5) -> None:
         self.p = fraction("p", p)
 
     def _options(self):

@@ -68,7 +68,7 @@ class Core:
         If widths do not follow from one another, or a layer is used twice.
     """
 
-    def __init__(self, layers: list, dtype, seed: int | None):
+    def __init__(self, layers: list, dtype: Any, seed: int | None) -> None:
         self.kernels = kernels(dtype)
         self.dtype: np.dtype = self.kernels.DTYPE
         self.seed = seed
@@ -185,7 +185,7 @@ class Core:
         return core
 
     @property
-    def derivatives(self):
+    def derivatives(self) -> Any:
         """The native derivative products; made when first needed."""
         if self._derivatives is None:
             native = getattr(self.program, "native", None)  # which makes a part's program, too
@@ -265,7 +265,7 @@ class Core:
         objective.begin()
         return self.optimizer.iterate(self._minimizer, objective, lr)
 
-    def whole_step(self, x, y, sample_weight, threads: int) -> float:
+    def whole_step(self, x: Any, y: Any, sample_weight: Any, threads: int) -> float:
         """`train_step` with such an optimiser: an iteration on these rows; the loss before it."""
         program = self.program
         x, y, w = program.flattened(x, y, sample_weight)

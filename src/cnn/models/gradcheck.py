@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._checks import integer, positive
 from .sequential import Sequential
@@ -71,7 +72,16 @@ class GradcheckReport:
         return "\n".join(map(str, self.checks))
 
 
-def gradcheck(model, x, y=None, *, rtol=1e-6, samples=1000, seed=0, raises=False) -> GradcheckReport:
+def gradcheck(
+    model: Any,
+    x: ArrayLike,
+    y: ArrayLike | None = None,
+    *,
+    rtol: float = 1e-6,
+    samples: int = 1000,
+    seed: int = 0,
+    raises: bool = False,
+) -> GradcheckReport:
     """Compare a model's derivatives with central differences of order 4.
 
     Checked are the gradient of the loss in the parameters and in x, and a Hessian product along a random direction

@@ -34,7 +34,7 @@ class ManyOptimizers:
         If the arrays have different lengths.
     """
 
-    def __init__(self, cls, args: tuple, kwargs: dict[str, Any]):
+    def __init__(self, cls: type, args: tuple, kwargs: dict[str, Any]) -> None:
         self.cls, self.args, self.kwargs = cls, args, kwargs
         lengths = sorted(_lengths([args, kwargs]))
         if len(set(lengths)) > 1:
@@ -44,7 +44,7 @@ class ManyOptimizers:
         self.members: int = lengths[0]
         self.of(0)
 
-    def of(self, i: int):
+    def of(self, i: int) -> Any:
         """The optimiser of member i.
 
         Parameters

@@ -179,11 +179,11 @@ class Optimizer(Configurable, kind="optimizer"):
     clip_value = _Limit()
     ema_decay = _EMADecay()
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         cls.__signature__ = _signature_of(cls)  # type: ignore[attr-defined]
         super().__init_subclass__(**kwargs)
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """With arrays for hyper-parameters: the optimisers of an `Ensemble`."""
         if has_arrays(args) or has_arrays(kwargs):
             return ManyOptimizers(cls, args, kwargs)
@@ -191,16 +191,16 @@ class Optimizer(Configurable, kind="optimizer"):
 
     def __init__(
         self,
-        lr,
-        weight_decay,
+        lr: float,
+        weight_decay: float,
         *,
-        groups=None,
-        decay_bias=True,
-        clip_norm=None,
-        clip_value=None,
-        ema_decay=None,
-        schedule=None,
-    ):
+        groups: Any = None,
+        decay_bias: bool = True,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        ema_decay: float | None = None,
+        schedule: Any = None,
+    ) -> None:
         lr = number("lr", lr, 0)
         weight_decay = number("weight_decay", weight_decay, 0)
         self._decay_bias = flag("decay_bias", decay_bias)
@@ -223,7 +223,7 @@ class Optimizer(Configurable, kind="optimizer"):
         self.clip_norm, self.clip_value, self.ema_decay = clip_norm, clip_value, ema_decay
         self.schedule = schedule
 
-    def __copy__(self):
+    def __copy__(self) -> Any:
         """An optimiser with a table and a schedule of its own."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
@@ -244,7 +244,7 @@ class Optimizer(Configurable, kind="optimizer"):
         return self._decay_bias
 
     @decay_bias.setter
-    def decay_bias(self, value):
+    def decay_bias(self, value: Any) -> None:
         raise AttributeError("decay_bias: can only be set when the optimiser is made")
 
     @property
@@ -305,7 +305,7 @@ class Optimizer(Configurable, kind="optimizer"):
         return self._schedule
 
     @schedule.setter
-    def schedule(self, value):
+    def schedule(self, value: Any) -> None:
         if isinstance(value, dict):
             value = schedules.Schedule.from_config(value)
         if value is not None and not isinstance(value, schedules.Schedule):
@@ -443,7 +443,15 @@ class SGD(Optimizer):
     dampening = _Hyper(low=-np.inf)
     nesterov = _Flag()
 
-    def __init__(self, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, **common):
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        **common: Any,
+    ) -> None:
         super().__init__(lr, weight_decay, **common)
         self.momentum = momentum
         self.dampening = dampening
@@ -487,7 +495,15 @@ class Adam(Optimizer):
     eps = _Hyper()
     amsgrad = _Flag()
 
-    def __init__(self, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, **common):
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        **common: Any,
+    ) -> None:
         super().__init__(lr, weight_decay, **common)
         self.betas = betas
         self.eps = eps
@@ -499,7 +515,7 @@ class Adam(Optimizer):
         return self.beta1, self.beta2
 
     @betas.setter
-    def betas(self, value):
+    def betas(self, value: Any) -> None:
         if not isinstance(value, (tuple, list, np.ndarray)):
             raise TypeError(f"betas: expected two numbers, got {value!r}")
         if len(value) != 2:
@@ -530,7 +546,15 @@ class AdamW(Adam):
 
     kernel = "adamw"
 
-    def __init__(self, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False, **common):
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        **common: Any,
+    ) -> None:
         super().__init__(lr, betas, eps, weight_decay, amsgrad, **common)
 
 
@@ -565,7 +589,16 @@ class RMSprop(Optimizer):
     eps = _Hyper()
     centered = _Flag()
 
-    def __init__(self, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0, centered=False, **common):
+    def __init__(
+        self,
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        **common: Any,
+    ) -> None:
         super().__init__(lr, weight_decay, **common)
         self.alpha = alpha
         self.eps = eps
@@ -598,7 +631,15 @@ class Adagrad(Optimizer):
     eps = _Hyper()
     initial_accumulator_value = _Hyper()
 
-    def __init__(self, lr=1e-2, lr_decay=0.0, weight_decay=0.0, initial_accumulator_value=0.0, eps=1e-10, **common):
+    def __init__(
+        self,
+        lr: float = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        **common: Any,
+    ) -> None:
         super().__init__(lr, weight_decay, **common)
         self.lr_decay = lr_decay
         self.initial_accumulator_value = initial_accumulator_value

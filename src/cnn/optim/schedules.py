@@ -57,10 +57,10 @@ class Schedule(Configurable, kind="schedule"):
     facts = ("_lr",)
     _changes: ClassVar[int] = 0
 
-    def __init__(self, interval):
+    def __init__(self, interval: str) -> None:
         self.interval = choice("interval", interval, INTERVALS)
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         Schedule._changes += 1
 
@@ -109,7 +109,9 @@ class Schedule(Configurable, kind="schedule"):
         """The momenta after t steps; NaN where the schedule leaves it alone."""
         return np.nan
 
-    def plot(self, count: Any = 100, lr: float = 1.0, ax=None, path=None):
+    def plot(
+        self, count: Any = 100, lr: float = 1.0, ax: Any = None, path: str | os.PathLike[str] | None = None
+    ) -> Any:
         """Draw the learning rate, and the momentum if it is cycled, over `count` steps or epochs.
 
         Parameters
@@ -185,7 +187,7 @@ class ConstantLR(Schedule):
     interval : {"epoch", "step"}
     """
 
-    def __init__(self, factor=1.0 / 3, total_iters=5, interval="epoch"):
+    def __init__(self, factor: float = 1.0 / 3, total_iters: int = 5, interval: str = "epoch") -> None:
         super().__init__(interval)
         self.factor = fraction("factor", factor)
         self.total_iters = integer("total_iters", total_iters, 1)
@@ -209,7 +211,9 @@ class LinearLR(Schedule):
     interval : {"epoch", "step"}
     """
 
-    def __init__(self, start_factor=1.0 / 3, end_factor=1.0, total_iters=5, interval="epoch"):
+    def __init__(
+        self, start_factor: float = 1.0 / 3, end_factor: float = 1.0, total_iters: int = 5, interval: str = "epoch"
+    ) -> None:
         super().__init__(interval)
         self.start_factor = fraction("start_factor", positive("start_factor", start_factor))
         self.end_factor = fraction("end_factor", end_factor)
@@ -232,7 +236,7 @@ class PolynomialLR(Schedule):
     interval : {"epoch", "step"}
     """
 
-    def __init__(self, total_iters=5, power=1.0, interval="epoch"):
+    def __init__(self, total_iters: int = 5, power: float = 1.0, interval: str = "epoch") -> None:
         super().__init__(interval)
         self.total_iters = integer("total_iters", total_iters, 1)
         self.power = positive("power", power)
@@ -253,7 +257,7 @@ class StepLR(Schedule):
     interval : {"epoch", "step"}
     """
 
-    def __init__(self, step_size, gamma=0.1, interval="epoch"):
+    def __init__(self, step_size: int, gamma: float = 0.1, interval: str = "epoch") -> None:
         super().__init__(interval)
         self.step_size = integer("step_size", step_size, 1)
         self.gamma = number("gamma", gamma, 0)
@@ -274,7 +278,7 @@ class MultiStepLR(Schedule):
     interval : {"epoch", "step"}
     """
 
-    def __init__(self, milestones, gamma=0.1, interval="epoch"):
+    def __init__(self, milestones: Sequence[int], gamma: float = 0.1, interval: str = "epoch") -> None:
         super().__init__(interval)
         self.milestones = _milestones(milestones, 0)
         self.gamma = number("gamma", gamma, 0)
@@ -293,7 +297,7 @@ class ExponentialLR(Schedule):
     interval : {"epoch", "step"}
     """
 
-    def __init__(self, gamma, interval="epoch"):
+    def __init__(self, gamma: float, interval: str = "epoch") -> None:
         super().__init__(interval)
         self.gamma = number("gamma", gamma, 0)
 
@@ -315,7 +319,7 @@ class CosineAnnealingLR(Schedule):
     interval : {"epoch", "step"}
     """
 
-    def __init__(self, T_max, eta_min=0.0, interval="epoch"):
+    def __init__(self, T_max: int, eta_min: float = 0.0, interval: str = "epoch") -> None:
         super().__init__(interval)
         self.T_max = integer("T_max", T_max, 1)
         self.eta_min = number("eta_min", eta_min, 0)
@@ -337,7 +341,7 @@ class CosineAnnealingWarmRestarts(Schedule):
     interval : {"epoch", "step"}
     """
 
-    def __init__(self, T_0, T_mult=1, eta_min=0.0, interval="epoch"):
+    def __init__(self, T_0: int, T_mult: int = 1, eta_min: float = 0.0, interval: str = "epoch") -> None:
         super().__init__(interval)
         self.T_0 = integer("T_0", T_0, 1)
         self.T_mult = integer("T_mult", T_mult, 1)
@@ -382,19 +386,19 @@ class OneCycleLR(Schedule):
 
     def __init__(
         self,
-        max_lr,
-        total_steps,
+        max_lr: float,
+        total_steps: int,
         *,
-        pct_start=0.3,
-        anneal_strategy="cos",
-        cycle_momentum=True,
-        base_momentum=0.85,
-        max_momentum=0.95,
-        div_factor=25.0,
-        final_div_factor=1e4,
-        three_phase=False,
-        interval="step",
-    ):
+        pct_start: float = 0.3,
+        anneal_strategy: str = "cos",
+        cycle_momentum: bool = True,
+        base_momentum: float = 0.85,
+        max_momentum: float = 0.95,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+        three_phase: bool = False,
+        interval: str = "step",
+    ) -> None:
         super().__init__(interval)
         self.max_lr = positive("max_lr", max_lr)
         self.total_steps = integer("total_steps", total_steps, 1)
@@ -408,7 +412,7 @@ class OneCycleLR(Schedule):
         self.three_phase = flag("three_phase", three_phase)
 
     @property
-    def cycles_momentum(self):
+    def cycles_momentum(self) -> bool:
         return self.cycle_momentum
 
     def _annealed(self, t, low, high, end):
@@ -448,7 +452,7 @@ class SequentialLR(Schedule):
         At least 1 and increasing: where the second schedule begins, the third, ...
     """
 
-    def __init__(self, schedules, milestones):
+    def __init__(self, schedules: Any, milestones: Sequence[int]) -> None:
         if isinstance(schedules, Schedule) or not isinstance(schedules, Sequence) or isinstance(schedules, str):
             raise TypeError(f"schedules: expected a list of schedules, got {schedules!r}")
         schedules = [Schedule.from_config(one) if isinstance(one, dict) else one for one in schedules]
@@ -471,7 +475,7 @@ class SequentialLR(Schedule):
         super().__init__(schedules[0].interval)
 
     @property
-    def cycles_momentum(self):
+    def cycles_momentum(self) -> bool:
         return any(one.cycles_momentum for one in self.schedules)
 
     def _joined(self, t, course):
@@ -522,16 +526,16 @@ class ReduceLROnPlateau(Schedule):
 
     def __init__(
         self,
-        mode="min",
-        factor=0.1,
-        patience=10,
-        threshold=1e-4,
-        threshold_mode="rel",
-        cooldown=0,
-        min_lr=0.0,
-        eps=1e-8,
-        monitor=None,
-    ):
+        mode: str = "min",
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        threshold_mode: str = "rel",
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+        eps: float = 1e-8,
+        monitor: str | None = None,
+    ) -> None:
         super().__init__("epoch")
         self.mode = choice("mode", mode, ("min", "max"))
         self.factor = number("factor", factor, 0, 1)
@@ -549,7 +553,7 @@ class ReduceLROnPlateau(Schedule):
         self.cooldown_counter = 0
         self.reductions = 0
 
-    def watched(self, names) -> str:
+    def watched(self, names: Any) -> str:
         """The name of the number that is monitored, of those that there are.
 
         Parameters

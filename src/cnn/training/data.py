@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._checks import integer
 from .._sparse import SparseRows, is_sparse, joined
@@ -72,7 +73,7 @@ class Source:
         """The parts of an epoch (numbered from 0), shuffled for it; None: in the order of the rows."""
         raise NotImplementedError
 
-    def check(self, metrics) -> None:
+    def check(self, metrics: Any) -> None:
         """Raise what can be raised before anything is trained: `metrics` has a method check(targets)."""
 
 
@@ -118,7 +119,9 @@ class Blocks:
     When shuffled, the blocks come in random order and the rows in random order within their block.
     """
 
-    def __init__(self, x, y, sample_weight=None, rows=None):
+    def __init__(
+        self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, rows: int | None = None
+    ) -> None:
         for name, array in (("x", x), ("y", y)):
             if not (hasattr(array, "shape") and hasattr(array, "dtype") and hasattr(array, "__getitem__")):
                 raise TypeError(f"{name}: expected an array with shape, dtype and slices, got {type(array).__name__}")
@@ -293,7 +296,7 @@ class _Mapped:
         return np.ndarray((stop - start, *self.shape[1:]), self.dtype, self.buffer, at, self.strides)
 
 
-def mapped(array) -> np.memmap | None:
+def mapped(array: Any) -> np.memmap | None:
     """The memory map that an array lies in, if it does."""
     while isinstance(array, np.ndarray):
         if isinstance(array, np.memmap) and getattr(array, "_mmap", None) is not None:
@@ -507,7 +510,7 @@ def _kind(batch) -> str:
 # the choice -----------------------------------------------------------------------------------------------------------
 
 
-def source_of(context, x, y, w, names: Names, epochs: int = 1, arrays: bool = False) -> Source:
+def source_of(context: Any, x: Any, y: Any, w: Any, names: Names, epochs: int = 1, arrays: bool = False) -> Source:
     """The source for what a user has passed: arrays in any case, if `arrays`.
 
     Raises

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from typing import Any
 
 from .._pictures import figure_for
 
@@ -27,7 +28,7 @@ class History(dict):
 
     converged: str | None = None
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.epochs: list[int] = list(range(1, 1 + len(next(iter(self.values()), []))))
 
@@ -108,7 +109,7 @@ class History(dict):
                 file.write(text + "\n")
         return text
 
-    def to_pandas(self):
+    def to_pandas(self) -> Any:
         """The numbers as a table with a row for each epoch, indexed by its number.
 
         Returns
@@ -126,7 +127,7 @@ class History(dict):
             raise ImportError("History.to_pandas needs pandas: pip install pandas") from error
         return pandas.DataFrame(dict(self), index=pandas.Index(self.epochs, name="epoch"))
 
-    def plot(self, path: str | os.PathLike | None = None):
+    def plot(self, path: str | os.PathLike | None = None) -> Any:
         """Draw each number over the epochs: training and validation in one panel, the best epoch marked.
 
         Parameters

@@ -48,7 +48,7 @@ class Objective:
         If the loss is not the same whenever it is evaluated, or has no derivative.
     """
 
-    def __init__(self, core: Any, x, y, w, threads: int, out=None):
+    def __init__(self, core: Any, x: Any, y: Any, w: Any, threads: int, out: np.ndarray | None = None) -> None:
         name = type(core.optimizer).__name__
         for place in core.graph.seen.values():
             if place.layer.only_training and place.layer.acts:

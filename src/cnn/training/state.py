@@ -92,7 +92,9 @@ class TrainingState:
         return arrays, numbers | ({"callbacks": kept} if kept else {})
 
     @classmethod
-    def from_parts(cls, arrays: dict[str, np.ndarray], numbers: Any, program: Any, optimizer: Any, dtype: np.dtype):
+    def from_parts(
+        cls, arrays: dict[str, np.ndarray], numbers: Any, program: Any, optimizer: Any, dtype: np.dtype
+    ) -> Any:
         """The state that `to_parts` gave; program, optimiser and schedule are brought to it.
 
         Raises
