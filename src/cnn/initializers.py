@@ -225,7 +225,7 @@ class Initializer(Configurable, kind="initializer"):
         Whether it needs a matrix, and cannot initialise biases.
     """
 
-    facts = ("names",)
+    facts: ClassVar[tuple[str, ...]] = ("names",)
     weights_only: ClassVar[bool] = False
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -254,7 +254,7 @@ class Initializer(Configurable, kind="initializer"):
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: Any = None
 
 
 class Constant(Initializer):
@@ -266,10 +266,10 @@ class Constant(Initializer):
         Finite.
     """
 
-    names = ("constant",)
+    names: ClassVar[tuple[str, ...]] = ("constant",)
 
     def __init__(self, val: float = 0.0) -> None:
-        self.val = number("val", val)
+        self.val: float = number("val", val)
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
         return np.full(shape, self.val)
@@ -278,7 +278,7 @@ class Constant(Initializer):
 class Zeros(Initializer):
     """0 everywhere."""
 
-    names = ("zeros",)
+    names: ClassVar[tuple[str, ...]] = ("zeros",)
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
         return np.zeros(shape)
@@ -287,7 +287,7 @@ class Zeros(Initializer):
 class Ones(Initializer):
     """1 everywhere."""
 
-    names = ("ones",)
+    names: ClassVar[tuple[str, ...]] = ("ones",)
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
         return np.ones(shape)
@@ -302,10 +302,11 @@ class Uniform(Initializer):
         Finite, b at least a.
     """
 
-    names = ("uniform",)
+    names: ClassVar[tuple[str, ...]] = ("uniform",)
 
     def __init__(self, a: float = 0.0, b: float = 1.0) -> None:
-        self.a, self.b = number("a", a), number("b", b)
+        self.a: float = number("a", a)
+        self.b: float = number("b", b)
         if not self.a <= self.b:
             raise ValueError(f"b: expected at least a = {self.a}, got {self.b}")
 
@@ -324,10 +325,11 @@ class Normal(Initializer):
         At least 0.
     """
 
-    names = ("normal",)
+    names: ClassVar[tuple[str, ...]] = ("normal",)
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
-        self.mean, self.std = number("mean", mean), number("std", std, 0.0)
+        self.mean: float = number("mean", mean)
+        self.std: float = number("std", std, 0.0)
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
         return self.mean + self.std * standard_normal(rng, shape)
@@ -373,12 +375,12 @@ class KaimingUniform(Scaled):
         Whether the variance is kept on the way forward or on the way back.
     """
 
-    names = ("kaiming_uniform",)
+    names: ClassVar[tuple[str, ...]] = ("kaiming_uniform",)
 
     def __init__(self, nonlinearity: str = "relu", a: float = 0.0, mode: str = "fan_in") -> None:
-        self.nonlinearity = choice("nonlinearity", nonlinearity, [*GAINS])
-        self.a = number("a", a)
-        self.mode = choice("mode", mode, ["fan_in", "fan_out"])
+        self.nonlinearity: Any = choice("nonlinearity", nonlinearity, [*GAINS])
+        self.a: float = number("a", a)
+        self.mode: Any = choice("mode", mode, ["fan_in", "fan_out"])
 
     def std(self, fan_in: Any, fan_out: Any) -> float:
         return calculate_gain(self.nonlinearity, self.a) / math.sqrt(fan_in if self.mode == "fan_in" else fan_out)
@@ -395,7 +397,7 @@ class KaimingNormal(KaimingUniform):
         All as for `KaimingUniform`.
     """
 
-    names = ("kaiming_normal",)
+    names: ClassVar[tuple[str, ...]] = ("kaiming_normal",)
     distribution = "normal"
 
 
@@ -408,10 +410,10 @@ class XavierUniform(Scaled):
         A factor, or the activation that follows: `calculate_gain(gain)`.
     """
 
-    names = ("xavier_uniform", "glorot_uniform")
+    names: ClassVar[tuple[str, ...]] = ("xavier_uniform", "glorot_uniform")
 
     def __init__(self, gain: Any = 1.0) -> None:
-        self.gain = _gain(gain)
+        self.gain: Any = _gain(gain)
 
     def std(self, fan_in: Any, fan_out: Any) -> float:
         return _factor(self.gain) * math.sqrt(2 / (fan_in + fan_out))
@@ -426,14 +428,14 @@ class XavierNormal(XavierUniform):
         As for `XavierUniform`.
     """
 
-    names = ("xavier_normal", "glorot_normal")
+    names: ClassVar[tuple[str, ...]] = ("xavier_normal", "glorot_normal")
     distribution = "normal"
 
 
 class LeCunUniform(Scaled):
     """Uniform within +-sqrt(3 / fan_in) (LeCun, Bottou, Orr and Müller, Efficient BackProp, 1998)."""
 
-    names = ("lecun_uniform",)
+    names: ClassVar[tuple[str, ...]] = ("lecun_uniform",)
 
     def std(self, fan_in: Any, fan_out: Any) -> float:
         return 1 / math.sqrt(fan_in)
@@ -442,7 +444,7 @@ class LeCunUniform(Scaled):
 class LeCunNormal(LeCunUniform):
     """Normal, not truncated, with standard deviation 1 / sqrt(fan_in): for SELU (Klambauer et al., 2017)."""
 
-    names = ("lecun_normal",)
+    names: ClassVar[tuple[str, ...]] = ("lecun_normal",)
     distribution = "normal"
 
 
@@ -458,11 +460,11 @@ class Orthogonal(Initializer):
         A factor, or the activation that follows: `calculate_gain(gain)`.
     """
 
-    names = ("orthogonal",)
+    names: ClassVar[tuple[str, ...]] = ("orthogonal",)
     weights_only = True
 
     def __init__(self, gain: Any = 1.0) -> None:
-        self.gain = _gain(gain)
+        self.gain: Any = _gain(gain)
 
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
         n_in, n_out = _fans(shape, self)

@@ -85,7 +85,7 @@ def _int64(name: str, value) -> int:
     return int(value)
 
 
-def _numbers(name: str, value, what: str, good: Callable) -> np.ndarray:
+def _numbers(name: str, value, what: str, good: Callable[..., Any]) -> np.ndarray:
     """A sequence of numbers, one for each output, as a read-only float64 vector; `what` they are if `good`."""
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
@@ -139,7 +139,16 @@ class Loss(Configurable, kind="loss"):
         What the targets are, as the kernels check them: see `Criterion` in kernels/targets.pxi.
     """
 
-    facts = ("kind", "outputs", "targets", "criterion", "convex", "has_second_derivative", "column", "_parameters")
+    facts: ClassVar[tuple[str, ...]] = (
+        "kind",
+        "outputs",
+        "targets",
+        "criterion",
+        "convex",
+        "has_second_derivative",
+        "column",
+        "_parameters",
+    )
     kind: ClassVar[str]
     outputs: str | None
     targets: ClassVar[str | None]
@@ -151,7 +160,7 @@ class Loss(Configurable, kind="loss"):
     _if_used: ClassVar[tuple[str, ...]] = ("ignore_nan", "chosen")  # earlier versions read files without them
 
     def __init__(self, *, reduction: str = "mean") -> None:
-        self.reduction = choice("reduction", reduction, ("mean", "sum"))
+        self.reduction: Any = choice("reduction", reduction, ("mean", "sum"))
         self._gradient: np.ndarray | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -263,7 +272,7 @@ class Loss(Configurable, kind="loss"):
             spec["column_name"] = self.column
         return spec
 
-    def _parameters(self) -> tuple:
+    def _parameters(self) -> tuple[Any, ...]:
         """The numbers of the formula, in the kernels' order."""
         return ()
 
@@ -288,14 +297,14 @@ class _OfNumbers(Loss, abstract=True):
         Whether elements whose target is NaN do not count.
     """
 
-    targets = "numbers"
+    targets: ClassVar[str | None] = "numbers"
     chosen = False
 
-    def __init__(self, *, reduction="mean", ignore_nan=False):
+    def __init__(self, *, reduction: str = "mean", ignore_nan: bool = False) -> None:
         super().__init__(reduction=reduction)
-        self.ignore_nan = flag("ignore_nan", ignore_nan)
+        self.ignore_nan: bool = flag("ignore_nan", ignore_nan)
 
-    def spec(self):
+    def spec(self) -> Any:
         spec: Any = super().spec()
         return {**spec, "ignore_nan": self.ignore_nan or self.chosen, "chosen": self.chosen}
 
@@ -312,11 +321,11 @@ class _OfChosen(_OfNumbers, abstract=True):
         Whether targets are pairs (columns, values); implies ignore_nan.
     """
 
-    outputs = "values"
+    outputs: str | None = "values"
 
-    def __init__(self, *, reduction="mean", ignore_nan=False, chosen=False):
+    def __init__(self, *, reduction: str = "mean", ignore_nan: bool = False, chosen: bool = False) -> None:
         super().__init__(reduction=reduction, ignore_nan=ignore_nan)
-        self.chosen = flag("chosen", chosen)
+        self.chosen: bool = flag("chosen", chosen)
 
 
 class MSELoss(_OfChosen):
@@ -383,7 +392,7 @@ class HuberLoss(_OfChosen):
         self, *, delta: float = 1.0, reduction: str = "mean", ignore_nan: bool = False, chosen: bool = False
     ) -> None:
         super().__init__(reduction=reduction, ignore_nan=ignore_nan, chosen=chosen)
-        self.delta = positive("delta", delta)
+        self.delta: float = positive("delta", delta)
 
     def _parameters(self):
         return self.delta, 1.0
@@ -410,7 +419,7 @@ class SmoothL1Loss(_OfChosen):
         self, *, beta: float = 1.0, reduction: str = "mean", ignore_nan: bool = False, chosen: bool = False
     ) -> None:
         super().__init__(reduction=reduction, ignore_nan=ignore_nan, chosen=chosen)
-        self.beta = number("beta", beta, 0)
+        self.beta: float = number("beta", beta, 0)
 
     def _parameters(self):
         return self.beta, self.beta
@@ -433,20 +442,20 @@ class BCEWithLogitsLoss(Loss):
     """
 
     kind = "bce"
-    outputs = "logits"
-    targets = "probabilities"
+    outputs: str | None = "logits"
+    targets: ClassVar[str | None] = "probabilities"
     convex = True
-    criterion: ClassVar = {"targets": "numbers", "high": 1.0, "expected": "a probability from 0 to 1"}
-    column = "pos_weight"
+    criterion: ClassVar[dict[str, Any]] = {"targets": "numbers", "high": 1.0, "expected": "a probability from 0 to 1"}
+    column: ClassVar[str | None] = "pos_weight"
     _if_used: ClassVar = ("label_smoothing",)
 
     def __init__(
         self, *, pos_weight: float | ArrayLike | None = None, label_smoothing: float = 0.0, reduction: str = "mean"
     ) -> None:
         super().__init__(reduction=reduction)
-        self.label_smoothing = fraction("label_smoothing", label_smoothing)
+        self.label_smoothing: float = fraction("label_smoothing", label_smoothing)
         one = pos_weight is not None and np.ndim(pos_weight) == 0
-        self.pos_weight = number("pos_weight", pos_weight, 0) if one else _weights("pos_weight", pos_weight)
+        self.pos_weight: Any = number("pos_weight", pos_weight, 0) if one else _weights("pos_weight", pos_weight)
 
     def _parameters(self):
         return (self.label_smoothing,)
@@ -483,15 +492,15 @@ class CrossEntropyLoss(Loss):
     """
 
     kind = "cross_entropy"
-    outputs = "logits"
-    targets = "labels"
+    outputs: str | None = "logits"
+    targets: ClassVar[str | None] = "labels"
     convex = True
-    criterion: ClassVar = {
+    criterion: ClassVar[dict[str, Any]] = {
         "targets": "labels or probabilities",
         "high": np.inf,
         "expected": "a finite class probability, not below 0",
     }
-    column = "weight"
+    column: ClassVar[str | None] = "weight"
 
     def __init__(
         self,
@@ -502,9 +511,9 @@ class CrossEntropyLoss(Loss):
         reduction: str = "mean",
     ) -> None:
         super().__init__(reduction=reduction)
-        self.weight = _weights("weight", weight)
-        self.ignore_index = _int64("ignore_index", ignore_index)
-        self.label_smoothing = fraction("label_smoothing", label_smoothing)
+        self.weight: np.ndarray | None = _weights("weight", weight)
+        self.ignore_index: int = _int64("ignore_index", ignore_index)
+        self.label_smoothing: float = fraction("label_smoothing", label_smoothing)
 
     def spec(self) -> dict[str, Any]:
         spec: Any = super().spec()
@@ -531,16 +540,16 @@ class NLLLoss(Loss):
     """
 
     kind = "nll"
-    outputs = "log_probabilities"
-    targets = "labels"
+    outputs: str | None = "log_probabilities"
+    targets: ClassVar[str | None] = "labels"
     convex = True
-    criterion: ClassVar = {"targets": "labels"}
-    column = "weight"
+    criterion: ClassVar[dict[str, Any]] = {"targets": "labels"}
+    column: ClassVar[str | None] = "weight"
 
     def __init__(self, weight: ArrayLike | None = None, *, ignore_index: int = -100, reduction: str = "mean") -> None:
         super().__init__(reduction=reduction)
-        self.weight = _weights("weight", weight)
-        self.ignore_index = _int64("ignore_index", ignore_index)
+        self.weight: np.ndarray | None = _weights("weight", weight)
+        self.ignore_index: int = _int64("ignore_index", ignore_index)
 
 
 class PoissonNLLLoss(_OfNumbers):
@@ -564,7 +573,11 @@ class PoissonNLLLoss(_OfNumbers):
 
     kind = "poisson"
     convex = True
-    criterion: ClassVar = {"targets": "numbers", "high": np.inf, "expected": "a finite count, not below 0"}
+    criterion: ClassVar[dict[str, Any]] = {
+        "targets": "numbers",
+        "high": np.inf,
+        "expected": "a finite count, not below 0",
+    }
 
     def __init__(
         self,
@@ -576,9 +589,9 @@ class PoissonNLLLoss(_OfNumbers):
         ignore_nan: bool = False,
     ) -> None:
         super().__init__(reduction=reduction, ignore_nan=ignore_nan)
-        self.log_input = flag("log_input", log_input)
-        self.full = flag("full", full)
-        self.eps = number("eps", eps, 0)
+        self.log_input: bool = flag("log_input", log_input)
+        self.full: bool = flag("full", full)
+        self.eps: float = number("eps", eps, 0)
 
     @property
     def outputs(self) -> str:  # type: ignore[override]
@@ -611,10 +624,10 @@ class QuantileLoss(_OfNumbers):
     """
 
     kind = "quantile"
-    outputs = "values"
+    outputs: str | None = "values"
     convex = True
-    criterion: ClassVar = {"targets": "numbers", "repeat": True}
-    column = "quantiles"
+    criterion: ClassVar[dict[str, Any]] = {"targets": "numbers", "repeat": True}
+    column: ClassVar[str | None] = "quantiles"
 
     @property
     def outputs_per_target(self) -> int:  # type: ignore[override]
@@ -657,7 +670,7 @@ class GaussianNLLLoss(_OfNumbers):
     """
 
     kind = "gaussian"
-    outputs = "values"
+    outputs: str | None = "values"
     convex = False
     outputs_per_target = 2
 
@@ -671,9 +684,9 @@ class GaussianNLLLoss(_OfNumbers):
         ignore_nan: bool = False,
     ) -> None:
         super().__init__(reduction=reduction, ignore_nan=ignore_nan)
-        self.log_var = flag("log_var", log_var)
-        self.full = flag("full", full)
-        self.eps = number("eps", eps, 0)
+        self.log_var: bool = flag("log_var", log_var)
+        self.full: bool = flag("full", full)
+        self.eps: float = number("eps", eps, 0)
 
     def _parameters(self):
         return self.log_var, self.full, self.eps
@@ -711,7 +724,8 @@ class CallableLoss(Loss):
     """
 
     kind = "callable"  # not in the kernels
-    outputs = targets = None
+    outputs: str | None = None
+    targets: ClassVar[str | None] = None
     convex = has_second_derivative = False
 
     def __init__(self, function: Callable[..., Any], *, reduction: str = "mean") -> None:

@@ -39,7 +39,7 @@ class _Scale:
         What standardises: (x - mean) * factor. The factor of a column that is constant so far is 0.
     """
 
-    def __init__(self, columns: int):
+    def __init__(self, columns: int) -> None:
         self.count, self.mean, self.squares, self.factor = np.zeros((4, columns))
 
     def widen(self, columns: int) -> None:
@@ -69,24 +69,24 @@ class _Online:
 
     def __init__(
         self,
-        hidden_layer_sizes=(32,),
-        activation="relu",
-        optimizer=None,
-        loss=None,
-        standardize=True,
-        l2=0.0,
-        seed=None,
-    ):
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.optimizer = optimizer
-        self.loss = loss
-        self.standardize = standardize
-        self.l2 = l2
-        self.seed = seed
+        hidden_layer_sizes: Any = (32,),
+        activation: Any = "relu",
+        optimizer: Any = None,
+        loss: Any = None,
+        standardize: Any = True,
+        l2: float = 0.0,
+        seed: Any = None,
+    ) -> None:
+        self.hidden_layer_sizes: Any = hidden_layer_sizes
+        self.activation: str = activation
+        self.optimizer: Any = optimizer
+        self.loss: Any = loss
+        self.standardize: bool = standardize
+        self.l2: float = l2
+        self.seed: Any = seed
         self._check()
         self._model: Any = None
-        self._names: tuple = ()
+        self._names: tuple[Any, ...] = ()
         self._columns: dict[Any, int] = {}
         self._format = "0d"
         self._scale = _Scale(RESERVE)
@@ -132,7 +132,7 @@ class _Online:
         widths = [columns, *(sizes if isinstance(sizes, Iterable) else [sizes]), self._outputs]
         kinds = self.activation
         kinds = list(kinds) if isinstance(kinds, (list, tuple)) else [kinds] * (len(widths) - 2)
-        parts: list = []
+        parts: list[Any] = []
         for i, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
             parts.append(layers.Linear(n_in, n_out, l2=self.l2))
             if i < len(kinds):
@@ -203,7 +203,7 @@ class _Online:
             self._seen += self._pending
             self._pending = 0
 
-    def _row(self: Any, x: dict, learns: bool) -> np.ndarray:
+    def _row(self: Any, x: dict[Any, Any], learns: bool) -> np.ndarray:
         """A row as the network takes it, (1, columns); the statistics learn it as well, or a feature that is new."""
         values = x.values() if tuple(x) == self._names else self._reordered(x, learns)
         k = self._pending
@@ -232,7 +232,7 @@ class _Online:
             z[missing] = 0.0
         return z[None]
 
-    def _reordered(self: Any, x: dict, learns: bool) -> list:
+    def _reordered(self: Any, x: dict[Any, Any], learns: bool) -> list[Any]:
         """The values in the order of the columns, NaN where there is none."""
         if learns and not self._columns.keys() >= x.keys():
             self._learn_names(x)
@@ -603,7 +603,7 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
         return pd.Series(y[:, 0] * self._deviation + self._mean, index=X.index)
 
 
-def _widened(vector: np.ndarray, shapes: list) -> np.ndarray:
+def _widened(vector: np.ndarray, shapes: list[Any]) -> np.ndarray:
     """Parameters packed in one vector, from the first of each pair of shapes to the second; 0 where they are new."""
     at, parts = 0, []
     for old, new in shapes:
@@ -614,7 +614,7 @@ def _widened(vector: np.ndarray, shapes: list) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _not_a_number(x: dict) -> Exception:
+def _not_a_number(x: dict[Any, Any]) -> Exception:
     for name, value in x.items():
         try:
             pack("d", value), value + 0.0

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import warnings
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ import numpy as np
 import sklearn
 import sklearn.neural_network as peers
 from joblib import effective_n_jobs
+from numpy.typing import ArrayLike
 from scipy.sparse import issparse
 from scipy.special import xlogy
 from sklearn.base import is_classifier
@@ -86,7 +88,7 @@ class _Native:
         scores = {"val_score": self.validation_scores_} if self.validation_scores_ else {}
         return History({"loss": self.loss_curve_, **scores})
 
-    def plot(self, path=None):
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draw `history_`: see `History.plot`.
 
         Parameters
@@ -100,7 +102,7 @@ class _Native:
         """
         return self.history_.plot(path)
 
-    def _made_of(self: Any) -> tuple:
+    def _made_of(self: Any) -> tuple[Any, ...]:
         """What the layers depend on beside the coefficients."""
         return repr(self.activation), repr(self.loss), self.dropout, self.batch_norm, self.layer_norm
 
@@ -129,9 +131,9 @@ class _Native:
         self._views = views = self._arrays()
         self.coefs_, self.intercepts_ = views[: len(views) // 2], views[len(views) // 2 :]
 
-    def _layers(self: Any) -> list:
+    def _layers(self: Any) -> list[Any]:
         """New layers with the coefficients and intercepts."""
-        parts: list = []
+        parts: list[Any] = []
         kinds = self._activations(len(self.coefs_) - 1)
         for i, (w, b) in enumerate(zip(self.coefs_, self.intercepts_, strict=True)):
             parts.append(layers.Linear.of(w, b))
@@ -141,7 +143,7 @@ class _Native:
                 parts += [kinds[i]] + [layers.Dropout(self.dropout)] * (self.dropout > 0)
         return parts
 
-    def _activations(self: Any, hidden: int) -> list:
+    def _activations(self: Any, hidden: int) -> list[Any]:
         """New layers, one for each hidden layer."""
         wanted = self.activation
         if isinstance(wanted, (list, tuple)):
@@ -219,7 +221,7 @@ class _Native:
         return threads_for(None if self.n_jobs is None else min(effective_n_jobs(self.n_jobs), MOST))
 
     @classmethod
-    def from_sklearn(cls: Any, mlp):
+    def from_sklearn(cls: Any, mlp: Any) -> Any:
         """One that is fitted as scikit-learn's is.
 
         Parameters
@@ -241,7 +243,7 @@ class _Native:
         check_is_fitted(mlp)
         return _with_state(cls(**mlp.get_params(deep=False)), mlp)
 
-    def to_sklearn(self: Any):
+    def to_sklearn(self: Any) -> Any:
         """scikit-learn's own estimator, fitted as this one is.
 
         Returns
@@ -261,18 +263,25 @@ class _Native:
         known = self._peer().get_params()
         return _with_state(self._peer(**{name: getattr(self, name) for name in known}), self)
 
-    def __getstate__(self: Any):
+    def __getstate__(self: Any) -> dict[str, Any]:
         state: Any = super().__getstate__()
         return {name: value for name, value in state.items() if name != "_views"}
 
-    def __setstate__(self: Any, state):
+    def __setstate__(self: Any, state: Any) -> None:
         super().__setstate__(state)  # type: ignore[misc]
         if vars(self).get("_model") is not None and hasattr(self, "coefs_"):
             self._network()  # the copies are not the model's memory
 
     # training ---------------------------------------------------------------------------------------------------------
 
-    def fit(self: Any, X, y, sample_weight=None, X_val=None, y_val=None):
+    def fit(
+        self: Any,
+        X: Any,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        X_val: ArrayLike | None = None,
+        y_val: ArrayLike | None = None,
+    ) -> Any:
         """Fit the network to X and y.
 
         Parameters
@@ -412,7 +421,7 @@ class _Native:
                     places = np.arange(batches.n)
                     self._random_state.shuffle(places)
                     order = order[places]
-                self.loss_ = batches.epoch(order if self.shuffle else None, shown)
+                self.loss_: float = batches.epoch(order if self.shuffle else None, shown)
                 self.n_iter_ += 1
                 self.t_ += batches.n
                 self.loss_curve_.append(self.loss_)
@@ -488,7 +497,7 @@ class _Native:
         if not incremental and self.n_iter_ == self.max_iter and not watch.stop:
             self._warn_of_the_end()
 
-    def _callbacks(self: Any) -> list:
+    def _callbacks(self: Any) -> list[Any]:
         return [self.callbacks] if isinstance(self.callbacks, Callback) else list(self.callbacks or ())
 
     def _chosen_optimizer(self: Any, decay: float, factor: float):
@@ -598,7 +607,7 @@ class _Native:
 class _Batches:
     """The rows that `_train` trains on, as the native program reads them."""
 
-    def __init__(self, mlp, model, X, y, sample_weight, size, factor):
+    def __init__(self, mlp: Any, model: Any, X: Any, y: Any, sample_weight: Any, size: Any, factor: float) -> None:
         self.program, self.optimizer, self.mlp = model._core.program, model.optimizer, mlp
         self.n, self.size, self.factor, self.threads = len(y), size, factor, mlp._threads()
         self.X = self.program.rows(X)
@@ -610,7 +619,7 @@ class _Batches:
         self.constant = float(self.deviance.sum())
         self.chunk = max(1, NATIVE_WORK // (3 * self.program.n_parameters) // size) * size  # rows of a native call
 
-    def epoch(self, order, shown: float) -> float:
+    def epoch(self, order: Any, shown: float) -> float:
         """Train on the rows in this order; scikit-learn's loss, NaN if that of a batch is not finite."""
         weights, totals, constant = None, self.sizes, self.constant
         if self.weights is not None:
@@ -659,17 +668,19 @@ class _Batches:
         rates[:, 0, WEIGHT_DECAY] = mlp.alpha / self.factor / totals
         if mlp.solver == "adam":
             t = self.program.steps + np.arange(1, 1 + len(totals))
-            rates[:, :, optim.Adam.eps.column] = (mlp.epsilon / self.factor / np.sqrt(1 - mlp.beta_2**t))[:, None]
+            rates[:, :, vars(optim.Adam)["eps"].column] = (mlp.epsilon / self.factor / np.sqrt(1 - mlp.beta_2**t))[
+                :, None
+            ]
         return rates
 
 
 class _Evaluations(Callback):
     """Stops L-BFGS after the iteration in which the evaluations have become more than max_fun."""
 
-    def __init__(self, max_fun):
+    def __init__(self, max_fun: Any) -> None:
         self.max_fun = max_fun
 
-    def on_epoch_end(self, epoch, logs):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         if sum(self.model.history["evaluations"]) > self.max_fun:
             self.model.stop_training = True
 
@@ -679,11 +690,11 @@ class _Watch(Callback):
 
     _turn = 2
 
-    def __init__(self, mlp, val, n: int, shown: float):
+    def __init__(self, mlp: Any, val: Any, n: int, shown: float) -> None:
         self.mlp, self.val, self.n, self.shown = mlp, val, n, shown
         self.best: Any = None
 
-    def on_epoch_end(self, epoch, logs):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         mlp = self.mlp
         mlp.n_iter_ += 1
         mlp.t_ += self.n
@@ -724,7 +735,7 @@ def _extended(history, more):
     return history
 
 
-_CONSTRAINTS: dict[str, list] = {
+_CONSTRAINTS: dict[str, list[Any]] = {
     "activation": [str, list, tuple, layers.Activation],
     "loss": [str, losses.Loss],
     "dropout": [Interval(Real, 0, 1, closed="left")],
@@ -788,7 +799,7 @@ class MLPClassifier(_Native, peers.MLPClassifier):
     'Sequential'
     """
 
-    _parameter_constraints: ClassVar[dict] = {
+    _parameter_constraints: ClassVar[dict[Any, Any]] = {
         **peers.MLPClassifier._parameter_constraints,
         **_CONSTRAINTS,
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
@@ -901,7 +912,7 @@ class MLPRegressor(_Native, peers.MLPRegressor):
     4.0
     """
 
-    _parameter_constraints: ClassVar[dict] = {**peers.MLPRegressor._parameter_constraints, **_CONSTRAINTS}
+    _parameter_constraints: ClassVar[dict[Any, Any]] = {**peers.MLPRegressor._parameter_constraints, **_CONSTRAINTS}
     _peer = peers.MLPRegressor
     _such_as = "cnn.HuberLoss()"
 

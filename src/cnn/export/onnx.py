@@ -68,10 +68,10 @@ class _Writer:
     """
 
     def __init__(self, model: Any, opset: int) -> None:
-        self.computation = graph_of(model)
+        self.computation: Any = graph_of(model)
         self.opset = opset
-        self.dtype = model.dtype
-        self.float64 = model.dtype == np.float64
+        self.dtype: Any = model.dtype
+        self.float64: Any = model.dtype == np.float64
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.key = ""  # of the layer that is being written

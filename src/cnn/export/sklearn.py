@@ -75,7 +75,7 @@ def from_sklearn(mlp: Any, *, optimizer: Any = None) -> Sequential:
         model.optimizer = optimizer
         return model
     loss = _loss(mlp)
-    parts: list = []
+    parts: list[Any] = []
     for weight, bias in zip(mlp.coefs_, mlp.intercepts_, strict=True):
         if parts:
             parts.append(_ACTIVATIONS[mlp.activation]())

@@ -427,7 +427,7 @@ class Layer(Configurable, kind="layer"):
 class Chain(Layer, abstract=True):
     """Layers that follow one another, in the attribute `layers`: what `Sequential` is as a layer."""
 
-    facts = Layer.facts[:-2]  # its layers have the other faces
+    facts: ClassVar[tuple[str, ...]] = Layer.facts[:-2]  # its layers have the other faces
     op = None
     torch_name = "Sequential"
     layers: list[Layer]
@@ -467,7 +467,7 @@ class Parametric(Layer, abstract=True):
         Of the arrays, as long as the layer is used alone.
     """
 
-    parameter_names = ("weight", "bias")
+    parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")
     dtype: np.dtype
     seed: int | None = None
     has_bias: bool

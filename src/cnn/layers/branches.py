@@ -42,7 +42,7 @@ class Branches(Layer, abstract=True):
         If there are fewer than two, or more than the kernels take (64); in the model, if their widths disagree.
     """
 
-    facts = (*Layer.facts, "symbol")
+    facts: ClassVar[tuple[str, ...]] = (*Layer.facts, "symbol")
     torch_name = None
     symbol: ClassVar[str]
     _fixed = ("branches",)
@@ -61,7 +61,7 @@ class Branches(Layer, abstract=True):
             raise ValueError(f"{name}: expected 2 to {most} branches, got {len(branches)}")
         if len({id(branch) for branch in branches}) < len(branches):
             raise ValueError(f"{name}: the same branch was passed twice; a layer can stand in a model once")
-        self.branches = _split(branches, name) if flag("split", split) else branches
+        self.branches: Any = _split(branches, name) if flag("split", split) else branches
 
     @property
     def children(self) -> tuple[Layer, ...]:  # type: ignore[override]
@@ -286,7 +286,7 @@ class Concat(Branches):
     _c_second = Layer._c_no_second
 
 
-def _split(branches: tuple, name: str) -> tuple:
+def _split(branches: tuple[Any, ...], name: str) -> tuple[Any, ...]:
     """Each branch behind the columns that it reads."""
     chain = Layer.known["Sequential"]
     made, at = [], 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -47,11 +47,11 @@ class Constant(Parametric):
     op = "constant"
     torch_name = None
     has_bias = True
-    positional = ("out_features",)
+    positional: ClassVar[tuple[str, ...]] = ("out_features",)
     _fixed = ("out_features", "init")
 
     def __init__(self, out_features: int, init: float | ArrayLike = 0.0, *, dtype: DTypeLike = "float32") -> None:
-        self.out_features = integer("out_features", out_features, 1)
+        self.out_features: int = integer("out_features", out_features, 1)
         numbers = np.asarray(init)
         if numbers.dtype.kind not in "fiu":
             raise TypeError(f"init: expected a number, or one for each output, got {init!r}")

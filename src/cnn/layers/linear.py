@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -63,7 +63,9 @@ class Linear(Parametric):
 
     op = "linear"
     torch_name = "Linear"
-    positional = ("in_features", "out_features")
+    weight_init: Any
+    bias_init: Any
+    positional: ClassVar[tuple[str, ...]] = ("in_features", "out_features")
     _fixed = ("in_features", "out_features", "has_bias", "l1", "l2", "seed", "weight_init", "bias_init")
 
     def __init__(
@@ -79,13 +81,13 @@ class Linear(Parametric):
         dtype: DTypeLike = "float32",
         seed: Any = None,
     ) -> None:
-        self.in_features = integer("in_features", in_features, 1)
-        self.out_features = integer("out_features", out_features, 1)
-        self.has_bias = bool(bias)
-        self.l1 = number("l1", l1, 0.0)
-        self.l2 = number("l2", l2, 0.0)
+        self.in_features: int = integer("in_features", in_features, 1)
+        self.out_features: int = integer("out_features", out_features, 1)
+        self.has_bias: bool = bool(bias)
+        self.l1: float = number("l1", l1, 0.0)
+        self.l2: float = number("l2", l2, 0.0)
         super().__init__(dtype)
-        self.seed = seed_of(seed)
+        self.seed: int | None = seed_of(seed)
         self.weight_init, self.bias_init = (
             init if isinstance(init, str) and init == "default" else initializers.get(init, name)
             for name, init in (("weight_init", weight_init), ("bias_init", bias_init))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -21,7 +21,7 @@ class Norm(Parametric, abstract=True):
     def __init__(self, features: int, eps: float, weight: bool, bias: bool, dtype: Any) -> None:
         super().__init__(dtype)
         self._features = features
-        self.eps = positive("eps", eps)
+        self.eps: float = positive("eps", eps)
         self._has_weight, self._has_bias = weight, bias
 
     def _draw(self, bits):
@@ -98,7 +98,7 @@ class BatchNorm1d(Norm):
 
     op = "batch_norm"
     torch_name = "BatchNorm1d"
-    statistic_names = ("running_mean", "running_var")
+    statistic_names: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
     _tracked = 0  # batches, as long as the layer is used alone
 
     def __init__(
@@ -110,9 +110,9 @@ class BatchNorm1d(Norm):
         *,
         dtype: DTypeLike = "float32",
     ) -> None:
-        self.num_features = integer("num_features", num_features, 1)
-        self.momentum = None if momentum is None else fraction("momentum", momentum)
-        self.affine = flag("affine", affine)
+        self.num_features: int = integer("num_features", num_features, 1)
+        self.momentum: float | None = None if momentum is None else fraction("momentum", momentum)
+        self.affine: bool = flag("affine", affine)
         super().__init__(self.num_features, eps, self.affine, self.affine, dtype)
 
     def _draw(self, bits):
@@ -252,9 +252,9 @@ class LayerNorm(Norm):
         *,
         dtype: DTypeLike = "float32",
     ) -> None:
-        self.normalized_shape = integer("normalized_shape", normalized_shape, 1)
-        self.elementwise_affine = flag("elementwise_affine", elementwise_affine)
-        self.has_bias = flag("bias", bias)
+        self.normalized_shape: int = integer("normalized_shape", normalized_shape, 1)
+        self.elementwise_affine: bool = flag("elementwise_affine", elementwise_affine)
+        self.has_bias: bool = flag("bias", bias)
         weight = self.elementwise_affine
         super().__init__(self.normalized_shape, eps, weight, weight and self.has_bias, dtype)
 

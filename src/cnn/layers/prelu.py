@@ -44,8 +44,8 @@ class PReLU(Parametric):
     _fixed = ("num_parameters", "init")
 
     def __init__(self, num_parameters: int = 1, init: float = 0.25, *, dtype: DTypeLike = "float32") -> None:
-        self.num_parameters = integer("num_parameters", num_parameters, 1)
-        self.init = number("init", init)
+        self.num_parameters: int = integer("num_parameters", num_parameters, 1)
+        self.init: float = number("init", init)
         super().__init__(dtype)
 
     def _draw(self, bits):

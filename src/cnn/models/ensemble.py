@@ -70,7 +70,7 @@ class Ensemble:
         self, layers: Any, members: int, optimizer: Any = None, dtype: DTypeLike = "float32", seed: Any = None
     ) -> None:
         members = integer("members", members, 1)
-        self.seed = seed_of(seed)
+        self.seed: int | None = seed_of(seed)
         if self.seed is not None and self.seed + members > 2**63:
             raise ValueError(f"seed: expected at most 2**63 - members, got {seed}")
         layers = list(layers) if hasattr(layers, "__iter__") else layers
@@ -225,7 +225,7 @@ class Ensemble:
 
     # data -------------------------------------------------------------------------------------------------------------
 
-    def _own(self, a, dims: int, name: str) -> list | None:
+    def _own(self, a, dims: int, name: str) -> list[Any] | None:
         """An array for each member, or None: all share it. dims: axes of one member's."""
         if isinstance(a, (list, tuple)) and a and all(isinstance(part, np.ndarray) for part in a):
             if a[0].ndim < dims:  # rows of one array
@@ -238,7 +238,7 @@ class Ensemble:
             raise ValueError(f"{name}: expected data for each of {len(self)} members, got {len(a)}")
         return list(a)
 
-    def _data(self, x, y, w, names: Any = ("x", "y", "sample_weight")) -> tuple[list, bool]:
+    def _data(self, x, y, w, names: Any = ("x", "y", "sample_weight")) -> tuple[list[Any], bool]:
         """(x, y, w) of each member, or of all; whether all share it."""
         own_x = self._own(x, 2, names[0])
         ys, ws = y, w
@@ -254,7 +254,7 @@ class Ensemble:
         ws = [w] * n if ws is None else ws
         return list(zip(xs, ys, ws, strict=True)), False
 
-    def _own_targets(self, y, own_x, x, name: str) -> list | None:
+    def _own_targets(self, y, own_x, x, name: str) -> list[Any] | None:
         """Targets of each member, or None: all share them."""
         if isinstance(y, (list, tuple)) and y and isinstance(y[0], np.ndarray) and (own_x is not None or y[0].ndim > 1):
             return self._own(y, y[0].ndim, name)
@@ -664,7 +664,7 @@ class Ensemble:
         ensemble_file.save(self, path, flag("training_state", training_state))
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Ensemble:
+    def load(cls, path: str | os.PathLike[str]) -> Ensemble:
         """The ensemble that `save` wrote.
 
         Parameters

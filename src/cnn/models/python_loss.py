@@ -26,7 +26,7 @@ class PythonLoss:
     def __init__(self, native: Any, loss: Any) -> None:
         self.native = native
         self.loss = loss
-        self.mean = loss.reduction == "mean"
+        self.mean: Any = loss.reduction == "mean"
         self._gradient: np.ndarray | None = None  # of the outputs, by the last `forward` with targets
 
     def __getattr__(self, name: str) -> Any:

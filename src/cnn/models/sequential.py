@@ -13,7 +13,7 @@ import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -94,8 +94,8 @@ class Sequential(layers.Chain):
             raise TypeError(f"layers: expected one list, Sequential([{layers!r}, ...]), got one layer after another")
         kernels(dtype)  # the first argument to be wrong is the first to be named
         parts, self._loss = _split(layers)
-        self.layers = _in_no_other_model(parts)
-        self.seed = seed_of(seed)
+        self.layers: list[Layer] = _in_no_other_model(parts)
+        self.seed: int | None = seed_of(seed)
         self._core = Core(self.layers, dtype, self.seed)
         self._core.compile(self, self._loss)
         self.optimizer = optimizer
@@ -178,6 +178,10 @@ class Sequential(layers.Chain):
 
     # the explicit loop ------------------------------------------------------------------------------------------------
 
+    @overload
+    def forward(self, x: Any, targets: None = None) -> Array: ...
+    @overload
+    def forward(self, x: Any, targets: ArrayLike) -> float: ...
     def forward(self, x: Any, targets: ArrayLike | None = None) -> Any:
         """Outputs, or with targets the loss; what `backward` needs is kept.
 
@@ -330,14 +334,14 @@ class Sequential(layers.Chain):
 
     # derivative products (derivatives.py) -----------------------------------------------------------------------------
 
-    vjp = derivatives.vjp
-    jvp = derivatives.jvp
-    jacobian = derivatives.jacobian
-    grad_input = derivatives.grad_input
-    hvp = derivatives.hvp
-    gnvp = derivatives.gnvp
-    hvp_input = derivatives.hvp_input
-    hessian_operator = derivatives.hessian_operator
+    vjp: Any = derivatives.vjp
+    jvp: Any = derivatives.jvp
+    jacobian: Any = derivatives.jacobian
+    grad_input: Any = derivatives.grad_input
+    hvp: Any = derivatives.hvp
+    gnvp: Any = derivatives.gnvp
+    hvp_input: Any = derivatives.hvp_input
+    hessian_operator: Any = derivatives.hessian_operator
 
     # native training and prediction -----------------------------------------------------------------------------------
 
@@ -960,7 +964,7 @@ def _shown(i: slice) -> str:
     return ":".join("" if n is None else str(n) for n in (i.start, i.stop, *([] if i.step is None else [i.step])))
 
 
-def _split(parts) -> tuple[list, losses.Loss | None]:
+def _split(parts) -> tuple[list[Any], losses.Loss | None]:
     """The layers and the loss, checked."""
     if isinstance(parts, layers.Layer) or not hasattr(parts, "__iter__"):
         raise TypeError(f"layers: expected a list of layers, got {parts!r}")
@@ -988,7 +992,7 @@ def _as_loss(part: Any) -> Any:
     return losses.CallableLoss(part) if own else part
 
 
-def _in_no_other_model(parts: list) -> list:
+def _in_no_other_model(parts: list[Any]) -> list[Any]:
     """The layers of a new model: copies of those that stand in another model, or have stood in one that is gone."""
     inside: set[int] = set()
     _gather(parts, inside)
@@ -1021,5 +1025,5 @@ def _warn_of_twice(model: Sequential) -> None:
         )
 
 
-def _with_shapes(arrays: Mapping) -> str:
+def _with_shapes(arrays: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {np.shape(a)}" for name, a in arrays.items())

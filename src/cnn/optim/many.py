@@ -34,8 +34,10 @@ class ManyOptimizers:
         If the arrays have different lengths.
     """
 
-    def __init__(self, cls: type, args: tuple, kwargs: dict[str, Any]) -> None:
-        self.cls, self.args, self.kwargs = cls, args, kwargs
+    def __init__(self, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.cls: type = cls
+        self.args: tuple[Any, ...] = args
+        self.kwargs: dict[str, Any] = kwargs
         lengths = sorted(_lengths([args, kwargs]))
         if len(set(lengths)) > 1:
             raise ValueError(

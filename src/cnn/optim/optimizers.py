@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from .._configurable import Configurable, arguments_of, plain
 from .._dispatch import kernels
 from . import schedules
 from .many import ManyOptimizers, has_arrays
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
@@ -31,11 +34,11 @@ class _Column:
     column: the kernels' name for it, if that is another one.
     """
 
-    def __init__(self, column: str | None = None):
+    def __init__(self, column: str | None = None) -> None:
         self._column = column
 
-    def __set_name__(self, owner, name):
-        self.name = name
+    def __set_name__(self, owner: Any, name: str) -> None:
+        self.name: str = name
         wanted = self._column or name
         self.column: int = _SHARED[wanted] if wanted in _SHARED else _kernels.OPTIMIZERS[owner.kernel][1][wanted]
 
@@ -43,15 +46,15 @@ class _Column:
 class _Hyper(_Column):
     """A number."""
 
-    def __init__(self, column: str | None = None, low: float = 0.0, high: float = np.inf):
+    def __init__(self, column: str | None = None, low: float = 0.0, high: float = np.inf) -> None:
         super().__init__(column)
         self.low = low
         self.high = high
 
-    def __get__(self, optimizer, owner=None):
-        return self if optimizer is None else float(optimizer.table[0, self.column])
+    def __get__(self, optimizer: Any, owner: Any = None) -> float:
+        return self if optimizer is None else float(optimizer.table[0, self.column])  # type: ignore[return-value]
 
-    def __set__(self, optimizer, value):
+    def __set__(self, optimizer: Any, value: Any) -> None:
         self._store(optimizer, number(self.name, value, self.low, self.high))
 
     def _store(self, optimizer, value: float) -> None:
@@ -76,10 +79,10 @@ class _WeightDecay(_Hyper):
 class _Flag(_Column):
     """True or False."""
 
-    def __get__(self, optimizer, owner=None):
-        return self if optimizer is None else bool(optimizer.table[0, self.column])
+    def __get__(self, optimizer: Any, owner: Any = None) -> bool:
+        return self if optimizer is None else bool(optimizer.table[0, self.column])  # type: ignore[return-value]
 
-    def __set__(self, optimizer, value):
+    def __set__(self, optimizer: Any, value: Any) -> None:
         optimizer._allow(self.name, flag(self.name, value))
         optimizer.table[:, self.column] = value
 
@@ -87,13 +90,13 @@ class _Flag(_Column):
 class _Limit(_Column):
     """A number above 0, or None."""
 
-    def __get__(self, optimizer, owner=None):
+    def __get__(self, optimizer: Any, owner: Any = None) -> Any:
         if optimizer is None:
             return self
         value = float(optimizer.table[0, self.column])
         return None if np.isnan(value) else value
 
-    def __set__(self, optimizer, value):
+    def __set__(self, optimizer: Any, value: Any) -> None:
         optimizer._check_common(self.name, value)
         optimizer.table[:, self.column] = np.nan if value is None else self._checked(value)
 
@@ -104,7 +107,7 @@ class _Limit(_Column):
 class _EMADecay(_Limit):
     """At least 0 and below 1. Models make room for the average when they get the optimiser."""
 
-    def __set__(self, optimizer, value):
+    def __set__(self, optimizer: Any, value: Any) -> None:
         if (value is None) != (self.__get__(optimizer) is None):
             raise AttributeError(f"{self.name}: whether there is an average is decided when the optimiser is made")
         super().__set__(optimizer, value)
@@ -113,7 +116,7 @@ class _EMADecay(_Limit):
         return number(self.name, value, 0, 1)
 
 
-class _Group(dict):
+class _Group(dict[str, Any]):
     """A group as it is now. Setting its lr or weight_decay sets it for the next step."""
 
     def __init__(self, optimizer: Optimizer, row: int, values: dict[str, Any]):
@@ -169,24 +172,25 @@ class Optimizer(Configurable, kind="optimizer"):
         the biases, without weight decay.
     """
 
-    facts = ("kernel",)
+    facts: ClassVar[tuple[str, ...]] = ("kernel",)
     kernel: ClassVar[str | None]  # its name there; None: it takes no step by a gradient alone
     whole_data: ClassVar[bool] = False  # whether it is a `WholeDataOptimizer`
     has_momentum: ClassVar[bool] = True  # or beta1: something that a schedule can cycle
-    lr = _LearningRate()
-    weight_decay = _WeightDecay()
-    clip_norm = _Limit()
-    clip_value = _Limit()
-    ema_decay = _EMADecay()
+    __signature__: ClassVar[inspect.Signature]
+    lr: _LearningRate = _LearningRate()
+    weight_decay: _WeightDecay = _WeightDecay()
+    clip_norm: _Limit = _Limit()
+    clip_value: _Limit = _Limit()
+    ema_decay: _EMADecay = _EMADecay()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        cls.__signature__ = _signature_of(cls)  # type: ignore[attr-defined]
+        cls.__signature__ = _signature_of(cls)
         super().__init_subclass__(**kwargs)
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """With arrays for hyper-parameters: the optimisers of an `Ensemble`."""
         if has_arrays(args) or has_arrays(kwargs):
-            return ManyOptimizers(cls, args, kwargs)
+            return ManyOptimizers(cls, args, kwargs)  # type: ignore[return-value]
         return super().__new__(cls)
 
     def __init__(
@@ -214,7 +218,7 @@ class Optimizer(Configurable, kind="optimizer"):
         ratios = np.ones(len(named))
         ratios[own_lr] = rows[own_lr, LR] / lr if lr else np.nan
         rows[:, WEIGHT_DECAY] = [group.get("weight_decay", weight_decay) for group in named]
-        self.table = rows if decay_bias else np.concatenate([rows, rows])
+        self.table: Any = rows if decay_bias else np.concatenate([rows, rows])
         self._ratios = ratios if decay_bias else np.concatenate([ratios, ratios])  # of each row's lr to that of row 0
         self.table[len(named) :, WEIGHT_DECAY] = 0
         self._shares_decay = np.zeros(len(self.table), bool)
@@ -223,7 +227,7 @@ class Optimizer(Configurable, kind="optimizer"):
         self.clip_norm, self.clip_value, self.ema_decay = clip_norm, clip_value, ema_decay
         self.schedule = schedule
 
-    def __copy__(self) -> Any:
+    def __copy__(self) -> Self:
         """An optimiser with a table and a schedule of its own."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
@@ -384,7 +388,7 @@ def _signature_of(cls: type) -> inspect.Signature:
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
-Optimizer.__signature__ = _signature_of(Optimizer)  # type: ignore[attr-defined]
+Optimizer.__signature__ = _signature_of(Optimizer)
 
 
 def _checked_groups(groups) -> list[dict[str, Any]]:
@@ -438,10 +442,10 @@ class SGD(Optimizer):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    kernel = "sgd"
-    momentum = _Hyper()
-    dampening = _Hyper(low=-np.inf)
-    nesterov = _Flag()
+    kernel: ClassVar[str | None] = "sgd"
+    momentum: _Hyper = _Hyper()
+    dampening: _Hyper = _Hyper(low=-np.inf)
+    nesterov: _Flag = _Flag()
 
     def __init__(
         self,
@@ -489,11 +493,11 @@ class Adam(Optimizer):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    kernel = "adam"
-    beta1 = _Hyper("momentum", high=1.0)
-    beta2 = _Hyper(high=1.0)
-    eps = _Hyper()
-    amsgrad = _Flag()
+    kernel: ClassVar[str | None] = "adam"
+    beta1: _Hyper = _Hyper("momentum", high=1.0)
+    beta2: _Hyper = _Hyper(high=1.0)
+    eps: _Hyper = _Hyper()
+    amsgrad: _Flag = _Flag()
 
     def __init__(
         self,
@@ -544,7 +548,7 @@ class AdamW(Adam):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    kernel = "adamw"
+    kernel: ClassVar[str | None] = "adamw"
 
     def __init__(
         self,
@@ -583,11 +587,11 @@ class RMSprop(Optimizer):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    kernel = "rmsprop"
-    momentum = _Hyper()
-    alpha = _Hyper(high=1.0)
-    eps = _Hyper()
-    centered = _Flag()
+    kernel: ClassVar[str | None] = "rmsprop"
+    momentum: _Hyper = _Hyper()
+    alpha: _Hyper = _Hyper(high=1.0)
+    eps: _Hyper = _Hyper()
+    centered: _Flag = _Flag()
 
     def __init__(
         self,
@@ -625,11 +629,11 @@ class Adagrad(Optimizer):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    kernel = "adagrad"
+    kernel: ClassVar[str | None] = "adagrad"
     has_momentum = False
-    lr_decay = _Hyper()
-    eps = _Hyper()
-    initial_accumulator_value = _Hyper()
+    lr_decay: _Hyper = _Hyper()
+    eps: _Hyper = _Hyper()
+    initial_accumulator_value: _Hyper = _Hyper()
 
     def __init__(
         self,

@@ -134,7 +134,7 @@ class Callback:
         """When the training is over, by an exception or not."""
 
 
-def overridden(callbacks: list[Callback], method: str) -> list:
+def overridden(callbacks: list[Callback], method: str) -> list[Any]:
     """The methods of that name which do something."""
     bound = [getattr(callback, method) for callback in callbacks]
     return [one for one in bound if getattr(one, "__func__", None) is not getattr(Callback, method)]
@@ -255,13 +255,13 @@ class EarlyStopping(Callback):
         start_from_epoch: int = 0,
         baseline: float | None = None,
     ) -> None:
-        self.monitor = named(monitor)
-        self.patience = integer("patience", patience, 1)
-        self.min_delta = number("min_delta", min_delta, 0)
-        self.mode = choice("mode", mode, ("auto", "min", "max"))
-        self.restore_best_weights = bool(restore_best_weights)
-        self.start_from_epoch = integer("start_from_epoch", start_from_epoch, 0)
-        self.baseline = None if baseline is None else number("baseline", baseline)
+        self.monitor: str = named(monitor)
+        self.patience: int = integer("patience", patience, 1)
+        self.min_delta: float = number("min_delta", min_delta, 0)
+        self.mode: Any = choice("mode", mode, ("auto", "min", "max"))
+        self.restore_best_weights: bool = bool(restore_best_weights)
+        self.start_from_epoch: int = integer("start_from_epoch", start_from_epoch, 0)
+        self.baseline: float | None = None if baseline is None else number("baseline", baseline)
         self._began: Any = None
         self._forget()
 
@@ -342,7 +342,7 @@ class EarlyStopping(Callback):
         self.best_epoch, self.stopped_epoch = state.get("best_epoch"), state.get("stopped_epoch")
         if self.best is not None and self.restore_best_weights:
             self._saved = saved or now  # without parameters in the state it is the model that has the best
-        self.stop = self._waited >= self.patience
+        self.stop: bool = self._waited >= self.patience
         if not self.stop:
             self.stopped_epoch = None
 
@@ -429,8 +429,8 @@ class CSVLogger(Callback):
         In `fit`: if the file that is there has other columns.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        self.path = os.fspath(path)
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path: Any = os.fspath(path)
         self._names: list[str] | None = None
 
     def on_train_begin(self, logs: dict[str, Any]) -> None:
@@ -474,8 +474,8 @@ class TensorBoardLogger(Callback):
         If neither tensorboardX nor PyTorch's writer is installed.
     """
 
-    def __init__(self, folder: str | os.PathLike) -> None:
-        self.folder = os.fspath(folder)
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder: Any = os.fspath(folder)
         self._make = _summary_writer()
         self._writer: Any = None
 

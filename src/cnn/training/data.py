@@ -128,7 +128,7 @@ class Blocks:
         self.x = x
         self.y = y
         self.sample_weight = sample_weight
-        self.rows = None if rows is None else integer("rows", rows, 1)
+        self.rows: int | None = None if rows is None else integer("rows", rows, 1)
 
 
 # arrays in memory -----------------------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ class _Iterable(Source):
         self.rows = None
         self.batches = batches
         self.training = False
-        self.running: Iterator | None = None  # what epochs of so many steps go on with
+        self.running: Iterator[Any] | None = None  # what epochs of so many steps go on with
         self.sequence = hasattr(batches, "__len__") and hasattr(batches, "__getitem__")
         if self.sequence and len(batches) == 0:
             raise context.no_rows(names)
@@ -412,7 +412,7 @@ class _Iterable(Source):
 
     def parts(self, epoch):
         context = self.context
-        batches: Iterable = self.batches
+        batches: Iterable[Any] = self.batches
         self.training = epoch is not None
         group = context.accumulate if self.training else 1
         if self.sequence:
@@ -423,7 +423,7 @@ class _Iterable(Source):
         elif self.training and context.steps is not None:
             self.running = self.running or self.endless()
             batches = self.running
-        found: list = []
+        found: list[Any] = []
         at = -1
         for at, batch in enumerate(batches):
             found.append(batch)
@@ -438,7 +438,7 @@ class _Iterable(Source):
                 "an object whose __iter__ starts anew each time"
             )
 
-    def endless(self) -> Iterator:
+    def endless(self) -> Iterator[Any]:
         """The batches, and again from the beginning where they can be gone over again."""
         found = True
         while found:
@@ -451,7 +451,7 @@ class _Iterable(Source):
             "steps_per_epoch or epochs, or pass an object whose __iter__ starts anew each time"
         )
 
-    def part(self, batches: list, first: int) -> Part:
+    def part(self, batches: list[Any], first: int) -> Part:
         """Batches that make one step of the optimiser together, as one part."""
         parts = [self.one(batch, f"{self.names.all}: batch {first + i}") for i, batch in enumerate(batches)]
         if self.training:
@@ -493,7 +493,7 @@ def _array(a):
     return a if isinstance(a, (np.ndarray, list, tuple)) or is_sparse(a) else np.asarray(a)
 
 
-def _joined(parts: list, name: str):
+def _joined(parts: list[Any], name: str):
     """The rows of batches, all arrays or all sparse, one after another."""
     dense = [isinstance(part, np.ndarray) for part in parts]
     if any(dense) and not all(dense):

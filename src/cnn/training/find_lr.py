@@ -44,9 +44,9 @@ class LearningRates:
         self.lr = lr
         self.loss = loss
         first = _first(len(loss))
-        self.suggestion = float(lr[first + loss[first:].argmin()] / 10)
+        self.suggestion: float = float(lr[first + loss[first:].argmin()] / 10)
 
-    def plot(self, path: str | os.PathLike | None = None) -> Any:
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draw the loss over the learning rate, the suggestion marked.
 
         Parameters

@@ -57,9 +57,9 @@ class Context:
         steps: int | None = None,
         drop_last: bool = False,
     ) -> None:
-        self.program = model._core.program
-        self.loss = model.loss
-        self.dtype = model.dtype
+        self.program: Any = model._core.program
+        self.loss: Any = model.loss
+        self.dtype: Any = model.dtype
         self.training = training
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -67,7 +67,7 @@ class Context:
         self.steps = steps  # batches of an epoch at most
         self.drop_last = drop_last
         self._core = model._core
-        self.permutation = model._core.kernels.permutation
+        self.permutation: Any = model._core.kernels.permutation
         self.class_weights: np.ndarray | None = None
 
     @property
@@ -540,11 +540,11 @@ class Meter(Metrics):
 
     def __init__(self, wanted: Any, model: Any) -> None:
         labels = model.loss is not None and model.loss.targets == "labels"
-        self.summed = ["loss", "accuracy"] if labels else ["loss"]
+        self.summed: list[str] = ["loss", "accuracy"] if labels else ["loss"]
         super().__init__(wanted, model, free=tuple(self.summed))
-        self.mean = getattr(model.loss, "reduction", "mean") == "mean"
-        self.width = model._core.out_features
-        self.dtype = model.dtype
+        self.mean: Any = getattr(model.loss, "reduction", "mean") == "mean"
+        self.width: Any = model._core.out_features
+        self.dtype: Any = model.dtype
         self.outputs = np.empty((0, self.width), self.dtype)
 
     def check(self, targets: Any, width: int | None = None) -> None:
@@ -631,7 +631,7 @@ class _Trainer:
     def stopped(self) -> bool:
         return self.model.stop_training or any(callback.stop for callback in self.callbacks)
 
-    def epoch(self, source: Source, epoch: int, seen: int, position: tuple | None) -> dict[str, float]:
+    def epoch(self, source: Source, epoch: int, seen: int, position: tuple[Any, ...] | None) -> dict[str, float]:
         """Train one epoch, or what is left of it after a position (epoch, rows, *totals); its scores."""
         self.core.need_optimizer()  # a callback may have taken it away
         self.earlier, self.before = self.before, self.core.snapshot()

@@ -43,7 +43,7 @@ STEPS_AHEAD = 1024  # of which a schedule by step is asked for the rates at a ti
 BLOCK = 1 << 24  # bytes of the outputs of all models for a block of rows, where `reduce` needs no more
 
 
-class ManyHistory(dict):
+class ManyHistory(dict[str, np.ndarray]):
     """{"loss": array of shape (epochs, members), "val_loss": ...}: what training many models at once returns.
 
     Parameters
@@ -69,7 +69,7 @@ class ManyHistory(dict):
     def __init__(self, names: Sequence[str], members: int) -> None:
         super().__init__({name: np.empty((0, members)) for name in names})
         self.epochs: list[int] = []
-        self.last_epoch = np.zeros(members, np.int64)
+        self.last_epoch: Any = np.zeros(members, np.int64)
         self.best_epoch: np.ndarray | None = None
         self.diverged: dict[int, DivergenceError] = {}
 
@@ -266,7 +266,7 @@ def fit_many(
     )  # fmt: skip
 
 
-def models_of(models: Any) -> list:
+def models_of(models: Any) -> list[Any]:
     """The models of a list or an ensemble, checked."""
     sequential = Layer.known["Sequential"]
     models = list(getattr(models, "_members", models))
@@ -292,7 +292,7 @@ def all_native(models: Any, xs: Any = ()) -> bool:
 
 
 @contextlib.contextmanager
-def _only_fit_of(models: list):
+def _only_fit_of(models: list[Any]):
     """RuntimeError if another `fit` of one of the models is running."""
     for model in models:
         if model._core.fitting:
@@ -323,7 +323,7 @@ def _each(name: str, data, models: int, needed: bool):
 
 
 def train(
-    models: list,
+    models: list[Any],
     data: Any,
     validation_data: Any,
     *,
@@ -395,7 +395,7 @@ def train(
         return trainer.run(epochs, stopping[0] if stopping else None, mode)
 
 
-def _by_python(models, data, validation_data, own: dict, shared, one_order: bool, bags) -> ManyHistory:
+def _by_python(models, data, validation_data, own: dict[Any, Any], shared, one_order: bool, bags) -> ManyHistory:
     """Train one after the other, where a loss is a Python function."""
     import copy
 
@@ -450,7 +450,7 @@ def _told(history: ManyHistory) -> ManyHistory:
 class Trainer:
     """The epochs of many models."""
 
-    meters: list
+    meters: list[Any]
     bags: Any
     one_order: bool
     histories = True  # whether each model gets its own
@@ -467,9 +467,9 @@ class Trainer:
         threads: int | None,
     ) -> None:
         self.models = models
-        self.cores = [model._core for model in models]
-        self.programs = [core.program for core in self.cores]
-        self.kernels = self.cores[0].kernels
+        self.cores: list[Any] = [model._core for model in models]
+        self.programs: list[Any] = [core.program for core in self.cores]
+        self.kernels: Any = self.cores[0].kernels
         self.rows = rows
         self.validation = validation
         self.taken = taken
@@ -477,11 +477,11 @@ class Trainer:
         self.accumulate = accumulate
         self.shuffle = shuffle
         self.threads = threads
-        self.mean = np.array([getattr(model.loss, "reduction", "mean") == "mean" for model in models])
-        self.accuracy = all(model.loss is not None and model.loss.targets == "labels" for model in models)
-        self.schedules = [core.optimizer.schedule for core in self.cores]
-        self.alike = [_rates_of(i, core.optimizer) for i, core in enumerate(self.cores)]
-        self.lr = np.full(len(models), math.nan)
+        self.mean: np.ndarray = np.array([getattr(model.loss, "reduction", "mean") == "mean" for model in models])
+        self.accuracy: bool = all(model.loss is not None and model.loss.targets == "labels" for model in models)
+        self.schedules: list[Any] = [core.optimizer.schedule for core in self.cores]
+        self.alike: list[Any] = [_rates_of(i, core.optimizer) for i, core in enumerate(self.cores)]
+        self.lr: Any = np.full(len(models), math.nan)
 
     def run(self, epochs: int, stopping: Any, mode: Any) -> ManyHistory:
         n = len(self.models)
@@ -495,9 +495,9 @@ class Trainer:
             names.append("lr")
         if stopping is not None:
             stopping._check(names)
-        self.crew = self.kernels.Crew(self.programs, True)
+        self.crew: Any = self.kernels.Crew(self.programs, True)
         self.crew.lanes = LANES
-        self.outs = self.room(self.taken)
+        self.outs: Any = self.room(self.taken)
         self.crew.set_rows(self.rows.x, self.rows.y, self.rows.w, self.bags, self.outs)
         checker = self.kernels.Crew(self.programs, False) if self.validation is not None else None
         if checker is not None:
@@ -505,9 +505,9 @@ class Trainer:
             seen = self.room(v.n)
             checker.set_rows(v.x, v.y, v.w, None, seen)
         history = ManyHistory(names, n)
-        self.seen = np.array([core.state.epochs_seen for core in cores], np.int64)
+        self.seen: np.ndarray = np.array([core.state.epochs_seen for core in cores], np.int64)
         seeds = np.array([core.state.random_seed for core in cores], np.uint64)
-        self.seeds = np.full(n, seeds[0]) if self.one_order else seeds
+        self.seeds: Any = np.full(n, seeds[0]) if self.one_order else seeds
         best = _Best(n, stopping)
         active = np.ones(n, bool)
         for program in self.programs:
@@ -579,7 +579,7 @@ class Trainer:
         if not any(schedule is not None for schedule in self.schedules):
             return None
         rates: list[Any] = [None] * len(self.cores)
-        known: dict[tuple, np.ndarray] = {}
+        known: dict[tuple[Any, ...], np.ndarray] = {}
         for i in np.flatnonzero(active & (self.crew.bad < 0)).tolist():
             schedule, optimizer = self.schedules[i], self.cores[i].optimizer
             steps = -(-int(stops[i] - self.crew.at[i]) // group)
@@ -724,7 +724,7 @@ def scores(models: Any, rows: Rows, threads: int) -> dict[str, np.ndarray]:
     return found
 
 
-def outputs(models: Any, xs: list, threads: int) -> Any:
+def outputs(models: Any, xs: list[Any], threads: int) -> Any:
     """The outputs of each model: an array (models, n, out_features), or of different n a list of arrays."""
     core = models[0]._core
     own = xs if len(xs) == len(models) else xs * len(models)

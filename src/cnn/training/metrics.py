@@ -64,9 +64,9 @@ class Metric:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name: expected a str, got {name!r}")
         self.function = function
-        self.proba = flag("proba", proba)
-        self.labels = flag("labels", labels)
-        self.name = str(name or getattr(function, "__name__", type(function).__name__))
+        self.proba: bool = flag("proba", proba)
+        self.labels: bool = flag("labels", labels)
+        self.name: str = str(name or getattr(function, "__name__", type(function).__name__))
 
     def __repr__(self) -> str:
         return f"Metric({self.name})"
@@ -104,11 +104,11 @@ class _Classifying(Known):
     that a row may belong to or not.
     """
 
-    def __init__(self, threshold: float | None, several: bool):
+    def __init__(self, threshold: float | None, several: bool) -> None:
         self.threshold: Any = threshold
         self.several = several
 
-    def check(self, targets, width):
+    def check(self, targets: Any, width: int) -> None:
         if width == 1 and self.threshold is None:
             raise ValueError(
                 f"{self.name}: the loss does not say which outputs stand for class 1: end the model with a Sigmoid, or "
@@ -136,7 +136,8 @@ class Accuracy(_Classifying):
     name = "accuracy"
 
     def reset(self) -> None:
-        self.right = self.count = 0
+        self.right: int = 0
+        self.count: int = 0
 
     def update(self, targets: Any, outputs: Any) -> None:
         true, predicted = self.classes(targets, outputs)
@@ -161,7 +162,7 @@ class F1(_Classifying):
 
     def update(self, targets: Any, outputs: Any) -> None:
         true, predicted = self.classes(targets, outputs)
-        self.columns = true.ndim == 2
+        self.columns: bool = true.ndim == 2
         if self.columns:
             counts = [np.count_nonzero(a, axis=0) for a in (true & predicted, ~true & predicted, true & ~predicted)]
         else:
@@ -188,7 +189,7 @@ class TopK(Known):
 
     def __init__(self, k: int) -> None:
         self.k = k
-        self.name = f"top_{k}"
+        self.name: str = f"top_{k}"
 
     def check(self, targets: Any, width: int) -> None:
         if targets.ndim != 1 and width == 1:
@@ -197,7 +198,8 @@ class TopK(Known):
             raise ValueError(f"{self.name}: expected k of at most {width}, the number of outputs, got {self.k}")
 
     def reset(self) -> None:
-        self.right = self.count = 0
+        self.right: int = 0
+        self.count: int = 0
 
     def update(self, targets: Any, outputs: Any) -> None:
         true = (targets if targets.ndim == 1 else targets.argmax(axis=1))[:, None]
@@ -213,7 +215,7 @@ class TopK(Known):
 class _Regression(Known):
     """A metric of numbers; those whose target is NaN do not count."""
 
-    def check(self, targets, width):
+    def check(self, targets: Any, width: int) -> None:
         if targets.ndim != 2:
             raise ValueError(f"{self.name}: expected targets that are numbers, got class indices")
         if targets.shape[1] != width:
@@ -228,7 +230,8 @@ class MAE(_Regression):
     name = "mae"
 
     def reset(self) -> None:
-        self.total, self.count = 0.0, 0
+        self.total: float = 0.0
+        self.count: int = 0
 
     def update(self, targets: Any, outputs: Any) -> None:
         known = _known(targets)
@@ -245,7 +248,8 @@ class RMSE(_Regression):
     name = "rmse"
 
     def reset(self) -> None:
-        self.total, self.count = 0.0, 0
+        self.total: float = 0.0
+        self.count: int = 0
 
     def update(self, targets: Any, outputs: Any) -> None:
         known = _known(targets)
@@ -301,15 +305,15 @@ def _known(targets: np.ndarray) -> np.ndarray:
 class _Whole(Known):
     """A metric that needs all targets and outputs at once."""
 
-    def reset(self):
+    def reset(self) -> None:
         self.targets: list[np.ndarray] = []
         self.outputs: list[np.ndarray] = []
 
-    def update(self, targets, outputs):
+    def update(self, targets: Any, outputs: Any) -> None:
         self.targets.append(np.array(targets))
         self.outputs.append(np.array(outputs))
 
-    def result(self):
+    def result(self) -> float:
         if not self.targets:
             return np.nan
         return self.of(np.concatenate(self.targets), np.concatenate(self.outputs))
@@ -330,7 +334,7 @@ class AUC(_Whole):
 
     def __init__(self, name: str = "auc", probabilities: Any = None, several: bool = False) -> None:
         self.name = name
-        self.pairs = name == "auc_ovo"
+        self.pairs: bool = name == "auc_ovo"
         self.probabilities = probabilities  # of outputs; None: they are such already, or there is one output
         self.several = several
 
@@ -380,10 +384,10 @@ class Own(_Whole):
     """A metric of the user's own; classify: what makes classes of targets and outputs, where it wants them."""
 
     def __init__(self, metric: Metric, probabilities: Any, classify: _Classifying | None) -> None:
-        self.function = metric.function
+        self.function: Any = metric.function
         self.name: str = metric.name
-        self.probabilities = probabilities if metric.proba else None
-        self.classify = classify if metric.labels else None
+        self.probabilities: Any = probabilities if metric.proba else None
+        self.classify: Any = classify if metric.labels else None
 
     def check(self, targets: Any, width: int) -> None:
         if self.classify is not None:
@@ -425,15 +429,15 @@ class Metrics:
     def __init__(self, wanted: Any, model: Any, free: tuple[str, ...] = ()) -> None:
         if isinstance(wanted, (str, Metric)) or callable(wanted):
             wanted = (wanted,)
-        given: list = [None]
+        given: list[Any] = [None]
         if isinstance(wanted, Mapping):
             given, wanted = list(wanted), wanted.values()
         try:
             wanted = list(wanted)
         except TypeError:
             raise TypeError(f"metrics: expected names and functions, got {wanted!r}") from None
-        self.ignored = getattr(model.loss, "ignore_index", None)
-        self.per_target = getattr(model.loss, "outputs_per_target", 1)
+        self.ignored: Any = getattr(model.loss, "ignore_index", None)
+        self.per_target: Any = getattr(model.loss, "outputs_per_target", 1)
         chosen = [_metric(one, model) for one in wanted]
         if given != [None]:
             for name, metric in zip(given, chosen, strict=True):
@@ -444,7 +448,7 @@ class Metrics:
         for name in names:
             if names.count(name) > 1 or name in ("loss", "lr", "epoch") or name.startswith("val_"):
                 raise ValueError(f"metrics: the name {name!r} is taken")
-        self.list = [metric for metric in chosen if metric.name not in free]
+        self.list: Any = [metric for metric in chosen if metric.name not in free]
 
     def __bool__(self) -> bool:
         return bool(self.list)

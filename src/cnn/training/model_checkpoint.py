@@ -69,12 +69,12 @@ class ModelCheckpoint(Callback):
         monitor: str = "val_loss",
         mode: str = "auto",
     ) -> None:
-        self.folder = os.fsdecode(folder)
-        self.every = integer("every", every, 1)
-        self.max_to_keep = integer("max_to_keep", max_to_keep, 1)
-        self.save_best_only = flag("save_best_only", save_best_only)
-        self.monitor = named(monitor)
-        self.mode = choice("mode", mode, ("auto", "min", "max"))
+        self.folder: str = os.fsdecode(folder)
+        self.every: int = integer("every", every, 1)
+        self.max_to_keep: int = integer("max_to_keep", max_to_keep, 1)
+        self.save_best_only: bool = flag("save_best_only", save_best_only)
+        self.monitor: str = named(monitor)
+        self.mode: Any = choice("mode", mode, ("auto", "min", "max"))
         self._sign = 0
         self._best = -math.inf
         self._lock = threading.Lock()

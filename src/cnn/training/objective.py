@@ -109,7 +109,7 @@ class Objective:
         self.evaluations += 1
         return self.value
 
-    def _state(self) -> tuple:
+    def _state(self) -> tuple[Any, ...]:
         """All that the value depends on and that may change between two iterations."""
         program = self.program
         return self._token, program.fingerprint, program.modes, self.core.optimizer.table.tobytes()

@@ -48,6 +48,8 @@ class Progress:
         self.bar: Any = None
         self.shown = 0.0  # when the bar was last brought up to date
         self.logs: dict[str, str] = {}
+        self.began: float
+        self.epoch_began: float
         self.began = self.epoch_began = time.perf_counter()
         self.lines = mode in (True, "lines")
         if mode in ("auto", True) and first < last and (_terminal() or _notebook()):
