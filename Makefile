@@ -46,6 +46,7 @@ lint: $(VENV)/test,lint.stamp
 	$(VENV)/bin/ruff format --check .
 	PATH="$(abspath $(VENV)/bin):$$PATH" cython-lint src/cnn
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy --strict --config-file= tests/typing/user_script.py
 	env -u PYTHONPATH $(VENV)/bin/python tools/check_docstrings.py
 	$(VENV)/bin/python -m mypy.stubtest cnn --ignore-missing-stub --mypy-config-file pyproject.toml
 

@@ -8,10 +8,9 @@ C-contiguous, of the right shape and dtype, and share no memory with the inputs:
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from ._dispatch import kernels
-from ._types import Array
+from ._types import Array, ArrayLike
 
 DEFAULT_PARAM: dict[str, float] = {}  # of each activation, by name; its class enters it
 

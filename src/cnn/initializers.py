@@ -378,9 +378,9 @@ class KaimingUniform(Scaled):
     names: ClassVar[tuple[str, ...]] = ("kaiming_uniform",)
 
     def __init__(self, nonlinearity: str = "relu", a: float = 0.0, mode: str = "fan_in") -> None:
-        self.nonlinearity: Any = choice("nonlinearity", nonlinearity, [*GAINS])
+        self.nonlinearity: str = choice("nonlinearity", nonlinearity, [*GAINS])
         self.a: float = number("a", a)
-        self.mode: Any = choice("mode", mode, ["fan_in", "fan_out"])
+        self.mode: str = choice("mode", mode, ["fan_in", "fan_out"])
 
     def std(self, fan_in: Any, fan_out: Any) -> float:
         return calculate_gain(self.nonlinearity, self.a) / math.sqrt(fan_in if self.mode == "fan_in" else fan_out)

@@ -25,11 +25,11 @@ from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from ._checks import choice, flag, fraction, integer, number, positive
 from ._configurable import Configurable
 from ._dispatch import kernels
+from ._types import ArrayLike
 from .functional import real_dtype
 
 __all__ = [
@@ -160,7 +160,7 @@ class Loss(Configurable, kind="loss"):
     _if_used: ClassVar[tuple[str, ...]] = ("ignore_nan", "chosen")  # earlier versions read files without them
 
     def __init__(self, *, reduction: str = "mean") -> None:
-        self.reduction: Any = choice("reduction", reduction, ("mean", "sum"))
+        self.reduction: str = choice("reduction", reduction, ("mean", "sum"))
         self._gradient: np.ndarray | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:

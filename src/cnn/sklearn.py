@@ -23,7 +23,6 @@ import numpy as np
 import sklearn
 import sklearn.neural_network as peers
 from joblib import effective_n_jobs
-from numpy.typing import ArrayLike
 from scipy.sparse import issparse
 from scipy.special import xlogy
 from sklearn.base import is_classifier
@@ -36,7 +35,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import layers, losses, optim
 from ._threads import MOST, threads_for
-from ._types import Array
+from ._types import Array, ArrayLike
 from .models import Sequential
 from .optim.optimizers import WEIGHT_DECAY
 from .training import Callback, History

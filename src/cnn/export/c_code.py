@@ -104,7 +104,7 @@ class File:
         self.model: Any = model
         self.argument: bool = argument
         self.computation: Any = graph_of(model)
-        self.dtype: Any = np.dtype(dtype or model.dtype)
+        self.dtype: np.dtype = np.dtype(dtype or model.dtype)
         self.double: bool = self.dtype == np.float64
         self.real, self.suffix = ("double", "") if self.double else ("float", "f")
         self.n_in: int = self.computation.widths[0]

@@ -70,7 +70,7 @@ class _Writer:
     def __init__(self, model: Any, opset: int) -> None:
         self.computation: Any = graph_of(model)
         self.opset = opset
-        self.dtype: Any = model.dtype
+        self.dtype: np.dtype = model.dtype
         self.float64: Any = model.dtype == np.float64
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}

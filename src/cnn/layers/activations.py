@@ -13,11 +13,10 @@ from inspect import signature
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from .. import functional, initializers
 from .._checks import choice, number, positive
-from .._types import Array
+from .._types import Array, ArrayLike
 from .base import Layer
 
 __all__ = [
@@ -348,7 +347,7 @@ class GELU(Activation):
     onnx: ClassVar[Onnx] = Onnx("Gelu", {"approximate": "approximate"}, opset=20, float64=False)
 
     def __init__(self, approximate: str = "none") -> None:
-        self.approximate: Any = choice("approximate", approximate, ("none", "tanh"))
+        self.approximate: str = choice("approximate", approximate, ("none", "tanh"))
         self.function = "gelu" if approximate == "none" else "gelu_tanh"
 
     @classmethod

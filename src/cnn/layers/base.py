@@ -11,21 +11,17 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
 
 from .. import functional
 from .._checks import flag, in_range, integer, transposed
 from .._configurable import Configurable, arguments_of
 from .._dispatch import kernels
 from .._threads import get_num_threads
-from .._types import Array
+from .._types import Array, ArrayLike, DTypeLike, Self
 from .graph import Graph, Place, chain, part, program, tell_modes
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class Layer(Configurable, kind="layer"):

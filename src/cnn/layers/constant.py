@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
 
 from .._checks import integer
-from .._types import Array
+from .._types import Array, ArrayLike, DTypeLike
 from .base import Layer, Parametric, width_of
 
 __all__ = ["Constant"]

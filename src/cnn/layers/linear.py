@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
 
 from .. import initializers
 from .._checks import integer, number, seed_of
 from .._dispatch import kernels
+from .._types import ArrayLike, DTypeLike
 from .base import Layer, Parametric, width_of
 
 __all__ = ["Linear"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from .._checks import flag, fraction, integer, positive
+from .._types import DTypeLike
 from .base import Layer, Parametric, width_of
 
 __all__ = ["BatchNorm1d", "LayerNorm"]

@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from .._sparse import is_sparse
 from .._threads import get_num_threads
-from .._types import Array
+from .._types import Array, ArrayLike
 
 
 def vjp(self: Any, x: ArrayLike, v: ArrayLike, parameters: bool = False, outputs: bool = False) -> Any:

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
 
 from .. import losses, optim
 from .._checks import choice, flag, integer, seed_of
 from .._threads import get_num_threads, threads_for
-from .._types import Array
+from .._types import Array, ArrayLike, DTypeLike
 from ..optim.many import ManyOptimizers
 from ..training import many
 from ..training.many import ManyHistory

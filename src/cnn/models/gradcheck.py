@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from .._checks import integer, positive
+from .._types import ArrayLike
 from .sequential import Sequential
 
 __all__ = ["Check", "GradcheckReport", "gradcheck"]

@@ -10,7 +10,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+
+from .._types import ArrayLike
 
 
 class PythonLoss:

@@ -16,14 +16,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
 
 from .. import layers, losses, optim
 from .._checks import foreign, fraction, in_range, integer, seed_of, transposed
 from .._configurable import object_for
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
-from .._types import Array
+from .._types import Array, ArrayLike, DTypeLike
 from ..files import checkpoint
 from ..layers import Layer
 from ..layers.graph import computes_natively
@@ -334,14 +333,14 @@ class Sequential(layers.Chain):
 
     # derivative products (derivatives.py) -----------------------------------------------------------------------------
 
-    vjp: Any = derivatives.vjp
-    jvp: Any = derivatives.jvp
-    jacobian: Any = derivatives.jacobian
-    grad_input: Any = derivatives.grad_input
-    hvp: Any = derivatives.hvp
-    gnvp: Any = derivatives.gnvp
-    hvp_input: Any = derivatives.hvp_input
-    hessian_operator: Any = derivatives.hessian_operator
+    vjp = derivatives.vjp
+    jvp = derivatives.jvp
+    jacobian = derivatives.jacobian
+    grad_input = derivatives.grad_input
+    hvp = derivatives.hvp
+    gnvp = derivatives.gnvp
+    hvp_input = derivatives.hvp_input
+    hessian_operator = derivatives.hessian_operator
 
     # native training and prediction -----------------------------------------------------------------------------------
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from .._checks import flag, number, positive
 from .._configurable import Configurable, arguments_of, plain
 from .._dispatch import kernels
+from .._types import Self
 from . import schedules
 from .many import ManyOptimizers, has_arrays
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
@@ -218,7 +216,7 @@ class Optimizer(Configurable, kind="optimizer"):
         ratios = np.ones(len(named))
         ratios[own_lr] = rows[own_lr, LR] / lr if lr else np.nan
         rows[:, WEIGHT_DECAY] = [group.get("weight_decay", weight_decay) for group in named]
-        self.table: Any = rows if decay_bias else np.concatenate([rows, rows])
+        self.table: np.ndarray = rows if decay_bias else np.concatenate([rows, rows])
         self._ratios = ratios if decay_bias else np.concatenate([ratios, ratios])  # of each row's lr to that of row 0
         self.table[len(named) :, WEIGHT_DECAY] = 0
         self._shares_decay = np.zeros(len(self.table), bool)

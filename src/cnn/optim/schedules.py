@@ -58,7 +58,7 @@ class Schedule(Configurable, kind="schedule"):
     _changes: ClassVar[int] = 0
 
     def __init__(self, interval: str) -> None:
-        self.interval: Any = choice("interval", interval, INTERVALS)
+        self.interval: str = choice("interval", interval, INTERVALS)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -280,7 +280,7 @@ class MultiStepLR(Schedule):
 
     def __init__(self, milestones: Sequence[int], gamma: float = 0.1, interval: str = "epoch") -> None:
         super().__init__(interval)
-        self.milestones: Any = _milestones(milestones, 0)
+        self.milestones: tuple[int, ...] = _milestones(milestones, 0)
         self.gamma: float = number("gamma", gamma, 0)
 
     def _lr(self, t, lr):
@@ -403,7 +403,7 @@ class OneCycleLR(Schedule):
         self.max_lr: float = positive("max_lr", max_lr)
         self.total_steps: int = integer("total_steps", total_steps, 1)
         self.pct_start: float = fraction("pct_start", pct_start)
-        self.anneal_strategy: Any = choice("anneal_strategy", anneal_strategy, ("cos", "linear"))
+        self.anneal_strategy: str = choice("anneal_strategy", anneal_strategy, ("cos", "linear"))
         self.cycle_momentum: bool = flag("cycle_momentum", cycle_momentum)
         self.base_momentum: float = number("base_momentum", base_momentum, 0, 1)
         self.max_momentum: float = number("max_momentum", max_momentum, 0, 1)
@@ -467,7 +467,7 @@ class SequentialLR(Schedule):
                 expected = schedules[0].interval
                 raise ValueError(f"schedules[{i}]: expected interval {expected!r}, as the first, got {one.interval!r}")
         self.schedules: Any = tuple(schedules)
-        self.milestones: Any = _milestones(milestones, 1)
+        self.milestones: tuple[int, ...] = _milestones(milestones, 1)
         if len(self.milestones) != len(schedules) - 1:
             raise ValueError(f"milestones: expected {len(schedules) - 1}, one less than schedules, got {milestones!r}")
         if len(set(self.milestones)) < len(self.milestones):
@@ -537,11 +537,11 @@ class ReduceLROnPlateau(Schedule):
         monitor: str | None = None,
     ) -> None:
         super().__init__("epoch")
-        self.mode: Any = choice("mode", mode, ("min", "max"))
+        self.mode: str = choice("mode", mode, ("min", "max"))
         self.factor: float = number("factor", factor, 0, 1)
         self.patience: int = integer("patience", patience, 0)
         self.threshold: float = number("threshold", threshold, 0)
-        self.threshold_mode: Any = choice("threshold_mode", threshold_mode, ("rel", "abs"))
+        self.threshold_mode: str = choice("threshold_mode", threshold_mode, ("rel", "abs"))
         self.cooldown: int = integer("cooldown", cooldown, 0)
         self.min_lr: float = number("min_lr", min_lr, 0)
         self.eps: float = number("eps", eps, 0)

@@ -258,7 +258,7 @@ class EarlyStopping(Callback):
         self.monitor: str = named(monitor)
         self.patience: int = integer("patience", patience, 1)
         self.min_delta: float = number("min_delta", min_delta, 0)
-        self.mode: Any = choice("mode", mode, ("auto", "min", "max"))
+        self.mode: str = choice("mode", mode, ("auto", "min", "max"))
         self.restore_best_weights: bool = bool(restore_best_weights)
         self.start_from_epoch: int = integer("start_from_epoch", start_from_epoch, 0)
         self.baseline: float | None = None if baseline is None else number("baseline", baseline)
@@ -430,7 +430,7 @@ class CSVLogger(Callback):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path: Any = os.fspath(path)
+        self.path: str = os.fspath(path)
         self._names: list[str] | None = None
 
     def on_train_begin(self, logs: dict[str, Any]) -> None:
@@ -475,7 +475,7 @@ class TensorBoardLogger(Callback):
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder: Any = os.fspath(folder)
+        self.folder: str = os.fspath(folder)
         self._make = _summary_writer()
         self._writer: Any = None
 

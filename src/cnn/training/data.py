@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from .._checks import integer
 from .._sparse import SparseRows, is_sparse, joined
+from .._types import ArrayLike
 
 BLOCK_BYTES = 64 << 20  # of a block of a memory map
 PIECE_BYTES = 4 << 20  # of one read, so that Ctrl-C need not wait for a whole block

@@ -7,11 +7,11 @@ import os
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from .._checks import integer, positive
 from .._pictures import figure_for
 from .._threads import threads_for
+from .._types import ArrayLike
 from .data import Names, source_of
 from .fit import Context, only_fit_of
 

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from .._checks import flag, integer, number
 from .._configurable import names_arguments
 from .._sparse import SparseRows
 from .._threads import threads_for
+from .._types import ArrayLike
 from ..optim.optimizers import Optimizer
 from ..optim.schedules import ReduceLROnPlateau
 from .callbacks import Callback, EarlyStopping, check_methods, overridden
@@ -59,7 +59,7 @@ class Context:
     ) -> None:
         self.program: Any = model._core.program
         self.loss: Any = model.loss
-        self.dtype: Any = model.dtype
+        self.dtype: np.dtype = model.dtype
         self.training = training
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -544,7 +544,7 @@ class Meter(Metrics):
         super().__init__(wanted, model, free=tuple(self.summed))
         self.mean: Any = getattr(model.loss, "reduction", "mean") == "mean"
         self.width: Any = model._core.out_features
-        self.dtype: Any = model.dtype
+        self.dtype: np.dtype = model.dtype
         self.outputs = np.empty((0, self.width), self.dtype)
 
     def check(self, targets: Any, width: int | None = None) -> None:

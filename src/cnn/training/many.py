@@ -69,7 +69,7 @@ class ManyHistory(dict[str, np.ndarray]):
     def __init__(self, names: Sequence[str], members: int) -> None:
         super().__init__({name: np.empty((0, members)) for name in names})
         self.epochs: list[int] = []
-        self.last_epoch: Any = np.zeros(members, np.int64)
+        self.last_epoch: np.ndarray = np.zeros(members, np.int64)
         self.best_epoch: np.ndarray | None = None
         self.diverged: dict[int, DivergenceError] = {}
 
@@ -481,7 +481,7 @@ class Trainer:
         self.accuracy: bool = all(model.loss is not None and model.loss.targets == "labels" for model in models)
         self.schedules: list[Any] = [core.optimizer.schedule for core in self.cores]
         self.alike: list[Any] = [_rates_of(i, core.optimizer) for i, core in enumerate(self.cores)]
-        self.lr: Any = np.full(len(models), math.nan)
+        self.lr: np.ndarray = np.full(len(models), math.nan)
 
     def run(self, epochs: int, stopping: Any, mode: Any) -> ManyHistory:
         n = len(self.models)

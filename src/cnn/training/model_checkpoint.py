@@ -74,7 +74,7 @@ class ModelCheckpoint(Callback):
         self.max_to_keep: int = integer("max_to_keep", max_to_keep, 1)
         self.save_best_only: bool = flag("save_best_only", save_best_only)
         self.monitor: str = named(monitor)
-        self.mode: Any = choice("mode", mode, ("auto", "min", "max"))
+        self.mode: str = choice("mode", mode, ("auto", "min", "max"))
         self._sign = 0
         self._best = -math.inf
         self._lock = threading.Lock()
