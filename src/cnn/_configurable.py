@@ -265,7 +265,7 @@ class Configurable:
 
     def __dir__(self) -> list[str]:
         """The public attributes, for completion: without what the library says of the class."""
-        hidden = {"kind_of_class", "known", "facts", "names", "positional", *self.facts} - {*arguments_of(type(self))}
+        hidden = {"kind_of_class", "known", "facts", "names", "positional", *self.facts} - {*vars(self)}
         return [name for name in super().__dir__() if not name.startswith("_") and name not in hidden]
 
     def _argument(self, name: str) -> Any:
