@@ -9,7 +9,7 @@ from ._cpu import COMPILER
 from ._dispatch import AVAILABLE, ISA
 from ._threads import available, get_num_threads
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def show_config() -> None:
@@ -22,7 +22,7 @@ def show_config() -> None:
     --------
     >>> import cnn
     >>> cnn.show_config()  # doctest: +SKIP
-    cnn 0.1.0
+    cnn 0.2.0
       instruction set  v4 (available: v4, v3, baseline)
       dtypes           float32, float64
       threads          2 (processors for this process: 2)
