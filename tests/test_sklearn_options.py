@@ -338,7 +338,7 @@ def test_members():
     assert len(mlp.set_params(n_members=2).fit(X, LABELS).ensemble_) == 2
     with pytest.raises(AttributeError, match=r"^ensemble_: expected n_members > 1 in fit"):
         alone.ensemble_  # noqa: B018
-    with pytest.raises(ValueError, match="^callbacks: expected none with n_members=2"):
+    with pytest.raises(ValueError, match=r"^callbacks: expected none with n_members=2"):
         classifier(n_members=2, callbacks=[cnn.CSVLogger("never.csv")]).fit(X, LABELS)
     with pytest.raises(ValueError, match="n_members=2"):
         mlp.to_sklearn()
@@ -357,5 +357,5 @@ def test_deviations():
     np.testing.assert_allclose(gaussian.predict(X, return_std=True)[1], expected, rtol=1e-12)
     both = regressor(n_members=2).fit(X, np.stack([NUMBERS, X[:, 0]], axis=1))
     assert [a.shape for a in both.predict(X, return_std=True)] == [(120, 2)] * 2
-    with pytest.raises(ValueError, match="^return_std: expected an estimator with n_members > 1"):
+    with pytest.raises(ValueError, match=r"^return_std: expected an estimator with n_members > 1"):
         regressor().fit(X, NUMBERS).predict(X, return_std=True)
