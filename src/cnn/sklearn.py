@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import warnings
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -34,6 +35,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import layers, losses, optim
 from ._threads import MOST, threads_for
+from ._types import Array, ArrayLike
 from .models import Ensemble, Sequential
 from .optim.optimizers import WEIGHT_DECAY
 from .training import Callback, EarlyStopping, History
@@ -93,7 +95,7 @@ class _Native:
         scores = {"val_score": self.validation_scores_} if self.validation_scores_ else {}
         return History({"loss": self.loss_curve_, **scores})
 
-    def plot(self, path=None):
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draw `history_`: see `History.plot`.
 
         Parameters
@@ -107,7 +109,7 @@ class _Native:
         """
         return self.history_.plot(path)
 
-    def _made_of(self: Any) -> tuple:
+    def _made_of(self: Any) -> tuple[Any, ...]:
         """What the layers depend on beside the coefficients."""
         return repr(self.activation), repr(self.loss), self.dropout, self.batch_norm, self.layer_norm
 
@@ -136,9 +138,9 @@ class _Native:
         self._views = views = self._arrays()
         self.coefs_, self.intercepts_ = views[: len(views) // 2], views[len(views) // 2 :]
 
-    def _layers(self: Any) -> list:
+    def _layers(self: Any) -> list[Any]:
         """New layers with the coefficients and intercepts."""
-        parts: list = []
+        parts: list[Any] = []
         kinds = self._activations(len(self.coefs_) - 1)
         for i, (w, b) in enumerate(zip(self.coefs_, self.intercepts_, strict=True)):
             parts.append(layers.Linear.of(w, b))
@@ -148,7 +150,7 @@ class _Native:
                 parts += [kinds[i]] + [layers.Dropout(self.dropout)] * (self.dropout > 0)
         return parts
 
-    def _activations(self: Any, hidden: int) -> list:
+    def _activations(self: Any, hidden: int) -> list[Any]:
         """New layers, one for each hidden layer."""
         wanted = self.activation
         if isinstance(wanted, (list, tuple)):
@@ -227,7 +229,7 @@ class _Native:
         return threads_for(None if self.n_jobs is None else min(effective_n_jobs(self.n_jobs), MOST))
 
     @classmethod
-    def from_sklearn(cls: Any, mlp):
+    def from_sklearn(cls: Any, mlp: Any) -> Any:
         """One that is fitted as scikit-learn's is.
 
         Parameters
@@ -249,7 +251,7 @@ class _Native:
         check_is_fitted(mlp)
         return _with_state(cls(**mlp.get_params(deep=False)), mlp)
 
-    def to_sklearn(self: Any):
+    def to_sklearn(self: Any) -> Any:
         """scikit-learn's own estimator, fitted as this one is.
 
         Returns
@@ -269,11 +271,11 @@ class _Native:
         known = self._peer().get_params()
         return _with_state(self._peer(**{name: getattr(self, name) for name in known}), self)
 
-    def __getstate__(self: Any):
+    def __getstate__(self: Any) -> dict[str, Any]:
         state: Any = super().__getstate__()
         return {name: value for name, value in state.items() if name != "_views"}
 
-    def __setstate__(self: Any, state):
+    def __setstate__(self: Any, state: Any) -> None:
         added_since = type(self)().get_params(deep=False)  # of a version that did not have them yet
         super().__setstate__(added_since | state)  # type: ignore[misc]
         if vars(self).get("_model") is not None and hasattr(self, "coefs_"):
@@ -281,7 +283,14 @@ class _Native:
 
     # training ---------------------------------------------------------------------------------------------------------
 
-    def fit(self: Any, X, y, sample_weight=None, X_val=None, y_val=None):
+    def fit(
+        self: Any,
+        X: Any,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        X_val: ArrayLike | None = None,
+        y_val: ArrayLike | None = None,
+    ) -> Any:
         """Fit the network to X and y.
 
         Parameters
@@ -422,7 +431,7 @@ class _Native:
                     places = np.arange(batches.n)
                     self._random_state.shuffle(places)
                     order = order[places]
-                self.loss_ = batches.epoch(order if self.shuffle else None, shown)
+                self.loss_: float = batches.epoch(order if self.shuffle else None, shown)
                 self.n_iter_ += 1
                 self.t_ += batches.n
                 self.loss_curve_.append(self.loss_)
@@ -677,7 +686,7 @@ class _Native:
 class _Batches:
     """The rows that `_train` trains on, as the native program reads them."""
 
-    def __init__(self, mlp, model, X, y, sample_weight, size, factor):
+    def __init__(self, mlp: Any, model: Any, X: Any, y: Any, sample_weight: Any, size: Any, factor: float) -> None:
         self.program, self.optimizer, self.mlp = model._core.program, model.optimizer, mlp
         self.n, self.size, self.factor, self.threads = len(y), size, factor, mlp._threads()
         self.X = self.program.rows(X)
@@ -689,7 +698,7 @@ class _Batches:
         self.constant = float(self.deviance.sum())
         self.chunk = max(1, NATIVE_WORK // (3 * self.program.n_parameters) // size) * size  # rows of a native call
 
-    def epoch(self, order, shown: float) -> float:
+    def epoch(self, order: Any, shown: float) -> float:
         """Train on the rows in this order; scikit-learn's loss, NaN if that of a batch is not finite."""
         weights, totals, constant = None, self.sizes, self.constant
         if self.weights is not None:
@@ -738,17 +747,19 @@ class _Batches:
         rates[:, 0, WEIGHT_DECAY] = mlp.alpha / self.factor / totals
         if mlp.solver == "adam":
             t = self.program.steps + np.arange(1, 1 + len(totals))
-            rates[:, :, optim.Adam.eps.column] = (mlp.epsilon / self.factor / np.sqrt(1 - mlp.beta_2**t))[:, None]
+            rates[:, :, vars(optim.Adam)["eps"].column] = (mlp.epsilon / self.factor / np.sqrt(1 - mlp.beta_2**t))[
+                :, None
+            ]
         return rates
 
 
 class _Evaluations(Callback):
     """Stops L-BFGS after the iteration in which the evaluations have become more than max_fun."""
 
-    def __init__(self, max_fun):
+    def __init__(self, max_fun: Any) -> None:
         self.max_fun = max_fun
 
-    def on_epoch_end(self, epoch, logs):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         if sum(self.model.history["evaluations"]) > self.max_fun:
             self.model.stop_training = True
 
@@ -758,11 +769,11 @@ class _Watch(Callback):
 
     _turn = 2
 
-    def __init__(self, mlp, val, n: int, shown: float):
+    def __init__(self, mlp: Any, val: Any, n: int, shown: float) -> None:
         self.mlp, self.val, self.n, self.shown = mlp, val, n, shown
         self.best: Any = None
 
-    def on_epoch_end(self, epoch, logs):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         mlp = self.mlp
         mlp.n_iter_ += 1
         mlp.t_ += self.n
@@ -803,7 +814,7 @@ def _extended(history, more):
     return history
 
 
-_CONSTRAINTS: dict[str, list] = {
+_CONSTRAINTS: dict[str, list[Any]] = {
     "activation": [str, list, tuple, layers.Activation],
     "loss": [str, losses.Loss],
     "dropout": [Interval(Real, 0, 1, closed="left")],
@@ -874,7 +885,7 @@ class MLPClassifier(_Native, peers.MLPClassifier):
     'Sequential'
     """
 
-    _parameter_constraints: ClassVar[dict] = {
+    _parameter_constraints: ClassVar[dict[Any, Any]] = {
         **peers.MLPClassifier._parameter_constraints,
         **_CONSTRAINTS,
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
@@ -884,46 +895,46 @@ class MLPClassifier(_Native, peers.MLPClassifier):
 
     def __init__(
         self,
-        hidden_layer_sizes=(100,),
-        activation="relu",
+        hidden_layer_sizes: Any = (100,),
+        activation: Any = "relu",
         *,
-        solver="adam",
-        alpha=0.0001,
-        batch_size="auto",
-        learning_rate="constant",
-        learning_rate_init=0.001,
-        power_t=0.5,
-        max_iter=200,
-        shuffle=True,
-        random_state=None,
-        tol=1e-4,
-        verbose=False,
-        warm_start=False,
-        momentum=0.9,
-        nesterovs_momentum=True,
-        early_stopping=False,
-        validation_fraction=0.1,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        n_iter_no_change=10,
-        max_fun=15000,
-        loss="log_loss",
-        class_weight=None,
-        dropout=0.0,
-        batch_norm=False,
-        layer_norm=False,
-        optimizer=None,
-        schedule=None,
-        clip_norm=None,
-        ema_decay=None,
-        callbacks=None,
-        n_jobs=None,
-        n_members=1,
-    ):
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str | None = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: int = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: int = 10,
+        max_fun: int = 15000,
+        loss: Any = "log_loss",
+        class_weight: Any = None,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        layer_norm: bool = False,
+        optimizer: Any = None,
+        schedule: Any = None,
+        clip_norm: float | None = None,
+        ema_decay: float | None = None,
+        callbacks: Any = None,
+        n_jobs: int | None = None,
+        n_members: int = 1,
+    ) -> None:
         self.__dict__.update({name: value for name, value in dict(locals()).items() if name != "self"})
 
-    def predict(self, X):
+    def predict(self, X: Any) -> np.ndarray:
         """The classes of rows.
 
         Parameters
@@ -949,7 +960,7 @@ class MLPClassifier(_Native, peers.MLPClassifier):
         yes = (z > (0.5 if several else 0)).astype(np.intp)  # whose sigmoid is above 1/2
         return self.classes_.take(yes[:, 0]) if self.n_outputs_ == 1 else yes
 
-    def predict_proba(self: Any, X):
+    def predict_proba(self: Any, X: Any) -> Array:
         """The probabilities of the classes.
 
         Parameters
@@ -991,51 +1002,51 @@ class MLPRegressor(_Native, peers.MLPRegressor):
     4.0
     """
 
-    _parameter_constraints: ClassVar[dict] = {**peers.MLPRegressor._parameter_constraints, **_CONSTRAINTS}
+    _parameter_constraints: ClassVar[dict[Any, Any]] = {**peers.MLPRegressor._parameter_constraints, **_CONSTRAINTS}
     _peer = peers.MLPRegressor
     _such_as = "cnn.HuberLoss()"
 
     def __init__(
         self,
-        loss="squared_error",
-        hidden_layer_sizes=(100,),
-        activation="relu",
+        loss: Any = "squared_error",
+        hidden_layer_sizes: Any = (100,),
+        activation: Any = "relu",
         *,
-        solver="adam",
-        alpha=0.0001,
-        batch_size="auto",
-        learning_rate="constant",
-        learning_rate_init=0.001,
-        power_t=0.5,
-        max_iter=200,
-        shuffle=True,
-        random_state=None,
-        tol=1e-4,
-        verbose=False,
-        warm_start=False,
-        momentum=0.9,
-        nesterovs_momentum=True,
-        early_stopping=False,
-        validation_fraction=0.1,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        n_iter_no_change=10,
-        max_fun=15000,
-        dropout=0.0,
-        batch_norm=False,
-        layer_norm=False,
-        optimizer=None,
-        schedule=None,
-        clip_norm=None,
-        ema_decay=None,
-        callbacks=None,
-        n_jobs=None,
-        n_members=1,
-    ):
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str | None = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: int = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: int = 10,
+        max_fun: int = 15000,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        layer_norm: bool = False,
+        optimizer: Any = None,
+        schedule: Any = None,
+        clip_norm: float | None = None,
+        ema_decay: float | None = None,
+        callbacks: Any = None,
+        n_jobs: int | None = None,
+        n_members: int = 1,
+    ) -> None:
         self.__dict__.update({name: value for name, value in dict(locals()).items() if name != "self"})
 
-    def predict(self: Any, X, return_std=False):
+    def predict(self: Any, X: Any, return_std: bool = False) -> Any:
         """The predicted numbers.
 
         Parameters
