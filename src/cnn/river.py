@@ -18,12 +18,14 @@ import numpy as np
 from river import base
 
 from . import layers, losses, optim
+from ._dispatch import kernels
 from .models import Sequential
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
 
 ACTIVATIONS: dict[str, Any] = {name.lower(): getattr(layers, name) for name in layers.activations.__all__}
 ACTIVATIONS["logistic"] = layers.Sigmoid
+pack_row, standardized = kernels("float64").pack_row, kernels("float64").standardized
 RESERVE = 8  # columns of the first layer at least
 PENDING = 256  # rows at most that the running statistics wait for
 STALE = 16  # they are brought up to date when more than a 16th of the rows is missing
@@ -205,38 +207,30 @@ class _Online:
 
     def _row(self: Any, x: dict[Any, Any], learns: bool) -> np.ndarray:
         """A row as the network takes it, (1, columns); the statistics learn it as well, or a feature that is new."""
-        values = x.values() if tuple(x) == self._names else self._reordered(x, learns)
         k = self._pending
         row: Any = self._rows[k] if learns else np.zeros(self._rows.shape[1])
-        try:
-            pack_into(self._format, row, 0, *values)
-            total = sum(values)
-        except (StructError, TypeError):
-            raise _not_a_number(x) from None
-        missing = None
-        if total - total != 0.0:
-            if np.isinf(row).any():
-                raise ValueError(f"x: expected finite numbers, or NaN where one is missing, got {x!r}")
-            missing = np.isnan(row)
-        if self.standardize:
-            if learns:
-                self._pending = k = k + 1
-                if k == PENDING or k * STALE > self._seen:
-                    self._update()
-            scale = self._scale
-            z = row - scale.mean
-            z *= scale.factor
-        else:
-            z = row.copy()
-        if missing is not None:
-            z[missing] = 0.0
-        return z[None]
+        if not pack_row(x, self._names, row):
+            row = self._unusual_row(x, learns)
+        if not self.standardize:
+            return standardized(row)
+        if learns:
+            self._pending = k = self._pending + 1
+            if k == PENDING or k * STALE > self._seen:
+                self._update()
+        return standardized(row, self._scale.mean, self._scale.factor)
 
-    def _reordered(self: Any, x: dict[Any, Any], learns: bool) -> list[Any]:
-        """The values in the order of the columns, NaN where there is none."""
+    def _unusual_row(self: Any, x: dict, learns: bool) -> np.ndarray:
+        """The same before it is standardised, where features are new, missing or in another order, or not floats."""
         if learns and not self._columns.keys() >= x.keys():
             self._learn_names(x)
-        return [x.get(name, NAN) for name in self._names]
+        row: Any = self._rows[self._pending] if learns else np.zeros(self._rows.shape[1])
+        try:
+            pack_into(self._format, row, 0, *[x.get(name, NAN) for name in self._names])
+        except (StructError, TypeError):
+            raise _not_a_number(x) from None
+        if np.isinf(row).any():
+            raise ValueError(f"x: expected finite numbers, or NaN where one is missing, got {x!r}")
+        return row
 
     def _matrix(self: Any, X, learns: bool) -> np.ndarray:
         """The same of the rows of a DataFrame."""

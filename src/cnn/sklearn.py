@@ -36,9 +36,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from . import layers, losses, optim
 from ._threads import MOST, threads_for
 from ._types import Array, ArrayLike
-from .models import Sequential
+from .models import Ensemble, Sequential
 from .optim.optimizers import WEIGHT_DECAY
-from .training import Callback, History
+from .training import Callback, EarlyStopping, History
 from .training.fit import DivergenceError
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
@@ -75,6 +75,14 @@ class _Native:
         """The fitted network. Its outputs are what the output function (softmax, sigmoid, exp) is applied to."""
         check_is_fitted(self)
         return self._network()
+
+    @property
+    def ensemble_(self: Any) -> Ensemble:
+        """The fitted networks, if ``n_members > 1``; `model_`, `coefs_` and `intercepts_` are a copy of the first."""
+        check_is_fitted(self)
+        if vars(self).get("_ensemble") is None:
+            raise AttributeError(f"ensemble_: expected n_members > 1 in fit, got n_members={self.n_members}")
+        return self._ensemble
 
     @property
     def history_(self: Any) -> History:
@@ -171,6 +179,7 @@ class _Native:
     def _beyond(self: Any) -> list[str]:
         """The options in use that scikit-learn does not have, and that its loop over the batches does not know."""
         used = [name for name in ("batch_norm", "layer_norm", "callbacks") if getattr(self, name)]
+        used += ["n_members"] * (self.n_members > 1)
         more = ("schedule", "clip_norm", "ema_decay", "optimizer")
         used += [name for name in more if getattr(self, name) is not None]
         used += ["dropout"] * (self.dropout > 0) + ["loss"] * (not self._own_loss())
@@ -256,7 +265,7 @@ class _Native:
             If the network has parts that scikit-learn's have not.
         """
         check_is_fitted(self)
-        parts = ("batch_norm", "layer_norm", "activation", "loss")
+        parts = ("batch_norm", "layer_norm", "activation", "loss", "n_members")
         if foreign := [f"{name}={getattr(self, name)!r}" for name in self._beyond() if name in parts]:
             raise ValueError(f"to_sklearn: scikit-learn's networks have no {', '.join(foreign)}")
         known = self._peer().get_params()
@@ -267,7 +276,8 @@ class _Native:
         return {name: value for name, value in state.items() if name != "_views"}
 
     def __setstate__(self: Any, state: Any) -> None:
-        super().__setstate__(state)  # type: ignore[misc]
+        added_since = type(self)().get_params(deep=False)  # of a version that did not have them yet
+        super().__setstate__(added_since | state)  # type: ignore[misc]
         if vars(self).get("_model") is not None and hasattr(self, "coefs_"):
             self._network()  # the copies are not the model's memory
 
@@ -316,7 +326,7 @@ class _Native:
         loss = LOSSES.get(self.loss) if isinstance(self.loss, str) else self.loss
         layer_units[-1] *= getattr(loss, "outputs_per_target", 1)
         super()._initialize(y, layer_units, dtype)  # type: ignore[misc]
-        self._model = None
+        self._model = self._ensemble = None
         vars(self).pop("_history", None)
 
     def _fit_stochastic(self: Any, X, y, sample_weight, *rest):
@@ -331,7 +341,8 @@ class _Native:
             val = self._own_validation()
         elif self.early_stopping:
             train, val = self._split(X, y, sample_weight)
-        (self._train_layers if self._beyond() else self._train)(*train, val, incremental)
+        train_with = self._train_layers if self._beyond() else self._train
+        (self._train_members if self.n_members > 1 else train_with)(*train, val, incremental)
 
     def _weights(self: Any, y, sample_weight, incremental=False):
         """The rows' weights times those of their classes."""
@@ -459,16 +470,10 @@ class _Native:
         if incremental and self.ema_decay is not None:
             raise ValueError("ema_decay: expected none with partial_fit, after which training goes on: use fit")
         model, batch_size = self._network(), self._batch_size(X.shape[0])
-        shown, factor = self._factors()
         others = vars(self).pop("_optimizer", None)  # made by `_train`
         if not incremental or model.optimizer is None or others is not None:
-            weight = batch_size if sample_weight is None else batch_size * np.mean(sample_weight)
-            model.optimizer = self._chosen_optimizer(self.alpha / weight / factor, factor)
-        watch = _Watch(self, val, X.shape[0], shown)
-        validation = None
-        if val[0] is not None:
-            t = self._label_binarizer.transform(val[1]) if is_classifier(self) else _columns(val[1])
-            validation = (val[0], self._targets(t), *([] if val[2] is None else [val[2]]))
+            model.optimizer = self._chosen_optimizer(batch_size, sample_weight)
+        watch, validation = _Watch(self, val, X.shape[0], self._factors()[0]), self._validation_rows(val)
         self.n_iter_ = 0
         try:
             history = model.fit(
@@ -496,11 +501,77 @@ class _Native:
         if not incremental and self.n_iter_ == self.max_iter and not watch.stop:
             self._warn_of_the_end()
 
-    def _callbacks(self: Any) -> list[Any]:
+    def _validation_rows(self: Any, val):
+        """Rows to validate on as `fit` takes them, or None."""
+        X, y, weight = val
+        if X is None:
+            return None
+        t = self._label_binarizer.transform(y) if is_classifier(self) else _columns(y)
+        return (X, self._targets(t), *([] if weight is None else [weight]))
+
+    def _train_members(self: Any, X, y, sample_weight, val, incremental: bool) -> None:
+        """The same for several networks, natively and at once; they begin and end member by member."""
+        if self.callbacks or self.ema_decay is not None:
+            name = "callbacks" if self.callbacks else "ema_decay"
+            raise ValueError(f"{name}: expected none with n_members={self.n_members}")
+        batch_size, n = self._batch_size(X.shape[0]), X.shape[0]
+        ensemble = self._ensemble
+        if ensemble is None or len(ensemble) != self.n_members or self._of != self._made_of():
+            ensemble = self._ensemble = Ensemble.of(self._new_members())
+        if not incremental or ensemble.optimizer is None:
+            ensemble.optimizer = self._chosen_optimizer(batch_size, sample_weight)
+        stop, validation = None, self._validation_rows(val)
+        if not incremental:
+            monitor = "val_loss" if self.early_stopping else "loss"
+            stop = EarlyStopping(monitor, self.n_iter_no_change + 1, self.tol, restore_best_weights=self.early_stopping)
+        try:
+            history = ensemble.fit(
+                X,
+                self._targets(y),
+                epochs=1 if incremental else self.max_iter,
+                batch_size=batch_size,
+                shuffle=self.shuffle,
+                validation_data=validation,
+                sample_weight=sample_weight,
+                early_stopping=stop,
+                threads=self._threads(),
+                progress=bool(self.verbose),
+            )
+        except KeyboardInterrupt:
+            warnings.warn("Training interrupted by user.", stacklevel=2)
+            history = ensemble.history
+        except DivergenceError as error:
+            raise ValueError(f"{NON_FINITE} ({error})") from None
+        losses_of = self._factors()[0] * np.nanmean(history["loss"], axis=1)
+        self._history = History({name: np.nanmean(values, axis=1).tolist() for name, values in history.items()})
+        self.n_iter_ = len(losses_of)
+        self.t_ += n * self.n_iter_
+        self.loss_curve_ += losses_of.tolist()
+        self.loss_, self.best_loss_ = self.loss_curve_[-1], None if self.early_stopping else min(self.loss_curve_)
+        self._model = ensemble[0]
+        self._take_arrays()
+        if not incremental and not np.isnan(history["loss"][-1]).any() and self.n_iter_ == self.max_iter:
+            self._warn_of_the_end()
+
+    def _new_members(self: Any) -> list[Sequential]:
+        """Networks of their own initial weights, dropout and order of the rows; the first is that of one alone."""
+        first, dtype = self._network(), self.coefs_[0].dtype
+        arrays, members = (self.coefs_, self.intercepts_), [first]
+        for i in range(1, self.n_members):
+            drawn = [self._init_coef(*w.shape, dtype) for w in arrays[0]]
+            self.coefs_, self.intercepts_ = [w for w, _ in drawn], [b for _, b in drawn]
+            members.append(Sequential([*self._layers(), self._loss()], None, dtype, first.seed + i))
+        self.coefs_, self.intercepts_ = arrays
+        return members
+
+    def _callbacks(self: Any) -> list:
         return [self.callbacks] if isinstance(self.callbacks, Callback) else list(self.callbacks or ())
 
-    def _chosen_optimizer(self: Any, decay: float, factor: float):
+    def _chosen_optimizer(self: Any, batch_size: int, sample_weight):
         """`optimizer`, or the solver's, with the schedule, clipping and averaging asked for."""
+        factor = self._factors()[1]
+        weight = batch_size if sample_weight is None else batch_size * np.mean(sample_weight)
+        decay = self.alpha / weight / factor
         more = {name: getattr(self, name) for name in ("schedule", "clip_norm", "ema_decay")}
         if self.optimizer is None:
             made = self._new_optimizer(decay, factor)
@@ -591,7 +662,16 @@ class _Native:
 
     def _forward_pass_fast(self: Any, X, check_input=True):
         X = self._rows(X) if check_input else X
-        model = self._network()
+        outputs = [self._outputs_of(model, X) for model in self._models()]
+        return outputs[0] if len(outputs) == 1 else np.mean(outputs, axis=0)
+
+    def _models(self: Any) -> list[Sequential]:
+        """All networks: what is predicted is the mean over them."""
+        ensemble = vars(self).get("_ensemble")
+        return [self._network()] if ensemble is None else ensemble._members
+
+    def _outputs_of(self: Any, model, X):
+        """Of one network: probabilities, or numbers."""
         if self.out_activation_ in ("softmax", "logistic"):
             return model.predict_proba(X, threads=self._threads())
         z = model.predict(X, threads=self._threads())
@@ -746,6 +826,7 @@ _CONSTRAINTS: dict[str, list[Any]] = {
     "ema_decay": [Interval(Real, 0, 1, closed="left"), None],
     "callbacks": [Callback, list, tuple, None],
     "n_jobs": [Integral, None],
+    "n_members": [Interval(Integral, 1, None, closed="left")],
 }
 
 
@@ -779,13 +860,19 @@ class MLPClassifier(_Native, peers.MLPClassifier):
     callbacks : list of Callback, optional
     n_jobs : int, optional
         Threads, -1 for all processors. None: those of `cnn.set_num_threads`. Results do not depend on it.
+    n_members : int
+        Networks that are trained at once, natively, each from initial weights of its own and with its own order of the
+        rows (a deep ensemble). Predictions are the mean over them: of classes, the mean probabilities. Each ends by
+        itself, with `early_stopping` by its own loss on the validation rows.
 
     Attributes
     ----------
     model_ : Sequential
         The fitted network, on the memory of `coefs_` and `intercepts_`: for `save`, `cnn.to_onnx`, `cnn.to_c`, ...
     history_ : History
-        The loss of each epoch, "val_loss" if there are `X_val` and `y_val`, ...
+        The loss of each epoch, "val_loss" if there are `X_val` and `y_val`, ...; of several networks the mean.
+    ensemble_ : Ensemble
+        The fitted networks, if ``n_members > 1``; `model_` is then a copy of the first.
 
     Examples
     --------
@@ -811,27 +898,27 @@ class MLPClassifier(_Native, peers.MLPClassifier):
         hidden_layer_sizes: Any = (100,),
         activation: Any = "relu",
         *,
-        solver: Any = "adam",
+        solver: str = "adam",
         alpha: float = 0.0001,
         batch_size: int | str | None = "auto",
-        learning_rate: Any = "constant",
-        learning_rate_init: Any = 0.001,
-        power_t: Any = 0.5,
-        max_iter: Any = 200,
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
         shuffle: bool = True,
         random_state: Any = None,
-        tol: Any = 1e-4,
+        tol: float = 1e-4,
         verbose: int = False,
-        warm_start: Any = False,
+        warm_start: bool = False,
         momentum: float = 0.9,
-        nesterovs_momentum: Any = True,
-        early_stopping: Any = False,
-        validation_fraction: Any = 0.1,
-        beta_1: Any = 0.9,
-        beta_2: Any = 0.999,
-        epsilon: Any = 1e-8,
-        n_iter_no_change: Any = 10,
-        max_fun: Any = 15000,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: int = 10,
+        max_fun: int = 15000,
         loss: Any = "log_loss",
         class_weight: Any = None,
         dropout: float = 0.0,
@@ -843,6 +930,7 @@ class MLPClassifier(_Native, peers.MLPClassifier):
         ema_decay: float | None = None,
         callbacks: Any = None,
         n_jobs: int | None = None,
+        n_members: int = 1,
     ) -> None:
         self.__dict__.update({name: value for name, value in dict(locals()).items() if name != "self"})
 
@@ -863,10 +951,13 @@ class MLPClassifier(_Native, peers.MLPClassifier):
         X = self._rows(X) if check_input else X
         if self._label_binarizer.sparse_input_ or len(self.classes_) == 1:
             return super()._predict(X, False)
-        z = self._network().predict(X, threads=self._threads())
+        if several := self.n_members > 1:
+            z = self._forward_pass_fast(X, False)
+        else:
+            z = self._network().predict(X, threads=self._threads())
         if self.out_activation_ == "softmax":
             return self.classes_.take(z.argmax(axis=1))
-        yes = (z > 0).astype(np.intp)  # whose sigmoid is above 1/2
+        yes = (z > (0.5 if several else 0)).astype(np.intp)  # whose sigmoid is above 1/2
         return self.classes_.take(yes[:, 0]) if self.n_outputs_ == 1 else yes
 
     def predict_proba(self: Any, X: Any) -> Array:
@@ -921,54 +1012,77 @@ class MLPRegressor(_Native, peers.MLPRegressor):
         hidden_layer_sizes: Any = (100,),
         activation: Any = "relu",
         *,
-        solver: Any = "adam",
+        solver: str = "adam",
         alpha: float = 0.0001,
         batch_size: int | str | None = "auto",
-        learning_rate: Any = "constant",
-        learning_rate_init: Any = 0.001,
-        power_t: Any = 0.5,
-        max_iter: Any = 200,
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
         shuffle: bool = True,
         random_state: Any = None,
-        tol: Any = 1e-4,
+        tol: float = 1e-4,
         verbose: int = False,
-        warm_start: Any = False,
+        warm_start: bool = False,
         momentum: float = 0.9,
-        nesterovs_momentum: Any = True,
-        early_stopping: Any = False,
-        validation_fraction: Any = 0.1,
-        beta_1: Any = 0.9,
-        beta_2: Any = 0.999,
-        epsilon: Any = 1e-8,
-        n_iter_no_change: Any = 10,
-        max_fun: Any = 15000,
-        dropout: Any = 0.0,
-        batch_norm: Any = False,
-        layer_norm: Any = False,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: int = 10,
+        max_fun: int = 15000,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        layer_norm: bool = False,
         optimizer: Any = None,
         schedule: Any = None,
         clip_norm: float | None = None,
         ema_decay: float | None = None,
         callbacks: Any = None,
         n_jobs: int | None = None,
+        n_members: int = 1,
     ) -> None:
         self.__dict__.update({name: value for name, value in dict(locals()).items() if name != "self"})
 
-    def predict(self, X: Any) -> Array:
+    def predict(self: Any, X: Any, return_std: bool = False) -> Any:
         """The predicted numbers.
 
         Parameters
         ----------
         X : array_like or sparse matrix of shape (n_samples, n_features)
+        return_std : bool
+            Whether to return their standard deviations too: over the networks (``n_members > 1``), and with the loss
+            "gaussian" the root of that squared and the mean of the predicted variances.
 
         Returns
         -------
-        ndarray of shape (n_samples,) or (n_samples, n_outputs)
+        ndarray of shape (n_samples,) or (n_samples, n_outputs), or a pair of them
             With a `QuantileLoss` the last axis is that of the quantiles.
+
+        Raises
+        ------
+        ValueError
+            If there is only one network, and its loss is not "gaussian", but `return_std`.
         """
-        return self._predict(X)
+        return (self._predict(X), self._deviations(X)) if return_std else self._predict(X)
+
+    def _deviations(self: Any, X):
+        X, models = self._rows(X), self._models()
+        gaussian = isinstance(models[0].loss, losses.GaussianNLLLoss)
+        if len(models) == 1 and not gaussian:
+            raise ValueError('return_std: expected an estimator with n_members > 1 or loss="gaussian"')
+        variance = np.var([self._outputs_of(model, X) for model in models], axis=0)
+        if gaussian:
+            spreads = [model.predict(X, threads=self._threads())[:, variance.shape[1] :] for model in models]
+            variance += np.mean(np.exp(spreads) if models[0].loss.log_var else spreads, axis=0)
+        std = np.sqrt(variance)
+        return std[:, 0] if std.ndim == 2 and std.shape[1] == 1 else std
 
     def _score(self: Any, X, y, sample_weight=None):
         if getattr(self._network().loss, "outputs_per_target", 1) == 1:
             return super()._score(X, y, sample_weight=sample_weight)
-        return -self._network().evaluate(X, self._targets(_columns(y)), sample_weight)["loss"]
+        X, models = self._rows(X), self._models()
+        z = np.mean([model.predict(X, threads=self._threads()) for model in models], axis=0)
+        return -copy.copy(models[0].loss).forward(z, self._targets(_columns(y)), sample_weight)
