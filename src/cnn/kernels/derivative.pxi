@@ -26,6 +26,8 @@ cdef class Derivatives:
     cdef Program program
     cdef Tangents t
     cdef Arena block            # theta' and the results
+    cdef JetSpace* spaces       # of the jets, one for each of n_spaces threads
+    cdef int n_spaces
 
     def __cinit__(self, Program program):
         cdef Py_ssize_t n = program.net.n_block
@@ -34,9 +36,80 @@ cdef class Derivatives:
         self.t.grads = self.t.params + n
 
     def __dealloc__(self):
+        self.release_spaces()
         release(&self.t.arena)
         free(self.t.value)
         release(&self.block)
+
+    cdef void release_spaces(self) noexcept:
+        cdef int thread
+        for thread in range(self.n_spaces):
+            release_jet_space(&self.spaces[thread])
+        free(self.spaces)
+        self.spaces, self.n_spaces = NULL, 0
+
+    def jets(self, x, int order, bint laplacian, int threads, gradients=None, bint overwrite=True):
+        """(outputs (batch, out), their derivatives by each input (batch, out, in), the second ones (batch, out, in), or
+        their sum (batch, out, 1), or with order 1 (batch, out, 0)).
+
+        gradients: three arrays of these shapes, C-contiguous, derivatives of a loss by them: its gradient in the
+        parameters takes the place of the program's gradients, or with overwrite=False is added to them. Nothing is
+        returned then. Parameters that are not trained have a gradient of zero.
+        """
+        cdef Program program = self.program
+        cdef const Network* net = &program.net
+        cdef cnp.ndarray rows = program.inputs(x)
+        cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), blocks, s
+        cdef Jets shape
+        cdef JetPass p
+        cdef Arena sums
+        cdef int thread, i
+        cdef bint train
+        memset(&sums, 0, sizeof(sums))
+        memset(&p, 0, sizeof(p))
+        jet_shape(net, laplacian, order, &shape)
+        p.net, p.rows, p.x, p.x_row, p.backward = net, batch, data(rows), row_stride(rows), gradients is not None
+        parts = gradients
+        if parts is None:
+            parts = [np.empty((batch, net.outputs, n), DTYPE) for n in (1, shape.inputs, shape.seconds)]
+        p.u, p.du, p.d2u = data(parts[0]), data(parts[1]), data(parts[2])
+        p.block = smaller(jet_block(net, &shape), larger(batch, 1))
+        blocks = (batch + p.block - 1) // p.block
+        p.segments = SEGMENTS
+        if p.backward:
+            p.segments = larger(2, smaller(SEGMENTS, SEGMENT_BYTES // (net.n_block * <Py_ssize_t>sizeof(real))))
+        p.segments = smaller(p.segments, blocks)
+        if batch * net.work * shape.parts < THREAD_WORK:
+            threads = 1
+        threads = <int>larger(1, smaller(threads, p.segments))
+        program.enter()
+        try:
+            if threads > self.n_spaces:
+                self.release_spaces()
+                self.spaces = <JetSpace*>allocate_plain(threads * sizeof(JetSpace))
+                self.n_spaces = threads
+            try:
+                for thread in range(threads):
+                    reserve_jets(net, &self.spaces[thread], p.block, &shape)
+                    use_running(net, &self.spaces[thread].ws)
+                if p.backward:
+                    p.grads = allocate(&sums, times(p.segments, net.n_block))
+            except BaseException:
+                self.release_spaces()
+                raise
+            p.spaces = self.spaces
+            with nogil:
+                parallel(jet_task, &p, threads)
+                if p.backward:
+                    if overwrite:
+                        clear_blocks(net, net.grads)
+                    for s in range(p.segments):
+                        add_block(net.n_block, net.grads, net.grads, 1, p.grads + s * net.n_block)
+                    clear_frozen(net, net.grads)
+            return None if p.backward else parts
+        finally:
+            release(&sums)
+            program.training_busy = False
 
     cdef int reserve(self, Py_ssize_t batch) except -1:
         """Room for the tangents of a batch."""
@@ -115,7 +188,7 @@ cdef class Derivatives:
         cdef Network* net = &self.program.net
         cdef Workspace* ws = &self.program.train
         cdef Chunk c
-        c.net, c.ws, c.t = net, ws, &self.t
+        c.net, c.ws, c.t, c.jets = net, ws, &self.t, NULL
         c.first, c.batch, c.all_rows = first, batch, batch
         c.x, c.x_row, c.csr = row_of(ws.value, net, 0, first), net.buffers[0].row, NULL
         c.keep, c.input_grad, c.few, c.panel = True, input_grad, False, ws.panel

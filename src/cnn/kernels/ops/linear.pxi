@@ -434,12 +434,41 @@ cdef void linear_op_weight_tangent(const Chunk* c, const Op* op) noexcept nogil:
                        c.net.params, c.t.grads, NULL, False, c.panel)
 
 
+cdef void linear_op_jet(const Chunk* c, const Op* op) noexcept nogil:
+    cdef Py_ssize_t rows = c.jets.parts * c.batch, x_row = c.net.buffers[op.src].row, row = row_size(c, op)
+    cdef const real* x = c.ws.value[op.src]
+    cdef real* y = c.ws.value[op.dst]
+    cdef real* z = y if op.act == IDENTITY else c.jets.before[op.dst]
+    times_weights(op, c.batch, x, x_row, c.net.params, op.has_bias, z, row, c.panel)
+    times_weights(op, rows - c.batch, x + c.batch * x_row, x_row, c.net.params, False, z + c.batch * row, row, c.panel)
+    if op.act != IDENTITY:
+        activate_jet(c, op, z, y)
+
+
+cdef void linear_op_jet_backward(const Chunk* c, const Op* op) noexcept nogil:
+    cdef Py_ssize_t rows = c.jets.parts * c.batch, x_row = c.net.buffers[op.src].row, row = row_size(c, op)
+    cdef real* dz = c.ws.grad[op.dst]
+    cdef real* dx = gradient_room(c, op)
+    if op.act != IDENTITY:
+        activate_jet_backward(c, op, c.jets.before[op.dst], c.ws.value[op.dst], dz)
+    weight_product(op, True, False, 0, op.n_out if op.transposed else op.n_in, rows, c.ws.value[op.src], x_row, dz, row,
+                   c.net.params, c.t.grads, NULL, False, c.panel)
+    if op.has_bias:
+        bias_product(op, c.batch, dz, row, c.net.params, c.t.grads, NULL, False, c.panel)
+    if wants_gradient(c, op.src):
+        input_gradient(op, NULL, NULL, rows, dz, row, c.net.params, dx, x_row, False, c.panel)
+        if op.adds[0]:
+            add_columns(rows, op.n_in, dx, x_row, True, c.ws.grad[op.src], x_row)
+
+
 cdef OpMethods LINEAR = plain_op("linear")
 LINEAR.place = linear_op_place
 LINEAR.forward = linear_op_forward
 LINEAR.backward = linear_op_backward
 LINEAR.tangent = linear_op_tangent
 LINEAR.second = linear_op_second
+LINEAR.jet = linear_op_jet
+LINEAR.jet_backward = linear_op_jet_backward
 LINEAR.pieces = linear_op_pieces
 LINEAR.weight_gradient = linear_op_weight_gradient
 LINEAR.weight_tangent = linear_op_weight_tangent
