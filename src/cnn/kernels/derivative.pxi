@@ -141,6 +141,11 @@ cdef class Derivatives:
         return 0
 
     @property
+    def widths(self):
+        """Columns of the inputs and of the outputs."""
+        return self.program.net.buffers[0].width, self.program.net.outputs
+
+    @property
     def nbytes(self):
         """Bytes of the tangents, beside those of the program's workspace."""
         return self.t.arena.bytes + self.block.bytes
