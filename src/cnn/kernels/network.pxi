@@ -248,7 +248,8 @@ cdef struct OpMethods:
     Py_ssize_t (*pieces)(const Op* op, int threads, Py_ssize_t* rows, Py_ssize_t* unit) noexcept nogil
     void (*weight_gradient)(const Pass* p, const Op* op, Py_ssize_t first, Py_ssize_t rows, const real* x,
                             Py_ssize_t x_row, real* panel) noexcept nogil
-    void (*weight_tangent)(const Chunk* chunk, const Op* op) noexcept nogil     # dtheta', after `second` of all rows
+    # dtheta' of so many rows of the weight, after `second` of the chunk; ops without it add to it in `second`
+    void (*weight_tangent)(const Chunk* chunk, const Op* op, Py_ssize_t first, Py_ssize_t rows) noexcept nogil
     bint merges             # several sources
     bint single             # has a place in the direct path for one row
     bint sparse             # can read sparse rows
@@ -428,7 +429,7 @@ cdef void no_weight_gradient(const Pass* p, const Op* op, Py_ssize_t first, Py_s
     pass
 
 
-cdef void no_weight_tangent(const Chunk* chunk, const Op* op) noexcept nogil:
+cdef void no_weight_tangent(const Chunk* chunk, const Op* op, Py_ssize_t first, Py_ssize_t rows) noexcept nogil:
     pass
 
 

@@ -9,7 +9,8 @@ cdef enum:
     JET_BYTES = 3 << 18         # of a block: three quarters of an L2 cache of 1 MiB
     JET_ROWS = 64               # of a block, at most
     SEGMENTS = 32
-    SEGMENT_BYTES = 32 << 20    # of their gradients together, if there are more than two
+    SEGMENT_BYTES = 32 << 20    # of their gradients together, if there are more than LEAST_SEGMENTS
+    LEAST_SEGMENTS = 8
 
 # What a thread works in.
 cdef struct JetSpace:

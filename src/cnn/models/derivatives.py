@@ -67,7 +67,7 @@ def jvp(self: Any, x, t=None, parameters=None):
     """
     if t is None and parameters is None:
         raise ValueError("jvp: expected a tangent of the inputs or of the parameters, got neither")
-    return self._core.derivatives.jvp(x, t, parameters)[1]
+    return self._core.derivatives.jvp(x, t, parameters, get_num_threads())[1]
 
 
 def jacobian(self: Any, x) -> np.ndarray:
@@ -97,7 +97,7 @@ def jacobian(self: Any, x) -> np.ndarray:
         if n_out <= n_in:
             result[:, k] = core.derivatives.vjp(x, direction, get_num_threads(), False)[0]
         else:
-            result[:, :, k] = core.derivatives.jvp(x, direction, None)[1]
+            result[:, :, k] = core.derivatives.jvp(x, direction, None, get_num_threads())[1]
         direction[:, k] = 0
     return result
 
@@ -227,7 +227,7 @@ def hvp_input(self: Any, x, v, y=None, grad_output=None, parameters=False):
     elif grad_output is None:
         x = core.program.inputs(x)
         grad_output = np.ones((len(x), core.out_features), self.dtype)
-    of_inputs, mixed = core.derivatives.second(x, y, grad_output, v, None, True)
+    of_inputs, mixed = core.derivatives.second(x, y, grad_output, v, None, True, get_num_threads())
     return (of_inputs, mixed) if parameters else of_inputs
 
 
@@ -277,4 +277,4 @@ def _second_derivative(model: Any) -> None:
 def _curvature(model: Any, x, y, v, gauss_newton: bool) -> np.ndarray:
     """The Hessian of the loss in the parameters, or its Gauss-Newton part, times v."""
     _second_derivative(model)
-    return model._core.derivatives.second(x, y, None, None, v, False, gauss_newton)[1]
+    return model._core.derivatives.second(x, y, None, None, v, False, get_num_threads(), gauss_newton)[1]
