@@ -32,8 +32,8 @@ cdef struct TangentPass:
     int64_t claimed
     real* sums                  # (segments, n_block), or NULL
     bint input_grad
-    bint back                   # gradients of the outputs are wanted, and
-    bint second                 # ... walk_second
+    bint back                   # gradients of the outputs are wanted, and then
+    bint second                 # ... walk_second; if not, with sums, walk_backward from the tangents
     const Batch* batch          # of the loss, or
     const real* v               # the gradient of the outputs
     Py_ssize_t v_row
@@ -68,8 +68,9 @@ cdef void tangent_rows(const TangentPass* p, const Tangents* t, Py_ssize_t first
     cdef Workspace* ws = p.ws
     cdef Chunk c = tangent_chunk(p, t, first, rows, thread)
     cdef const Batch* b = p.batch
+    cdef const Op* op
     cdef int last = net.n_buffers - 1, i
-    cdef Py_ssize_t row = net.buffers[last].row, correct = 0
+    cdef Py_ssize_t row = net.buffers[last].row, correct = 0, n
     walk_forward(&c, 0, net.n_ops)
     walk_tangent(&c)
     if not p.back:
@@ -83,14 +84,19 @@ cdef void tangent_rows(const TangentPass* p, const Tangents* t, Py_ssize_t first
     else:
         memset(row_of(t.grad, net, last, first), 0, rows * row * sizeof(real))
         copy_rows(rows, net.outputs, p.v + first * p.v_row, p.v_row, row_of(ws.grad, net, last, first), row)
-    if not p.second:
-        return
-    walk_second(&c)
-    if p.sums != NULL:
-        for i in range(net.n_ops):
-            if net.ops[i].has_weight or net.ops[i].has_bias:
-                net.ops[i].does.weight_tangent(&c, &net.ops[i], 0,
-                                               net.ops[i].n_out if net.ops[i].transposed else net.ops[i].n_in)
+    if p.second:
+        walk_second(&c)
+    elif p.sums != NULL:
+        copy_rows(rows, row, row_of(t.grad, net, last, first), row, row_of(ws.grad, net, last, first), row)
+        walk_backward(&c, net.n_ops, 0)
+    for i in range(net.n_ops if p.sums != NULL else 0):
+        op = &net.ops[i]
+        n = op.n_out if op.transposed else op.n_in
+        if p.second:
+            op.does.weight_tangent(&c, op, 0, n)
+        elif op.has_weight or op.has_bias:
+            weight_product(op, True, op.has_bias, 0, n, rows, source(&c, op.src), source_row(&c, op.src),
+                           output_gradient(&c, op), row_size(&c, op), net.params, t.grads, NULL, False, c.panel)
 
 
 cdef void tangent_task(void* argument, int thread) noexcept nogil:
@@ -139,7 +145,7 @@ cdef void run_tangents(TangentPass* p) noexcept nogil:
         p.segments = (p.rows + p.chunk - 1) // p.chunk
     p.claimed = 0
     parallel(tangent_task, p, p.threads)
-    if p.second and p.sums != NULL:
+    if p.sums != NULL:
         for s in range(p.segments):
             add_block(p.net.n_block, p.t.grads, p.t.grads, 1, p.sums + s * p.net.n_block)
     elif p.second:
@@ -390,7 +396,8 @@ cdef class Derivatives:
         """Segments with a gradient each, where that is better than one for all rows."""
         cdef Py_ssize_t n = p.net.n_block, chunks = (p.rows + TANGENT_ROWS - 1) // TANGENT_ROWS
         cdef Py_ssize_t most = SEGMENT_BYTES // (larger(1, n) * <Py_ssize_t>sizeof(real))
-        if sums_in_second(p.net) or (chunks >= LEAST_SEGMENTS and most >= LEAST_SEGMENTS):
+        cdef bint needed = sums_in_second(p.net)
+        if p.second if needed else chunks >= LEAST_SEGMENTS and most >= LEAST_SEGMENTS:
             p.chunk, p.segments = TANGENT_ROWS, smaller(chunks, larger(LEAST_SEGMENTS, smaller(SEGMENTS, most)))
             p.sums = allocate(sums, times(p.segments, n))
         return 0
@@ -429,12 +436,11 @@ cdef class Derivatives:
                 pass_.scale = loss_scale(&b.loss, loss_weight(&b.loss, batch, b.target, b.target_bytes, NULL))
             else:
                 pass_.v, pass_.v_row = data(g), row_stride(g)
-            if pass_.second:
-                self.reserve_sums(&pass_, &sums)
+            self.reserve_sums(&pass_, &sums)
             memset(self.t.grads, 0, net.n_block * sizeof(real))
             with nogil:
                 run_tangents(&pass_)
-                if gauss_newton:
+                if gauss_newton and pass_.sums == NULL:
                     memcpy(ws.grad[last], self.t.grad[last], batch * net.buffers[last].row * sizeof(real))
                     self.back(batch, threads, False, True)
                 if t is not None and self.t.parameters:
