@@ -5,10 +5,11 @@
 2-50-50-50-1 tanh, Poisson's equation: mean (u_xx + u_yy - f)**2 over random points of a square, and its gradient in all
 parameters. JAX's best form is looked for among those that people use, all jitted: forward over reverse, forward over
 forward, Taylor mode (`jet`), and a forward Laplacian written by hand for this network. PyTorch goes back twice with
-`create_graph`. What is compared is checked first: loss and gradient must agree. Times are the least of ROUNDS, in turns.
-Needs jax and torch.
+`create_graph`. What is compared is checked first: loss and gradient must agree. Times are the least of ROUNDS, in
+turns. Needs jax and torch.
 """
 
+import itertools
 import os
 import sys
 import time
@@ -30,7 +31,7 @@ WIDTHS = (2, 50, 50, 50, 1)
 
 
 def ours(x, f, arrays):
-    layers = [layer for pair in zip(WIDTHS, WIDTHS[1:], strict=False) for layer in (cnn.Linear(*pair), cnn.Tanh())]
+    layers = [layer for pair in itertools.pairwise(WIDTHS) for layer in (cnn.Linear(*pair), cnn.Tanh())]
     model = cnn.Sequential(layers[:-1], dtype="float64")
     model.parameters = np.concatenate([a.ravel() for a in arrays])
 
@@ -108,7 +109,7 @@ def main():
     x = rng.uniform(-1, 1, (POINTS, 2))
     f = np.sin(np.pi * x[:, :1]) * np.sin(np.pi * x[:, 1:])
     arrays = []
-    for n_in, n_out in zip(WIDTHS, WIDTHS[1:], strict=False):
+    for n_in, n_out in itertools.pairwise(WIDTHS):
         arrays += [rng.standard_normal((n_in, n_out)) / np.sqrt(n_in), 0.1 * rng.standard_normal(n_out)]
     contenders = {"cnn": ours(x, f, arrays)}
     contenders |= {f"JAX, {name}": run for name, run in with_jax(x, f, arrays).items()}

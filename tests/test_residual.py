@@ -4,6 +4,7 @@ The products (jacobian, hvp_input) are proved by test_derivatives.py; the gradie
 central differences of the losses, of order 4 as there.
 """
 
+import functools
 import itertools
 
 import grid
@@ -196,7 +197,15 @@ def threads():
     [
         grid.chain(2, 50, 50, 1),
         grid.chain(17, 130, 130, 6, activation=("relu", None)),
-        [(5, 64, True), ("layer", 64), ("prelu columns", 64), (64, 64, True), ("batch", 64), ("tanh", None), (64, 3, True)],
+        [
+            (5, 64, True),
+            ("layer", 64),
+            ("prelu columns", 64),
+            (64, 64, True),
+            ("batch", 64),
+            ("tanh", None),
+            (64, 3, True),
+        ],
     ],
     ids=("narrow", "wide", "norms"),
 )
@@ -228,7 +237,9 @@ def test_segments_of_a_long_batch_are_its_rows(threads):
         model, _ = build(spec, cnn.MSELoss(reduction="sum"), seed=2)
         x, y, v = numbers(1, 1500, 4), numbers(2, 1500, 4), numbers(3, model.parameters.size)
         for call in (model.hvp, model.gnvp):
-            assert_close(threads(2, lambda: call(x, y, v)), call(x[:90], y[:90], v) + call(x[90:], y[90:], v), 1e-11)
+            assert_close(
+                threads(2, functools.partial(call, x, y, v)), call(x[:90], y[:90], v) + call(x[90:], y[90:], v), 1e-11
+            )
 
 
 # use ----------------------------------------------------------------------------------------------------------------
@@ -287,7 +298,7 @@ def test_modes_parts_and_pending_passes():
             np.testing.assert_array_equal(model.state_dict()[name], array)
     hidden = model[:4]
     assert_close(hidden.derivatives(x)[1], hidden.jacobian(x), 1e-12)
-    value, gradient = hidden.residual_loss_and_grad(x, lambda x, u, du, d2u: (1.0, u, None, None))
+    _, gradient = hidden.residual_loss_and_grad(x, lambda x, u, du, d2u: (1.0, u, None, None))
     assert gradient.shape == hidden.parameters.shape
     assert_close(gradient, hidden.vjp(x, hidden.predict(x), parameters=True)[1], 1e-12)
     copied = model.copy()
@@ -299,7 +310,7 @@ def test_empty_and_small():
     assert [part.shape for part in model.derivatives(np.empty((0, 3)))] == [(0, 2), (0, 2, 3), (0, 2, 3)]
     assert model.derivatives(np.empty((0, 3)), "laplacian")[2].shape == (0, 2)
     assert model.derivatives([[1, 2, 3]], order=2)[0].shape == (1, 2)
-    with pytest.raises(ValueError, match="^x: expected at least one row, got none"):
+    with pytest.raises(ValueError, match="x: expected at least one row"):
         model.residual_loss_and_grad(np.empty((0, 3)), lambda *parts: (0.0, None, None, None))
 
 
@@ -331,7 +342,11 @@ def test_what_does_not_fit():
         (returning(1.0, None, None, order=2), TypeError, "^f: expected a tuple .*, got 3 of them"),
         (returning(zero, None, None, None), TypeError, r"^f: expected a number .*, got ndarray of shape \(4, 2\)"),
         (returning(1.0, zero[:, :1], None, None), ValueError, r"^f: loss_u: expected shape \(4, 2\), .* got \(4, 1\)"),
-        (returning(1.0, None, None, zero[:, :, None]), ValueError, r"^f: loss_d2u: expected shape \(4, 2\), as d2u has"),
+        (
+            returning(1.0, None, None, zero[:, :, None]),
+            ValueError,
+            r"^f: loss_d2u: expected shape \(4, 2\), as d2u has",
+        ),
         (returning(1.0, None, None, zero * 1j), TypeError, "^f: loss_d2u: expected real numbers, got dtype complex128"),
         (returning(1.0, nan, None, None), ValueError, r"^f: loss_u\[2, 1\] is nan"),
     ]:

@@ -123,17 +123,31 @@ def test_whole_data_and_copies():
 
 def test_what_does_not_fit():
     model = network(cnn.SobolevLoss(), cnn.SGD(lr=0.1))
-    dropping = cnn.Sequential([cnn.Linear(2, 4), cnn.Dropout(0.5), cnn.Linear(4, 2), cnn.SobolevLoss()], cnn.SGD(), seed=0)
+    dropping = cnn.Sequential(
+        [cnn.Linear(2, 4), cnn.Dropout(0.5), cnn.Linear(4, 2), cnn.SobolevLoss()], cnn.SGD(), seed=0
+    )
     for call, error, message in [
-        (lambda: model.fit(X, Y), ValueError, r"^y: expected shape \(batch, 6\), 2 values and then 4 derivatives .*got \(41, 2\)"),
+        (
+            lambda: model.fit(X, Y),
+            ValueError,
+            r"^y: expected shape \(batch, 6\), 2 values and then 4 derivatives .*got \(41, 2\)",
+        ),
         (lambda: model.loss_and_grad(X, ROWS[:3]), ValueError, "expected 41 rows, as many as x has, got 3"),
         (lambda: model.train_step(X, ROWS * 1j), TypeError, "expected real numbers"),
         (lambda: model.train_step(X[:0], ROWS[:0]), ValueError, "training needs at least one row"),
         (lambda: model.grad_input(X, ROWS), NotImplementedError, "SobolevLoss has no gradient in x"),
-        (lambda: model.hvp(X, ROWS, model.parameters), NotImplementedError, r"SobolevLoss\(.*\) has no second derivative"),
-        (lambda: dropping.fit(X, ROWS), ValueError, "^SobolevLoss: expected a model whose .* got a Dropout or a BatchNorm1d"),
+        (
+            lambda: model.hvp(X, ROWS, model.parameters),
+            NotImplementedError,
+            r"SobolevLoss\(.*\) has no second derivative",
+        ),
+        (
+            lambda: dropping.fit(X, ROWS),
+            ValueError,
+            "^SobolevLoss: expected a model whose .* got a Dropout or a BatchNorm1d",
+        ),
         (lambda: cnn.SobolevLoss(-1), ValueError, "^weight: expected a finite number of at least 0, got -1"),
-    ]:  # fmt: skip
+    ]:
         with pytest.raises(error, match=message):
             call()
     dropping.layers[1].eval()

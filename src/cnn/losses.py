@@ -746,7 +746,7 @@ class SobolevLoss(Loss):
             if not isinstance(pair, tuple) or len(pair) != 2:
                 raise TypeError(f"{name}: expected a pair (values, derivatives), got {_described(pair)}")
             pairs.append(tuple(np.asarray(part).reshape(len(part), -1) for part in pair))
-        loss, gradients = self.value_and_gradients(*pairs, sample_weight)
+        loss, gradients = self.value_and_gradients(pairs[0], pairs[1], sample_weight)
         self._gradient = tuple(g.reshape(np.shape(part)) for g, part in zip(gradients, outputs, strict=True))  # type: ignore[assignment]
         return loss
 

@@ -79,8 +79,8 @@ cdef void tangent_rows(const TangentPass* p, const Tangents* t, Py_ssize_t first
         loss_hessian_rows(&b.loss, rows, net.outputs, row_of(ws.value, net, last, first), row,
                           b.target + first * b.target_bytes, b.target_bytes, NULL, p.scale,
                           row_of(t.value, net, last, first), row, row_of(t.grad, net, last, first), row)
-        batch_loss(net, &b.loss, ws, first, rows, b.target + first * b.target_bytes, b.target_bytes, NULL, p.scale, True,
-                   &correct)
+        batch_loss(net, &b.loss, ws, first, rows, b.target + first * b.target_bytes, b.target_bytes, NULL, p.scale,
+                   True, &correct)
     else:
         memset(row_of(t.grad, net, last, first), 0, rows * row * sizeof(real))
         copy_rows(rows, net.outputs, p.v + first * p.v_row, p.v_row, row_of(ws.grad, net, last, first), row)
@@ -213,7 +213,7 @@ cdef class Derivatives:
         blocks = (batch + p.block - 1) // p.block
         p.segments = SEGMENTS
         if p.backward:
-            p.segments = larger(LEAST_SEGMENTS, smaller(SEGMENTS, SEGMENT_BYTES // (larger(1, net.n_block) * <Py_ssize_t>sizeof(real))))
+            p.segments = most_segments(net)
         p.segments = smaller(p.segments, blocks)
         if batch * net.work * shape.parts < THREAD_WORK:
             threads = 1
@@ -394,12 +394,10 @@ cdef class Derivatives:
 
     cdef int reserve_sums(self, TangentPass* p, Arena* sums) except -1:
         """Segments with a gradient each, where that is better than one for all rows."""
-        cdef Py_ssize_t n = p.net.n_block, chunks = (p.rows + TANGENT_ROWS - 1) // TANGENT_ROWS
-        cdef Py_ssize_t most = SEGMENT_BYTES // (larger(1, n) * <Py_ssize_t>sizeof(real))
-        cdef bint needed = sums_in_second(p.net)
-        if p.second if needed else chunks >= LEAST_SEGMENTS and most >= LEAST_SEGMENTS:
-            p.chunk, p.segments = TANGENT_ROWS, smaller(chunks, larger(LEAST_SEGMENTS, smaller(SEGMENTS, most)))
-            p.sums = allocate(sums, times(p.segments, n))
+        cdef Py_ssize_t chunks = (p.rows + TANGENT_ROWS - 1) // TANGENT_ROWS, most = most_segments(p.net)
+        if p.second if sums_in_second(p.net) else chunks >= LEAST_SEGMENTS and most > LEAST_SEGMENTS:
+            p.chunk, p.segments = TANGENT_ROWS, smaller(chunks, most)
+            p.sums = allocate(sums, times(p.segments, p.net.n_block))
         return 0
 
     def second(self, x, y, v, x_t, theta_t, bint inputs, int threads, bint gauss_newton=False):

@@ -1,8 +1,8 @@
 # Jets: values together with their derivatives by the inputs of the model, forward through the ops and back.
 #
-# The parts of a jet are the value u, the first derivatives u_k by each input k, and the second ones u_kk, or in place of
-# them their sum, the Laplacian. `Jets.each` says of how many k a second derivative is the sum. With g' the derivative of
-# a loss by a part, in rows of the same places:
+# The parts of a jet are the value u, the first derivatives u_k by each input k, and the second ones u_kk, or in place
+# of them their sum, the Laplacian. `Jets.each` says of how many k a second derivative is the sum. With g' the
+# derivative of a loss by a part g:
 #
 #     y = f(z)            y_k = f' z_k                        y_kk = f'' z_k**2 + f' z_kk
 #     z' = f' y' + sum over k of f'' z_k y_k' + (f''' z_k**2 + f'' z_kk) y_kk'
@@ -118,7 +118,7 @@ cdef void activate_jet_backward(const Chunk* c, const Op* op, const real* z, con
         g += row
 
 
-# Products of jets, for a row: parts `..._part` elements apart, n a multiple of VL ---------------------------------------
+# Products of jets, for a row: parts `..._part` elements apart, n a multiple of VL -------------------------------------
 
 cdef void times_jet(const Jets* q, Py_ssize_t n, const real* a, Py_ssize_t a_part, real* y,
                     Py_ssize_t y_part) noexcept nogil:

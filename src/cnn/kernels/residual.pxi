@@ -8,9 +8,9 @@
 cdef enum:
     JET_BYTES = 3 << 18         # of a block: three quarters of an L2 cache of 1 MiB
     JET_ROWS = 64               # of a block, at most
-    SEGMENTS = 32
-    SEGMENT_BYTES = 32 << 20    # of their gradients together, if there are more than LEAST_SEGMENTS
-    LEAST_SEGMENTS = 8
+    SEGMENTS = 32               # at most, and LEAST_SEGMENTS where their gradients together are more than
+    LEAST_SEGMENTS = 8          # ... SEGMENT_BYTES
+    SEGMENT_BYTES = 32 << 20
 
 # What a thread works in.
 cdef struct JetSpace:
@@ -34,6 +34,12 @@ cdef struct JetPass:
     real* du                    # (rows, outputs, seconds); or with `backward` the gradients of a loss by them
     real* d2u
     real* grads                 # (segments, n_block)
+
+
+cdef Py_ssize_t most_segments(const Network* net) noexcept nogil:
+    """Of rows, each with a gradient of its own."""
+    cdef Py_ssize_t fit = SEGMENT_BYTES // (larger(1, net.n_block) * <Py_ssize_t>sizeof(real))
+    return larger(LEAST_SEGMENTS, smaller(SEGMENTS, fit))
 
 
 cdef void release_jet_space(JetSpace* space) noexcept nogil:

@@ -9,6 +9,7 @@ import numpy as np
 
 from .python_loss import PythonLoss
 
+
 class SobolevProgram(PythonLoss):
     """A program whose loss is of its outputs and their derivatives by the inputs.
 
@@ -27,6 +28,7 @@ class SobolevProgram(PythonLoss):
     def __init__(self, native: Any, loss: Any, derivatives: Any):
         super().__init__(native, loss)
         self.derivatives, self.dtype = derivatives, native.parameters.dtype
+        self._own: tuple[np.ndarray, list[np.ndarray]] | None = None  # x and gradients of the last `forward`
 
     def targets(self, y, batch: int, name: str = "targets") -> np.ndarray:
         n_in, n_out = self.derivatives.widths
@@ -71,7 +73,7 @@ class SobolevProgram(PythonLoss):
         self.derivatives.jets(x, 1, False, threads, gradients, overwrite)
 
     def forward(self, x, y, threads: int, training: bool = True):
-        self._gradient = None
+        self._own = None
         if y is None:
             return self.native.forward(x, None, threads, training)
         x, y, _ = self.native.flattened(x, y)
@@ -80,16 +82,16 @@ class SobolevProgram(PythonLoss):
             raise ValueError("the loss of an empty batch is not defined")
         value, gradients, _ = self._value(x, self.targets(y, len(x)), None, threads, training)
         self.native.forget("a SobolevLoss has run since")
-        self._gradient = np.array(x), gradients  # type: ignore[assignment]
+        self._own = np.array(x), gradients
         return value + self.native.penalty()
 
     def backward(self, grad_output, threads: int, weights: bool = True) -> np.ndarray | None:
-        own, self._gradient = self._gradient if grad_output is None else None, None
+        own, self._own = self._own if grad_output is None else None, None
         if own is None:
             return self.native.backward(grad_output, threads, weights)
         if not weights:
             raise NotImplementedError("SobolevLoss has no gradient in x: only in the parameters")
-        self._add(*own, threads)
+        self._add(own[0], own[1], threads)
         self.native.penalty(True)
         return None
 

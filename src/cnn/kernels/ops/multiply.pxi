@@ -88,7 +88,8 @@ cdef void multiply_second(const Chunk* c, const Op* op) noexcept nogil:
                 vf_store(da_t + j, vf_fma(vf_load(row_of(c.ws.grad, c.net, op.dst, i) + j), p_t, vf_load(da_t + j)))
 
 
-cdef void jet_of_all_but(const Chunk* c, const Op* op, int which, Py_ssize_t i, real* y, Py_ssize_t part) noexcept nogil:
+cdef void jet_of_all_but(const Chunk* c, const Op* op, int which, Py_ssize_t i, real* y,
+                         Py_ssize_t part) noexcept nogil:
     """y (parts, n) = the product of the sources but `which` (-1: of all), of row i."""
     cdef Py_ssize_t n = round_up(op.n_out, VL), k
     cdef const real* a
