@@ -184,37 +184,30 @@ cdef class Derivatives:
         free(self.spaces)
         self.spaces, self.n_spaces = NULL, 0
 
-    def jets(self, x, int order, bint laplacian, int threads, gradients=None, bint overwrite=True):
-        """(outputs (batch, out), their derivatives by each input (batch, out, in), the second ones (batch, out, in), or
-        their sum (batch, out, 1), or with order 1 (batch, out, 0)).
+    def jets(self, cnp.ndarray x, cnp.ndarray u, cnp.ndarray du, cnp.ndarray d2u, int threads, bint backward=False,
+             bint overwrite=True):
+        """Fill u (batch, out, 1), du (batch, out, in) and d2u (batch, out, in), or (batch, out, 1): the Laplacian, or
+        (batch, out, 0), with the outputs and their derivatives by each input. x is as `Program.inputs` gives it, the
+        others are C-contiguous.
 
-        gradients: three arrays of these shapes, C-contiguous, derivatives of a loss by them: its gradient in the
-        parameters takes the place of the program's gradients, or with overwrite=False is added to them. Nothing is
-        returned then. Parameters that are not trained have a gradient of zero.
+        backward: the three are derivatives of a loss by those numbers, and its gradient in the parameters takes the
+        place of the program's gradients, or with overwrite=False is added to them. Parameters that are not trained have
+        a gradient of zero.
         """
         cdef Program program = self.program
         cdef const Network* net = &program.net
-        cdef cnp.ndarray rows = program.inputs(x)
-        cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), blocks, s
+        cdef Py_ssize_t batch = cnp.PyArray_DIM(x, 0), s
         cdef Jets shape
         cdef JetPass p
         cdef Arena sums
-        cdef int thread, i
-        cdef bint train
+        cdef int thread
         memset(&sums, 0, sizeof(sums))
         memset(&p, 0, sizeof(p))
-        jet_shape(net, laplacian, order, &shape)
-        p.net, p.rows, p.x, p.x_row, p.backward = net, batch, data(rows), row_stride(rows), gradients is not None
-        parts = gradients
-        if parts is None:
-            parts = [np.empty((batch, net.outputs, n), DTYPE) for n in (1, shape.inputs, shape.seconds)]
-        p.u, p.du, p.d2u = data(parts[0]), data(parts[1]), data(parts[2])
+        jet_shape(net, cnp.PyArray_DIM(d2u, 2), &shape)
+        p.net, p.rows, p.x, p.x_row, p.backward = net, batch, data(x), row_stride(x), backward
+        p.u, p.du, p.d2u = data(u), data(du), data(d2u)
         p.block = smaller(jet_block(net, &shape), larger(batch, 1))
-        blocks = (batch + p.block - 1) // p.block
-        p.segments = SEGMENTS
-        if p.backward:
-            p.segments = most_segments(net)
-        p.segments = smaller(p.segments, blocks)
+        p.segments = smaller(most_segments(net) if backward else SEGMENTS, (batch + p.block - 1) // p.block)
         if batch * net.work * shape.parts < THREAD_WORK:
             threads = 1
         threads = <int>larger(1, smaller(threads, p.segments))
@@ -228,7 +221,7 @@ cdef class Derivatives:
                 for thread in range(threads):
                     reserve_jets(net, &self.spaces[thread], p.block, &shape)
                     use_running(net, &self.spaces[thread].ws)
-                if p.backward:
+                if backward:
                     p.grads = allocate(&sums, times(p.segments, net.n_block))
             except BaseException:
                 self.release_spaces()
@@ -236,13 +229,12 @@ cdef class Derivatives:
             p.spaces = self.spaces
             with nogil:
                 parallel(jet_task, &p, threads)
-                if p.backward:
+                if backward:
                     if overwrite:
                         clear_blocks(net, net.grads)
                     for s in range(p.segments):
                         add_block(net.n_block, net.grads, net.grads, 1, p.grads + s * net.n_block)
                     clear_frozen(net, net.grads)
-            return None if p.backward else parts
         finally:
             release(&sums)
             program.training_busy = False

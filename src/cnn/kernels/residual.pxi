@@ -49,9 +49,9 @@ cdef void release_jet_space(JetSpace* space) noexcept nogil:
     memset(space, 0, sizeof(JetSpace))
 
 
-cdef void jet_shape(const Network* net, bint laplacian, int order, Jets* q) noexcept nogil:
-    q.inputs = net.buffers[0].width
-    q.seconds = 0 if order < 2 else 1 if laplacian else q.inputs
+cdef void jet_shape(const Network* net, Py_ssize_t seconds, Jets* q) noexcept nogil:
+    memset(q, 0, sizeof(Jets))
+    q.inputs, q.seconds = net.buffers[0].width, seconds
     q.each = q.inputs // q.seconds if q.seconds else q.inputs
     q.parts = 1 + q.inputs + q.seconds
 

@@ -51,8 +51,9 @@ def derivatives(self: Any, x, order: Any = 2) -> tuple[np.ndarray, ...]:
     >>> u.shape, du.shape, laplacian.shape
     ((2, 1), (2, 1, 2), (2, 1))
     """
-    second, laplacian = _order(order)
-    return _shown(self._core.derivatives.jets(x, second, laplacian, get_num_threads()), order)
+    core = self._core
+    seconds = seconds_of(order, core.in_features)
+    return _shown(jets(core.derivatives, core.program.inputs(x), seconds, get_num_threads()), order)
 
 
 def residual_loss_and_grad(self: Any, x, f: Callable, order: Any = 2) -> tuple[float, np.ndarray]:
@@ -104,26 +105,33 @@ def residual_loss_and_grad(self: Any, x, f: Callable, order: Any = 2) -> tuple[f
     >>> gradient.shape
     (25,)
     """
-    second, laplacian = _order(order)
+    core = self._core
+    seconds = seconds_of(order, core.in_features)
     if not callable(f):
         raise TypeError(f"f: expected a callable (x, u, du, d2u) -> (loss, loss_u, loss_du, loss_d2u), got {f!r}")
-    core = self._core
     x = core.program.inputs(x)
     if not len(x):
         raise ValueError("x: expected at least one row, got none")
-    threads = get_num_threads()
-    parts = core.derivatives.jets(x, second, laplacian, threads)
+    parts = jets(core.derivatives, x, seconds, get_num_threads())
     shown = _shown(parts, order)
     loss, gradients = _checked(f(x, *shown), shown)
-    core.derivatives.jets(x, second, laplacian, threads, _stored(gradients, parts))
+    core.derivatives.jets(x, *_stored(gradients, parts), get_num_threads(), True)
     return loss + core.program.penalty(True), core.program.gradients
 
 
-def _order(order: Any) -> tuple[int, bool]:
-    """The native order, and whether of the second derivatives only the sum is wanted."""
+def jets(derivatives: Any, x: np.ndarray, seconds: int, threads: int) -> list[np.ndarray]:
+    """u (batch, out, 1), du (batch, out, in) and d2u (batch, out, seconds) by a program's native `Derivatives`."""
+    n_in, n_out = derivatives.widths
+    parts = [np.empty((len(x), n_out, n), x.dtype) for n in (1, n_in, seconds)]
+    derivatives.jets(x, *parts, threads)
+    return parts
+
+
+def seconds_of(order: Any, n_in: int) -> int:
+    """How many second derivatives an output has."""
     if isinstance(order, bool) or order not in ORDERS:
         raise ValueError(f'order: expected 1, 2 or "laplacian", got {order!r}')
-    return (2, True) if order == "laplacian" else (int(order), False)
+    return {1: 0, 2: n_in, "laplacian": 1}[order]
 
 
 def _shown(parts: list[np.ndarray], order: Any) -> tuple[np.ndarray, ...]:
@@ -136,10 +144,10 @@ def _shown(parts: list[np.ndarray], order: Any) -> tuple[np.ndarray, ...]:
 
 def _stored(gradients: list[np.ndarray | None], parts: list[np.ndarray]) -> list[np.ndarray]:
     """The other way round; zeros for None."""
-    pairs = zip([*gradients, None], parts, strict=False)
+    gradients = [*gradients, *[None] * (len(parts) - len(gradients))]
     return [
         np.zeros_like(part) if g is None else np.ascontiguousarray(g, part.dtype).reshape(part.shape)
-        for g, part in pairs
+        for g, part in zip(gradients, parts, strict=True)
     ]
 
 

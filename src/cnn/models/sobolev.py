@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .python_loss import PythonLoss
+from .residual import jets
 
 
 class SobolevProgram(PythonLoss):
@@ -61,16 +62,17 @@ class SobolevProgram(PythonLoss):
                 "SobolevLoss: expected a model whose outputs depend on their own row alone, got a Dropout or a "
                 "BatchNorm1d in training mode: take the layer out, or put it into evaluation mode, layer.eval()"
             )
-        parts = self.derivatives.jets(x, 1, False, threads)
+        x = self.native.inputs(x)
+        parts = jets(self.derivatives, x, 0, threads)
         u = parts[0][:, :, 0]
         slopes = parts[1].reshape(len(u), -1)
         n_out = u.shape[1]
         value, gradients = self.loss.value_and_gradients((u, slopes), (y[:, :n_out], y[:, n_out:]), w)
-        shaped = [np.ascontiguousarray(g).reshape(part.shape) for g, part in zip(gradients, parts, strict=False)]
+        shaped = [np.ascontiguousarray(g).reshape(part.shape) for g, part in zip(gradients, parts[:2], strict=True)]
         return value, [*shaped, parts[2]], u
 
     def _add(self, x, gradients: list[np.ndarray], threads: int, overwrite: bool = False) -> None:
-        self.derivatives.jets(x, 1, False, threads, gradients, overwrite)
+        self.derivatives.jets(self.native.inputs(x), *gradients, threads, True, overwrite)
 
     def forward(self, x, y, threads: int, training: bool = True):
         self._own = None
