@@ -1,5 +1,5 @@
 # make demo | test | test-peers | test-extending | coverage | bench | bench-quick | lint | docs | dist | clean
-# make sanitize | tsan | valgrind | soak | test-pythons                           (docs/reliability.md: what they found)
+# make sanitize | tsan | valgrind | soak | test-pythons | test-aarch64            (docs/reliability.md: what they found)
 #
 # Everything runs against the wheel, built from this tree and installed in a virtual environment.
 # Environments are made when they are missing, the wheel when a source has changed.
@@ -16,7 +16,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE $(shell find sr
     ! -name '*.so' ! -name '*.pyc' ! -path '*.egg-info/*')
 
 .PHONY: demo test test-peers test-extending coverage bench bench-quick lint docs dist clean
-.PHONY: sanitize tsan valgrind soak test-pythons
+.PHONY: sanitize tsan valgrind soak test-pythons test-aarch64
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
@@ -46,6 +46,7 @@ lint: $(VENV)/test,lint.stamp
 	$(VENV)/bin/ruff format --check .
 	PATH="$(abspath $(VENV)/bin):$$PATH" cython-lint src/cnn
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy --strict --config-file= tests/typing/user_script.py
 	env -u PYTHONPATH $(VENV)/bin/python tools/check_docstrings.py
 	$(VENV)/bin/python -m mypy.stubtest cnn --ignore-missing-stub --mypy-config-file pyproject.toml
 
@@ -110,6 +111,41 @@ PYTHONS_TESTS = tests/test_train_step.py tests/test_checkpoint_format.py \
     tests/test_checkpoint_hostile.py tests/test_atomic_write.py tests/test_state_dict.py tests/test_imports.py
 test-pythons: export CNN_VARIANTS = baseline_f32,baseline_f64
 test-pythons: export CNN_ISA = baseline
+
+# AArch64, on another processor: modules by a cross compiler, tests in Debian's Python for arm64 under qemu-user. The
+# packages come from a list of apt's own in build/aarch64, and the machine's is left alone. NumPy is the wheel for AArch64,
+# since Debian's is too old.
+AARCH64 = $(abspath build/aarch64)
+AARCH64_APT = apt-get -qq -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o Dir::State=$(AARCH64) \
+    -o Dir::State::status=$(AARCH64)/status -o Dir::Cache=$(AARCH64)/cache -o Dir::Etc::sourcelist=$(AARCH64)/sources.list -o Dir::Etc::sourceparts=-
+AARCH64_NEEDS = numpy pytest pytest-xdist hypothesis safetensors mpmath scipy pandas scikit-learn tqdm
+AARCH64_TESTS = activations adam batches branches checkpoint_format checkpoint_hostile derivatives dropout ensemble fit \
+    fit_continued fit_weights groups lanes layers lbfgs linear losses normalization predict resume sequential softmax \
+    sparse state_dict threads train_step
+
+$(AARCH64)/python: | $(VENV)/bin/pip
+	@command -v aarch64-linux-gnu-gcc qemu-aarch64 || { echo "test-aarch64 needs a cross compiler and qemu-user:" \
+	  "apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user" >&2; exit 1; }
+	rm -rf $(AARCH64) && mkdir -p $(AARCH64)/lists/partial $(AARCH64)/cache/archives/partial $(AARCH64)/root
+	cd $(AARCH64) && touch status && . /etc/os-release && echo "deb [arch=arm64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]" \
+	  "http://deb.debian.org/debian $$VERSION_CODENAME main" >sources.list && $(AARCH64_APT) update && \
+	  $(AARCH64_APT) install --download-only --yes --no-install-recommends python3 libpython3-dev libstdc++6 && \
+	  for deb in cache/archives/*.deb; do dpkg-deb -x $$deb root; done
+	cd $(AARCH64) && version=$$(ls root/usr/bin | grep -oE '^python3\.[0-9]+$$') && version=$${version#python} && \
+	  $(abspath $(VENV))/$(PIP) install --quiet --only-binary=:all: --python-version $$version --target site \
+	  --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux2014_aarch64 $(AARCH64_NEEDS) && \
+	  printf '%s\n' '#!/bin/sh' "export PYTHONHOME=$$PWD/root/usr" \
+	  "exec qemu-aarch64 -0 $$PWD/python -L $$PWD/root $$PWD/root/usr/bin/python$$version \"\$$@\"" >python && chmod +x python
+
+test-aarch64: $(VENV)/test,dev.stamp $(AARCH64)/python
+	rm -rf build/$@ && mkdir -p build/$@ && cp -r setup.py pyproject.toml README.md LICENSE src tests build/$@/
+	cd build/$@ && rm -f src/cnn/*.so && include=$$(echo $(AARCH64)/root/usr/include/python3.*) && \
+	  env _PYTHON_HOST_PLATFORM=linux-aarch64 LDSHARED="aarch64-linux-gnu-gcc -shared" \
+	  SETUPTOOLS_EXT_SUFFIX=.$$($(AARCH64)/python -c "import sysconfig as s; print(s.get_config_var('SOABI'))").so \
+	  CC="aarch64-linux-gnu-gcc -I$(AARCH64)/site/numpy/_core/include -I$$include -I$(AARCH64)/root/usr/include" \
+	  $(PY) setup.py -q build_ext --inplace
+	cd build/$@ && env PYTHONPATH=src:tests:$(AARCH64)/site OPENBLAS_NUM_THREADS=1 $(AARCH64)/python -m pytest -q \
+	  -p no:cacheprovider -n auto $(AARCH64_TESTS:%=tests/test_%.py)
 
 clean:
 	rm -rf build dist src/cnn.egg-info src/cnn/*.so .venv .venv-build .venv-peers .venv-bench

@@ -48,10 +48,10 @@ def test_python_blocks_of_ensembles(capsys):
 def test_python_blocks_of_the_estimators(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn", minversion="1.9")
     monkeypatch.chdir(tmp_path)
-    names = run_blocks(DOCS / "estimators.md", 3)
+    names = run_blocks(DOCS / "estimators.md", 4)
     score, *rest = capsys.readouterr().out.splitlines()
     assert float(score) > 0.93
-    assert rest == ["['loss', 'lr', 'val_loss']", "(143, 3)"]
+    assert rest == ["['loss', 'lr', 'val_loss']", "(143, 3)", "(143,) (143,)", "16"]
     assert names["mlp"].best_validation_score_ > 0.85
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cancer.safetensors", "history.png"]
 

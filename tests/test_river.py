@@ -266,3 +266,20 @@ def test_bad_arguments():
     model.learn_one({"a": 1.0}, 1.0)
     with pytest.raises(RuntimeError, match="training has diverged"):
         model.learn_one({"a": 1.0}, 1.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("standardize", [True, False])
+def test_rows_of_every_kind_are_one_row(kind, standardize):
+    models = [kind((6,), seed=0, standardize=standardize) for _ in range(4)]
+    for x in rows(80, "abcd"):
+        forms = (
+            x,
+            {str(bytes(key, "ascii"), "ascii"): np.float64(value) for key, value in x.items()},  # keys anew
+            x if models[0].model_ is None else dict(reversed(x.items())),
+            {key: np.asarray(value) for key, value in x.items()},
+        )
+        for model, form in zip(models, forms, strict=True):
+            model.learn_one(form, target(kind, x))
+    for model in models[1:]:
+        np.testing.assert_array_equal(model.model_.parameters, models[0].model_.parameters)

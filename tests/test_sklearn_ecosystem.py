@@ -72,6 +72,22 @@ def test_pipeline_of_a_data_frame(output):
             mlp.predict(pipeline[:-1].transform(table).rename(columns={"numbers__a": "z"}))
 
 
+def test_polars():
+    polars = pytest.importorskip("polars")
+    table = polars.DataFrame({name: np.asarray(column).tolist() for name, column in frame().items()})
+    pipeline = make_pipeline(prepared(), classifier(learning_rate_init=0.01)).set_output(transform="polars")
+    pipeline.fit(table, polars.Series(Y.tolist()))
+    same = make_pipeline(prepared(), classifier(learning_rate_init=0.01)).fit(frame(), Y)
+    np.testing.assert_array_equal(pipeline.predict(table), same.predict(frame()))
+    np.testing.assert_array_equal(pipeline[-1].coefs_[0], same[-1].coefs_[0])
+    assert list(pipeline[-1].feature_names_in_) == list(pipeline[:-1].get_feature_names_out())
+    numbers = table[["a", "c"]]
+    mlp = regressor().fit(numbers, table["a"])
+    assert list(mlp.feature_names_in_) == ["a", "c"]
+    alone = regressor().fit(X[:, [0, 2]], X[:, 0])
+    np.testing.assert_array_equal(mlp.predict(numbers), alone.predict(X[:, [0, 2]]))
+
+
 def test_frames_and_series():
     table = pd.DataFrame(X, columns=list("abc"))
     mlp = classifier().fit(table, pd.Series(Y))

@@ -313,3 +313,49 @@ def test_interrupted(options, monkeypatch):
         mlp = classifier(**options).fit(X, LABELS)
     assert mlp.n_iter_ == 3
     assert mlp.predict(X).shape == (120,)
+
+
+def test_members():
+    alone = classifier(n_members=1, dropout=0.1).fit(X, LABELS)
+    mlp = classifier(n_members=3, dropout=0.1).fit(X, LABELS)
+    members = list(mlp.ensemble_)
+    np.testing.assert_array_equal(members[0].parameters, alone.model_.parameters)
+    np.testing.assert_array_equal(members[0].parameters, mlp.model_.parameters)
+    np.testing.assert_array_equal(mlp.coefs_[0], mlp.model_.layers[0].weight)
+    mean = np.mean([member.predict_proba(X) for member in members], axis=0)
+    np.testing.assert_array_equal(mlp.predict_proba(X), mean)
+    np.testing.assert_array_equal(mlp.predict(X), mlp.classes_[mean.argmax(axis=1)])
+    losses = [loss for member in members for loss in [member.history["loss"][-1]]]
+    np.testing.assert_allclose(mlp.loss_, np.mean(losses))
+    for other in (pickle.loads(pickle.dumps(mlp)), clone(mlp).fit(X, LABELS)):
+        np.testing.assert_array_equal(other.predict_proba(X), mean)
+    two = classifier(n_members=2).fit(X, LABELS == "a")
+    np.testing.assert_array_equal(two.predict(X), two.predict_proba(X)[:, 1] > 0.5)
+    before = mlp.ensemble_.parameters
+    mlp.partial_fit(X, LABELS)
+    assert mlp.n_iter_ == 1
+    assert (mlp.ensemble_.parameters != before).any(axis=1).all()
+    assert len(mlp.set_params(n_members=2).fit(X, LABELS).ensemble_) == 2
+    with pytest.raises(AttributeError, match=r"^ensemble_: expected n_members > 1 in fit"):
+        alone.ensemble_  # noqa: B018
+    with pytest.raises(ValueError, match=r"^callbacks: expected none with n_members=2"):
+        classifier(n_members=2, callbacks=[cnn.CSVLogger("never.csv")]).fit(X, LABELS)
+    with pytest.raises(ValueError, match="n_members=2"):
+        mlp.to_sklearn()
+
+
+def test_deviations():
+    mlp = regressor(n_members=4, early_stopping=True, n_iter_no_change=3, learning_rate_init=0.01).fit(X, NUMBERS)
+    outputs = mlp.ensemble_.predict(X)[..., 0]
+    mean, std = mlp.predict(X, return_std=True)
+    np.testing.assert_allclose(mean, outputs.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(std, outputs.std(axis=0), rtol=1e-12)
+    np.testing.assert_array_equal(mlp.predict(X), mean)
+    gaussian = regressor(loss="gaussian", n_members=2).fit(X, NUMBERS)
+    m, log_var = np.moveaxis(gaussian.ensemble_.predict(X), -1, 0)
+    expected = np.sqrt(m.var(axis=0) + np.exp(log_var).mean(axis=0))
+    np.testing.assert_allclose(gaussian.predict(X, return_std=True)[1], expected, rtol=1e-12)
+    both = regressor(n_members=2).fit(X, np.stack([NUMBERS, X[:, 0]], axis=1))
+    assert [a.shape for a in both.predict(X, return_std=True)] == [(120, 2)] * 2
+    with pytest.raises(ValueError, match=r"^return_std: expected an estimator with n_members > 1"):
+        regressor().fit(X, NUMBERS).predict(X, return_std=True)

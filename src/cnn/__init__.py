@@ -1,4 +1,26 @@
-"""Cython neural networks: multilayer perceptrons on the CPU at the speed of the hardware."""
+"""Cython neural networks: multilayer perceptrons on the CPU at the speed of the hardware.
+
+A model is a list of layers with a loss at its end, and an optimiser:
+
+>>> import numpy as np
+>>> import cnn
+>>> x = np.random.default_rng(0).uniform(-1, 1, (1000, 2))
+>>> y = (np.hypot(x[:, 0], x[:, 1]) < 0.8).astype(int)
+>>> layers = [cnn.Linear(2, 32), cnn.ReLU(), cnn.Linear(32, 2), cnn.CrossEntropyLoss()]
+>>> model = cnn.Sequential(layers, optimizer=cnn.Adam(lr=0.01), seed=0)
+>>> history = model.fit(x, y, epochs=20)
+>>> probabilities = model.predict_proba(x)
+
+Models         `Sequential`, `Ensemble`; `load` reads what `model.save` wrote
+Layers         `Linear`; `ReLU`, `Tanh`, `GELU` and more; `BatchNorm1d`, `LayerNorm`, `Dropout`; `Add`, `Concat`
+Losses         `MSELoss`, `CrossEntropyLoss`, `BCEWithLogitsLoss` and more
+Optimisers     `SGD`, `Adam`, `AdamW`, `RMSprop`, `Adagrad`, `LBFGS`; schedules such as `CosineAnnealingLR`
+Training       `model.fit`, or `model.train_step` in a loop; `EarlyStopping`, `ModelCheckpoint`, `find_lr`, `fit_many`
+Estimators     `cnn.sklearn` and `cnn.river`: `MLPClassifier`, `MLPRegressor`
+Other formats  `to_c`, `to_onnx`, `to_torch`, `as_torch`; `from_onnx`, `from_torch`, `from_sklearn`
+
+``help(cnn.Sequential.fit)`` explains one of them, `show_config` what runs here.
+"""
 
 from . import functional, initializers, layers, losses, optim
 from ._about import __version__ as __version__
@@ -11,7 +33,15 @@ from .export.sklearn import from_sklearn
 from .export.torch import from_torch, to_torch
 from .export.torch_module import as_torch
 from .files import load
-from .layers import *
+from .layers.activations import *
+from .layers.branches import *
+from .layers.columns import *
+from .layers.constant import *
+from .layers.dropout import *
+from .layers.linear import *
+from .layers.normalization import *
+from .layers.prelu import *
+from .layers.softmax import *
 from .losses import *
 from .models import Ensemble, Sequential, clip_grad_norm, gradcheck
 from .optim.optimizers import *
@@ -73,3 +103,9 @@ __all__ += losses.__all__
 __all__ += optim.optimizers.__all__
 __all__ += optim.schedules.__all__
 __all__ += optim.whole_data.__all__
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    parts = {"layers", "losses", "optim", "river", "sklearn"} & {*globals()}
+    return sorted({*__all__, "__version__", *parts})

@@ -11,10 +11,11 @@ import functools
 import inspect
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+F = TypeVar("F", bound=Callable[..., Any])
 PACKAGE = __name__.partition(".")[0]
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -121,11 +122,11 @@ def keywords_of(cls: type) -> list[str]:
     return names
 
 
-def _constructor(init: Callable[..., None]) -> Callable[..., None]:
+def _constructor(init: F) -> F:
     """`init` that names the right argument where an unknown one comes, and notes when the object is complete."""
 
     @functools.wraps(init)
-    def __init__(self, *args, **kwargs):
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         cls = type(self)
         outermost = cls.__init__ is __init__
         if outermost and kwargs and init.__module__.partition(".")[0] == PACKAGE:
@@ -137,21 +138,21 @@ def _constructor(init: Callable[..., None]) -> Callable[..., None]:
         if outermost:
             self.__dict__["_complete"] = True
 
-    return __init__
+    return __init__  # type: ignore[return-value]
 
 
-def names_arguments(function: Any) -> Any:
+def names_arguments(function: F) -> F:
     """A method that names the right argument where an unknown one comes."""
     known = list(inspect.signature(function).parameters)[1:]
 
     @functools.wraps(function)
-    def method(self, *args, **kwargs):
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         for name in kwargs:
             if name not in known:
                 raise TypeError(f"{function.__name__}: unknown argument {name!r}: {_mend(name, known)}")
         return function(self, *args, **kwargs)
 
-    return method
+    return method  # type: ignore[return-value]
 
 
 def _settable(one: Any) -> list[str]:
@@ -259,8 +260,13 @@ class Configurable:
         super().__setattr__(name, value)
 
     @_constructor
-    def __init__(self):
+    def __init__(self) -> None:
         pass
+
+    def __dir__(self) -> list[str]:
+        """The public attributes, for completion: without what the library says of the class."""
+        hidden = {"kind_of_class", "known", "facts", "names", "positional", *self.facts} - {*vars(self)}
+        return [name for name in super().__dir__() if not name.startswith("_") and name not in hidden]
 
     def _argument(self, name: str) -> Any:
         """The value of an argument of the constructor."""

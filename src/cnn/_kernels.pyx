@@ -69,4 +69,5 @@ include "kernels/derivative.pxi"        # derivative products, as Python sees th
 include "kernels/line_search.pxi"       # a step along a direction (More and Thuente)
 include "kernels/lbfgs.pxi"             # L-BFGS
 include "kernels/functional.pxi"        # the kernels on plain NumPy arrays
+include "kernels/stream.pxi"            # rows of a stream
 include "kernels/embed.pxi"             # prediction for C and Cython programs

@@ -34,16 +34,19 @@ class SparseRows:
     shape : tuple of int
     """
 
+    start: np.ndarray
+    column: np.ndarray
+    value: np.ndarray
     __slots__ = "column", "shape", "start", "value"
 
     def __init__(self, start: np.ndarray, column: np.ndarray, value: np.ndarray, columns: int):
         self.start, self.column, self.value = start, column, value
-        self.shape = (len(start) - 1, columns)
+        self.shape: Any = (len(start) - 1, columns)
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows) -> SparseRows:
+    def __getitem__(self, rows: Any) -> SparseRows:
         """Some of the rows, by a slice or an array of indices or of bools: slices share memory."""
         if isinstance(rows, slice) and rows.step in (None, 1):
             first, stop, _ = rows.indices(len(self))

@@ -156,7 +156,7 @@ def numbers(y: Any, batch: int, name: str, where: str, loss: Terms, outputs: int
     return y
 
 
-def _scattered(pair: tuple, batch: int, name: str, outputs: int, dtype: np.dtype) -> np.ndarray:
+def _scattered(pair: tuple[Any, ...], batch: int, name: str, outputs: int, dtype: np.dtype) -> np.ndarray:
     """A pair (columns, values) as rows of targets that are NaN but for the chosen column."""
     if len(pair) != 2:
         raise ValueError(f"{name}: expected a pair (columns, values), got a tuple of {len(pair)}")

@@ -10,11 +10,12 @@ from __future__ import annotations
 import numpy as np
 
 from ._dispatch import kernels
+from ._types import Array, ArrayLike
 
 DEFAULT_PARAM: dict[str, float] = {}  # of each activation, by name; its class enters it
 
 
-def real_dtype(x) -> np.dtype:
+def real_dtype(x: ArrayLike) -> np.dtype:
     """The dtype in which x is computed with: float32 if it is that or float16, float64 otherwise.
 
     Parameters
@@ -38,7 +39,16 @@ def _activation(k, name: str, param) -> tuple[int, float]:
     return code, float(DEFAULT_PARAM.get(name, 0.0) if param is None else param)
 
 
-def linear_forward(x, weight, bias=None, activation="identity", param=None, *, out=None, pre=None):
+def linear_forward(
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    activation: str = "identity",
+    param: float | None = None,
+    *,
+    out: np.ndarray | None = None,
+    pre: np.ndarray | None = None,
+) -> Array:
     """act(x W + b), fused.
 
     Parameters
@@ -73,7 +83,16 @@ def linear_forward(x, weight, bias=None, activation="identity", param=None, *, o
     return k.linear_forward(x, weight, bias, *_activation(k, activation, param), out, pre)
 
 
-def linear_backward(grad_output, x, weight, *, grad_weight=None, grad_bias=None, grad_input=None, accumulate=False):
+def linear_backward(
+    grad_output: ArrayLike,
+    x: ArrayLike,
+    weight: ArrayLike,
+    *,
+    grad_weight: np.ndarray | None = None,
+    grad_bias: np.ndarray | None = None,
+    grad_input: np.ndarray | None = None,
+    accumulate: bool = False,
+) -> tuple[np.ndarray, ...]:
     """The gradients of x W + b: of x, W and b, from that of the result.
 
     grad_input = grad_output W^T, grad_weight = x^T grad_output, grad_bias = the sum of grad_output over the batch.
@@ -102,7 +121,7 @@ def linear_backward(grad_output, x, weight, *, grad_weight=None, grad_bias=None,
     return k.linear_backward(grad_output, x, weight, grad_weight, grad_bias, grad_input, accumulate)
 
 
-def activation_forward(name, z, param=None, *, out=None):
+def activation_forward(name: str, z: ArrayLike, param: float | None = None, *, out: np.ndarray | None = None) -> Array:
     """f(z) element by element.
 
     Parameters
@@ -129,7 +148,9 @@ def activation_forward(name, z, param=None, *, out=None):
     return k.activation_forward(*_activation(k, name, param), z, out)
 
 
-def activation_backward(name, grad_output, z, param=None, *, out=None):
+def activation_backward(
+    name: str, grad_output: ArrayLike, z: ArrayLike, param: float | None = None, *, out: np.ndarray | None = None
+) -> Array:
     """grad_output * f'(z) element by element.
 
     Parameters
@@ -158,17 +179,17 @@ def activation_backward(name, grad_output, z, param=None, *, out=None):
 
 
 def sgd_step(
-    param,
-    grad,
-    momentum_buffer=None,
+    param: np.ndarray,
+    grad: ArrayLike,
+    momentum_buffer: np.ndarray | None = None,
     *,
-    lr,
-    momentum=0.0,
-    dampening=0.0,
-    weight_decay=0.0,
-    nesterov=False,
-    first=False,
-):
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    first: bool = False,
+) -> None:
     """One step of stochastic gradient descent, in place, by the formulas of torch.optim.SGD.
 
     Parameters

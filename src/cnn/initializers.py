@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def _bits(rng: np.random.Generator, shape, n: int) -> np.ndarray:
     return (rng.bit_generator.random_raw(math.prod(shape)) >> np.uint64(64 - n)).reshape(shape)
 
 
-def symmetric(rng: np.random.Generator, shape, bound: float) -> np.ndarray:
+def symmetric(rng: np.random.Generator, shape: tuple[int, ...], bound: float) -> np.ndarray:
     """Uniform in [-bound, bound).
 
     Parameters
@@ -101,7 +101,7 @@ def symmetric(rng: np.random.Generator, shape, bound: float) -> np.ndarray:
     return (2 * (_bits(rng, shape, 53) * 2.0**-53) - 1) * bound
 
 
-def standard_normal(rng: np.random.Generator, shape) -> np.ndarray:
+def standard_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Normal with mean 0 and standard deviation 1: the inverse of the distribution function of uniform numbers.
 
     Wichura's PPND16 (Algorithm AS 241, Applied Statistics 37, 1988), of relative error 1e-16.
@@ -225,10 +225,10 @@ class Initializer(Configurable, kind="initializer"):
         Whether it needs a matrix, and cannot initialise biases.
     """
 
-    facts = ("names",)
+    facts: ClassVar[tuple[str, ...]] = ("names",)
     weights_only: ClassVar[bool] = False
 
-    def __call__(self, shape, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         """Draw an array.
 
         Parameters
@@ -251,10 +251,10 @@ class Initializer(Configurable, kind="initializer"):
     def _shows(self, name, differs):
         return True
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: Any = None
 
 
 class Constant(Initializer):
@@ -266,30 +266,30 @@ class Constant(Initializer):
         Finite.
     """
 
-    names = ("constant",)
+    names: ClassVar[tuple[str, ...]] = ("constant",)
 
-    def __init__(self, val=0.0):
-        self.val = number("val", val)
+    def __init__(self, val: float = 0.0) -> None:
+        self.val: float = number("val", val)
 
-    def __call__(self, shape, rng):
+    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
         return np.full(shape, self.val)
 
 
 class Zeros(Initializer):
     """0 everywhere."""
 
-    names = ("zeros",)
+    names: ClassVar[tuple[str, ...]] = ("zeros",)
 
-    def __call__(self, shape, rng):
+    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
         return np.zeros(shape)
 
 
 class Ones(Initializer):
     """1 everywhere."""
 
-    names = ("ones",)
+    names: ClassVar[tuple[str, ...]] = ("ones",)
 
-    def __call__(self, shape, rng):
+    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
         return np.ones(shape)
 
 
@@ -302,14 +302,15 @@ class Uniform(Initializer):
         Finite, b at least a.
     """
 
-    names = ("uniform",)
+    names: ClassVar[tuple[str, ...]] = ("uniform",)
 
-    def __init__(self, a=0.0, b=1.0):
-        self.a, self.b = number("a", a), number("b", b)
+    def __init__(self, a: float = 0.0, b: float = 1.0) -> None:
+        self.a: float = number("a", a)
+        self.b: float = number("b", b)
         if not self.a <= self.b:
             raise ValueError(f"b: expected at least a = {self.a}, got {self.b}")
 
-    def __call__(self, shape, rng):
+    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
         return self.a + (self.b - self.a) * (_bits(rng, shape, 53) * 2.0**-53)
 
 
@@ -324,12 +325,13 @@ class Normal(Initializer):
         At least 0.
     """
 
-    names = ("normal",)
+    names: ClassVar[tuple[str, ...]] = ("normal",)
 
-    def __init__(self, mean=0.0, std=1.0):
-        self.mean, self.std = number("mean", mean), number("std", std, 0.0)
+    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
+        self.mean: float = number("mean", mean)
+        self.std: float = number("std", std, 0.0)
 
-    def __call__(self, shape, rng):
+    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
         return self.mean + self.std * standard_normal(rng, shape)
 
 
@@ -353,7 +355,7 @@ class Scaled(Initializer, abstract=True):
         """
         raise NotImplementedError
 
-    def __call__(self, shape, rng):
+    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
         std = self.std(*_fans(shape, self))
         if self.distribution == "uniform":
             return symmetric(rng, shape, math.sqrt(3) * std)
@@ -373,14 +375,14 @@ class KaimingUniform(Scaled):
         Whether the variance is kept on the way forward or on the way back.
     """
 
-    names = ("kaiming_uniform",)
+    names: ClassVar[tuple[str, ...]] = ("kaiming_uniform",)
 
-    def __init__(self, nonlinearity="relu", a=0.0, mode="fan_in"):
-        self.nonlinearity = choice("nonlinearity", nonlinearity, [*GAINS])
-        self.a = number("a", a)
-        self.mode = choice("mode", mode, ["fan_in", "fan_out"])
+    def __init__(self, nonlinearity: str = "relu", a: float = 0.0, mode: str = "fan_in") -> None:
+        self.nonlinearity: str = choice("nonlinearity", nonlinearity, [*GAINS])
+        self.a: float = number("a", a)
+        self.mode: str = choice("mode", mode, ["fan_in", "fan_out"])
 
-    def std(self, fan_in, fan_out):
+    def std(self, fan_in: Any, fan_out: Any) -> float:
         return calculate_gain(self.nonlinearity, self.a) / math.sqrt(fan_in if self.mode == "fan_in" else fan_out)
 
 
@@ -395,7 +397,7 @@ class KaimingNormal(KaimingUniform):
         All as for `KaimingUniform`.
     """
 
-    names = ("kaiming_normal",)
+    names: ClassVar[tuple[str, ...]] = ("kaiming_normal",)
     distribution = "normal"
 
 
@@ -408,12 +410,12 @@ class XavierUniform(Scaled):
         A factor, or the activation that follows: `calculate_gain(gain)`.
     """
 
-    names = ("xavier_uniform", "glorot_uniform")
+    names: ClassVar[tuple[str, ...]] = ("xavier_uniform", "glorot_uniform")
 
-    def __init__(self, gain=1.0):
-        self.gain = _gain(gain)
+    def __init__(self, gain: Any = 1.0) -> None:
+        self.gain: Any = _gain(gain)
 
-    def std(self, fan_in, fan_out):
+    def std(self, fan_in: Any, fan_out: Any) -> float:
         return _factor(self.gain) * math.sqrt(2 / (fan_in + fan_out))
 
 
@@ -426,23 +428,23 @@ class XavierNormal(XavierUniform):
         As for `XavierUniform`.
     """
 
-    names = ("xavier_normal", "glorot_normal")
+    names: ClassVar[tuple[str, ...]] = ("xavier_normal", "glorot_normal")
     distribution = "normal"
 
 
 class LeCunUniform(Scaled):
     """Uniform within +-sqrt(3 / fan_in) (LeCun, Bottou, Orr and Müller, Efficient BackProp, 1998)."""
 
-    names = ("lecun_uniform",)
+    names: ClassVar[tuple[str, ...]] = ("lecun_uniform",)
 
-    def std(self, fan_in, fan_out):
+    def std(self, fan_in: Any, fan_out: Any) -> float:
         return 1 / math.sqrt(fan_in)
 
 
 class LeCunNormal(LeCunUniform):
     """Normal, not truncated, with standard deviation 1 / sqrt(fan_in): for SELU (Klambauer et al., 2017)."""
 
-    names = ("lecun_normal",)
+    names: ClassVar[tuple[str, ...]] = ("lecun_normal",)
     distribution = "normal"
 
 
@@ -458,13 +460,13 @@ class Orthogonal(Initializer):
         A factor, or the activation that follows: `calculate_gain(gain)`.
     """
 
-    names = ("orthogonal",)
+    names: ClassVar[tuple[str, ...]] = ("orthogonal",)
     weights_only = True
 
-    def __init__(self, gain=1.0):
-        self.gain = _gain(gain)
+    def __init__(self, gain: Any = 1.0) -> None:
+        self.gain: Any = _gain(gain)
 
-    def __call__(self, shape, rng):
+    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
         n_in, n_out = _fans(shape, self)
         q, r = np.linalg.qr(standard_normal(rng, (max(n_in, n_out), min(n_in, n_out))))
         q *= np.where(np.diagonal(r) < 0, -1.0, 1.0) * _factor(self.gain)
@@ -489,7 +491,7 @@ def _factor(gain) -> float:
 # by name --------------------------------------------------------------------------------------------------------------
 
 
-def get(initializer, name: str = "initializer"):
+def get(initializer: Any, name: str = "initializer") -> Callable[..., Any]:
     """The initialiser that a layer's argument stands for.
 
     Parameters
@@ -529,7 +531,7 @@ def get(initializer, name: str = "initializer"):
         raise type(error)(f"{name}: {known}: {error}") from None
 
 
-def config_of(initializer):
+def config_of(initializer: Any) -> Any:
     """What `get` makes the same initialiser of, as JSON can hold it.
 
     Parameters

@@ -29,6 +29,7 @@ import numpy as np
 from ._checks import choice, flag, fraction, integer, number, positive
 from ._configurable import Configurable
 from ._dispatch import kernels
+from ._types import ArrayLike
 from .functional import real_dtype
 
 __all__ = [
@@ -57,7 +58,7 @@ YES_ABOVE = {
 }
 
 
-def probabilities_of(model, who: str = "predict_proba") -> str:
+def probabilities_of(model: Any, who: str = "predict_proba") -> str:
     """What makes probabilities of a model's outputs: "classes" for the softmax of logits, "logits" for their sigmoid,
     "log_probabilities" for the exponential, "probabilities" for nothing.
 
@@ -85,7 +86,7 @@ def _int64(name: str, value) -> int:
     return int(value)
 
 
-def _numbers(name: str, value, what: str, good: Callable) -> np.ndarray:
+def _numbers(name: str, value, what: str, good: Callable[..., Any]) -> np.ndarray:
     """A sequence of numbers, one for each output, as a read-only float64 vector; `what` they are if `good`."""
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
@@ -139,7 +140,16 @@ class Loss(Configurable, kind="loss"):
         What the targets are, as the kernels check them: see `Criterion` in kernels/targets.pxi.
     """
 
-    facts = ("kind", "outputs", "targets", "criterion", "convex", "has_second_derivative", "column", "_parameters")
+    facts: ClassVar[tuple[str, ...]] = (
+        "kind",
+        "outputs",
+        "targets",
+        "criterion",
+        "convex",
+        "has_second_derivative",
+        "column",
+        "_parameters",
+    )
     kind: ClassVar[str]
     outputs: str | None
     targets: ClassVar[str | None]
@@ -150,16 +160,16 @@ class Loss(Configurable, kind="loss"):
     criterion: ClassVar[dict[str, Any]] = {"targets": "numbers"}
     _if_used: ClassVar[tuple[str, ...]] = ("ignore_nan", "chosen")  # earlier versions read files without them
 
-    def __init__(self, *, reduction="mean"):
-        self.reduction = choice("reduction", reduction, ("mean", "sum"))
+    def __init__(self, *, reduction: str = "mean") -> None:
+        self.reduction: str = choice("reduction", reduction, ("mean", "sum"))
         self._gradient: np.ndarray | None = None
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         if name in self.__dict__ and not name.startswith("_"):  # a model has been compiled of it
             raise AttributeError(f"{name}: can only be set when the loss is made")
         super().__setattr__(name, value)
 
-    def forward(self, outputs, targets, sample_weight=None) -> float:
+    def forward(self, outputs: ArrayLike, targets: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """The loss. Its gradient is kept for `backward`.
 
         Parameters
@@ -206,7 +216,9 @@ class Loss(Configurable, kind="loss"):
             raise RuntimeError("backward needs a forward pass to go back over, but there was none")
         return self._gradient.copy()
 
-    def hvp(self, outputs, targets, vector, sample_weight=None) -> np.ndarray:
+    def hvp(
+        self, outputs: ArrayLike, targets: ArrayLike, vector: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> np.ndarray:
         """The second derivative of the loss with respect to the outputs, times a vector of their shape.
 
         Where the second derivative is zero almost everywhere (`L1Loss`, `QuantileLoss`, `NLLLoss`), so is this.
@@ -261,11 +273,11 @@ class Loss(Configurable, kind="loss"):
             spec["column_name"] = self.column
         return spec
 
-    def _parameters(self) -> tuple:
+    def _parameters(self) -> tuple[Any, ...]:
         """The numbers of the formula, in the kernels' order."""
         return ()
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments; those of `_if_used` only where they are in use.
 
         Returns
@@ -286,14 +298,14 @@ class _OfNumbers(Loss, abstract=True):
         Whether elements whose target is NaN do not count.
     """
 
-    targets = "numbers"
+    targets: ClassVar[str | None] = "numbers"
     chosen = False
 
-    def __init__(self, *, reduction="mean", ignore_nan=False):
+    def __init__(self, *, reduction: str = "mean", ignore_nan: bool = False) -> None:
         super().__init__(reduction=reduction)
-        self.ignore_nan = flag("ignore_nan", ignore_nan)
+        self.ignore_nan: bool = flag("ignore_nan", ignore_nan)
 
-    def spec(self):
+    def spec(self) -> Any:
         spec: Any = super().spec()
         return {**spec, "ignore_nan": self.ignore_nan or self.chosen, "chosen": self.chosen}
 
@@ -310,11 +322,11 @@ class _OfChosen(_OfNumbers, abstract=True):
         Whether targets are pairs (columns, values); implies ignore_nan.
     """
 
-    outputs = "values"
+    outputs: str | None = "values"
 
-    def __init__(self, *, reduction="mean", ignore_nan=False, chosen=False):
+    def __init__(self, *, reduction: str = "mean", ignore_nan: bool = False, chosen: bool = False) -> None:
         super().__init__(reduction=reduction, ignore_nan=ignore_nan)
-        self.chosen = flag("chosen", chosen)
+        self.chosen: bool = flag("chosen", chosen)
 
 
 class MSELoss(_OfChosen):
@@ -377,9 +389,11 @@ class HuberLoss(_OfChosen):
     kind = "huber"
     convex = True
 
-    def __init__(self, *, delta=1.0, reduction="mean", ignore_nan=False, chosen=False):
+    def __init__(
+        self, *, delta: float = 1.0, reduction: str = "mean", ignore_nan: bool = False, chosen: bool = False
+    ) -> None:
         super().__init__(reduction=reduction, ignore_nan=ignore_nan, chosen=chosen)
-        self.delta = positive("delta", delta)
+        self.delta: float = positive("delta", delta)
 
     def _parameters(self):
         return self.delta, 1.0
@@ -402,9 +416,11 @@ class SmoothL1Loss(_OfChosen):
     kind = "huber"
     convex = True
 
-    def __init__(self, *, beta=1.0, reduction="mean", ignore_nan=False, chosen=False):
+    def __init__(
+        self, *, beta: float = 1.0, reduction: str = "mean", ignore_nan: bool = False, chosen: bool = False
+    ) -> None:
         super().__init__(reduction=reduction, ignore_nan=ignore_nan, chosen=chosen)
-        self.beta = number("beta", beta, 0)
+        self.beta: float = number("beta", beta, 0)
 
     def _parameters(self):
         return self.beta, self.beta
@@ -427,18 +443,20 @@ class BCEWithLogitsLoss(Loss):
     """
 
     kind = "bce"
-    outputs = "logits"
-    targets = "probabilities"
+    outputs: str | None = "logits"
+    targets: ClassVar[str | None] = "probabilities"
     convex = True
-    criterion: ClassVar = {"targets": "numbers", "high": 1.0, "expected": "a probability from 0 to 1"}
-    column = "pos_weight"
+    criterion: ClassVar[dict[str, Any]] = {"targets": "numbers", "high": 1.0, "expected": "a probability from 0 to 1"}
+    column: ClassVar[str | None] = "pos_weight"
     _if_used: ClassVar = ("label_smoothing",)
 
-    def __init__(self, *, pos_weight=None, label_smoothing=0.0, reduction="mean"):
+    def __init__(
+        self, *, pos_weight: float | ArrayLike | None = None, label_smoothing: float = 0.0, reduction: str = "mean"
+    ) -> None:
         super().__init__(reduction=reduction)
-        self.label_smoothing = fraction("label_smoothing", label_smoothing)
+        self.label_smoothing: float = fraction("label_smoothing", label_smoothing)
         one = pos_weight is not None and np.ndim(pos_weight) == 0
-        self.pos_weight = number("pos_weight", pos_weight, 0) if one else _weights("pos_weight", pos_weight)
+        self.pos_weight: Any = number("pos_weight", pos_weight, 0) if one else _weights("pos_weight", pos_weight)
 
     def _parameters(self):
         return (self.label_smoothing,)
@@ -475,23 +493,30 @@ class CrossEntropyLoss(Loss):
     """
 
     kind = "cross_entropy"
-    outputs = "logits"
-    targets = "labels"
+    outputs: str | None = "logits"
+    targets: ClassVar[str | None] = "labels"
     convex = True
-    criterion: ClassVar = {
+    criterion: ClassVar[dict[str, Any]] = {
         "targets": "labels or probabilities",
         "high": np.inf,
         "expected": "a finite class probability, not below 0",
     }
-    column = "weight"
+    column: ClassVar[str | None] = "weight"
 
-    def __init__(self, weight=None, *, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
+    def __init__(
+        self,
+        weight: ArrayLike | None = None,
+        *,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+    ) -> None:
         super().__init__(reduction=reduction)
-        self.weight = _weights("weight", weight)
-        self.ignore_index = _int64("ignore_index", ignore_index)
-        self.label_smoothing = fraction("label_smoothing", label_smoothing)
+        self.weight: np.ndarray | None = _weights("weight", weight)
+        self.ignore_index: int = _int64("ignore_index", ignore_index)
+        self.label_smoothing: float = fraction("label_smoothing", label_smoothing)
 
-    def spec(self):
+    def spec(self) -> dict[str, Any]:
         spec: Any = super().spec()
         if spec["column"] is None and self.label_smoothing:
             spec["column"] = 1.0  # smoothing goes by the class weights
@@ -516,16 +541,16 @@ class NLLLoss(Loss):
     """
 
     kind = "nll"
-    outputs = "log_probabilities"
-    targets = "labels"
+    outputs: str | None = "log_probabilities"
+    targets: ClassVar[str | None] = "labels"
     convex = True
-    criterion: ClassVar = {"targets": "labels"}
-    column = "weight"
+    criterion: ClassVar[dict[str, Any]] = {"targets": "labels"}
+    column: ClassVar[str | None] = "weight"
 
-    def __init__(self, weight=None, *, ignore_index=-100, reduction="mean"):
+    def __init__(self, weight: ArrayLike | None = None, *, ignore_index: int = -100, reduction: str = "mean") -> None:
         super().__init__(reduction=reduction)
-        self.weight = _weights("weight", weight)
-        self.ignore_index = _int64("ignore_index", ignore_index)
+        self.weight: np.ndarray | None = _weights("weight", weight)
+        self.ignore_index: int = _int64("ignore_index", ignore_index)
 
 
 class PoissonNLLLoss(_OfNumbers):
@@ -549,16 +574,28 @@ class PoissonNLLLoss(_OfNumbers):
 
     kind = "poisson"
     convex = True
-    criterion: ClassVar = {"targets": "numbers", "high": np.inf, "expected": "a finite count, not below 0"}
+    criterion: ClassVar[dict[str, Any]] = {
+        "targets": "numbers",
+        "high": np.inf,
+        "expected": "a finite count, not below 0",
+    }
 
-    def __init__(self, *, log_input=True, full=False, eps=1e-8, reduction="mean", ignore_nan=False):
+    def __init__(
+        self,
+        *,
+        log_input: bool = True,
+        full: bool = False,
+        eps: float = 1e-8,
+        reduction: str = "mean",
+        ignore_nan: bool = False,
+    ) -> None:
         super().__init__(reduction=reduction, ignore_nan=ignore_nan)
-        self.log_input = flag("log_input", log_input)
-        self.full = flag("full", full)
-        self.eps = number("eps", eps, 0)
+        self.log_input: bool = flag("log_input", log_input)
+        self.full: bool = flag("full", full)
+        self.eps: float = number("eps", eps, 0)
 
     @property
-    def outputs(self):  # type: ignore[override]
+    def outputs(self) -> str:  # type: ignore[override]
         """What the outputs are: rates or their logarithms."""
         return "log_values" if self.log_input else "values"
 
@@ -588,20 +625,22 @@ class QuantileLoss(_OfNumbers):
     """
 
     kind = "quantile"
-    outputs = "values"
+    outputs: str | None = "values"
     convex = True
-    criterion: ClassVar = {"targets": "numbers", "repeat": True}
-    column = "quantiles"
+    criterion: ClassVar[dict[str, Any]] = {"targets": "numbers", "repeat": True}
+    column: ClassVar[str | None] = "quantiles"
 
     @property
-    def outputs_per_target(self):  # type: ignore[override]
+    def outputs_per_target(self) -> int:  # type: ignore[override]
         """As many as there are quantiles."""
         return len(self.quantiles)
 
-    def __init__(self, quantiles, *, reduction="mean", ignore_nan=False):
+    def __init__(self, quantiles: float | ArrayLike, *, reduction: str = "mean", ignore_nan: bool = False) -> None:
         super().__init__(reduction=reduction, ignore_nan=ignore_nan)
-        quantiles = [quantiles] if np.ndim(quantiles) == 0 else quantiles
-        self.quantiles: Any = _numbers("quantiles", quantiles, "a number between 0 and 1", lambda q: (q > 0) & (q < 1))
+        values = [quantiles] if np.ndim(quantiles) == 0 else quantiles
+        self.quantiles: np.ndarray = _numbers(
+            "quantiles", values, "a number between 0 and 1", lambda q: (q > 0) & (q < 1)
+        )
 
 
 class GaussianNLLLoss(_OfNumbers):
@@ -632,15 +671,23 @@ class GaussianNLLLoss(_OfNumbers):
     """
 
     kind = "gaussian"
-    outputs = "values"
+    outputs: str | None = "values"
     convex = False
     outputs_per_target = 2
 
-    def __init__(self, *, log_var=True, full=False, eps=1e-6, reduction="mean", ignore_nan=False):
+    def __init__(
+        self,
+        *,
+        log_var: bool = True,
+        full: bool = False,
+        eps: float = 1e-6,
+        reduction: str = "mean",
+        ignore_nan: bool = False,
+    ) -> None:
         super().__init__(reduction=reduction, ignore_nan=ignore_nan)
-        self.log_var = flag("log_var", log_var)
-        self.full = flag("full", full)
-        self.eps = number("eps", eps, 0)
+        self.log_var: bool = flag("log_var", log_var)
+        self.full: bool = flag("full", full)
+        self.eps: float = number("eps", eps, 0)
 
     def _parameters(self):
         return self.log_var, self.full, self.eps
@@ -685,13 +732,15 @@ class SobolevLoss(Loss):
     targets = "numbers"
     convex = has_second_derivative = False
 
-    def __init__(self, weight=1.0, *, reduction="mean", ignore_nan=False):
+    def __init__(self, weight: float = 1.0, *, reduction: str = "mean", ignore_nan: bool = False) -> None:
         super().__init__(reduction=reduction)
         self.weight = number("weight", weight, 0)
         self.ignore_nan = flag("ignore_nan", ignore_nan)
         self._squares = MSELoss(reduction=reduction, ignore_nan=ignore_nan)
 
-    def value_and_gradients(self, outputs, targets, sample_weight=None) -> tuple[float, list[np.ndarray]]:
+    def value_and_gradients(
+        self, outputs: Any, targets: Any, sample_weight: Any = None
+    ) -> tuple[float, list[np.ndarray]]:
         """The loss, and its gradients by the values and by the derivatives.
 
         Parameters
@@ -723,7 +772,7 @@ class SobolevLoss(Loss):
             gradients.append(factor * self._squares.backward())
         return total, gradients
 
-    def forward(self, outputs, targets, sample_weight=None) -> float:
+    def forward(self, outputs: Any, targets: Any, sample_weight: Any = None) -> float:
         """The loss of pairs (values, derivatives). Its gradients are kept for `backward`.
 
         Parameters
@@ -752,7 +801,7 @@ class SobolevLoss(Loss):
 
     __call__ = forward
 
-    def backward(self):
+    def backward(self) -> Any:
         """The gradients of the last `forward` with respect to its outputs.
 
         Returns
@@ -769,7 +818,7 @@ class SobolevLoss(Loss):
             raise RuntimeError("backward needs a forward pass to go back over, but there was none")
         return tuple(g.copy() for g in self._gradient)
 
-    def hvp(self, outputs, targets, vector, sample_weight=None) -> np.ndarray:
+    def hvp(self, outputs: Any, targets: Any, vector: Any, sample_weight: Any = None) -> np.ndarray:
         """There is none.
 
         Parameters
@@ -820,16 +869,17 @@ class CallableLoss(Loss):
     """
 
     kind = "callable"  # not in the kernels
-    outputs = targets = None
+    outputs: str | None = None
+    targets: ClassVar[str | None] = None
     convex = has_second_derivative = False
 
-    def __init__(self, function, *, reduction="mean"):
+    def __init__(self, function: Callable[..., Any], *, reduction: str = "mean") -> None:
         super().__init__(reduction=reduction)
         if not callable(function):
             raise TypeError(f"function: expected a callable (outputs, targets) -> (loss, gradient), got {function!r}")
         self.function = function
 
-    def forward(self, outputs, targets, sample_weight=None) -> float:
+    def forward(self, outputs: ArrayLike, targets: Any, sample_weight: Any = None) -> float:
         """The function's loss. Its gradient is kept for `backward`.
 
         Parameters
@@ -863,7 +913,7 @@ class CallableLoss(Loss):
 
     __call__ = forward
 
-    def value_and_gradient(self, outputs: np.ndarray, targets) -> tuple[float, np.ndarray]:
+    def value_and_gradient(self, outputs: np.ndarray, targets: Any) -> tuple[float, np.ndarray]:
         """What the function returns, checked. A loss that is not finite is passed on, as that of every other loss.
 
         Parameters
@@ -903,7 +953,7 @@ class CallableLoss(Loss):
             raise ValueError(f"{self!r}: the gradient at [{row}, {column}] is {gradient[row, column]}")
         return loss, np.array(gradient, dtype=outputs.dtype, order="C")
 
-    def hvp(self, outputs, targets, vector, sample_weight=None) -> np.ndarray:
+    def hvp(self, outputs: Any, targets: Any, vector: Any, sample_weight: Any = None) -> np.ndarray:
         """The function has no second derivative.
 
         Parameters

@@ -18,12 +18,14 @@ import numpy as np
 from river import base
 
 from . import layers, losses, optim
+from ._dispatch import kernels
 from .models import Sequential
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
 
 ACTIVATIONS: dict[str, Any] = {name.lower(): getattr(layers, name) for name in layers.activations.__all__}
 ACTIVATIONS["logistic"] = layers.Sigmoid
+pack_row, standardized = kernels("float64").pack_row, kernels("float64").standardized
 RESERVE = 8  # columns of the first layer at least
 PENDING = 256  # rows at most that the running statistics wait for
 STALE = 16  # they are brought up to date when more than a 16th of the rows is missing
@@ -39,7 +41,7 @@ class _Scale:
         What standardises: (x - mean) * factor. The factor of a column that is constant so far is 0.
     """
 
-    def __init__(self, columns: int):
+    def __init__(self, columns: int) -> None:
         self.count, self.mean, self.squares, self.factor = np.zeros((4, columns))
 
     def widen(self, columns: int) -> None:
@@ -69,24 +71,24 @@ class _Online:
 
     def __init__(
         self,
-        hidden_layer_sizes=(32,),
-        activation="relu",
-        optimizer=None,
-        loss=None,
-        standardize=True,
-        l2=0.0,
-        seed=None,
-    ):
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.optimizer = optimizer
-        self.loss = loss
-        self.standardize = standardize
-        self.l2 = l2
-        self.seed = seed
+        hidden_layer_sizes: Any = (32,),
+        activation: Any = "relu",
+        optimizer: Any = None,
+        loss: Any = None,
+        standardize: Any = True,
+        l2: float = 0.0,
+        seed: Any = None,
+    ) -> None:
+        self.hidden_layer_sizes: Any = hidden_layer_sizes
+        self.activation: str = activation
+        self.optimizer: Any = optimizer
+        self.loss: Any = loss
+        self.standardize: bool = standardize
+        self.l2: float = l2
+        self.seed: Any = seed
         self._check()
         self._model: Any = None
-        self._names: tuple = ()
+        self._names: tuple[Any, ...] = ()
         self._columns: dict[Any, int] = {}
         self._format = "0d"
         self._scale = _Scale(RESERVE)
@@ -132,7 +134,7 @@ class _Online:
         widths = [columns, *(sizes if isinstance(sizes, Iterable) else [sizes]), self._outputs]
         kinds = self.activation
         kinds = list(kinds) if isinstance(kinds, (list, tuple)) else [kinds] * (len(widths) - 2)
-        parts: list = []
+        parts: list[Any] = []
         for i, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
             parts.append(layers.Linear(n_in, n_out, l2=self.l2))
             if i < len(kinds):
@@ -203,40 +205,32 @@ class _Online:
             self._seen += self._pending
             self._pending = 0
 
-    def _row(self: Any, x: dict, learns: bool) -> np.ndarray:
+    def _row(self: Any, x: dict[Any, Any], learns: bool) -> np.ndarray:
         """A row as the network takes it, (1, columns); the statistics learn it as well, or a feature that is new."""
-        values = x.values() if tuple(x) == self._names else self._reordered(x, learns)
         k = self._pending
         row: Any = self._rows[k] if learns else np.zeros(self._rows.shape[1])
-        try:
-            pack_into(self._format, row, 0, *values)
-            total = sum(values)
-        except (StructError, TypeError):
-            raise _not_a_number(x) from None
-        missing = None
-        if total - total != 0.0:
-            if np.isinf(row).any():
-                raise ValueError(f"x: expected finite numbers, or NaN where one is missing, got {x!r}")
-            missing = np.isnan(row)
-        if self.standardize:
-            if learns:
-                self._pending = k = k + 1
-                if k == PENDING or k * STALE > self._seen:
-                    self._update()
-            scale = self._scale
-            z = row - scale.mean
-            z *= scale.factor
-        else:
-            z = row.copy()
-        if missing is not None:
-            z[missing] = 0.0
-        return z[None]
+        if not pack_row(x, self._names, row):
+            row = self._unusual_row(x, learns)
+        if not self.standardize:
+            return standardized(row)
+        if learns:
+            self._pending = k = self._pending + 1
+            if k == PENDING or k * STALE > self._seen:
+                self._update()
+        return standardized(row, self._scale.mean, self._scale.factor)
 
-    def _reordered(self: Any, x: dict, learns: bool) -> list:
-        """The values in the order of the columns, NaN where there is none."""
+    def _unusual_row(self: Any, x: dict, learns: bool) -> np.ndarray:
+        """The same before it is standardised, where features are new, missing or in another order, or not floats."""
         if learns and not self._columns.keys() >= x.keys():
             self._learn_names(x)
-        return [x.get(name, NAN) for name in self._names]
+        row: Any = self._rows[self._pending] if learns else np.zeros(self._rows.shape[1])
+        try:
+            pack_into(self._format, row, 0, *[x.get(name, NAN) for name in self._names])
+        except (StructError, TypeError):
+            raise _not_a_number(x) from None
+        if np.isinf(row).any():
+            raise ValueError(f"x: expected finite numbers, or NaN where one is missing, got {x!r}")
+        return row
 
     def _matrix(self: Any, X, learns: bool) -> np.ndarray:
         """The same of the rows of a DataFrame."""
@@ -306,14 +300,14 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
 
     def __init__(
         self,
-        hidden_layer_sizes=(32,),
-        activation="relu",
-        optimizer=None,
-        loss=None,
-        standardize=True,
-        l2=0.0,
-        seed=None,
-    ):
+        hidden_layer_sizes: int | tuple[int, ...] = (32,),
+        activation: Any = "relu",
+        optimizer: Any = None,
+        loss: Any = None,
+        standardize: bool = True,
+        l2: float = 0.0,
+        seed: int | None = None,
+    ) -> None:
         super().__init__(hidden_layer_sizes, activation, optimizer, loss, standardize, l2, seed)
         self._classes: dict[Any, int] = {}
         self._t = np.zeros(1, np.int64)
@@ -334,7 +328,7 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
             if self._model is not None:
                 self._grow()
 
-    def learn_one(self, x, y):
+    def learn_one(self, x: dict[Any, Any], y: Any) -> None:
         """Learn one row: a step of the optimiser.
 
         Parameters
@@ -361,7 +355,7 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
         if not loss < INF:
             raise _diverged(loss)
 
-    def predict_proba_one(self, x):
+    def predict_proba_one(self, x: dict[Any, Any]) -> dict[str, Any]:
         """Probabilities of the classes seen so far.
 
         Parameters
@@ -377,7 +371,7 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
             return {}
         return dict(zip(self._classes, self._model.predict_proba(self._row(x, False))[0].tolist(), strict=True))
 
-    def predict_one(self, x):
+    def predict_one(self, x: dict[Any, Any]) -> Any:
         """The most likely class.
 
         Parameters
@@ -393,7 +387,7 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
             return None
         return list(self._classes)[self._model.predict(self._row(x, False)).argmax()]
 
-    def learn_many(self, X, y):
+    def learn_many(self, X: Any, y: Any) -> None:
         """Learn a mini-batch: one step of the optimiser on the mean of the losses.
 
         Parameters
@@ -415,7 +409,7 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
             self._learn_classes(labels)
             self._step(self._matrix(X, True), np.array([self._classes[label] for label in labels]))
 
-    def predict_proba_many(self, X):
+    def predict_proba_many(self, X: Any) -> Any:
         """Probabilities of the classes seen so far.
 
         Parameters
@@ -432,7 +426,7 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
         p = np.empty((len(X), 0)) if self._model is None else self._model.predict_proba(self._matrix(X, False))
         return pd.DataFrame(p, index=X.index, columns=list(self._classes))
 
-    def predict_many(self, X):
+    def predict_many(self, X: Any) -> Any:
         """The most likely classes.
 
         Parameters
@@ -488,14 +482,14 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
 
     def __init__(
         self,
-        hidden_layer_sizes=(32,),
-        activation="relu",
-        optimizer=None,
-        loss=None,
-        standardize=True,
-        l2=0.0,
-        seed=None,
-    ):
+        hidden_layer_sizes: int | tuple[int, ...] = (32,),
+        activation: Any = "relu",
+        optimizer: Any = None,
+        loss: Any = None,
+        standardize: bool = True,
+        l2: float = 0.0,
+        seed: int | None = None,
+    ) -> None:
         super().__init__(hidden_layer_sizes, activation, optimizer, loss, standardize, l2, seed)
         if getattr(loss, "outputs_per_target", 1) != 1:
             raise ValueError(
@@ -517,7 +511,7 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
             self._deviation = (squares / n) ** 0.5
         return (y - mean) / self._deviation
 
-    def learn_one(self, x, y):
+    def learn_one(self, x: dict[Any, Any], y: float) -> None:
         """Learn one row: a step of the optimiser.
 
         Parameters
@@ -544,7 +538,7 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
         if not loss < INF:
             raise _diverged(loss)
 
-    def predict_one(self, x):
+    def predict_one(self, x: dict[Any, Any]) -> float:
         """The prediction for one row.
 
         Parameters
@@ -560,7 +554,7 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
             return 0.0
         return self._model.predict(self._row(x, False)).item() * self._deviation + self._mean
 
-    def learn_many(self, X, y):
+    def learn_many(self, X: Any, y: Any) -> None:
         """Learn a mini-batch: one step of the optimiser on the mean of the losses.
 
         Parameters
@@ -585,7 +579,7 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
                     self._learn_target(target)
             self._step(z, (np.array(targets)[:, None] - self._mean) / self._deviation)
 
-    def predict_many(self, X):
+    def predict_many(self, X: Any) -> Any:
         """The predictions for the rows of a mini-batch.
 
         Parameters
@@ -603,7 +597,7 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
         return pd.Series(y[:, 0] * self._deviation + self._mean, index=X.index)
 
 
-def _widened(vector: np.ndarray, shapes: list) -> np.ndarray:
+def _widened(vector: np.ndarray, shapes: list[Any]) -> np.ndarray:
     """Parameters packed in one vector, from the first of each pair of shapes to the second; 0 where they are new."""
     at, parts = 0, []
     for old, new in shapes:
@@ -614,7 +608,7 @@ def _widened(vector: np.ndarray, shapes: list) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _not_a_number(x: dict) -> Exception:
+def _not_a_number(x: dict[Any, Any]) -> Exception:
     for name, value in x.items():
         try:
             pack("d", value), value + 0.0

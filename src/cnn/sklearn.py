@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import warnings
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -34,9 +35,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import layers, losses, optim
 from ._threads import MOST, threads_for
-from .models import Sequential
+from ._types import Array, ArrayLike
+from .models import Ensemble, Sequential
 from .optim.optimizers import WEIGHT_DECAY
-from .training import Callback, History
+from .training import Callback, EarlyStopping, History
 from .training.fit import DivergenceError
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
@@ -75,6 +77,14 @@ class _Native:
         return self._network()
 
     @property
+    def ensemble_(self: Any) -> Ensemble:
+        """The fitted networks, if ``n_members > 1``; `model_`, `coefs_` and `intercepts_` are a copy of the first."""
+        check_is_fitted(self)
+        if vars(self).get("_ensemble") is None:
+            raise AttributeError(f"ensemble_: expected n_members > 1 in fit, got n_members={self.n_members}")
+        return self._ensemble
+
+    @property
     def history_(self: Any) -> History:
         """The loss of each epoch, and what else there is: "val_score", "val_loss", "lr", ..."""
         check_is_fitted(self)
@@ -85,7 +95,7 @@ class _Native:
         scores = {"val_score": self.validation_scores_} if self.validation_scores_ else {}
         return History({"loss": self.loss_curve_, **scores})
 
-    def plot(self, path=None):
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draw `history_`: see `History.plot`.
 
         Parameters
@@ -99,7 +109,7 @@ class _Native:
         """
         return self.history_.plot(path)
 
-    def _made_of(self: Any) -> tuple:
+    def _made_of(self: Any) -> tuple[Any, ...]:
         """What the layers depend on beside the coefficients."""
         return repr(self.activation), repr(self.loss), self.dropout, self.batch_norm, self.layer_norm
 
@@ -128,9 +138,9 @@ class _Native:
         self._views = views = self._arrays()
         self.coefs_, self.intercepts_ = views[: len(views) // 2], views[len(views) // 2 :]
 
-    def _layers(self: Any) -> list:
+    def _layers(self: Any) -> list[Any]:
         """New layers with the coefficients and intercepts."""
-        parts: list = []
+        parts: list[Any] = []
         kinds = self._activations(len(self.coefs_) - 1)
         for i, (w, b) in enumerate(zip(self.coefs_, self.intercepts_, strict=True)):
             parts.append(layers.Linear.of(w, b))
@@ -140,7 +150,7 @@ class _Native:
                 parts += [kinds[i]] + [layers.Dropout(self.dropout)] * (self.dropout > 0)
         return parts
 
-    def _activations(self: Any, hidden: int) -> list:
+    def _activations(self: Any, hidden: int) -> list[Any]:
         """New layers, one for each hidden layer."""
         wanted = self.activation
         if isinstance(wanted, (list, tuple)):
@@ -169,6 +179,7 @@ class _Native:
     def _beyond(self: Any) -> list[str]:
         """The options in use that scikit-learn does not have, and that its loop over the batches does not know."""
         used = [name for name in ("batch_norm", "layer_norm", "callbacks") if getattr(self, name)]
+        used += ["n_members"] * (self.n_members > 1)
         more = ("schedule", "clip_norm", "ema_decay", "optimizer")
         used += [name for name in more if getattr(self, name) is not None]
         used += ["dropout"] * (self.dropout > 0) + ["loss"] * (not self._own_loss())
@@ -218,7 +229,7 @@ class _Native:
         return threads_for(None if self.n_jobs is None else min(effective_n_jobs(self.n_jobs), MOST))
 
     @classmethod
-    def from_sklearn(cls: Any, mlp):
+    def from_sklearn(cls: Any, mlp: Any) -> Any:
         """One that is fitted as scikit-learn's is.
 
         Parameters
@@ -240,7 +251,7 @@ class _Native:
         check_is_fitted(mlp)
         return _with_state(cls(**mlp.get_params(deep=False)), mlp)
 
-    def to_sklearn(self: Any):
+    def to_sklearn(self: Any) -> Any:
         """scikit-learn's own estimator, fitted as this one is.
 
         Returns
@@ -254,24 +265,32 @@ class _Native:
             If the network has parts that scikit-learn's have not.
         """
         check_is_fitted(self)
-        parts = ("batch_norm", "layer_norm", "activation", "loss")
+        parts = ("batch_norm", "layer_norm", "activation", "loss", "n_members")
         if foreign := [f"{name}={getattr(self, name)!r}" for name in self._beyond() if name in parts]:
             raise ValueError(f"to_sklearn: scikit-learn's networks have no {', '.join(foreign)}")
         known = self._peer().get_params()
         return _with_state(self._peer(**{name: getattr(self, name) for name in known}), self)
 
-    def __getstate__(self: Any):
+    def __getstate__(self: Any) -> dict[str, Any]:
         state: Any = super().__getstate__()
         return {name: value for name, value in state.items() if name != "_views"}
 
-    def __setstate__(self: Any, state):
-        super().__setstate__(state)  # type: ignore[misc]
+    def __setstate__(self: Any, state: Any) -> None:
+        added_since = type(self)().get_params(deep=False)  # of a version that did not have them yet
+        super().__setstate__(added_since | state)  # type: ignore[misc]
         if vars(self).get("_model") is not None and hasattr(self, "coefs_"):
             self._network()  # the copies are not the model's memory
 
     # training ---------------------------------------------------------------------------------------------------------
 
-    def fit(self: Any, X, y, sample_weight=None, X_val=None, y_val=None):
+    def fit(
+        self: Any,
+        X: Any,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        X_val: ArrayLike | None = None,
+        y_val: ArrayLike | None = None,
+    ) -> Any:
         """Fit the network to X and y.
 
         Parameters
@@ -307,7 +326,7 @@ class _Native:
         loss = LOSSES.get(self.loss) if isinstance(self.loss, str) else self.loss
         layer_units[-1] *= getattr(loss, "outputs_per_target", 1)
         super()._initialize(y, layer_units, dtype)  # type: ignore[misc]
-        self._model = None
+        self._model = self._ensemble = None
         vars(self).pop("_history", None)
 
     def _fit_stochastic(self: Any, X, y, sample_weight, *rest):
@@ -322,7 +341,8 @@ class _Native:
             val = self._own_validation()
         elif self.early_stopping:
             train, val = self._split(X, y, sample_weight)
-        (self._train_layers if self._beyond() else self._train)(*train, val, incremental)
+        train_with = self._train_layers if self._beyond() else self._train
+        (self._train_members if self.n_members > 1 else train_with)(*train, val, incremental)
 
     def _weights(self: Any, y, sample_weight, incremental=False):
         """The rows' weights times those of their classes."""
@@ -411,7 +431,7 @@ class _Native:
                     places = np.arange(batches.n)
                     self._random_state.shuffle(places)
                     order = order[places]
-                self.loss_ = batches.epoch(order if self.shuffle else None, shown)
+                self.loss_: float = batches.epoch(order if self.shuffle else None, shown)
                 self.n_iter_ += 1
                 self.t_ += batches.n
                 self.loss_curve_.append(self.loss_)
@@ -450,16 +470,10 @@ class _Native:
         if incremental and self.ema_decay is not None:
             raise ValueError("ema_decay: expected none with partial_fit, after which training goes on: use fit")
         model, batch_size = self._network(), self._batch_size(X.shape[0])
-        shown, factor = self._factors()
         others = vars(self).pop("_optimizer", None)  # made by `_train`
         if not incremental or model.optimizer is None or others is not None:
-            weight = batch_size if sample_weight is None else batch_size * np.mean(sample_weight)
-            model.optimizer = self._chosen_optimizer(self.alpha / weight / factor, factor)
-        watch = _Watch(self, val, X.shape[0], shown)
-        validation = None
-        if val[0] is not None:
-            t = self._label_binarizer.transform(val[1]) if is_classifier(self) else _columns(val[1])
-            validation = (val[0], self._targets(t), *([] if val[2] is None else [val[2]]))
+            model.optimizer = self._chosen_optimizer(batch_size, sample_weight)
+        watch, validation = _Watch(self, val, X.shape[0], self._factors()[0]), self._validation_rows(val)
         self.n_iter_ = 0
         try:
             history = model.fit(
@@ -487,11 +501,77 @@ class _Native:
         if not incremental and self.n_iter_ == self.max_iter and not watch.stop:
             self._warn_of_the_end()
 
+    def _validation_rows(self: Any, val):
+        """Rows to validate on as `fit` takes them, or None."""
+        X, y, weight = val
+        if X is None:
+            return None
+        t = self._label_binarizer.transform(y) if is_classifier(self) else _columns(y)
+        return (X, self._targets(t), *([] if weight is None else [weight]))
+
+    def _train_members(self: Any, X, y, sample_weight, val, incremental: bool) -> None:
+        """The same for several networks, natively and at once; they begin and end member by member."""
+        if self.callbacks or self.ema_decay is not None:
+            name = "callbacks" if self.callbacks else "ema_decay"
+            raise ValueError(f"{name}: expected none with n_members={self.n_members}")
+        batch_size, n = self._batch_size(X.shape[0]), X.shape[0]
+        ensemble = self._ensemble
+        if ensemble is None or len(ensemble) != self.n_members or self._of != self._made_of():
+            ensemble = self._ensemble = Ensemble.of(self._new_members())
+        if not incremental or ensemble.optimizer is None:
+            ensemble.optimizer = self._chosen_optimizer(batch_size, sample_weight)
+        stop, validation = None, self._validation_rows(val)
+        if not incremental:
+            monitor = "val_loss" if self.early_stopping else "loss"
+            stop = EarlyStopping(monitor, self.n_iter_no_change + 1, self.tol, restore_best_weights=self.early_stopping)
+        try:
+            history = ensemble.fit(
+                X,
+                self._targets(y),
+                epochs=1 if incremental else self.max_iter,
+                batch_size=batch_size,
+                shuffle=self.shuffle,
+                validation_data=validation,
+                sample_weight=sample_weight,
+                early_stopping=stop,
+                threads=self._threads(),
+                progress=bool(self.verbose),
+            )
+        except KeyboardInterrupt:
+            warnings.warn("Training interrupted by user.", stacklevel=2)
+            history = ensemble.history
+        except DivergenceError as error:
+            raise ValueError(f"{NON_FINITE} ({error})") from None
+        losses_of = self._factors()[0] * np.nanmean(history["loss"], axis=1)
+        self._history = History({name: np.nanmean(values, axis=1).tolist() for name, values in history.items()})
+        self.n_iter_ = len(losses_of)
+        self.t_ += n * self.n_iter_
+        self.loss_curve_ += losses_of.tolist()
+        self.loss_, self.best_loss_ = self.loss_curve_[-1], None if self.early_stopping else min(self.loss_curve_)
+        self._model = ensemble[0]
+        self._take_arrays()
+        if not incremental and not np.isnan(history["loss"][-1]).any() and self.n_iter_ == self.max_iter:
+            self._warn_of_the_end()
+
+    def _new_members(self: Any) -> list[Sequential]:
+        """Networks of their own initial weights, dropout and order of the rows; the first is that of one alone."""
+        first, dtype = self._network(), self.coefs_[0].dtype
+        arrays, members = (self.coefs_, self.intercepts_), [first]
+        for i in range(1, self.n_members):
+            drawn = [self._init_coef(*w.shape, dtype) for w in arrays[0]]
+            self.coefs_, self.intercepts_ = [w for w, _ in drawn], [b for _, b in drawn]
+            members.append(Sequential([*self._layers(), self._loss()], None, dtype, first.seed + i))
+        self.coefs_, self.intercepts_ = arrays
+        return members
+
     def _callbacks(self: Any) -> list:
         return [self.callbacks] if isinstance(self.callbacks, Callback) else list(self.callbacks or ())
 
-    def _chosen_optimizer(self: Any, decay: float, factor: float):
+    def _chosen_optimizer(self: Any, batch_size: int, sample_weight):
         """`optimizer`, or the solver's, with the schedule, clipping and averaging asked for."""
+        factor = self._factors()[1]
+        weight = batch_size if sample_weight is None else batch_size * np.mean(sample_weight)
+        decay = self.alpha / weight / factor
         more = {name: getattr(self, name) for name in ("schedule", "clip_norm", "ema_decay")}
         if self.optimizer is None:
             made = self._new_optimizer(decay, factor)
@@ -582,7 +662,16 @@ class _Native:
 
     def _forward_pass_fast(self: Any, X, check_input=True):
         X = self._rows(X) if check_input else X
-        model = self._network()
+        outputs = [self._outputs_of(model, X) for model in self._models()]
+        return outputs[0] if len(outputs) == 1 else np.mean(outputs, axis=0)
+
+    def _models(self: Any) -> list[Sequential]:
+        """All networks: what is predicted is the mean over them."""
+        ensemble = vars(self).get("_ensemble")
+        return [self._network()] if ensemble is None else ensemble._members
+
+    def _outputs_of(self: Any, model, X):
+        """Of one network: probabilities, or numbers."""
         if self.out_activation_ in ("softmax", "logistic"):
             return model.predict_proba(X, threads=self._threads())
         z = model.predict(X, threads=self._threads())
@@ -597,7 +686,7 @@ class _Native:
 class _Batches:
     """The rows that `_train` trains on, as the native program reads them."""
 
-    def __init__(self, mlp, model, X, y, sample_weight, size, factor):
+    def __init__(self, mlp: Any, model: Any, X: Any, y: Any, sample_weight: Any, size: Any, factor: float) -> None:
         self.program, self.optimizer, self.mlp = model._core.program, model.optimizer, mlp
         self.n, self.size, self.factor, self.threads = len(y), size, factor, mlp._threads()
         self.X = self.program.rows(X)
@@ -609,7 +698,7 @@ class _Batches:
         self.constant = float(self.deviance.sum())
         self.chunk = max(1, NATIVE_WORK // (3 * self.program.n_parameters) // size) * size  # rows of a native call
 
-    def epoch(self, order, shown: float) -> float:
+    def epoch(self, order: Any, shown: float) -> float:
         """Train on the rows in this order; scikit-learn's loss, NaN if that of a batch is not finite."""
         weights, totals, constant = None, self.sizes, self.constant
         if self.weights is not None:
@@ -658,17 +747,19 @@ class _Batches:
         rates[:, 0, WEIGHT_DECAY] = mlp.alpha / self.factor / totals
         if mlp.solver == "adam":
             t = self.program.steps + np.arange(1, 1 + len(totals))
-            rates[:, :, optim.Adam.eps.column] = (mlp.epsilon / self.factor / np.sqrt(1 - mlp.beta_2**t))[:, None]
+            rates[:, :, vars(optim.Adam)["eps"].column] = (mlp.epsilon / self.factor / np.sqrt(1 - mlp.beta_2**t))[
+                :, None
+            ]
         return rates
 
 
 class _Evaluations(Callback):
     """Stops L-BFGS after the iteration in which the evaluations have become more than max_fun."""
 
-    def __init__(self, max_fun):
+    def __init__(self, max_fun: Any) -> None:
         self.max_fun = max_fun
 
-    def on_epoch_end(self, epoch, logs):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         if sum(self.model.history["evaluations"]) > self.max_fun:
             self.model.stop_training = True
 
@@ -678,11 +769,11 @@ class _Watch(Callback):
 
     _turn = 2
 
-    def __init__(self, mlp, val, n: int, shown: float):
+    def __init__(self, mlp: Any, val: Any, n: int, shown: float) -> None:
         self.mlp, self.val, self.n, self.shown = mlp, val, n, shown
         self.best: Any = None
 
-    def on_epoch_end(self, epoch, logs):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         mlp = self.mlp
         mlp.n_iter_ += 1
         mlp.t_ += self.n
@@ -723,7 +814,7 @@ def _extended(history, more):
     return history
 
 
-_CONSTRAINTS: dict[str, list] = {
+_CONSTRAINTS: dict[str, list[Any]] = {
     "activation": [str, list, tuple, layers.Activation],
     "loss": [str, losses.Loss],
     "dropout": [Interval(Real, 0, 1, closed="left")],
@@ -735,6 +826,7 @@ _CONSTRAINTS: dict[str, list] = {
     "ema_decay": [Interval(Real, 0, 1, closed="left"), None],
     "callbacks": [Callback, list, tuple, None],
     "n_jobs": [Integral, None],
+    "n_members": [Interval(Integral, 1, None, closed="left")],
 }
 
 
@@ -768,13 +860,19 @@ class MLPClassifier(_Native, peers.MLPClassifier):
     callbacks : list of Callback, optional
     n_jobs : int, optional
         Threads, -1 for all processors. None: those of `cnn.set_num_threads`. Results do not depend on it.
+    n_members : int
+        Networks that are trained at once, natively, each from initial weights of its own and with its own order of the
+        rows (a deep ensemble). Predictions are the mean over them: of classes, the mean probabilities. Each ends by
+        itself, with `early_stopping` by its own loss on the validation rows.
 
     Attributes
     ----------
     model_ : Sequential
         The fitted network, on the memory of `coefs_` and `intercepts_`: for `save`, `cnn.to_onnx`, `cnn.to_c`, ...
     history_ : History
-        The loss of each epoch, "val_loss" if there are `X_val` and `y_val`, ...
+        The loss of each epoch, "val_loss" if there are `X_val` and `y_val`, ...; of several networks the mean.
+    ensemble_ : Ensemble
+        The fitted networks, if ``n_members > 1``; `model_` is then a copy of the first.
 
     Examples
     --------
@@ -787,7 +885,7 @@ class MLPClassifier(_Native, peers.MLPClassifier):
     'Sequential'
     """
 
-    _parameter_constraints: ClassVar[dict] = {
+    _parameter_constraints: ClassVar[dict[Any, Any]] = {
         **peers.MLPClassifier._parameter_constraints,
         **_CONSTRAINTS,
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
@@ -797,45 +895,46 @@ class MLPClassifier(_Native, peers.MLPClassifier):
 
     def __init__(
         self,
-        hidden_layer_sizes=(100,),
-        activation="relu",
+        hidden_layer_sizes: Any = (100,),
+        activation: Any = "relu",
         *,
-        solver="adam",
-        alpha=0.0001,
-        batch_size="auto",
-        learning_rate="constant",
-        learning_rate_init=0.001,
-        power_t=0.5,
-        max_iter=200,
-        shuffle=True,
-        random_state=None,
-        tol=1e-4,
-        verbose=False,
-        warm_start=False,
-        momentum=0.9,
-        nesterovs_momentum=True,
-        early_stopping=False,
-        validation_fraction=0.1,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        n_iter_no_change=10,
-        max_fun=15000,
-        loss="log_loss",
-        class_weight=None,
-        dropout=0.0,
-        batch_norm=False,
-        layer_norm=False,
-        optimizer=None,
-        schedule=None,
-        clip_norm=None,
-        ema_decay=None,
-        callbacks=None,
-        n_jobs=None,
-    ):
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str | None = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: int = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: int = 10,
+        max_fun: int = 15000,
+        loss: Any = "log_loss",
+        class_weight: Any = None,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        layer_norm: bool = False,
+        optimizer: Any = None,
+        schedule: Any = None,
+        clip_norm: float | None = None,
+        ema_decay: float | None = None,
+        callbacks: Any = None,
+        n_jobs: int | None = None,
+        n_members: int = 1,
+    ) -> None:
         self.__dict__.update({name: value for name, value in dict(locals()).items() if name != "self"})
 
-    def predict(self, X):
+    def predict(self, X: Any) -> np.ndarray:
         """The classes of rows.
 
         Parameters
@@ -852,13 +951,16 @@ class MLPClassifier(_Native, peers.MLPClassifier):
         X = self._rows(X) if check_input else X
         if self._label_binarizer.sparse_input_ or len(self.classes_) == 1:
             return super()._predict(X, False)
-        z = self._network().predict(X, threads=self._threads())
+        if several := self.n_members > 1:
+            z = self._forward_pass_fast(X, False)
+        else:
+            z = self._network().predict(X, threads=self._threads())
         if self.out_activation_ == "softmax":
             return self.classes_.take(z.argmax(axis=1))
-        yes = (z > 0).astype(np.intp)  # whose sigmoid is above 1/2
+        yes = (z > (0.5 if several else 0)).astype(np.intp)  # whose sigmoid is above 1/2
         return self.classes_.take(yes[:, 0]) if self.n_outputs_ == 1 else yes
 
-    def predict_proba(self: Any, X):
+    def predict_proba(self: Any, X: Any) -> Array:
         """The probabilities of the classes.
 
         Parameters
@@ -900,64 +1002,87 @@ class MLPRegressor(_Native, peers.MLPRegressor):
     4.0
     """
 
-    _parameter_constraints: ClassVar[dict] = {**peers.MLPRegressor._parameter_constraints, **_CONSTRAINTS}
+    _parameter_constraints: ClassVar[dict[Any, Any]] = {**peers.MLPRegressor._parameter_constraints, **_CONSTRAINTS}
     _peer = peers.MLPRegressor
     _such_as = "cnn.HuberLoss()"
 
     def __init__(
         self,
-        loss="squared_error",
-        hidden_layer_sizes=(100,),
-        activation="relu",
+        loss: Any = "squared_error",
+        hidden_layer_sizes: Any = (100,),
+        activation: Any = "relu",
         *,
-        solver="adam",
-        alpha=0.0001,
-        batch_size="auto",
-        learning_rate="constant",
-        learning_rate_init=0.001,
-        power_t=0.5,
-        max_iter=200,
-        shuffle=True,
-        random_state=None,
-        tol=1e-4,
-        verbose=False,
-        warm_start=False,
-        momentum=0.9,
-        nesterovs_momentum=True,
-        early_stopping=False,
-        validation_fraction=0.1,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        n_iter_no_change=10,
-        max_fun=15000,
-        dropout=0.0,
-        batch_norm=False,
-        layer_norm=False,
-        optimizer=None,
-        schedule=None,
-        clip_norm=None,
-        ema_decay=None,
-        callbacks=None,
-        n_jobs=None,
-    ):
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str | None = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: int = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: int = 10,
+        max_fun: int = 15000,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        layer_norm: bool = False,
+        optimizer: Any = None,
+        schedule: Any = None,
+        clip_norm: float | None = None,
+        ema_decay: float | None = None,
+        callbacks: Any = None,
+        n_jobs: int | None = None,
+        n_members: int = 1,
+    ) -> None:
         self.__dict__.update({name: value for name, value in dict(locals()).items() if name != "self"})
 
-    def predict(self, X):
+    def predict(self: Any, X: Any, return_std: bool = False) -> Any:
         """The predicted numbers.
 
         Parameters
         ----------
         X : array_like or sparse matrix of shape (n_samples, n_features)
+        return_std : bool
+            Whether to return their standard deviations too: over the networks (``n_members > 1``), and with the loss
+            "gaussian" the root of that squared and the mean of the predicted variances.
 
         Returns
         -------
-        ndarray of shape (n_samples,) or (n_samples, n_outputs)
+        ndarray of shape (n_samples,) or (n_samples, n_outputs), or a pair of them
             With a `QuantileLoss` the last axis is that of the quantiles.
+
+        Raises
+        ------
+        ValueError
+            If there is only one network, and its loss is not "gaussian", but `return_std`.
         """
-        return self._predict(X)
+        return (self._predict(X), self._deviations(X)) if return_std else self._predict(X)
+
+    def _deviations(self: Any, X):
+        X, models = self._rows(X), self._models()
+        gaussian = isinstance(models[0].loss, losses.GaussianNLLLoss)
+        if len(models) == 1 and not gaussian:
+            raise ValueError('return_std: expected an estimator with n_members > 1 or loss="gaussian"')
+        variance = np.var([self._outputs_of(model, X) for model in models], axis=0)
+        if gaussian:
+            spreads = [model.predict(X, threads=self._threads())[:, variance.shape[1] :] for model in models]
+            variance += np.mean(np.exp(spreads) if models[0].loss.log_var else spreads, axis=0)
+        std = np.sqrt(variance)
+        return std[:, 0] if std.ndim == 2 and std.shape[1] == 1 else std
 
     def _score(self: Any, X, y, sample_weight=None):
         if getattr(self._network().loss, "outputs_per_target", 1) == 1:
             return super()._score(X, y, sample_weight=sample_weight)
-        return -self._network().evaluate(X, self._targets(_columns(y)), sample_weight)["loss"]
+        X, models = self._rows(X), self._models()
+        z = np.mean([model.predict(X, threads=self._threads()) for model in models], axis=0)
+        return -copy.copy(models[0].loss).forward(z, self._targets(_columns(y)), sample_weight)

@@ -2,6 +2,7 @@
 
 EDITS = [
     ("src/cnn/_kernels.pyx", 'include "kernels/ops/softmax.pxi"', 'include "kernels/ops/square.pxi"\n'),
+    ("src/cnn/__init__.py", "from .layers.softmax import *", "from .layers.square import *\n"),
     ("src/cnn/layers/__init__.py", "from .softmax import *", "from .square import *\n"),
     ("src/cnn/layers/__init__.py", "from . import activations, branches,", "from . import square\n"),
     ("src/cnn/layers/__init__.py", "__all__ += softmax.__all__", "__all__ += square.__all__\n"),

@@ -72,7 +72,13 @@ NOT_IN_PLACE = ("linear", "concat")  # ops that read a number again after they h
 
 
 def to_c(
-    model, path, name: str | None = None, *, derivatives: int | None = None, parameters: str = "const", abi: str = "c"
+    model: Any,
+    path: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    derivatives: int | None = None,
+    parameters: str = "const",
+    abi: str = "c",
 ) -> None:
     """Write a model as C99: a function `void NAME(const float *x, float *y)` and, asked for, its derivatives.
 

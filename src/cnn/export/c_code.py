@@ -100,17 +100,20 @@ class File:
     """
 
     def __init__(self, name: str, model: Any, argument: bool = False, dtype: Any = None) -> None:
-        self.name, self.model, self.argument = name, model, argument
-        self.computation = graph_of(model)
-        self.dtype = np.dtype(dtype or model.dtype)
-        self.double = self.dtype == np.float64
+        self.name: str = name
+        self.model: Any = model
+        self.argument: bool = argument
+        self.computation: Any = graph_of(model)
+        self.dtype: np.dtype = np.dtype(dtype or model.dtype)
+        self.double: bool = self.dtype == np.float64
         self.real, self.suffix = ("double", "") if self.double else ("float", "f")
-        self.n_in, self.n_out = self.computation.widths[0], self.computation.widths[self.computation.output]
+        self.n_in: int = self.computation.widths[0]
+        self.n_out: int = self.computation.widths[self.computation.output]
         self.constants: dict[str, str] = {}
         self.constant_bytes = 0
         self.functions: dict[str, str] = {}
         self.offsets: dict[str, int] = {}  # of the parameters in p, by their names in state_dict
-        self.n_parameters = 0
+        self.n_parameters: int = 0
         for _, place in model._core.graph.parameters():
             for parameter, shape in place.layer.parameter_shapes().items():
                 self.offsets[f"{place.key}.{parameter}"] = self.n_parameters

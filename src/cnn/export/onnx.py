@@ -5,6 +5,7 @@ Each layer says how it is written (`Layer._to_onnx`), with the `Value`s of this 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from .graph import graph_of
 OLDEST_OPSET = 13
 
 
-def to_onnx(model, path, opset: int = 20) -> None:
+def to_onnx(model: Any, path: str | os.PathLike[str], opset: int = 20) -> None:
     """Write what `model.predict` computes as an ONNX file.
 
     The graph has one input "x" of shape (batch, in_features) and one output "y" of shape (batch, out_features), the
@@ -67,10 +68,10 @@ class _Writer:
     """
 
     def __init__(self, model: Any, opset: int) -> None:
-        self.computation = graph_of(model)
+        self.computation: Any = graph_of(model)
         self.opset = opset
-        self.dtype = model.dtype
-        self.float64 = model.dtype == np.float64
+        self.dtype: np.dtype = model.dtype
+        self.float64: Any = model.dtype == np.float64
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.key = ""  # of the layer that is being written

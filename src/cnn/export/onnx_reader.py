@@ -34,7 +34,9 @@ LONGEST_FORMULA = 24  # operators
 TOLERANCE = 2e-6  # between a formula and a layer, relative to numbers above 1: constants in files are float32
 
 
-def from_onnx(path, *, outputs=None, loss=None, optimizer=None) -> Sequential:
+def from_onnx(
+    path: str | os.PathLike[str], *, outputs: Any = None, loss: Any = None, optimizer: Any = None
+) -> Sequential:
     """The model that computes what an ONNX file computes, if layers of this library can.
 
     Read are linear layers (Gemm, MatMul, Add), every activation of the library as its operator or as a formula,

@@ -15,7 +15,7 @@ _ACTIVATIONS = {
 }
 
 
-def from_sklearn(mlp, *, optimizer=None) -> Sequential:
+def from_sklearn(mlp: Any, *, optimizer: Any = None) -> Sequential:
     """The model that computes what a fitted multilayer perceptron of scikit-learn computes.
 
     `predict` returns what scikit-learn's output function is applied to:
@@ -75,7 +75,7 @@ def from_sklearn(mlp, *, optimizer=None) -> Sequential:
         model.optimizer = optimizer
         return model
     loss = _loss(mlp)
-    parts: list = []
+    parts: list[Any] = []
     for weight, bias in zip(mlp.coefs_, mlp.intercepts_, strict=True):
         if parts:
             parts.append(_ACTIVATIONS[mlp.activation]())

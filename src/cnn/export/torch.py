@@ -19,7 +19,7 @@ from ..layers.graph import in_features
 from ..models import Sequential
 
 
-def from_torch(module, *, activation=None, loss=None, optimizer=None) -> Sequential:
+def from_torch(module: Any, *, activation: Any = None, loss: Any = None, optimizer: Any = None) -> Sequential:
     """The model that computes what a `torch.nn.Sequential` computes, with copies of its parameters.
 
     Parameters
@@ -71,7 +71,7 @@ def from_torch(module, *, activation=None, loss=None, optimizer=None) -> Sequent
     return Sequential([*parts, *([loss] if loss is not None else [])], optimizer, dtype)
 
 
-def _dtype(tensors: Mapping) -> str:
+def _dtype(tensors: Mapping[str, Any]) -> str:
     """The dtype of all tensors but counters: "float32" or "float64"."""
     import torch
 
@@ -183,7 +183,7 @@ def _parts(module: Any, place: str, dtype: str) -> list[layers.Layer]:
         raise TypeError(f"{where}: {error}") from None
 
 
-def _from_state_dict(tensors: Mapping, activation: Any) -> list[layers.Layer]:
+def _from_state_dict(tensors: Mapping[str, Any], activation: Any) -> list[layers.Layer]:
     """Linear layers in the order of their names, with activations between them."""
     groups: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
@@ -218,7 +218,7 @@ def _from_state_dict(tensors: Mapping, activation: Any) -> list[layers.Layer]:
     return found
 
 
-def _ordered(prefixes: list[str], shapes: Mapping) -> tuple[list[str], dict[str, int]]:
+def _ordered(prefixes: list[str], shapes: Mapping[str, Any]) -> tuple[list[str], dict[str, int]]:
     """The names of Linear layers in the order of their number, and how many numbers are absent before each.
 
     Only the number may tell the names apart, or there are two kinds of names, as fc1, fc2, out, and the widths allow
@@ -265,7 +265,7 @@ def _ordered(prefixes: list[str], shapes: Mapping) -> tuple[list[str], dict[str,
     return order, absent
 
 
-def _chains(rows: list[list[str]], shapes: Mapping, before: tuple[str, ...] = ()) -> Iterator[list[str]]:
+def _chains(rows: list[list[str]], shapes: Mapping[str, Any], before: tuple[str, ...] = ()) -> Iterator[list[str]]:
     """The orders in which each layer takes what the one before gives; each row of names keeps its own."""
     if not any(rows):
         yield list(before)
@@ -315,7 +315,7 @@ def _activation(given: Any) -> Any:
     return given()
 
 
-def to_torch(model):
+def to_torch(model: Any) -> Any:
     """The `torch.nn.Sequential` that computes what `model` predicts, with copies of its parameters.
 
     The loss is left out. Names and shapes are those of a checkpoint (`Sequential.save`).

@@ -12,7 +12,7 @@ from ..models.core import PARAMETERS
 from ..training.state import STATISTICS
 
 
-def as_torch(model):
+def as_torch(model: Any) -> Any:
     """A `torch.nn.Module` that computes what a model does, on the model's own memory, for a loss of PyTorch's.
 
     Its parameters are the model's, not copies: a step of torch.optim changes the model, `model.fit` the module. They

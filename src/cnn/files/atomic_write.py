@@ -23,7 +23,7 @@ TEMPORARY = re.compile(r"\.cnn-[0-9a-f-]+\.tmp")
 STALE = 24 * 3600  # seconds without a write: no writer takes that long from one piece to the next
 
 
-def replace(path: str | os.PathLike, pieces: Iterable[bytes | memoryview]) -> None:
+def replace(path: str | os.PathLike[str], pieces: Iterable[bytes | memoryview]) -> None:
     """Write the pieces, one after the other, to the file at `path`: all of them, or none.
 
     A file that is there keeps its mode and, where the process may give files away, its owner; the other names of a

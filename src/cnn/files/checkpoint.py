@@ -40,7 +40,7 @@ Parts = tuple[dict[str, np.ndarray], dict[str, str]]  # of a file: tensors and m
 # writing --------------------------------------------------------------------------------------------------------------
 
 
-def save(model: Any, path: str | os.PathLike, training_state: bool = False, loss: bool = True) -> None:
+def save(model: Any, path: str | os.PathLike[str], training_state: bool = False, loss: bool = True) -> None:
     """See Sequential.save."""
     write(path, parts_of(model, training_state, loss))
 
@@ -68,7 +68,7 @@ def parts_of(model: Any, training_state: bool, loss: bool = True) -> Parts:
     return tensors, metadata
 
 
-def write(path: str | os.PathLike, parts: Parts) -> None:
+def write(path: str | os.PathLike[str], parts: Parts) -> None:
     """Write the file, complete or not at all."""
     atomic_write.replace(path, safetensors_file.pack(*parts))
 
@@ -76,7 +76,7 @@ def write(path: str | os.PathLike, parts: Parts) -> None:
 # reading --------------------------------------------------------------------------------------------------------------
 
 
-def load(path: str | os.PathLike, loss: Any = None):
+def load(path: str | os.PathLike[str], loss: Any = None) -> Any:
     """The model that `Sequential.save` wrote, ready to go on training if it was saved with its training state.
 
     Files of all earlier versions of this library can be read. Nothing from the file is run, and nothing of a size that
@@ -106,7 +106,7 @@ def load(path: str | os.PathLike, loss: Any = None):
     return model
 
 
-def read(path: str | os.PathLike) -> tuple[Any, bool]:
+def read(path: str | os.PathLike[str]) -> tuple[Any, bool]:
     """The model, and whether the file has a training state; errors as those of `load`."""
     path = os.fsdecode(path)
     with safetensors_file.opened(path) as (file, size):
@@ -116,7 +116,7 @@ def read(path: str | os.PathLike) -> tuple[Any, bool]:
             raise ValueError(f"{path}: no readable checkpoint: {error}") from error
 
 
-def from_bytes(cls: type, content: bytes, loss: Any = None):
+def from_bytes(cls: type, content: bytes, loss: Any = None) -> Any:
     """The model of class `cls` that `to_bytes` packed, with its loss if that is a Python function."""
     model = _model(Layer.known["Sequential"], io.BytesIO(content), len(content))[0]
     model.__class__ = cls  # whose constructor may take other arguments
@@ -193,7 +193,7 @@ def check_config(cls: Any, config: Any, available: int) -> None:
         )
 
 
-def _tables(value: Any) -> Iterator[dict]:
+def _tables(value: Any) -> Iterator[dict[Any, Any]]:
     """The tables in a JSON value, with those inside them."""
     left = [value]
     while left:

@@ -28,7 +28,7 @@ NAMES = {"format", "version", "config", "digest"}
 MOST_MEMBERS = 1_000_000
 
 
-def save(ensemble: Any, path: str | os.PathLike, training_state: bool) -> None:
+def save(ensemble: Any, path: str | os.PathLike[str], training_state: bool) -> None:
     """See Ensemble.save."""
     members = ensemble._members
     configs = [member.get_config() for member in members]
@@ -64,7 +64,7 @@ def _state_of(member: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         state.history, state.callbacks = kept
 
 
-def load(cls: Any, path: str | os.PathLike):
+def load(cls: Any, path: str | os.PathLike[str]) -> Any:
     """See Ensemble.load."""
     path = os.fsdecode(path)
     with safetensors_file.opened(path) as (file, size):

@@ -54,7 +54,7 @@ class Container:
         If the header is not as the format wants it; says why. Up to 2 MiB have been read by then.
     """
 
-    def __init__(self, file: BinaryIO, size: int):
+    def __init__(self, file: BinaryIO, size: int) -> None:
         self.file = file
         self.size = size
         if size < 8:
@@ -64,11 +64,11 @@ class Container:
             raise ValueError(f"it is truncated, or no safetensors file: a header of {length} bytes in a file of {size}")
         if length > MOST_HEADER:
             raise ValueError(f"its header is of {length} bytes, and at most {MOST_HEADER} are read")
-        self.data = 8 + length
+        self.data: int = 8 + length
         text = self._read(length)
         if text[:1] != b"{":
             raise ValueError("its header does not begin with {: it is no safetensors file")
-        self.header = parsed(text, "header")
+        self.header: Any = parsed(text, "header")
         table = self.header.get("__metadata__", {})
         if not (isinstance(table, dict) and all(isinstance(value, str) for value in table.values())):
             raise ValueError("__metadata__: expected a table of strings")
@@ -207,7 +207,7 @@ def pack(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> list[bytes
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, int]]:
+def opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
     """A regular file open for reading, and its size. Anything else is refused without waiting for it.
 
     Raises
@@ -232,7 +232,7 @@ def opened(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, int]]:
             raise ValueError(f"{os.fspath(path)}: it was changed while it was read")
 
 
-def _regular(status: os.stat_result, path: str | os.PathLike) -> None:
+def _regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(status.st_mode):

@@ -14,6 +14,7 @@ cdef enum:
     LOSS_BLOCK = 16             # rows whose losses are added up before they join the others'
     CHUNK_BYTES = 1 << 19       # activations of one chunk of `predict`: half of L2
     MOST_ROWS = 512             # of a chunk, in training; its activations stay in L2 on the way back
+    GATHER_AHEAD = 6            # rows of a shuffled batch that are fetched from memory while others are copied
     THREAD_WORK = 1 << 20       # multiply-adds below which a second thread is not called: about 20 microseconds
 
 
@@ -45,7 +46,7 @@ cdef void pass_rows(const Pass* p, Py_ssize_t first, Py_ssize_t rows, int thread
     cdef const Phase* phase = &p.phase
     cdef Workspace* ws = p.ws
     cdef int last = net.n_buffers - 1
-    cdef Py_ssize_t i, block, width = net.buffers[0].width * sizeof(real)
+    cdef Py_ssize_t i, at, block, width = net.buffers[0].width * sizeof(real)
     cdef const char* target = batch.target + first * batch.target_bytes
     cdef Chunk c
     c.net, c.ws, c.t = net, ws, NULL
@@ -62,6 +63,9 @@ cdef void pass_rows(const Pass* p, Py_ssize_t first, Py_ssize_t rows, int thread
     elif p.wants.gather:
         if p.wants.forward and phase.start == 0:
             for i in range(rows):
+                if batch.order != NULL and i + GATHER_AHEAD < rows:
+                    for at from 0 <= at < net.buffers[0].width by VL:
+                        prefetch_ahead(batch.x + batch.order[first + i + GATHER_AHEAD] * batch.x_row + at)
                 memcpy(row_of(ws.value, net, 0, c.first + i),
                        batch.x + (batch.order[first + i] if batch.order != NULL else first + i) * batch.x_row, width)
                 if p.wants.leave_out and not counts(batch, first + i):

@@ -56,9 +56,12 @@ typedef real vf_unaligned __attribute__((vector_size(CNN_BYTES), aligned(sizeof(
 
 /* The tile of the matrix products, rows x vectors, as large as the register file holds: accumulators, one row of B
  * (TILE_NV) and one broadcast of A. */
-#if defined(__AVX512F__) || defined(__aarch64__)
+#if defined(__AVX512F__)
 #define TILE_MR 8
 #define TILE_NV 3
+#elif defined(__aarch64__)      /* of 8 x 3, GCC 12 puts sums on the stack */
+#define TILE_MR 8
+#define TILE_NV 2
 #elif defined(__AVX2__)
 #define TILE_MR 6
 #define TILE_NV 2

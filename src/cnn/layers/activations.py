@@ -16,6 +16,7 @@ import numpy as np
 
 from .. import functional, initializers
 from .._checks import choice, number, positive
+from .._types import Array, ArrayLike
 from .base import Layer
 
 __all__ = [
@@ -83,9 +84,10 @@ class Activation(Layer, abstract=True):
         C without such derivatives.
     """
 
-    facts = (*Layer.facts, "function", "param", "gain", "onnx", "onnx_formula", "c")
+    function: str
+    facts: ClassVar[tuple[str, ...]] = (*Layer.facts, "function", "param", "gain", "onnx", "onnx_formula", "c")
     op: ClassVar[Any] = "activation"
-    param = 0.0
+    param: float = 0.0
     gain: ClassVar[Any]
     onnx: ClassVar[Onnx]
     c: tuple[tuple[str, str], ...]
@@ -174,7 +176,7 @@ class Activation(Layer, abstract=True):
     def _backward(self, grad_output):
         return functional.activation_backward(self.function, grad_output, self._last, self.param)
 
-    def derivative(self, z):
+    def derivative(self, z: ArrayLike) -> Array:
         """f'(z), element by element.
 
         Parameters
@@ -202,8 +204,8 @@ class Identity(Activation):
     function = "identity"
     gain = None
     torch_name = "Identity"
-    onnx = Onnx("Identity")
-    c = ()
+    onnx: ClassVar[Onnx] = Onnx("Identity")
+    c: tuple[tuple[str, str], ...] = ()
 
     def _compile(self, graph, source, place):
         return source
@@ -213,11 +215,11 @@ class ReLU(Activation):
     """f(z) = max(z, 0); f'(0) = 0."""
 
     function = "relu"
-    gain = math.sqrt(2)
+    gain: ClassVar[Any] = math.sqrt(2)
     torch_name = "ReLU"
-    onnx = Onnx("Relu")
-    c = (("v", "v < {0.0} ? {0.0} : v"),)
-    c_derivatives = (("s", "x > {0.0} ? {1.0} : {0.0}"), ("c", "{0.0}"))
+    onnx: ClassVar[Onnx] = Onnx("Relu")
+    c: tuple[tuple[str, str], ...] = (("v", "v < {0.0} ? {0.0} : v"),)
+    c_derivatives: ClassVar[tuple[tuple[str, str], ...]] = (("s", "x > {0.0} ? {1.0} : {0.0}"), ("c", "{0.0}"))
 
 
 class LeakyReLU(Activation):
@@ -230,13 +232,13 @@ class LeakyReLU(Activation):
     """
 
     function = "leaky_relu"
-    param = 0.01
+    param: float = 0.01
     torch_name = "LeakyReLU"
-    onnx = Onnx("LeakyRelu", {"alpha": "negative_slope"}, float64=False)
-    c = (("t", "v * {a}"), ("v", "v > {0.0} ? v : t"))
-    c_derivatives = (("s", "x > {0.0} ? {1.0} : {a}"), ("c", "{0.0}"))
+    onnx: ClassVar[Onnx] = Onnx("LeakyRelu", {"alpha": "negative_slope"}, float64=False)
+    c: tuple[tuple[str, str], ...] = (("t", "v * {a}"), ("v", "v > {0.0} ? v : t"))
+    c_derivatives: ClassVar[tuple[tuple[str, str], ...]] = (("s", "x > {0.0} ? {1.0} : {a}"), ("c", "{0.0}"))
 
-    def __init__(self, negative_slope=param):
+    def __init__(self, negative_slope: float = param) -> None:
         self.param = number("negative_slope", negative_slope)
 
     @property
@@ -245,7 +247,7 @@ class LeakyReLU(Activation):
         return self.param
 
     @staticmethod
-    def gain(negative_slope):
+    def gain(negative_slope: float) -> float:
         """sqrt(2 / (1 + negative_slope**2)) (He, Zhang, Ren and Sun, 2015).
 
         Parameters
@@ -258,7 +260,7 @@ class LeakyReLU(Activation):
         """
         return math.sqrt(2 / (1 + negative_slope**2))
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return (x > 0.0).op("Where", x, self.param * x)
 
 
@@ -272,14 +274,22 @@ class ELU(Activation):
     """
 
     function = "elu"
-    param = 1.0
+    param: float = 1.0
     gain = None
     torch_name = "ELU"
-    onnx = Onnx("Elu", {"alpha": "alpha"}, float64=False)
-    c = (("clamp", "v > {0.0} ? {0.0} : v"), ("t", "{a} * {expm1}(t)"), ("v", "v > {0.0} ? v : t"))
-    c_derivatives = (("t", "y + {a}"), ("s", "x > {0.0} ? {1.0} : t"), ("c", "x > {0.0} ? {0.0} : t"))
+    onnx: ClassVar[Onnx] = Onnx("Elu", {"alpha": "alpha"}, float64=False)
+    c: tuple[tuple[str, str], ...] = (
+        ("clamp", "v > {0.0} ? {0.0} : v"),
+        ("t", "{a} * {expm1}(t)"),
+        ("v", "v > {0.0} ? v : t"),
+    )
+    c_derivatives: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("t", "y + {a}"),
+        ("s", "x > {0.0} ? {1.0} : t"),
+        ("c", "x > {0.0} ? {0.0} : t"),
+    )
 
-    def __init__(self, alpha=param):
+    def __init__(self, alpha: float = param) -> None:
         self.param = number("alpha", alpha)
 
     @property
@@ -287,7 +297,7 @@ class ELU(Activation):
         """What -f(z) tends to for z to -infinity."""
         return self.param
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return (x > 0.0).op("Where", x, self.param * (x.op("Min", 0.0).op("Exp") - 1.0))
 
 
@@ -295,23 +305,27 @@ class Sigmoid(Activation):
     """f(z) = 1 / (1 + exp(-z))."""
 
     function = "sigmoid"
-    gain = 1.0
-    outputs = "probabilities"
+    gain: ClassVar[Any] = 1.0
+    outputs: str | None = "probabilities"
     torch_name = "Sigmoid"
-    onnx = Onnx("Sigmoid")
-    c = (("clamp", "-v"), ("v", "{1.0} / ({1.0} + {exp}(t))"))
-    c_derivatives = (("s", "y * ({1.0} - y)"), ("c", "s * ({1.0} - {2.0} * y)"))
+    onnx: ClassVar[Onnx] = Onnx("Sigmoid")
+    c: tuple[tuple[str, str], ...] = (("clamp", "-v"), ("v", "{1.0} / ({1.0} + {exp}(t))"))
+    c_derivatives: ClassVar[tuple[tuple[str, str], ...]] = (("s", "y * ({1.0} - y)"), ("c", "s * ({1.0} - {2.0} * y)"))
 
 
 class Tanh(Activation):
     """f(z) = tanh(z)."""
 
     function = "tanh"
-    gain = 5 / 3
+    gain: ClassVar[Any] = 5 / 3
     torch_name = "Tanh"
-    onnx = Onnx("Tanh")
-    c = (("clamp", "{-2.0} * {fabs}(v)"), ("t", "{expm1}(t)"), ("v", "{copysign}(t / ({-2.0} - t), v)"))
-    c_derivatives = (("s", "{1.0} - y * y"), ("c", "{-2.0} * y * s"))
+    onnx: ClassVar[Onnx] = Onnx("Tanh")
+    c: tuple[tuple[str, str], ...] = (
+        ("clamp", "{-2.0} * {fabs}(v)"),
+        ("t", "{expm1}(t)"),
+        ("v", "{copysign}(t / ({-2.0} - t), v)"),
+    )
+    c_derivatives: ClassVar[tuple[tuple[str, str], ...]] = (("s", "{1.0} - y * y"), ("c", "{-2.0} * y * s"))
 
 
 # z / (1 + exp(t)) with t clamped is not small where z is large; from here on exp overflows in float64 too.
@@ -327,13 +341,13 @@ class GELU(Activation):
         "none": Phi by the error function. "tanh": f(z) = z/2 (1 + tanh(sqrt(2/pi) (z + 0.044715 z**3))).
     """
 
-    function = "gelu"
+    function: str = "gelu"
     gain = None
     torch_name = "GELU"
-    onnx = Onnx("Gelu", {"approximate": "approximate"}, opset=20, float64=False)
+    onnx: ClassVar[Onnx] = Onnx("Gelu", {"approximate": "approximate"}, opset=20, float64=False)
 
-    def __init__(self, approximate="none"):
-        self.approximate = choice("approximate", approximate, ("none", "tanh"))
+    def __init__(self, approximate: str = "none") -> None:
+        self.approximate: str = choice("approximate", approximate, ("none", "tanh"))
         self.function = "gelu" if approximate == "none" else "gelu_tanh"
 
     @classmethod
@@ -341,7 +355,7 @@ class GELU(Activation):
         return map(cls, ("none", "tanh"))
 
     @property
-    def c(self):  # type: ignore[override]
+    def c(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]
         """Its statements in C."""
         if self.approximate == "none":
             return (("v", "{0.5} * v * {erfc}(v * {-0.7071067811865476})"),)
@@ -352,7 +366,7 @@ class GELU(Activation):
         )
 
     @property
-    def c_derivatives(self):  # type: ignore[override]
+    def c_derivatives(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]
         """Those of its derivatives; x is brought to where they are not 0 or 1 yet, lest its square overflows."""
         if self.approximate == "none":
             return (
@@ -374,7 +388,7 @@ class GELU(Activation):
             ("s", f"({{1.0}} + s * {slope} * (t / ({{1.0}} + t))) / ({{1.0}} + t)"),
         )
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         if self.approximate == "tanh":
             return x * (x * (1.5957691216057308 + 0.07135481627260025 * x * x)).op("Sigmoid")
         return 0.5 * x * (1.0 + (x * 0.7071067811865476).in_float32("Erf"))
@@ -386,9 +400,9 @@ class SiLU(Activation):
     function = "silu"
     gain = None
     torch_name = "SiLU"
-    onnx = Onnx()
-    c = (("clamp", "-v"), _ZERO_BELOW, ("v", "v / ({1.0} + {exp}(t))"))
-    c_derivatives = (
+    onnx: ClassVar[Onnx] = Onnx()
+    c: tuple[tuple[str, str], ...] = (("clamp", "-v"), _ZERO_BELOW, ("v", "v / ({1.0} + {exp}(t))"))
+    c_derivatives: ClassVar[tuple[tuple[str, str], ...]] = (
         ("s", "x < {-750.0} ? {-750.0} : x"),
         ("clamp", "-s"),
         ("t", "{1.0} / ({1.0} + {exp}(t))"),
@@ -396,7 +410,7 @@ class SiLU(Activation):
         ("s", "t + s * t * ({1.0} - t)"),
     )
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return x * x.op("Sigmoid")
 
 
@@ -406,15 +420,23 @@ class Softplus(Activation):
     function = "softplus"
     gain = None
     torch_name = "Softplus"
-    onnx = Onnx("Softplus", float64=False)
-    c = (("clamp", "-{fabs}(v)"), ("t", "{exp}(t)"), ("v", "(v < {0.0} ? {0.0} : v) + {log1p}(t)"))
-    c_derivatives = (("clamp", "-x"), ("s", "{1.0} / ({1.0} + {exp}(t))"), ("c", "s * ({1.0} - s)"))
+    onnx: ClassVar[Onnx] = Onnx("Softplus", float64=False)
+    c: tuple[tuple[str, str], ...] = (
+        ("clamp", "-{fabs}(v)"),
+        ("t", "{exp}(t)"),
+        ("v", "(v < {0.0} ? {0.0} : v) + {log1p}(t)"),
+    )
+    c_derivatives: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("clamp", "-x"),
+        ("s", "{1.0} / ({1.0} + {exp}(t))"),
+        ("c", "s * ({1.0} - s)"),
+    )
 
     # PyTorch's Softplus is the identity from `threshold` on. At its default, 20, that is 2e-9 from log(1 + exp(z));
     # from 40 on the two are one number in float64.
     _THRESHOLD_LEAST, _THRESHOLD_EXACT = 20, 40
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return x.op("Max", 0.0) + (1.0 + (-abs(x)).op("Exp")).op("Log")
 
     def _to_torch(self, nn, dtype):
@@ -434,22 +456,22 @@ class SELU(Activation):
     """
 
     function = "selu"
-    gain = 3 / 4
+    gain: ClassVar[Any] = 3 / 4
     torch_name = "SELU"
-    onnx = Onnx("Selu", float64=False)
-    c = (
+    onnx: ClassVar[Onnx] = Onnx("Selu", float64=False)
+    c: tuple[tuple[str, str], ...] = (
         ("clamp", "v > {0.0} ? {0.0} : v"),
         ("t", "{1.6732632423543772} * {expm1}(t)"),
         ("v", "v > {0.0} ? v : t"),
         ("v", "{1.0507009873554805} * v"),
     )
-    c_derivatives = (
+    c_derivatives: ClassVar[tuple[tuple[str, str], ...]] = (
         ("t", "y + {1.7580993408473769}"),
         ("s", "x > {0.0} ? {1.0507009873554805} : t"),
         ("c", "x > {0.0} ? {0.0} : t"),
     )
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return (x > 0.0).op("Where", 1.0507009873554805 * x, 1.7580993408473769 * (x.op("Min", 0.0).op("Exp") - 1.0))
 
 
@@ -463,19 +485,23 @@ class CELU(Activation):
     """
 
     function = "celu"
-    param = 1.0
+    param: float = 1.0
     gain = None
     torch_name = "CELU"
-    onnx = Onnx("Celu", {"alpha": "alpha"}, opset=12, float64=False)
-    c = (("clamp", "(v > {0.0} ? {0.0} : v) / {a}"), ("t", "{a} * {expm1}(t)"), ("v", "v > {0.0} ? v : t"))
-    c_derivatives = (
+    onnx: ClassVar[Onnx] = Onnx("Celu", {"alpha": "alpha"}, opset=12, float64=False)
+    c: tuple[tuple[str, str], ...] = (
+        ("clamp", "(v > {0.0} ? {0.0} : v) / {a}"),
+        ("t", "{a} * {expm1}(t)"),
+        ("v", "v > {0.0} ? v : t"),
+    )
+    c_derivatives: ClassVar[tuple[tuple[str, str], ...]] = (
         ("t", "y / {a} + {1.0}"),
         ("s", "x > {0.0} ? {1.0} : t"),
         ("t", "t / {a}"),
         ("c", "x > {0.0} ? {0.0} : t"),
     )
 
-    def __init__(self, alpha=param):
+    def __init__(self, alpha: float = param) -> None:
         self.param = positive("alpha", alpha)
 
     @property
@@ -487,7 +513,7 @@ class CELU(Activation):
     def _forms(cls, numbers):
         return super()._forms([number for number in numbers if number > 0])
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return (x > 0.0).op("Where", x, self.param * ((x.op("Min", 0.0) / self.param).op("Exp") - 1.0))
 
 
@@ -497,16 +523,16 @@ class Mish(Activation):
     function = "mish"
     gain = None
     torch_name = "Mish"
-    onnx = Onnx("Mish", opset=18, float64=False)
+    onnx: ClassVar[Onnx] = Onnx("Mish", opset=18, float64=False)
     # tanh(log(1 + e)) = n / (n + 2) with n = e (e + 2), which is 1 from z = 20 on
-    c = (
+    c: tuple[tuple[str, str], ...] = (
         ("clamp", "v > {20.0} ? {20.0} : v"),
         ("t", "{exp}(t)"),
         ("t", "t * (t + {2.0})"),
         ("v", "(v < {-760.0} ? {-760.0} : v) * (t / (t + {2.0}))"),
     )
     # With w = tanh(...), n = e (e + 2): f' = w + z w', w' = 4 e (e + 1) / (n + 2)**2, w'' = w' (1 - 2 w e) / (1 + e).
-    c_derivatives = (
+    c_derivatives: ClassVar[tuple[tuple[str, str], ...]] = (
         ("s", "x > {20.0} ? {20.0} : x"),
         ("s", "s < {-760.0} ? {-760.0} : s"),
         ("clamp", "s"),
@@ -517,7 +543,7 @@ class Mish(Activation):
         ("s", "t * (t + {2.0} + s) / (t * (t + {2.0}) + {2.0})"),
     )
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         e = x.op("Min", 20.0).op("Exp")
         n = e * (e + 2.0)
         return x * (n / (n + 2.0))
@@ -529,15 +555,19 @@ class Softsign(Activation):
     function = "softsign"
     gain = None
     torch_name = "Softsign"
-    onnx = Onnx("Softsign", float64=False)
-    c = (
+    onnx: ClassVar[Onnx] = Onnx("Softsign", float64=False)
+    c: tuple[tuple[str, str], ...] = (
         ("v", "v < {-1e30} ? {-1e30} : v"),
         ("v", "v > {1e30} ? {1e30} : v"),
         ("v", "v / ({1.0} + {fabs}(v))"),
     )
-    c_derivatives = (("t", "{1.0} / ({1.0} + {fabs}(x))"), ("s", "t * t"), ("c", "{-2.0} * s * {copysign}(t, x)"))
+    c_derivatives: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("t", "{1.0} / ({1.0} + {fabs}(x))"),
+        ("s", "t * t"),
+        ("c", "{-2.0} * s * {copysign}(t, x)"),
+    )
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return x / (abs(x) + 1.0)
 
 
@@ -547,11 +577,15 @@ class ReLU6(Activation):
     function = "relu6"
     gain = None
     torch_name = "ReLU6"
-    onnx = Onnx()
-    c = (("v", "v < {0.0} ? {0.0} : v"), ("v", "v > {6.0} ? {6.0} : v"))
-    c_derivatives = (("s", "x > {0.0} ? {1.0} : {0.0}"), ("s", "x < {6.0} ? s : {0.0}"), ("c", "{0.0}"))
+    onnx: ClassVar[Onnx] = Onnx()
+    c: tuple[tuple[str, str], ...] = (("v", "v < {0.0} ? {0.0} : v"), ("v", "v > {6.0} ? {6.0} : v"))
+    c_derivatives: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("s", "x > {0.0} ? {1.0} : {0.0}"),
+        ("s", "x < {6.0} ? s : {0.0}"),
+        ("c", "{0.0}"),
+    )
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return x.op("Clip", 0.0, 6.0)
 
 
@@ -560,22 +594,22 @@ class HardSigmoid(Activation):
 
     function = "hardsigmoid"
     gain = None
-    outputs = "probabilities"
+    outputs: str | None = "probabilities"
     torch_name = "Hardsigmoid"
-    onnx = Onnx("HardSigmoid", {"alpha": "_slope"}, float64=False)
+    onnx: ClassVar[Onnx] = Onnx("HardSigmoid", {"alpha": "_slope"}, float64=False)
     _slope = 1 / 6
-    c = (
+    c: tuple[tuple[str, str], ...] = (
         ("v", "v < {-3.0} ? {-3.0} : v"),
         ("v", "v > {3.0} ? {3.0} : v"),
         ("v", "(v + {3.0}) * {0.16666666666666666}"),
     )
-    c_derivatives = (
+    c_derivatives: ClassVar[tuple[tuple[str, str], ...]] = (
         ("s", "x > {-3.0} ? {0.16666666666666666} : {0.0}"),
         ("s", "x < {3.0} ? s : {0.0}"),
         ("c", "{0.0}"),
     )
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return (x + 3.0).op("Clip", 0.0, 6.0) * self._slope
 
 
@@ -585,14 +619,14 @@ class HardSwish(Activation):
     function = "hardswish"
     gain = None
     torch_name = "Hardswish"
-    onnx = Onnx("HardSwish", opset=14, float64=False)
-    c = (
+    onnx: ClassVar[Onnx] = Onnx("HardSwish", opset=14, float64=False)
+    c: tuple[tuple[str, str], ...] = (
         ("t", "v < {-3.0} ? {-3.0} : v"),
         ("t", "t > {3.0} ? {3.0} : t"),
         ("t", "(t + {3.0}) * {0.16666666666666666}"),
         ("v", "(v < {-3.0} ? {-3.0} : v) * t"),
     )
-    c_derivatives = (
+    c_derivatives: ClassVar[tuple[tuple[str, str], ...]] = (
         ("t", "x * {0.3333333333333333} + {0.5}"),
         ("t", "x > {-3.0} ? t : {0.0}"),
         ("s", "x < {3.0} ? t : {1.0}"),
@@ -600,5 +634,5 @@ class HardSwish(Activation):
         ("c", "x < {3.0} ? c : {0.0}"),
     )
 
-    def onnx_formula(self, x):
+    def onnx_formula(self, x: Any) -> Any:
         return x * ((x + 3.0).op("Clip", 0.0, 6.0) * (1 / 6))

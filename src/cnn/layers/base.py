@@ -20,6 +20,7 @@ from .._checks import flag, in_range, integer, transposed
 from .._configurable import Configurable, arguments_of
 from .._dispatch import kernels
 from .._threads import get_num_threads
+from .._types import Array, ArrayLike, DTypeLike, Self
 from .graph import Graph, Place, chain, part, program, tell_modes
 
 
@@ -55,7 +56,7 @@ class Layer(Configurable, kind="layer"):
         "_to_c",
     )
     op: ClassVar[Any]
-    function: str | None = None
+    function: Any = None
     outputs: str | None = None
     only_training: ClassVar[bool] = False
     children: tuple[Layer, ...] = ()
@@ -71,7 +72,7 @@ class Layer(Configurable, kind="layer"):
     _training = True
     _trainable: dict[str, bool] = {}  # noqa: RUF012  of parameters, True where nothing is said; never changed in place
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         if name in self._fixed and name in self.__dict__:
             raise AttributeError(f"{name}: can only be set when the layer is made")
         super().__setattr__(name, value)
@@ -88,13 +89,13 @@ class Layer(Configurable, kind="layer"):
         return self._training
 
     @training.setter
-    def training(self, mode):
+    def training(self, mode: Any) -> None:
         self._training = bool(mode)
         for child in self.children:
             child.training = mode
         self._tell()
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Self:
         """Set training mode, for the layers inside too.
 
         Parameters
@@ -110,7 +111,7 @@ class Layer(Configurable, kind="layer"):
         self.training = mode
         return self
 
-    def eval(self):
+    def eval(self) -> Self:
         """Set evaluation mode: ``train(False)``.
 
         Returns
@@ -138,7 +139,7 @@ class Layer(Configurable, kind="layer"):
         return {name: self._trainable.get(name, True) for name in self.parameter_names} if not inside else False
 
     @trainable.setter
-    def trainable(self, value):
+    def trainable(self, value: Any) -> None:
         if isinstance(value, dict):
             if unknown := [name for name in value if name not in self.parameter_names]:
                 known = ", ".join(self.parameter_names) or "no parameters of its own"
@@ -179,7 +180,7 @@ class Layer(Configurable, kind="layer"):
 
     _of_model = ("_alone", "_last", "_model", "_op")  # attributes that a copy does not take along
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: the layer as it is alone, in no model, with copies of its arrays."""
         return {name: value for name, value in self.__dict__.items() if name not in self._of_model}
 
@@ -354,7 +355,7 @@ class Layer(Configurable, kind="layer"):
         tell_modes(graph, self._alone[1])
         return self._alone[1]
 
-    def forward(self, x):
+    def forward(self, x: ArrayLike) -> Array:
         """The layer's outputs. What `backward` needs is kept.
 
         Parameters
@@ -375,7 +376,7 @@ class Layer(Configurable, kind="layer"):
         """
         return self._forward(x)
 
-    def backward(self, grad_output):
+    def backward(self, grad_output: ArrayLike) -> Array:
         """Go back over the last `forward`; the gradients of parameters are added to.
 
         Parameters
@@ -399,7 +400,7 @@ class Layer(Configurable, kind="layer"):
             raise RuntimeError("backward needs a forward pass to go back over, but there was none")
         return self._backward(grad_output)
 
-    def __call__(self, x):
+    def __call__(self, x: Any) -> Any:
         return self.forward(x)
 
     def _forward(self, x):
@@ -422,22 +423,22 @@ class Layer(Configurable, kind="layer"):
 class Chain(Layer, abstract=True):
     """Layers that follow one another, in the attribute `layers`: what `Sequential` is as a layer."""
 
-    facts = Layer.facts[:-2]  # its layers have the other faces
+    facts: ClassVar[tuple[str, ...]] = Layer.facts[:-2]  # its layers have the other faces
     op = None
     torch_name = "Sequential"
     layers: list[Layer]
 
     @property
-    def children(self):  # type: ignore[override]
+    def children(self) -> tuple[Layer, ...]:  # type: ignore[override]
         """The layers."""
         return tuple(self.layers)
 
     @property
-    def outputs(self):  # type: ignore[override]
+    def outputs(self) -> str | None:  # type: ignore[override]
         """What the outputs of the last layer are."""
         return self.layers[-1].outputs
 
-    def output_shape(self, shape):
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         for layer in self.layers:
             shape = layer.output_shape(shape)
         return shape
@@ -462,12 +463,12 @@ class Parametric(Layer, abstract=True):
         Of the arrays, as long as the layer is used alone.
     """
 
-    parameter_names = ("weight", "bias")
+    parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")
     dtype: np.dtype
     seed: int | None = None
     has_bias: bool
 
-    def __init__(self, dtype="float32"):
+    def __init__(self, dtype: DTypeLike = "float32") -> None:
         self.dtype = kernels(dtype).DTYPE
         self._arrays: dict[str, np.ndarray | None] = {}
 
@@ -481,13 +482,13 @@ class Parametric(Layer, abstract=True):
         raise NotImplementedError
 
     @property
-    def n_parameters(self):
+    def n_parameters(self) -> int:
         return sum(map(math.prod, self.parameter_shapes().values()))
 
     def _argument(self, name):
         return self.has_bias if name == "bias" else super()._argument(name)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, without dtype and seed, which are for a layer that is used alone.
 
         Returns
@@ -520,7 +521,7 @@ class Parametric(Layer, abstract=True):
         grads = {name: arrays[name] for name in self.parameter_names}
         self._arrays = arrays | {f"grad_{k}": None if a is None else np.zeros_like(a) for k, a in grads.items()}
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         arrays = {name: None if a is None else np.array(a, order="C") for name, a in self._arrays.items()}
         return super().__getstate__() | {"_arrays": arrays}
 
@@ -580,30 +581,30 @@ class Parametric(Layer, abstract=True):
                 view[...] = arrays[name]
 
     @property
-    def weight(self):
+    def weight(self) -> Any:
         """The weight, or None. Assigning copies the numbers into it."""
         return self._array("weight")
 
     @weight.setter
-    def weight(self, value):
+    def weight(self, value: Any) -> None:
         self._assign("weight", value)
 
     @property
-    def bias(self):
+    def bias(self) -> Any:
         """The bias, or None. Assigning copies the numbers into it."""
         return self._array("bias")
 
     @bias.setter
-    def bias(self, value):
+    def bias(self, value: Any) -> None:
         self._assign("bias", value)
 
     @property
-    def grad_weight(self):
+    def grad_weight(self) -> Any:
         """The gradient of the weight, of its shape, or None."""
         return self._array("grad_weight")
 
     @property
-    def grad_bias(self):
+    def grad_bias(self) -> Any:
         """The gradient of the bias, of its shape, or None."""
         return self._array("grad_bias")
 

@@ -42,12 +42,12 @@ class Branches(Layer, abstract=True):
         If there are fewer than two, or more than the kernels take (64); in the model, if their widths disagree.
     """
 
-    facts = (*Layer.facts, "symbol")
+    facts: ClassVar[tuple[str, ...]] = (*Layer.facts, "symbol")
     torch_name = None
     symbol: ClassVar[str]
     _fixed = ("branches",)
 
-    def __init__(self, *branches, split=False):
+    def __init__(self, *branches: Any, split: bool = False) -> None:
         name = type(self).__name__
         if len(branches) == 1 and isinstance(branches[0], (list, tuple)):
             raise TypeError(f"{name}: expected branches as arguments, {name}(a, b), not a list of them")
@@ -61,10 +61,10 @@ class Branches(Layer, abstract=True):
             raise ValueError(f"{name}: expected 2 to {most} branches, got {len(branches)}")
         if len({id(branch) for branch in branches}) < len(branches):
             raise ValueError(f"{name}: the same branch was passed twice; a layer can stand in a model once")
-        self.branches = _split(branches, name) if flag("split", split) else branches
+        self.branches: Any = _split(branches, name) if flag("split", split) else branches
 
     @property
-    def children(self):  # type: ignore[override]
+    def children(self) -> tuple[Layer, ...]:  # type: ignore[override]
         """The branches."""
         return self.branches
 
@@ -94,7 +94,7 @@ class Branches(Layer, abstract=True):
                 raise ValueError(f"{at}[{i}]: expected a branch of {expected} outputs, as {at}[0] has, got {got}")
         return shapes[0]
 
-    def output_shape(self, shape):
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return self._joined([branch.output_shape(shape) for branch in self.branches], type(self).__name__)
 
     def get_config(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Branches(Layer, abstract=True):
     def __len__(self) -> int:
         return len(self.branches)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: Any) -> Any:
         return self.branches[i]
 
 
@@ -286,7 +286,7 @@ class Concat(Branches):
     _c_second = Layer._c_no_second
 
 
-def _split(branches: tuple, name: str) -> tuple:
+def _split(branches: tuple[Any, ...], name: str) -> tuple[Any, ...]:
     """Each branch behind the columns that it reads."""
     chain = Layer.known["Sequential"]
     made, at = [], 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from .._checks import integer
 from .base import Layer
 
@@ -31,13 +33,13 @@ class Columns(Layer):
 
     op = "columns"
     torch_name = None
-    positional = ("start", "stop")
+    positional: ClassVar[tuple[str, ...]] = ("start", "stop")
     _fixed = ("start", "stop", "in_features")
 
-    def __init__(self, start, stop, in_features=None):
-        self.start = integer("start", start, 0)
-        self.stop = integer("stop", stop, self.start + 1)
-        self.in_features = None if in_features is None else integer("in_features", in_features, self.stop)
+    def __init__(self, start: int, stop: int, in_features: int | None = None) -> None:
+        self.start: int = integer("start", start, 0)
+        self.stop: int = integer("stop", stop, self.start + 1)
+        self.in_features: int | None = None if in_features is None else integer("in_features", in_features, self.stop)
 
     def _in_features(self):
         return self.stop if self.in_features is None else self.in_features
@@ -45,7 +47,7 @@ class Columns(Layer):
     def _changes_width(self):
         return True
 
-    def output_shape(self, shape):
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*shape[:-1], self.stop - self.start)
 
     def _options(self):

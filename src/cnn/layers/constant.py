@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from .._checks import integer
+from .._types import Array, ArrayLike, DTypeLike
 from .base import Layer, Parametric, width_of
 
 __all__ = ["Constant"]
@@ -45,11 +46,11 @@ class Constant(Parametric):
     op = "constant"
     torch_name = None
     has_bias = True
-    positional = ("out_features",)
+    positional: ClassVar[tuple[str, ...]] = ("out_features",)
     _fixed = ("out_features", "init")
 
-    def __init__(self, out_features, init=0.0, *, dtype="float32"):
-        self.out_features = integer("out_features", out_features, 1)
+    def __init__(self, out_features: int, init: float | ArrayLike = 0.0, *, dtype: DTypeLike = "float32") -> None:
+        self.out_features: int = integer("out_features", out_features, 1)
         numbers = np.asarray(init)
         if numbers.dtype.kind not in "fiu":
             raise TypeError(f"init: expected a number, or one for each output, got {init!r}")
@@ -63,10 +64,10 @@ class Constant(Parametric):
     def _draw(self, bits):
         return {"weight": None, "bias": np.full(self.out_features, self.init, self.dtype)}
 
-    def parameter_shapes(self):
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"bias": (self.out_features,)}
 
-    def output_shape(self, shape):
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*shape[:-1], self.out_features)
 
     def _changes_width(self):
@@ -77,7 +78,7 @@ class Constant(Parametric):
         n = width_of(config, "out_features")
         return n, n
 
-    def forward(self, x):
+    def forward(self, x: ArrayLike) -> Array:
         """b, once for each row of x.
 
         Parameters

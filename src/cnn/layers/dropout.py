@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from .._checks import fraction
 from .base import Layer
 
@@ -24,14 +26,14 @@ class Dropout(Layer):
     column: threads, the instruction set and the dtype make no difference. (In float32 the rest of training does.)
     """
 
-    facts = Layer.facts[:-2]  # ONNX and C: a prediction does not drop
+    facts: ClassVar[tuple[str, ...]] = Layer.facts[:-2]  # ONNX and C: a prediction does not drop
     op = "dropout"
     torch_name = "Dropout"
     only_training = True
     _fixed = ("p",)
 
-    def __init__(self, p=0.5):
-        self.p = fraction("p", p)
+    def __init__(self, p: float = 0.5) -> None:
+        self.p: float = fraction("p", p)
 
     def _options(self):
         return {"param": self.p}

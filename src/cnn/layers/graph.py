@@ -62,7 +62,7 @@ class Graph:
         """The length of a buffer's last axis."""
         return self.shapes[buffer][-1]
 
-    def add(self, place: Place, kind: str, sources: list[int], shape: tuple[int, ...], **options) -> int:
+    def add(self, place: Place, kind: str, sources: list[int], shape: tuple[int, ...], **options: Any) -> int:
         """Add an op of a layer.
 
         Parameters
@@ -126,7 +126,7 @@ def computes_natively(part: Any, where: Place | str) -> None:
             raise TypeError(f"{where}: {owner.__name__} overrides {method}, which a compiled model does not call")
 
 
-def chain(graph: Graph, parts: Iterable, source: int, key: str = "", label: str = "") -> int:
+def chain(graph: Graph, parts: Iterable[Any], source: int, key: str = "", label: str = "") -> int:
     """Add layers that follow one another; the buffer that the last one writes."""
     linear = None  # the op of a Linear without an activation that stands directly before, maybe in a chain of its own
     for i, layer in enumerate(parts):
@@ -146,7 +146,7 @@ def chain(graph: Graph, parts: Iterable, source: int, key: str = "", label: str 
     return source
 
 
-def in_features(parts: Iterable) -> int | None:
+def in_features(parts: Iterable[Any]) -> int | None:
     """How many inputs a chain takes: what its first layer that knows says. None if none does."""
     for layer in parts:
         width = layer._in_features()
@@ -155,7 +155,7 @@ def in_features(parts: Iterable) -> int | None:
     return None
 
 
-def program(kernels, graph: Graph, loss: dict | None, seed: int, *shared):
+def program(kernels: Any, graph: Graph, loss: dict[Any, Any] | None, seed: int, *shared: Any) -> Any:
     """The native program of a graph; `shared` are Program's last arguments."""
     takers = (place for places in graph.places for place in places if place.layer._in_features() is not None)
     where = (f" for {next(takers, 'the model')}", f" for the outputs of {graph.givers[-1]}")
@@ -164,7 +164,7 @@ def program(kernels, graph: Graph, loss: dict | None, seed: int, *shared):
     return kernels.Program(graph.shapes, ops, loss, where, seed, *shared)
 
 
-def part(kernels, graph: Graph):
+def part(kernels: Any, graph: Graph) -> Any:
     """A program of layers that stand in a model already, on the memory of that model's; None if they do not.
 
     Its parameters are the model's, not copies, and stay where they are. Layers without any need no memory of a model.
@@ -181,7 +181,7 @@ def part(kernels, graph: Graph):
     return made
 
 
-def tell_modes(graph: Graph, part) -> None:
+def tell_modes(graph: Graph, part: Any) -> None:
     """Let a part know the present modes of its layers, which tell only the model's own program of them."""
     for op, places in enumerate(graph.places):
         part.set_mode(op, places[0].layer.acts)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import numpy as np
 
 from .. import initializers
 from .._checks import integer, number, seed_of
 from .._dispatch import kernels
+from .._types import ArrayLike, DTypeLike
 from .base import Layer, Parametric, width_of
 
 __all__ = ["Linear"]
@@ -60,29 +63,31 @@ class Linear(Parametric):
 
     op = "linear"
     torch_name = "Linear"
-    positional = ("in_features", "out_features")
+    weight_init: Any
+    bias_init: Any
+    positional: ClassVar[tuple[str, ...]] = ("in_features", "out_features")
     _fixed = ("in_features", "out_features", "has_bias", "l1", "l2", "seed", "weight_init", "bias_init")
 
     def __init__(
         self,
-        in_features,
-        out_features,
-        bias=True,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
         *,
-        weight_init="default",
-        bias_init="default",
-        l1=0.0,
-        l2=0.0,
-        dtype="float32",
-        seed=None,
-    ):
-        self.in_features = integer("in_features", in_features, 1)
-        self.out_features = integer("out_features", out_features, 1)
-        self.has_bias = bool(bias)
-        self.l1 = number("l1", l1, 0.0)
-        self.l2 = number("l2", l2, 0.0)
+        weight_init: Any = "default",
+        bias_init: Any = "default",
+        l1: float = 0.0,
+        l2: float = 0.0,
+        dtype: DTypeLike = "float32",
+        seed: Any = None,
+    ) -> None:
+        self.in_features: int = integer("in_features", in_features, 1)
+        self.out_features: int = integer("out_features", out_features, 1)
+        self.has_bias: bool = bool(bias)
+        self.l1: float = number("l1", l1, 0.0)
+        self.l2: float = number("l2", l2, 0.0)
         super().__init__(dtype)
-        self.seed = seed_of(seed)
+        self.seed: int | None = seed_of(seed)
         self.weight_init, self.bias_init = (
             init if isinstance(init, str) and init == "default" else initializers.get(init, name)
             for name, init in (("weight_init", weight_init), ("bias_init", bias_init))
@@ -112,7 +117,7 @@ class Linear(Parametric):
         return values.astype(self.dtype)
 
     @classmethod
-    def of(cls, weight, bias=None) -> Linear:
+    def of(cls, weight: np.ndarray, bias: ArrayLike | None = None) -> Linear:
         """A layer with copies of these arrays, of the weight's dtype.
 
         Parameters
@@ -137,14 +142,14 @@ class Linear(Parametric):
             layer.bias = bias
         return layer
 
-    def parameter_shapes(self):
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.in_features, self.out_features)}
         return shapes | {"bias": (self.out_features,)} if self.has_bias else shapes
 
-    def output_shape(self, shape):
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (*shape[:-1], self.out_features)
 
-    def flops(self, shape):
+    def flops(self, shape: tuple[int, ...]) -> int:
         return 2 * self.in_features * self.out_features  # a product and a sum for each weight
 
     @classmethod
@@ -211,7 +216,7 @@ class Linear(Parametric):
         value = super()._argument(name)
         return initializers.config_of(value) if name in ("weight_init", "bias_init") else value
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, without dtype and seed; penalties and initialisers only where they are in use.
 
         Returns

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from .._checks import flag, fraction, integer, positive
+from .._types import DTypeLike
 from .base import Layer, Parametric, width_of
 
 __all__ = ["BatchNorm1d", "LayerNorm"]
@@ -17,17 +18,17 @@ class Norm(Parametric, abstract=True):
 
     _fixed = ("num_features", "normalized_shape", "elementwise_affine", "eps", "momentum", "affine", "has_bias")
 
-    def __init__(self, features: int, eps: float, weight: bool, bias: bool, dtype):
+    def __init__(self, features: int, eps: float, weight: bool, bias: bool, dtype: Any) -> None:
         super().__init__(dtype)
         self._features = features
-        self.eps = positive("eps", eps)
+        self.eps: float = positive("eps", eps)
         self._has_weight, self._has_bias = weight, bias
 
     def _draw(self, bits):
         ones, zeros = np.ones(self._features, self.dtype), np.zeros(self._features, self.dtype)
         return {"weight": ones if self._has_weight else None, "bias": zeros if self._has_bias else None}
 
-    def parameter_shapes(self):
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         has = {"weight": self._has_weight, "bias": self._has_bias}
         return {name: (self._features,) for name, there in has.items() if there}
 
@@ -97,13 +98,21 @@ class BatchNorm1d(Norm):
 
     op = "batch_norm"
     torch_name = "BatchNorm1d"
-    statistic_names = ("running_mean", "running_var")
+    statistic_names: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
     _tracked = 0  # batches, as long as the layer is used alone
 
-    def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, *, dtype="float32"):
-        self.num_features = integer("num_features", num_features, 1)
-        self.momentum = None if momentum is None else fraction("momentum", momentum)
-        self.affine = flag("affine", affine)
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        *,
+        dtype: DTypeLike = "float32",
+    ) -> None:
+        self.num_features: int = integer("num_features", num_features, 1)
+        self.momentum: float | None = None if momentum is None else fraction("momentum", momentum)
+        self.affine: bool = flag("affine", affine)
         super().__init__(self.num_features, eps, self.affine, self.affine, dtype)
 
     def _draw(self, bits):
@@ -113,7 +122,7 @@ class BatchNorm1d(Norm):
         }
         return super()._draw(bits) | statistics
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_tracked": self.num_batches_tracked}
 
     def _join(self, program, op, dtype, bits):
@@ -182,21 +191,21 @@ class BatchNorm1d(Norm):
         self._c_gradients(code, g, f"({code.sources[0]}[j] - {mean}[j]) * {inverse}[j]")
 
     @property
-    def running_mean(self):
+    def running_mean(self) -> Any:
         """The running means of the features. Assigning copies the numbers into it."""
         return self._array("running_mean")
 
     @running_mean.setter
-    def running_mean(self, value):
+    def running_mean(self, value: Any) -> None:
         self._assign("running_mean", value)
 
     @property
-    def running_var(self):
+    def running_var(self) -> Any:
         """The running variances of the features. Assigning copies the numbers into it."""
         return self._array("running_var")
 
     @running_var.setter
-    def running_var(self, value):
+    def running_var(self, value: Any) -> None:
         self._assign("running_var", value)
 
     @property
@@ -234,10 +243,18 @@ class LayerNorm(Norm):
     op = "layer_norm"
     torch_name = "LayerNorm"
 
-    def __init__(self, normalized_shape, eps=1e-5, elementwise_affine=True, bias=True, *, dtype="float32"):
-        self.normalized_shape = integer("normalized_shape", normalized_shape, 1)
-        self.elementwise_affine = flag("elementwise_affine", elementwise_affine)
-        self.has_bias = flag("bias", bias)
+    def __init__(
+        self,
+        normalized_shape: int,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike = "float32",
+    ) -> None:
+        self.normalized_shape: int = integer("normalized_shape", normalized_shape, 1)
+        self.elementwise_affine: bool = flag("elementwise_affine", elementwise_affine)
+        self.has_bias: bool = flag("bias", bias)
         weight = self.elementwise_affine
         super().__init__(self.normalized_shape, eps, weight, weight and self.has_bias, dtype)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._checks import integer, number
+from .._types import DTypeLike
 from .base import Layer, Parametric, width_of
 
 __all__ = ["PReLU"]
@@ -42,15 +43,15 @@ class PReLU(Parametric):
     has_bias = False
     _fixed = ("num_parameters", "init")
 
-    def __init__(self, num_parameters=1, init=0.25, *, dtype="float32"):
-        self.num_parameters = integer("num_parameters", num_parameters, 1)
-        self.init = number("init", init)
+    def __init__(self, num_parameters: int = 1, init: float = 0.25, *, dtype: DTypeLike = "float32") -> None:
+        self.num_parameters: int = integer("num_parameters", num_parameters, 1)
+        self.init: float = number("init", init)
         super().__init__(dtype)
 
     def _draw(self, bits):
         return {"weight": np.full(self.num_parameters, self.init, self.dtype), "bias": None}
 
-    def parameter_shapes(self):
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"weight": (self.num_parameters,)}
 
     def _in_features(self):

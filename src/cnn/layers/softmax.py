@@ -44,7 +44,7 @@ class Softmax(_AlongRows):
     """
 
     op = "softmax"
-    outputs = "probabilities"
+    outputs: str | None = "probabilities"
     torch_name = "Softmax"
 
     def _to_onnx(self, graph, x):
@@ -79,7 +79,7 @@ class LogSoftmax(_AlongRows):
     """y = x - log(sum(exp(x))), the sum over the row; the backward pass is dy - exp(y) sum(dy). For `NLLLoss`."""
 
     op = "log_softmax"
-    outputs = "log_probabilities"
+    outputs: str | None = "log_probabilities"
     torch_name = "LogSoftmax"
 
     def _to_onnx(self, graph, x):

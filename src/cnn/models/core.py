@@ -70,18 +70,18 @@ class Core:
         If widths do not follow from one another, or a layer is used twice.
     """
 
-    def __init__(self, layers: list, dtype, seed: int | None):
+    def __init__(self, layers: list[Any], dtype: Any, seed: int | None) -> None:
         self.kernels = kernels(dtype)
         self.dtype: np.dtype = self.kernels.DTYPE
         self.seed = seed
         self.state = TrainingState(int.from_bytes(os.urandom(8), "little") >> 1 if seed is None else seed)
-        self.graph = _graph_of(layers)
+        self.graph: Any = _graph_of(layers)
         self.parametric: list[tuple[int, Place]] = self.graph.parameters()
         self.program: Any = None
         self.optimizer: Any = None
         self._minimizer: Any = None
-        self.held: tuple | None = None  # what `Objective.hold` notes
-        self._rates: tuple = (0, (), None)  # of some steps or epochs ahead: the first, rates, and what they are made of
+        self.held: tuple[Any, ...] | None = None  # what `Objective.hold` notes
+        self._rates: Any = (0, (), None)  # of some steps or epochs ahead: the first, rates, and what they are made of
         self.fitting = False
         self.nested = False
         self._derivatives: Any = None
@@ -117,7 +117,7 @@ class Core:
         self.program, self._derivatives, self._first = _Part(self), None, {}
         self._minimizer = self.held = None
 
-    def clone(self, model: Any, layers: list, made: dict[int, Any]) -> None:
+    def clone(self, model: Any, layers: list[Any], made: dict[int, Any]) -> None:
         """Give a model that is made of twins of this one's layers a core like this one, in memory of its own.
 
         made: the twins by the ids of the layers. All that training depends on is copied, but for the gradients.
@@ -175,7 +175,7 @@ class Core:
             self.program = self._with(native, loss)
 
     @classmethod
-    def part(cls, model: Any, layers: list) -> Core:
+    def part(cls, model: Any, layers: list[Any]) -> Core:
         """The core of some of a model's layers, on the model's own memory."""
         core = object.__new__(cls)
         core.kernels, core.dtype, core.seed = model._core.kernels, model._core.dtype, None
@@ -188,14 +188,14 @@ class Core:
         return core
 
     @property
-    def derivatives(self):
+    def derivatives(self) -> Any:
         """The native derivative products; made when first needed."""
         if self._derivatives is None:
             native = getattr(self.program, "native", None)  # which makes a part's program, too
             self._derivatives = self.kernels.Derivatives(self.program if native is None else native)
         return self._derivatives
 
-    def first(self, layers: list) -> Any:
+    def first(self, layers: list[Any]) -> Any:
         """The program of the first so many layers, on this one's memory; made when first needed."""
         if len(layers) not in self._first:
             self._first[len(layers)] = part(self.kernels, _graph_of(layers, self.in_features))
@@ -268,7 +268,7 @@ class Core:
         objective.begin()
         return self.optimizer.iterate(self._minimizer, objective, lr)
 
-    def whole_step(self, x, y, sample_weight, threads: int) -> float:
+    def whole_step(self, x: Any, y: Any, sample_weight: Any, threads: int) -> float:
         """`train_step` with such an optimiser: an iteration on these rows; the loss before it."""
         program = self.program
         x, y, w = program.flattened(x, y, sample_weight)
@@ -353,7 +353,7 @@ class _Part:
         return getattr(made, name)
 
 
-def _graph_of(layers: list, width: int | None = None) -> Graph:
+def _graph_of(layers: list[Any], width: int | None = None) -> Graph:
     width = in_features(layers) if width is None else width
     if width is None:
         raise ValueError("layers: expected at least one Linear, got none: nothing says how wide the input is")

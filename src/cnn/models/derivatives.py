@@ -12,9 +12,10 @@ import numpy as np
 
 from .._sparse import is_sparse
 from .._threads import get_num_threads
+from .._types import Array, ArrayLike
 
 
-def vjp(self: Any, x, v, parameters=False, outputs=False):
+def vjp(self: Any, x: ArrayLike, v: ArrayLike, parameters: bool = False, outputs: bool = False) -> Any:
     """v^T J: the vector-Jacobian product with respect to the inputs and, asked for, the parameters.
 
     The model is in evaluation mode, as in all derivative products. A pending `backward` needs another forward pass
@@ -45,7 +46,7 @@ def vjp(self: Any, x, v, parameters=False, outputs=False):
     return wanted if len(wanted) > 1 else wanted[0]
 
 
-def jvp(self: Any, x, t=None, parameters=None):
+def jvp(self: Any, x: ArrayLike, t: ArrayLike | None = None, parameters: ArrayLike | None = None) -> Array:
     """J t: the Jacobian-vector product, along tangents of the inputs and of the parameters.
 
     Parameters
@@ -70,7 +71,7 @@ def jvp(self: Any, x, t=None, parameters=None):
     return self._core.derivatives.jvp(x, t, parameters, get_num_threads())[1]
 
 
-def jacobian(self: Any, x) -> np.ndarray:
+def jacobian(self: Any, x: Any) -> Array:
     """The Jacobian of each row, by min(in_features, out_features) products: for small networks.
 
     Parameters
@@ -102,7 +103,7 @@ def jacobian(self: Any, x) -> np.ndarray:
     return result
 
 
-def grad_input(self: Any, x, y=None) -> np.ndarray:
+def grad_input(self: Any, x: Any, y: ArrayLike | None = None) -> Array:
     """The gradient of the loss with respect to x; without y, that of the only output.
 
     The model is in evaluation mode. A pending `backward` needs another forward pass afterwards.
@@ -138,7 +139,7 @@ def grad_input(self: Any, x, y=None) -> np.ndarray:
     return gradient
 
 
-def hvp(self: Any, x, y, v) -> np.ndarray:
+def hvp(self: Any, x: ArrayLike, y: ArrayLike, v: ArrayLike) -> Array:
     """Hessian of the loss in the parameters times v, exact (Pearlmutter, 1994); about 2.7 times a gradient's work.
 
     Penalties are part of the loss: l2 adds 2 l2 v. ReLU and its like have the second derivative 0 wherever they
@@ -168,7 +169,7 @@ def hvp(self: Any, x, y, v) -> np.ndarray:
     return _curvature(self, x, y, v, False)
 
 
-def gnvp(self: Any, x, y, v) -> np.ndarray:
+def gnvp(self: Any, x: ArrayLike, y: ArrayLike, v: ArrayLike) -> Array:
     """Gauss-Newton matrix of the loss, J^T (d2 loss / d outputs2) J, times v; as `hvp`.
 
     Positive semi-definite where the loss is convex in the outputs, as all of the library's but `GaussianNLLLoss` are.
@@ -194,7 +195,14 @@ def gnvp(self: Any, x, y, v) -> np.ndarray:
     return _curvature(self, x, y, v, True)
 
 
-def hvp_input(self: Any, x, v, y=None, grad_output=None, parameters=False):
+def hvp_input(
+    self: Any,
+    x: Any,
+    v: ArrayLike,
+    y: ArrayLike | None = None,
+    grad_output: ArrayLike | None = None,
+    parameters: bool = False,
+) -> Any:
     """Hessian with respect to the inputs times v, row by row.
 
     Parameters
@@ -231,7 +239,7 @@ def hvp_input(self: Any, x, v, y=None, grad_output=None, parameters=False):
     return (of_inputs, mixed) if parameters else of_inputs
 
 
-def hessian_operator(self: Any, x, y, gauss_newton=False):
+def hessian_operator(self: Any, x: ArrayLike, y: ArrayLike, gauss_newton: bool = False) -> Any:
     """`hvp` or `gnvp` as a linear operator of SciPy, for `eigsh`, `cg` and the like.
 
     It keeps copies of x and y, and uses the parameters as they are when it is applied.

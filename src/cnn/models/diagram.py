@@ -7,6 +7,7 @@ no two lines cross. matplotlib draws it.
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def contents(model: Any) -> list[Box | Fork]:
     return [Box("inputs", "", "end", f"{graph.widths[0]:,}"), *inside, end]
 
 
-def plot(model: Any, path) -> Any:
+def plot(model: Any, path: str | os.PathLike[str] | None) -> Any:
     """See `Sequential.plot`."""
     parts = contents(model)
     total = f"{model._core.program.n_parameters:,} parameters, {model.dtype}"
@@ -147,7 +148,7 @@ def extent(chain: list[Box | Fork]) -> tuple[float, float]:
     return max(width for width, _ in sizes), sum(height for _, height in sizes) + DOWN * (len(sizes) - 1)
 
 
-def figure(parts: list[Box | Fork], title: str):
+def figure(parts: list[Box | Fork], title: str) -> Any:
     """The picture as a matplotlib figure."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Ellipse, FancyArrowPatch, FancyBboxPatch

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from .. import optim
+from .. import losses, optim
 from .._checks import choice, flag, integer, seed_of
 from .._threads import get_num_threads, threads_for
+from .._types import Array, ArrayLike, DTypeLike
 from ..optim.many import ManyOptimizers
 from ..training import many
 from ..training.many import ManyHistory
@@ -63,9 +65,11 @@ class Ensemble:
     ((5, 8), (8, 50, 1))
     """
 
-    def __init__(self, layers, members, optimizer=None, dtype="float32", seed=None):
+    def __init__(
+        self, layers: Any, members: int, optimizer: Any = None, dtype: DTypeLike = "float32", seed: Any = None
+    ) -> None:
         members = integer("members", members, 1)
-        self.seed = seed_of(seed)
+        self.seed: int | None = seed_of(seed)
         if self.seed is not None and self.seed + members > 2**63:
             raise ValueError(f"seed: expected at most 2**63 - members, got {seed}")
         layers = list(layers) if hasattr(layers, "__iter__") else layers
@@ -74,7 +78,7 @@ class Ensemble:
         self.optimizer = optimizer
 
     @classmethod
-    def of(cls, models) -> Ensemble:
+    def of(cls, models: Any) -> Ensemble:
         """An ensemble of copies of models of one shape, with their optimizers and the state of their training.
 
         Parameters
@@ -116,7 +120,7 @@ class Ensemble:
         self._crew: Any = None  # the native programs that train together, made when first needed
         self.history: ManyHistory | None = None
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_crew": None}  # for copies and pickle
 
     # what members have in common --------------------------------------------------------------------------------------
@@ -124,14 +128,14 @@ class Ensemble:
     def __len__(self) -> int:
         return len(self._members)
 
-    def __getitem__(self, i) -> Sequential:
+    def __getitem__(self, i: Any) -> Sequential:
         """A copy of a member, with its parameters, its optimizer and the state of its training."""
         i = integer("i", i, -len(self), len(self) - 1) % len(self)
         model = copy.deepcopy(self._members[i])
         model.history = None if self.history is None else self.history.of(i)
         return model
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Sequential]:
         return map(self.__getitem__, range(len(self)))
 
     def __repr__(self) -> str:
@@ -143,17 +147,17 @@ class Ensemble:
         return self._members[0].dtype
 
     @property
-    def loss(self):
+    def loss(self) -> losses.Loss | None:
         """The loss, or None."""
         return self._members[0].loss
 
     @property
-    def optimizer(self):
+    def optimizer(self) -> Any:
         """The optimiser, or None; setting another one begins anew, as for `Sequential`."""
         return self._optimizer
 
     @optimizer.setter
-    def optimizer(self, optimizer):
+    def optimizer(self, optimizer: Any) -> None:
         if isinstance(optimizer, ManyOptimizers) and optimizer.members != len(self):
             raise ValueError(
                 f"optimizer: expected {len(self)} numbers in arrays, one a member, got {optimizer.members}"
@@ -170,12 +174,12 @@ class Ensemble:
         return self._members[0]._core.program.n_parameters
 
     @property
-    def parameters(self) -> np.ndarray:
+    def parameters(self) -> Array:
         """A copy of all parameters, (members, n_parameters), rows as `Sequential.parameters`. Assigning sets them."""
         return np.stack([member.parameters for member in self._members])
 
     @parameters.setter
-    def parameters(self, rows):
+    def parameters(self, rows: Any) -> None:
         rows = np.asarray(rows)
         if rows.shape != (len(self), self.n_parameters):
             raise ValueError(f"parameters: expected shape {(len(self), self.n_parameters)}, got {rows.shape}")
@@ -193,7 +197,7 @@ class Ensemble:
         states = [member.state_dict() for member in self._members]
         return {name: np.stack([state[name] for state in states]) for name in states[0]}
 
-    def load_weights(self, state_dict) -> None:
+    def load_weights(self, state_dict: Any) -> None:
         """Set the parameters of all members: all of them, or none if anything does not fit.
 
         Parameters
@@ -220,7 +224,7 @@ class Ensemble:
 
     # data -------------------------------------------------------------------------------------------------------------
 
-    def _own(self, a, dims: int, name: str) -> list | None:
+    def _own(self, a, dims: int, name: str) -> list[Any] | None:
         """An array for each member, or None: all share it. dims: axes of one member's."""
         if isinstance(a, (list, tuple)) and a and all(isinstance(part, np.ndarray) for part in a):
             if a[0].ndim < dims:  # rows of one array
@@ -233,7 +237,7 @@ class Ensemble:
             raise ValueError(f"{name}: expected data for each of {len(self)} members, got {len(a)}")
         return list(a)
 
-    def _data(self, x, y, w, names: Any = ("x", "y", "sample_weight")) -> tuple[list, bool]:
+    def _data(self, x, y, w, names: Any = ("x", "y", "sample_weight")) -> tuple[list[Any], bool]:
         """(x, y, w) of each member, or of all; whether all share it."""
         own_x = self._own(x, 2, names[0])
         ys, ws = y, w
@@ -249,7 +253,7 @@ class Ensemble:
         ws = [w] * n if ws is None else ws
         return list(zip(xs, ys, ws, strict=True)), False
 
-    def _own_targets(self, y, own_x, x, name: str) -> list | None:
+    def _own_targets(self, y, own_x, x, name: str) -> list[Any] | None:
         """Targets of each member, or None: all share them."""
         if isinstance(y, (list, tuple)) and y and isinstance(y[0], np.ndarray) and (own_x is not None or y[0].ndim > 1):
             return self._own(y, y[0].ndim, name)
@@ -260,7 +264,7 @@ class Ensemble:
         shared = own_x is None and y.ndim == 2 and y.shape == (rows, self._members[0]._core.out_features)
         return None if shared else list(y)
 
-    def bootstrap_rows(self, n) -> np.ndarray:
+    def bootstrap_rows(self, n: int) -> np.ndarray:
         """The rows that each member draws, with replacement, in ``fit(..., bootstrap=True)``; they depend on its seed.
 
         Parameters
@@ -279,25 +283,25 @@ class Ensemble:
 
     def fit(
         self,
-        x,
-        y,
+        x: ArrayLike,
+        y: ArrayLike,
         *,
-        epochs=1,
-        batch_size="auto",
-        shuffle="own",
-        bootstrap=False,
-        validation_data=None,
-        validation_split=0.0,
-        sample_weight=None,
-        class_weight=None,
-        metrics=(),
-        early_stopping=None,
-        steps_per_epoch=None,
-        drop_last=False,
-        accumulation_steps=1,
-        threads=None,
-        progress="auto",
-        verbose=None,
+        epochs: int = 1,
+        batch_size: int | str | None = "auto",
+        shuffle: bool | str = "own",
+        bootstrap: bool = False,
+        validation_data: Any = None,
+        validation_split: float = 0.0,
+        sample_weight: ArrayLike | None = None,
+        class_weight: Any = None,
+        metrics: Any = (),
+        early_stopping: Any = None,
+        steps_per_epoch: int | None = None,
+        drop_last: bool = False,
+        accumulation_steps: int = 1,
+        threads: int | None = None,
+        progress: bool | str = "auto",
+        verbose: int | None = None,
     ) -> ManyHistory:
         """Train all members for a number of epochs, natively and at once.
 
@@ -389,7 +393,7 @@ class Ensemble:
         )  # fmt: skip
         return self.history
 
-    def train_step(self, x, y, sample_weight=None) -> np.ndarray:
+    def train_step(self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
         """A step of every member: forward, loss, backward and the optimiser's step, in one native call.
 
         Parameters
@@ -427,7 +431,14 @@ class Ensemble:
 
     # evaluation and prediction ----------------------------------------------------------------------------------------
 
-    def evaluate(self, x, y, sample_weight=None, metrics=(), threads=None) -> dict[str, np.ndarray]:
+    def evaluate(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        metrics: Any = (),
+        threads: int | None = None,
+    ) -> dict[str, np.ndarray]:
         """The loss and the metrics of every member, in evaluation mode.
 
         Parameters
@@ -463,7 +474,9 @@ class Ensemble:
         rows = many.Rows(self._members, data, many.Names(), False, None, shared)
         return many.scores(self._members, rows, threads_for(threads))
 
-    def predict(self, x, reduce=None, quantiles=(0.05, 0.5, 0.95), threads=None) -> Any:
+    def predict(
+        self, x: ArrayLike, reduce: str | None = None, quantiles: Any = (0.05, 0.5, 0.95), threads: int | None = None
+    ) -> Any:
         """The outputs of every member, or what is made of them, in evaluation mode.
 
         Parameters
@@ -524,7 +537,7 @@ class Ensemble:
             found.append(getattr(member, name)(*own))
         return found
 
-    def loss_and_grad(self, x, y) -> tuple[np.ndarray, np.ndarray]:
+    def loss_and_grad(self, x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
         """The loss of every member and its gradient: see `Sequential.loss_and_grad`.
 
         Parameters
@@ -549,7 +562,7 @@ class Ensemble:
         found = [m.loss_and_grad(a, t) for m, (a, t, _) in zip(self._members, data, strict=True)]
         return np.array([loss for loss, _ in found]), np.stack([gradient for _, gradient in found])
 
-    def vjp(self, x, v) -> np.ndarray:
+    def vjp(self, x: ArrayLike, v: ArrayLike) -> Array:
         """v^T J of every member with respect to the inputs: see `Sequential.vjp`.
 
         Parameters
@@ -563,7 +576,7 @@ class Ensemble:
         """
         return np.stack(self._each("vjp", (x, 2), (v, 2)))
 
-    def jvp(self, x, t=None, parameters=None) -> np.ndarray:
+    def jvp(self, x: ArrayLike, t: ArrayLike | None = None, parameters: ArrayLike | None = None) -> Array:
         """J t of every member: see `Sequential.jvp`.
 
         Parameters
@@ -578,7 +591,7 @@ class Ensemble:
         """
         return np.stack(self._each("jvp", (x, 2), (t, 2), (parameters, 1)))
 
-    def hvp(self, x, y, v) -> np.ndarray:
+    def hvp(self, x: ArrayLike, y: ArrayLike, v: ArrayLike) -> Array:
         """The Hessian of every member's loss in its parameters times v: see `Sequential.hvp`.
 
         Parameters
@@ -596,7 +609,7 @@ class Ensemble:
         vs = self._own(v, 1, "v") or [v] * len(self)
         return np.stack([m.hvp(a, t, u) for m, (a, t, _), u in zip(self._members, data, vs, strict=True)])
 
-    def train(self, mode=True) -> Ensemble:
+    def train(self, mode: bool = True) -> Ensemble:
         """Training mode, or with False evaluation mode, as `Sequential.train`.
 
         Parameters
@@ -624,7 +637,7 @@ class Ensemble:
 
     # files ------------------------------------------------------------------------------------------------------------
 
-    def save(self, path, *, training_state=False) -> None:
+    def save(self, path: str | os.PathLike[str], *, training_state: bool = False) -> None:
         """Write all members to one safetensors file; see `Ensemble.load`.
 
         Parameters
@@ -650,7 +663,7 @@ class Ensemble:
         ensemble_file.save(self, path, flag("training_state", training_state))
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Ensemble:
+    def load(cls, path: str | os.PathLike[str]) -> Ensemble:
         """The ensemble that `save` wrote.
 
         Parameters

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .._checks import integer, positive
+from .._types import ArrayLike
 from .sequential import Sequential
 
 __all__ = ["Check", "GradcheckReport", "gradcheck"]
@@ -71,7 +72,16 @@ class GradcheckReport:
         return "\n".join(map(str, self.checks))
 
 
-def gradcheck(model, x, y=None, *, rtol=1e-6, samples=1000, seed=0, raises=False) -> GradcheckReport:
+def gradcheck(
+    model: Any,
+    x: ArrayLike,
+    y: ArrayLike | None = None,
+    *,
+    rtol: float = 1e-6,
+    samples: int = 1000,
+    seed: int = 0,
+    raises: bool = False,
+) -> GradcheckReport:
     """Compare a model's derivatives with central differences of order 4.
 
     Checked are the gradient of the loss in the parameters and in x, and a Hessian product along a random direction
@@ -201,12 +211,12 @@ def _chosen(n: int, samples: int, random: np.random.Generator) -> np.ndarray:
     return np.arange(n) if n <= samples else np.sort(random.choice(n, samples, replace=False))
 
 
-def _difference(f: Callable, h: float) -> Any:
+def _difference(f: Callable[..., Any], h: float) -> Any:
     """f'(0) by the central difference of order 4."""
     return (f(-2 * h) - 8 * f(-h) + 8 * f(h) - f(2 * h)) / (12 * h)
 
 
-def _partial(f: Callable, at: np.ndarray) -> Callable[[int, int], float]:
+def _partial(f: Callable[..., Any], at: np.ndarray) -> Callable[[int, int], float]:
     """Derivatives of f(vector) by an element, with the step of that number."""
 
     def derivative(i: int, step: int) -> float:
@@ -220,7 +230,9 @@ def _partial(f: Callable, at: np.ndarray) -> Callable[[int, int], float]:
     return derivative
 
 
-def _compare(what: str, names, chosen: np.ndarray, computed: np.ndarray, difference: Callable, rtol: float, scale):
+def _compare(
+    what: str, names, chosen: np.ndarray, computed: np.ndarray, difference: Callable[..., Any], rtol: float, scale
+):
     """The check of some numbers; `difference(i, step)` is what number i should be."""
     bounds = np.cumsum([0, *(int(np.prod(shape)) for _, shape in names)])
     worst = (-1.0, "", 0.0, 0.0)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .._types import ArrayLike
+
 
 class PythonLoss:
     """A program whose loss is called between the native forward and the native backward pass; no update is fused.
@@ -22,26 +24,26 @@ class PythonLoss:
     loss : CallableLoss
     """
 
-    def __init__(self, native: Any, loss: Any):
+    def __init__(self, native: Any, loss: Any) -> None:
         self.native = native
         self.loss = loss
-        self.mean = loss.reduction == "mean"
+        self.mean: Any = loss.reduction == "mean"
         self._gradient: np.ndarray | None = None  # of the outputs, by the last `forward` with targets
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.native, name)
 
-    def targets(self, y, batch: int, name: str = "targets") -> np.ndarray:
+    def targets(self, y: Any, batch: int, name: str = "targets") -> np.ndarray:
         y = np.asarray(y)
         if y.ndim == 0 or len(y) != batch:
             got = "none" if y.ndim == 0 else len(y)
             raise ValueError(f"{name}: expected {batch} rows, as many as x has, got {got}")
         return y
 
-    def weights(self, w, batch: int, name: str = "sample_weight"):
+    def weights(self, w: Any, batch: int, name: str = "sample_weight") -> None:
         raise ValueError(f"{name}: expected none with a loss of your own, which weighs the rows itself")
 
-    def forward(self, x, y, threads: int, training: bool = True):
+    def forward(self, x: Any, y: Any, threads: int, training: bool = True) -> Any:
         self._gradient = None
         if y is None:
             return self.native.forward(x, None, threads, training)
@@ -53,21 +55,21 @@ class PythonLoss:
         value, self._gradient = self.loss.value_and_gradient(outputs, y)
         return value + self.native.penalty()
 
-    def backward(self, grad_output, threads: int, weights: bool = True) -> np.ndarray | None:
+    def backward(self, grad_output: ArrayLike | None, threads: int, weights: bool = True) -> np.ndarray | None:
         own, self._gradient = self._gradient if grad_output is None else None, None
         grad_x = self.native.backward(grad_output if own is None else own, threads, weights)
         if own is not None and weights:
             self.native.penalty(True)
         return grad_x
 
-    def loss_and_grad(self, x, y, threads: int, training: bool = True) -> tuple[float, np.ndarray]:
+    def loss_and_grad(self, x: Any, y: Any, threads: int, training: bool = True) -> tuple[float, np.ndarray]:
         loss = self.forward(x, y, threads, training)
         self.native.zero_grads()
         self.backward(None, threads)
         self.native.forget("loss_and_grad has run since")
         return loss, self.native.gradients
 
-    def train_step(self, x, y, threads: int, w=None, rates=None) -> float:
+    def train_step(self, x: Any, y: Any, threads: int, w: Any = None, rates: Any = None) -> float:
         if w is not None:
             self.weights(w, 0)
         loss = self.forward(x, y, threads)
@@ -78,7 +80,21 @@ class PythonLoss:
             self.native.clear_padding()
         return loss
 
-    def train_batches(self, x, y, w, order, start, stop, batch_size, rates, out, threads, accumulate, totals) -> int:
+    def train_batches(
+        self,
+        x: Any,
+        y: Any,
+        w: Any,
+        order: Any,
+        start: Any,
+        stop: Any,
+        batch_size: int,
+        rates: Any,
+        out: np.ndarray | None,
+        threads: int | None,
+        accumulate: bool,
+        totals: Any,
+    ) -> int:
         native = self.native
         group = accumulate * batch_size
         for step, first in enumerate(range(start, stop, group)):
@@ -104,10 +120,21 @@ class PythonLoss:
 
     separable = False  # a function of all outputs
 
-    def weight_of(self, y, w) -> float:
+    def weight_of(self, y: Any, w: Any) -> float:
         return len(y)
 
-    def sweep(self, x, y, w, start, stop, whole, out, threads, totals) -> None:
+    def sweep(
+        self,
+        x: Any,
+        y: Any,
+        w: Any,
+        start: Any,
+        stop: Any,
+        whole: Any,
+        out: np.ndarray | None,
+        threads: int | None,
+        totals: Any,
+    ) -> None:
         native, rows = self.native, stop - start
         outputs = native.forward(x, None, threads)
         value, gradient = self.loss.value_and_gradient(outputs, y)
@@ -117,6 +144,6 @@ class PythonLoss:
             out[...] = outputs
         totals += np.array((value * rows if self.mean else value, rows, 0, rows))
 
-    def evaluate(self, x, y, w, threads: int) -> tuple[float, float, int]:
+    def evaluate(self, x: Any, y: Any, w: Any, threads: int) -> tuple[float, float, int]:
         value, _ = self.loss.value_and_gradient(self.native.predict(x, None, threads), y)
         return value * len(x) if self.mean else value, len(x), 0

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from .._threads import get_num_threads
+from .._types import Array, ArrayLike
 
 ORDERS = (1, 2, "laplacian")
 NAMES = ("u", "du", "d2u")
 
 
-def derivatives(self: Any, x, order: Any = 2) -> tuple[np.ndarray, ...]:
+def derivatives(self: Any, x: ArrayLike, order: Any = 2) -> tuple[Array, ...]:
     """The outputs and their first and second derivatives by each input, exact, in one forward pass.
 
     All threads share the rows; the numbers do not depend on how many there are.
@@ -56,7 +57,7 @@ def derivatives(self: Any, x, order: Any = 2) -> tuple[np.ndarray, ...]:
     return _shown(jets(core.derivatives, core.program.inputs(x), seconds, get_num_threads()), order)
 
 
-def residual_loss_and_grad(self: Any, x, f: Callable, order: Any = 2) -> tuple[float, np.ndarray]:
+def residual_loss_and_grad(self: Any, x: Any, f: Callable[..., tuple[Any, ...]], order: Any = 2) -> tuple[float, Array]:
     """A loss of the outputs and their derivatives by the inputs, and its exact gradient in the parameters.
 
     What `loss_and_grad` is for the model's own loss: for physics-informed networks and other losses on derivatives. The

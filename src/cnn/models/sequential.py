@@ -12,8 +12,8 @@ import inspect
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, overload
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from .._checks import foreign, fraction, in_range, integer, seed_of, transposed
 from .._configurable import object_for
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
+from .._types import Array, ArrayLike, DTypeLike
 from ..files import checkpoint
 from ..layers import Layer
 from ..layers.graph import computes_natively
@@ -85,13 +86,15 @@ class Sequential(layers.Chain):
 
     _fixed = ("layers", "seed")
 
-    def __init__(self, layers, optimizer=None, dtype="float32", seed=None, *rest):
+    def __init__(
+        self, layers: Any, optimizer: Any = None, dtype: DTypeLike = "float32", seed: Any = None, *rest: Any
+    ) -> None:
         if rest or (isinstance(layers, Layer) and isinstance(optimizer, (Layer, losses.Loss))):
             raise TypeError(f"layers: expected one list, Sequential([{layers!r}, ...]), got one layer after another")
         kernels(dtype)  # the first argument to be wrong is the first to be named
         parts, self._loss = _split(layers)
-        self.layers = _in_no_other_model(parts)
-        self.seed = seed_of(seed)
+        self.layers: list[Layer] = _in_no_other_model(parts)
+        self.seed: int | None = seed_of(seed)
         self._core = Core(self.layers, dtype, self.seed)
         self._core.compile(self, self._loss)
         self.optimizer = optimizer
@@ -108,7 +111,7 @@ class Sequential(layers.Chain):
         return self._loss
 
     @loss.setter
-    def loss(self, loss):
+    def loss(self, loss: Any) -> None:
         loss = _as_loss(loss)
         if loss is not None and not isinstance(loss, losses.Loss):
             mend = object_for(loss, losses.Loss.known)
@@ -125,7 +128,7 @@ class Sequential(layers.Chain):
         return self._core.optimizer
 
     @optimizer.setter
-    def optimizer(self, optimizer):
+    def optimizer(self, optimizer: Any) -> None:
         if optimizer is not None and not isinstance(optimizer, optim.Optimizer):
             mend = object_for(optimizer, optim.Optimizer.known)
             raise TypeError(f"optimizer: expected an optimiser such as cnn.SGD(), got {optimizer!r}{mend}")
@@ -137,7 +140,7 @@ class Sequential(layers.Chain):
         return self._core.state.training
 
     @training.setter
-    def training(self, mode):
+    def training(self, mode: Any) -> None:
         self._core.state.training = bool(mode)
         for layer in self.layers:
             layer.training = mode
@@ -148,7 +151,7 @@ class Sequential(layers.Chain):
         return self._core.state.history
 
     @history.setter
-    def history(self, history):
+    def history(self, history: Any) -> None:
         self._core.state.history = history
 
     @property
@@ -174,7 +177,11 @@ class Sequential(layers.Chain):
 
     # the explicit loop ------------------------------------------------------------------------------------------------
 
-    def forward(self, x, targets=None):
+    @overload
+    def forward(self, x: Any, targets: None = None) -> Array: ...
+    @overload
+    def forward(self, x: Any, targets: ArrayLike) -> float: ...
+    def forward(self, x: Any, targets: ArrayLike | None = None) -> Any:
         """Outputs, or with targets the loss; what `backward` needs is kept.
 
         Parameters
@@ -205,7 +212,7 @@ class Sequential(layers.Chain):
 
     __call__ = forward
 
-    def backward(self, grad_output=None, debug=False, parameters=True):
+    def backward(self, grad_output: ArrayLike | None = None, debug: bool = False, parameters: bool = True) -> Any:
         """Go back over the last `forward`; the gradients of the parameters are added to.
 
         Parameters
@@ -245,7 +252,7 @@ class Sequential(layers.Chain):
             raise
         return grad_x
 
-    def step(self, gradients=None) -> None:
+    def step(self, gradients: ArrayLike | None = None) -> None:
         """Take the optimiser's step with the gradients as they are, or with others.
 
         Parameters
@@ -265,7 +272,7 @@ class Sequential(layers.Chain):
             self.gradients = gradients
         self._core.program.step(self._core.rates())
 
-    def end_epoch(self, logs=None) -> None:
+    def end_epoch(self, logs: dict[str, Any] | None = None) -> None:
         """End an epoch of a loop of your own, as `fit` does by itself after each of its epochs.
 
         A schedule with ``interval="epoch"`` goes on to its next learning rate, and `ReduceLROnPlateau` counts the epoch
@@ -298,7 +305,7 @@ class Sequential(layers.Chain):
         """Set all gradients to zero."""
         self._core.program.zero_grads()
 
-    def loss_and_grad(self, x, y) -> tuple[float, np.ndarray]:
+    def loss_and_grad(self, x: Any, y: ArrayLike) -> tuple[float, Array]:
         """The loss and its gradient as one vector, in the order of `parameters`: what scipy.optimize wants.
 
         The model's gradients are this gradient afterwards. Training or evaluation mode, as it is set.
@@ -339,7 +346,7 @@ class Sequential(layers.Chain):
 
     # native training and prediction -----------------------------------------------------------------------------------
 
-    def train_step(self, x, y, sample_weight=None) -> float:
+    def train_step(self, x: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Forward, loss, backward and the optimiser's step in one native call.
 
         The step is fused into the computation of the gradients, which are not kept: `gradients` stay as they are. With
@@ -379,7 +386,7 @@ class Sequential(layers.Chain):
 
     stop_training = False  # set to True in a callback, ends fit after this batch or epoch
 
-    def hidden(self, x, k: int, threads=None) -> np.ndarray:
+    def hidden(self, x: Any, k: int, threads: int | None = None) -> Array:
         """The outputs of an inner layer in evaluation mode, fused and threaded as `predict` is.
 
         Parameters
@@ -417,7 +424,7 @@ class Sequential(layers.Chain):
     fit = fitting.fit
     evaluate = fitting.evaluate
 
-    def predict(self, x, out=None, threads=None):
+    def predict(self, x: Any, out: np.ndarray | None = None, threads: int | None = None) -> Array:
         """The outputs of the last layer (logits, where the loss is CrossEntropyLoss: see `predict_proba`) in evaluation
         mode.
 
@@ -450,7 +457,7 @@ class Sequential(layers.Chain):
         """
         return self._core.program.predict(x, out, threads_for(threads))
 
-    def predict_proba(self, x, threads=None):
+    def predict_proba(self, x: Any, threads: int | None = None) -> Array:
         """Probabilities, in evaluation mode: of what `predict` gives the softmax, where the loss is CrossEntropyLoss,
         or the sigmoid, where it is BCEWithLogitsLoss.
 
@@ -483,17 +490,17 @@ class Sequential(layers.Chain):
     # parameters -------------------------------------------------------------------------------------------------------
 
     @property
-    def parameters(self) -> np.ndarray:
+    def parameters(self) -> Array:
         """A copy of all parameters as one vector (n_parameters,), in the order of `state_dict`. Assigning sets them."""
         return self._core.program.parameters
 
     @parameters.setter
-    def parameters(self, vector):
+    def parameters(self, vector: Any) -> None:
         in_range("parameters", np.asarray(vector), self.dtype)
         self._core.program.set_parameters(vector)
 
     @property
-    def gradients(self) -> np.ndarray:
+    def gradients(self) -> Array:
         """A copy of all gradients as one vector (n_parameters,), in the order of `parameters`. Assigning sets them.
 
         Those of parameters that are not trained are always zero.
@@ -501,12 +508,12 @@ class Sequential(layers.Chain):
         return self._core.program.gradients
 
     @gradients.setter
-    def gradients(self, vector):
+    def gradients(self, vector: Any) -> None:
         in_range("gradients", np.asarray(vector), self.dtype)
         self._core.program.set_gradients(vector)
 
     @property
-    def averaged_parameters(self) -> np.ndarray:
+    def averaged_parameters(self) -> Array:
         """A copy of the parameters' moving average by the optimizer's `ema_decay`, (n_parameters,), in their order.
 
         Before the first step it is the parameters.
@@ -522,7 +529,7 @@ class Sequential(layers.Chain):
         return self.parameters if average is None else average
 
     @contextlib.contextmanager
-    def using_average(self):
+    def using_average(self) -> Iterator[Sequential]:
         """``with model.using_average():`` the parameters are `averaged_parameters`, and after it what they were before.
 
         For `predict`, `evaluate` and `save`; a step that is taken meanwhile is undone. The running statistics of
@@ -562,7 +569,9 @@ class Sequential(layers.Chain):
                 state[f"{place.key}.num_batches_tracked"] = np.array(self._core.program.tracked(op))
         return state
 
-    def load_weights(self, state_dict, config=None, verbose=False, partial=False) -> list[str] | None:
+    def load_weights(
+        self, state_dict: Any, config: dict[Any, Any] | None = None, verbose: bool = False, partial: bool = False
+    ) -> list[str] | None:
         """Set the parameters: all of them, or none if anything does not fit. With `partial`, those that fit.
 
         Parameters
@@ -678,7 +687,7 @@ class Sequential(layers.Chain):
         """
         return copy.deepcopy(self)
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: Any) -> Sequential:
         other = memo[id(self)] = object.__new__(type(self))
         own = other.__dict__
         made: dict[int, Any] = {}
@@ -708,7 +717,7 @@ class Sequential(layers.Chain):
         twin.__dict__["_core"] = Core.part(self, twin.layers)
         return twin
 
-    def copy_from(self, source) -> None:
+    def copy_from(self, source: Any) -> None:
         """Take over the parameters and the running statistics of a model of the same layers.
 
         Parameters
@@ -723,7 +732,7 @@ class Sequential(layers.Chain):
         """
         self.lerp(source, 1.0)
 
-    def lerp(self, source, tau) -> None:
+    def lerp(self, source: Any, tau: float) -> None:
         """Bring the parameters a part of the way to those of another model: p = p + tau (source's p - p).
 
         It is how target networks follow. The running statistics of `BatchNorm1d` go along, and frozen parameters too.
@@ -754,7 +763,7 @@ class Sequential(layers.Chain):
         if not mine.lerp(other, tau):
             raise ValueError(f"source: expected a model of the same layers,\n{self!r}, got\n{source!r}")
 
-    def get_config(self, loss=True) -> dict[str, Any]:
+    def get_config(self, loss: bool = True) -> dict[str, Any]:
         """All that `from_config` needs to build this model anew, as JSON can hold it; without the parameters.
 
         Parameters
@@ -781,7 +790,7 @@ class Sequential(layers.Chain):
         }
 
     @classmethod
-    def from_config(cls, config) -> Sequential:
+    def from_config(cls, config: Mapping[str, Any]) -> Sequential:
         """The model that `get_config` described, with new initial parameters.
 
         Parameters
@@ -806,7 +815,7 @@ class Sequential(layers.Chain):
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"config: not as get_config makes it: {error!r}") from error
 
-    def save(self, path, *, training_state=False, loss=True) -> None:
+    def save(self, path: str | os.PathLike[str], *, training_state: bool = False, loss: bool = True) -> None:
         """Write the model to a safetensors file; see `cnn.load`.
 
         The file is complete or not there: it is written under another name, flushed to disk and then renamed. A file
@@ -841,7 +850,7 @@ class Sequential(layers.Chain):
         """
         checkpoint.save(self, path, training_state, loss)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         """For pickle and joblib: the content of a file with the training state, without gradients; a loss of your own
         beside it, if pickle can write its function.
 
@@ -851,7 +860,7 @@ class Sequential(layers.Chain):
         layers = [(place.layer._training, place.layer._trainable) for place in self._core.graph.seen.values()]
         return checkpoint.from_bytes, (type(self), checkpoint.to_bytes(self), *own), (self._attributes(), layers)
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         """For pickle: what a file does not hold, attributes of a subclass, the layers' modes and what is trained."""
         attributes, layers = state
         self.__dict__.update(attributes)
@@ -864,7 +873,7 @@ class Sequential(layers.Chain):
         ours = ("layers", "_loss", "_core", "seed", "_of", "_complete", *self._of_model)
         return {name: value for name, value in self.__dict__.items() if name not in ours}
 
-    def handle(self):
+    def handle(self) -> Any:
         """A snapshot of the model that C and Cython programs predict with, without Python: see include/cnn.h.
 
         It is immutable and independent of the model: what is changed here afterwards does not change it. The handle
@@ -902,7 +911,7 @@ class Sequential(layers.Chain):
 
         return summary.html(self)
 
-    def plot(self, path=None):
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draw the network: layers and branches with the number of their outputs and parameters.
 
         Parameters
@@ -934,7 +943,7 @@ class Sequential(layers.Chain):
     def __len__(self) -> int:
         return len(self.layers)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: Any) -> Any:
         """A layer, or with a slice a part of the model: a model of some of the layers on the same memory.
 
         ``model[:4]`` predicts, saves and is exported as any model; what is written into its parameters is written into
@@ -956,7 +965,7 @@ def _shown(i: slice) -> str:
     return ":".join("" if n is None else str(n) for n in (i.start, i.stop, *([] if i.step is None else [i.step])))
 
 
-def _split(parts) -> tuple[list, losses.Loss | None]:
+def _split(parts) -> tuple[list[Any], losses.Loss | None]:
     """The layers and the loss, checked."""
     if isinstance(parts, layers.Layer) or not hasattr(parts, "__iter__"):
         raise TypeError(f"layers: expected a list of layers, got {parts!r}")
@@ -984,7 +993,7 @@ def _as_loss(part: Any) -> Any:
     return losses.CallableLoss(part) if own else part
 
 
-def _in_no_other_model(parts: list) -> list:
+def _in_no_other_model(parts: list[Any]) -> list[Any]:
     """The layers of a new model: copies of those that stand in another model, or have stood in one that is gone."""
     inside: set[int] = set()
     _gather(parts, inside)
@@ -1017,5 +1026,5 @@ def _warn_of_twice(model: Sequential) -> None:
         )
 
 
-def _with_shapes(arrays: Mapping) -> str:
+def _with_shapes(arrays: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {np.shape(a)}" for name, a in arrays.items())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from html import escape
+from typing import Any
 
 HEAD = ("", "layer", "output", "parameters", "FLOPs / sample")
 
 
-def table(model) -> tuple[list[tuple[str, ...]], int]:
+def table(model: Any) -> tuple[list[tuple[str, ...]], int]:
     """The rows of the table, a tuple of texts for each layer, and the FLOPs of a sample forward.
 
     Layers inside of others stand below them, under the names that begin theirs in `state_dict`.
@@ -29,7 +30,7 @@ def table(model) -> tuple[list[tuple[str, ...]], int]:
     return rows, total
 
 
-def notes(model, flops: int) -> list[str]:
+def notes(model: Any, flops: int) -> list[str]:
     """What stands below the table."""
     program = model._core.program
     optimizer = f", {model.optimizer!r}" if model.optimizer else ""
@@ -52,7 +53,7 @@ class Text(str):
         """Show nothing."""
 
 
-def text(model) -> str:
+def text(model: Any) -> str:
     """The table as lines of text."""
     rows, flops = table(model)
     widths = [max(len(row[i]) for row in (HEAD, *rows)) for i in range(len(HEAD))]
@@ -65,7 +66,7 @@ def text(model) -> str:
     return "\n".join([lines[0], rule, *lines[1:], rule, *notes(model, flops)])
 
 
-def html(model) -> str:
+def html(model: Any) -> str:
     """The table as HTML: names right, numbers left, nothing that a notebook's style does not bring."""
     rows, flops = table(model)
     sides = ("right", "left", "left", "right", "right")

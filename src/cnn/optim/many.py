@@ -34,8 +34,10 @@ class ManyOptimizers:
         If the arrays have different lengths.
     """
 
-    def __init__(self, cls, args: tuple, kwargs: dict[str, Any]):
-        self.cls, self.args, self.kwargs = cls, args, kwargs
+    def __init__(self, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.cls: type = cls
+        self.args: tuple[Any, ...] = args
+        self.kwargs: dict[str, Any] = kwargs
         lengths = sorted(_lengths([args, kwargs]))
         if len(set(lengths)) > 1:
             raise ValueError(
@@ -44,7 +46,7 @@ class ManyOptimizers:
         self.members: int = lengths[0]
         self.of(0)
 
-    def of(self, i: int):
+    def of(self, i: int) -> Any:
         """The optimiser of member i.
 
         Parameters

@@ -12,6 +12,7 @@ import numpy as np
 from .._checks import flag, number, positive
 from .._configurable import Configurable, arguments_of, plain
 from .._dispatch import kernels
+from .._types import Self
 from . import schedules
 from .many import ManyOptimizers, has_arrays
 
@@ -31,11 +32,11 @@ class _Column:
     column: the kernels' name for it, if that is another one.
     """
 
-    def __init__(self, column: str | None = None):
+    def __init__(self, column: str | None = None) -> None:
         self._column = column
 
-    def __set_name__(self, owner, name):
-        self.name = name
+    def __set_name__(self, owner: Any, name: str) -> None:
+        self.name: str = name
         wanted = self._column or name
         self.column: int = _SHARED[wanted] if wanted in _SHARED else _kernels.OPTIMIZERS[owner.kernel][1][wanted]
 
@@ -43,15 +44,15 @@ class _Column:
 class _Hyper(_Column):
     """A number."""
 
-    def __init__(self, column: str | None = None, low: float = 0.0, high: float = np.inf):
+    def __init__(self, column: str | None = None, low: float = 0.0, high: float = np.inf) -> None:
         super().__init__(column)
         self.low = low
         self.high = high
 
-    def __get__(self, optimizer, owner=None):
-        return self if optimizer is None else float(optimizer.table[0, self.column])
+    def __get__(self, optimizer: Any, owner: Any = None) -> float:
+        return self if optimizer is None else float(optimizer.table[0, self.column])  # type: ignore[return-value]
 
-    def __set__(self, optimizer, value):
+    def __set__(self, optimizer: Any, value: Any) -> None:
         self._store(optimizer, number(self.name, value, self.low, self.high))
 
     def _store(self, optimizer, value: float) -> None:
@@ -76,10 +77,10 @@ class _WeightDecay(_Hyper):
 class _Flag(_Column):
     """True or False."""
 
-    def __get__(self, optimizer, owner=None):
-        return self if optimizer is None else bool(optimizer.table[0, self.column])
+    def __get__(self, optimizer: Any, owner: Any = None) -> bool:
+        return self if optimizer is None else bool(optimizer.table[0, self.column])  # type: ignore[return-value]
 
-    def __set__(self, optimizer, value):
+    def __set__(self, optimizer: Any, value: Any) -> None:
         optimizer._allow(self.name, flag(self.name, value))
         optimizer.table[:, self.column] = value
 
@@ -87,13 +88,13 @@ class _Flag(_Column):
 class _Limit(_Column):
     """A number above 0, or None."""
 
-    def __get__(self, optimizer, owner=None):
+    def __get__(self, optimizer: Any, owner: Any = None) -> Any:
         if optimizer is None:
             return self
         value = float(optimizer.table[0, self.column])
         return None if np.isnan(value) else value
 
-    def __set__(self, optimizer, value):
+    def __set__(self, optimizer: Any, value: Any) -> None:
         optimizer._check_common(self.name, value)
         optimizer.table[:, self.column] = np.nan if value is None else self._checked(value)
 
@@ -104,7 +105,7 @@ class _Limit(_Column):
 class _EMADecay(_Limit):
     """At least 0 and below 1. Models make room for the average when they get the optimiser."""
 
-    def __set__(self, optimizer, value):
+    def __set__(self, optimizer: Any, value: Any) -> None:
         if (value is None) != (self.__get__(optimizer) is None):
             raise AttributeError(f"{self.name}: whether there is an average is decided when the optimiser is made")
         super().__set__(optimizer, value)
@@ -113,7 +114,7 @@ class _EMADecay(_Limit):
         return number(self.name, value, 0, 1)
 
 
-class _Group(dict):
+class _Group(dict[str, Any]):
     """A group as it is now. Setting its lr or weight_decay sets it for the next step."""
 
     def __init__(self, optimizer: Optimizer, row: int, values: dict[str, Any]):
@@ -169,38 +170,39 @@ class Optimizer(Configurable, kind="optimizer"):
         the biases, without weight decay.
     """
 
-    facts = ("kernel",)
+    facts: ClassVar[tuple[str, ...]] = ("kernel",)
     kernel: ClassVar[str | None]  # its name there; None: it takes no step by a gradient alone
     whole_data: ClassVar[bool] = False  # whether it is a `WholeDataOptimizer`
     has_momentum: ClassVar[bool] = True  # or beta1: something that a schedule can cycle
-    lr = _LearningRate()
-    weight_decay = _WeightDecay()
-    clip_norm = _Limit()
-    clip_value = _Limit()
-    ema_decay = _EMADecay()
+    __signature__: ClassVar[inspect.Signature]
+    lr: _LearningRate = _LearningRate()
+    weight_decay: _WeightDecay = _WeightDecay()
+    clip_norm: _Limit = _Limit()
+    clip_value: _Limit = _Limit()
+    ema_decay: _EMADecay = _EMADecay()
 
-    def __init_subclass__(cls, **kwargs):
-        cls.__signature__ = _signature_of(cls)  # type: ignore[attr-defined]
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        cls.__signature__ = _signature_of(cls)
         super().__init_subclass__(**kwargs)
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """With arrays for hyper-parameters: the optimisers of an `Ensemble`."""
         if has_arrays(args) or has_arrays(kwargs):
-            return ManyOptimizers(cls, args, kwargs)
+            return ManyOptimizers(cls, args, kwargs)  # type: ignore[return-value]
         return super().__new__(cls)
 
     def __init__(
         self,
-        lr,
-        weight_decay,
+        lr: float,
+        weight_decay: float,
         *,
-        groups=None,
-        decay_bias=True,
-        clip_norm=None,
-        clip_value=None,
-        ema_decay=None,
-        schedule=None,
-    ):
+        groups: Any = None,
+        decay_bias: bool = True,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        ema_decay: float | None = None,
+        schedule: Any = None,
+    ) -> None:
         lr = number("lr", lr, 0)
         weight_decay = number("weight_decay", weight_decay, 0)
         self._decay_bias = flag("decay_bias", decay_bias)
@@ -214,7 +216,7 @@ class Optimizer(Configurable, kind="optimizer"):
         ratios = np.ones(len(named))
         ratios[own_lr] = rows[own_lr, LR] / lr if lr else np.nan
         rows[:, WEIGHT_DECAY] = [group.get("weight_decay", weight_decay) for group in named]
-        self.table = rows if decay_bias else np.concatenate([rows, rows])
+        self.table: np.ndarray = rows if decay_bias else np.concatenate([rows, rows])
         self._ratios = ratios if decay_bias else np.concatenate([ratios, ratios])  # of each row's lr to that of row 0
         self.table[len(named) :, WEIGHT_DECAY] = 0
         self._shares_decay = np.zeros(len(self.table), bool)
@@ -223,7 +225,7 @@ class Optimizer(Configurable, kind="optimizer"):
         self.clip_norm, self.clip_value, self.ema_decay = clip_norm, clip_value, ema_decay
         self.schedule = schedule
 
-    def __copy__(self):
+    def __copy__(self) -> Self:
         """An optimiser with a table and a schedule of its own."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
@@ -244,7 +246,7 @@ class Optimizer(Configurable, kind="optimizer"):
         return self._decay_bias
 
     @decay_bias.setter
-    def decay_bias(self, value):
+    def decay_bias(self, value: Any) -> None:
         raise AttributeError("decay_bias: can only be set when the optimiser is made")
 
     @property
@@ -305,7 +307,7 @@ class Optimizer(Configurable, kind="optimizer"):
         return self._schedule
 
     @schedule.setter
-    def schedule(self, value):
+    def schedule(self, value: Any) -> None:
         if isinstance(value, dict):
             value = schedules.Schedule.from_config(value)
         if value is not None and not isinstance(value, schedules.Schedule):
@@ -384,7 +386,7 @@ def _signature_of(cls: type) -> inspect.Signature:
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
-Optimizer.__signature__ = _signature_of(Optimizer)  # type: ignore[attr-defined]
+Optimizer.__signature__ = _signature_of(Optimizer)
 
 
 def _checked_groups(groups) -> list[dict[str, Any]]:
@@ -438,12 +440,20 @@ class SGD(Optimizer):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    kernel = "sgd"
-    momentum = _Hyper()
-    dampening = _Hyper(low=-np.inf)
-    nesterov = _Flag()
+    kernel: ClassVar[str | None] = "sgd"
+    momentum: _Hyper = _Hyper()
+    dampening: _Hyper = _Hyper(low=-np.inf)
+    nesterov: _Flag = _Flag()
 
-    def __init__(self, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, **common):
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        **common: Any,
+    ) -> None:
         super().__init__(lr, weight_decay, **common)
         self.momentum = momentum
         self.dampening = dampening
@@ -481,13 +491,21 @@ class Adam(Optimizer):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    kernel = "adam"
-    beta1 = _Hyper("momentum", high=1.0)
-    beta2 = _Hyper(high=1.0)
-    eps = _Hyper()
-    amsgrad = _Flag()
+    kernel: ClassVar[str | None] = "adam"
+    beta1: _Hyper = _Hyper("momentum", high=1.0)
+    beta2: _Hyper = _Hyper(high=1.0)
+    eps: _Hyper = _Hyper()
+    amsgrad: _Flag = _Flag()
 
-    def __init__(self, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, **common):
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        **common: Any,
+    ) -> None:
         super().__init__(lr, weight_decay, **common)
         self.betas = betas
         self.eps = eps
@@ -499,7 +517,7 @@ class Adam(Optimizer):
         return self.beta1, self.beta2
 
     @betas.setter
-    def betas(self, value):
+    def betas(self, value: Any) -> None:
         if not isinstance(value, (tuple, list, np.ndarray)):
             raise TypeError(f"betas: expected two numbers, got {value!r}")
         if len(value) != 2:
@@ -528,9 +546,17 @@ class AdamW(Adam):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    kernel = "adamw"
+    kernel: ClassVar[str | None] = "adamw"
 
-    def __init__(self, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False, **common):
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        **common: Any,
+    ) -> None:
         super().__init__(lr, betas, eps, weight_decay, amsgrad, **common)
 
 
@@ -559,13 +585,22 @@ class RMSprop(Optimizer):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    kernel = "rmsprop"
-    momentum = _Hyper()
-    alpha = _Hyper(high=1.0)
-    eps = _Hyper()
-    centered = _Flag()
+    kernel: ClassVar[str | None] = "rmsprop"
+    momentum: _Hyper = _Hyper()
+    alpha: _Hyper = _Hyper(high=1.0)
+    eps: _Hyper = _Hyper()
+    centered: _Flag = _Flag()
 
-    def __init__(self, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0, centered=False, **common):
+    def __init__(
+        self,
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        **common: Any,
+    ) -> None:
         super().__init__(lr, weight_decay, **common)
         self.alpha = alpha
         self.eps = eps
@@ -592,13 +627,21 @@ class Adagrad(Optimizer):
         groups, decay_bias, clip_norm, clip_value, ema_decay, schedule: as for `Optimizer`.
     """
 
-    kernel = "adagrad"
+    kernel: ClassVar[str | None] = "adagrad"
     has_momentum = False
-    lr_decay = _Hyper()
-    eps = _Hyper()
-    initial_accumulator_value = _Hyper()
+    lr_decay: _Hyper = _Hyper()
+    eps: _Hyper = _Hyper()
+    initial_accumulator_value: _Hyper = _Hyper()
 
-    def __init__(self, lr=1e-2, lr_decay=0.0, weight_decay=0.0, initial_accumulator_value=0.0, eps=1e-10, **common):
+    def __init__(
+        self,
+        lr: float = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        **common: Any,
+    ) -> None:
         super().__init__(lr, weight_decay, **common)
         self.lr_decay = lr_decay
         self.initial_accumulator_value = initial_accumulator_value

@@ -54,13 +54,13 @@ class Schedule(Configurable, kind="schedule"):
         Whether it gives the momentum too, or Adam's beta1.
     """
 
-    facts = ("_lr",)
+    facts: ClassVar[tuple[str, ...]] = ("_lr",)
     _changes: ClassVar[int] = 0
 
-    def __init__(self, interval):
-        self.interval = choice("interval", interval, INTERVALS)
+    def __init__(self, interval: str) -> None:
+        self.interval: str = choice("interval", interval, INTERVALS)
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         Schedule._changes += 1
 
@@ -109,7 +109,9 @@ class Schedule(Configurable, kind="schedule"):
         """The momenta after t steps; NaN where the schedule leaves it alone."""
         return np.nan
 
-    def plot(self, count: Any = 100, lr: float = 1.0, ax=None, path=None):
+    def plot(
+        self, count: Any = 100, lr: float = 1.0, ax: Any = None, path: str | os.PathLike[str] | None = None
+    ) -> Any:
         """Draw the learning rate, and the momentum if it is cycled, over `count` steps or epochs.
 
         Parameters
@@ -185,10 +187,10 @@ class ConstantLR(Schedule):
     interval : {"epoch", "step"}
     """
 
-    def __init__(self, factor=1.0 / 3, total_iters=5, interval="epoch"):
+    def __init__(self, factor: float = 1.0 / 3, total_iters: int = 5, interval: str = "epoch") -> None:
         super().__init__(interval)
-        self.factor = fraction("factor", factor)
-        self.total_iters = integer("total_iters", total_iters, 1)
+        self.factor: float = fraction("factor", factor)
+        self.total_iters: int = integer("total_iters", total_iters, 1)
 
     def _lr(self, t, lr):
         return np.where(t < self.total_iters, lr * self.factor, lr)
@@ -209,11 +211,13 @@ class LinearLR(Schedule):
     interval : {"epoch", "step"}
     """
 
-    def __init__(self, start_factor=1.0 / 3, end_factor=1.0, total_iters=5, interval="epoch"):
+    def __init__(
+        self, start_factor: float = 1.0 / 3, end_factor: float = 1.0, total_iters: int = 5, interval: str = "epoch"
+    ) -> None:
         super().__init__(interval)
-        self.start_factor = fraction("start_factor", positive("start_factor", start_factor))
-        self.end_factor = fraction("end_factor", end_factor)
-        self.total_iters = integer("total_iters", total_iters, 1)
+        self.start_factor: float = fraction("start_factor", positive("start_factor", start_factor))
+        self.end_factor: float = fraction("end_factor", end_factor)
+        self.total_iters: int = integer("total_iters", total_iters, 1)
 
     def _lr(self, t, lr):
         part = np.minimum(t, self.total_iters) / self.total_iters
@@ -232,10 +236,10 @@ class PolynomialLR(Schedule):
     interval : {"epoch", "step"}
     """
 
-    def __init__(self, total_iters=5, power=1.0, interval="epoch"):
+    def __init__(self, total_iters: int = 5, power: float = 1.0, interval: str = "epoch") -> None:
         super().__init__(interval)
-        self.total_iters = integer("total_iters", total_iters, 1)
-        self.power = positive("power", power)
+        self.total_iters: int = integer("total_iters", total_iters, 1)
+        self.power: float = positive("power", power)
 
     def _lr(self, t, lr):
         return lr * (1 - np.minimum(t, self.total_iters) / self.total_iters) ** self.power
@@ -253,10 +257,10 @@ class StepLR(Schedule):
     interval : {"epoch", "step"}
     """
 
-    def __init__(self, step_size, gamma=0.1, interval="epoch"):
+    def __init__(self, step_size: int, gamma: float = 0.1, interval: str = "epoch") -> None:
         super().__init__(interval)
-        self.step_size = integer("step_size", step_size, 1)
-        self.gamma = number("gamma", gamma, 0)
+        self.step_size: int = integer("step_size", step_size, 1)
+        self.gamma: float = number("gamma", gamma, 0)
 
     def _lr(self, t, lr):
         return lr * self.gamma ** (t // self.step_size)
@@ -274,10 +278,10 @@ class MultiStepLR(Schedule):
     interval : {"epoch", "step"}
     """
 
-    def __init__(self, milestones, gamma=0.1, interval="epoch"):
+    def __init__(self, milestones: Sequence[int], gamma: float = 0.1, interval: str = "epoch") -> None:
         super().__init__(interval)
-        self.milestones = _milestones(milestones, 0)
-        self.gamma = number("gamma", gamma, 0)
+        self.milestones: tuple[int, ...] = _milestones(milestones, 0)
+        self.gamma: float = number("gamma", gamma, 0)
 
     def _lr(self, t, lr):
         return lr * self.gamma ** np.searchsorted(self.milestones, t, side="right")
@@ -293,9 +297,9 @@ class ExponentialLR(Schedule):
     interval : {"epoch", "step"}
     """
 
-    def __init__(self, gamma, interval="epoch"):
+    def __init__(self, gamma: float, interval: str = "epoch") -> None:
         super().__init__(interval)
-        self.gamma = number("gamma", gamma, 0)
+        self.gamma: float = number("gamma", gamma, 0)
 
     def _lr(self, t, lr):
         return lr * self.gamma**t
@@ -315,10 +319,10 @@ class CosineAnnealingLR(Schedule):
     interval : {"epoch", "step"}
     """
 
-    def __init__(self, T_max, eta_min=0.0, interval="epoch"):
+    def __init__(self, T_max: int, eta_min: float = 0.0, interval: str = "epoch") -> None:
         super().__init__(interval)
-        self.T_max = integer("T_max", T_max, 1)
-        self.eta_min = number("eta_min", eta_min, 0)
+        self.T_max: int = integer("T_max", T_max, 1)
+        self.eta_min: float = number("eta_min", eta_min, 0)
 
     def _lr(self, t, lr):
         return _cosine(lr, self.eta_min, t / self.T_max)
@@ -337,11 +341,11 @@ class CosineAnnealingWarmRestarts(Schedule):
     interval : {"epoch", "step"}
     """
 
-    def __init__(self, T_0, T_mult=1, eta_min=0.0, interval="epoch"):
+    def __init__(self, T_0: int, T_mult: int = 1, eta_min: float = 0.0, interval: str = "epoch") -> None:
         super().__init__(interval)
         self.T_0 = integer("T_0", T_0, 1)
-        self.T_mult = integer("T_mult", T_mult, 1)
-        self.eta_min = number("eta_min", eta_min, 0)
+        self.T_mult: int = integer("T_mult", T_mult, 1)
+        self.eta_min: float = number("eta_min", eta_min, 0)
 
     def _lr(self, t, lr):
         if self.T_mult == 1:
@@ -382,33 +386,33 @@ class OneCycleLR(Schedule):
 
     def __init__(
         self,
-        max_lr,
-        total_steps,
+        max_lr: float,
+        total_steps: int,
         *,
-        pct_start=0.3,
-        anneal_strategy="cos",
-        cycle_momentum=True,
-        base_momentum=0.85,
-        max_momentum=0.95,
-        div_factor=25.0,
-        final_div_factor=1e4,
-        three_phase=False,
-        interval="step",
-    ):
+        pct_start: float = 0.3,
+        anneal_strategy: str = "cos",
+        cycle_momentum: bool = True,
+        base_momentum: float = 0.85,
+        max_momentum: float = 0.95,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+        three_phase: bool = False,
+        interval: str = "step",
+    ) -> None:
         super().__init__(interval)
-        self.max_lr = positive("max_lr", max_lr)
-        self.total_steps = integer("total_steps", total_steps, 1)
-        self.pct_start = fraction("pct_start", pct_start)
-        self.anneal_strategy = choice("anneal_strategy", anneal_strategy, ("cos", "linear"))
-        self.cycle_momentum = flag("cycle_momentum", cycle_momentum)
-        self.base_momentum = number("base_momentum", base_momentum, 0, 1)
-        self.max_momentum = number("max_momentum", max_momentum, 0, 1)
-        self.div_factor = positive("div_factor", div_factor)
-        self.final_div_factor = positive("final_div_factor", final_div_factor)
-        self.three_phase = flag("three_phase", three_phase)
+        self.max_lr: float = positive("max_lr", max_lr)
+        self.total_steps: int = integer("total_steps", total_steps, 1)
+        self.pct_start: float = fraction("pct_start", pct_start)
+        self.anneal_strategy: str = choice("anneal_strategy", anneal_strategy, ("cos", "linear"))
+        self.cycle_momentum: bool = flag("cycle_momentum", cycle_momentum)
+        self.base_momentum: float = number("base_momentum", base_momentum, 0, 1)
+        self.max_momentum: float = number("max_momentum", max_momentum, 0, 1)
+        self.div_factor: float = positive("div_factor", div_factor)
+        self.final_div_factor: float = positive("final_div_factor", final_div_factor)
+        self.three_phase: bool = flag("three_phase", three_phase)
 
     @property
-    def cycles_momentum(self):
+    def cycles_momentum(self) -> bool:
         return self.cycle_momentum
 
     def _annealed(self, t, low, high, end):
@@ -448,7 +452,7 @@ class SequentialLR(Schedule):
         At least 1 and increasing: where the second schedule begins, the third, ...
     """
 
-    def __init__(self, schedules, milestones):
+    def __init__(self, schedules: Any, milestones: Sequence[int]) -> None:
         if isinstance(schedules, Schedule) or not isinstance(schedules, Sequence) or isinstance(schedules, str):
             raise TypeError(f"schedules: expected a list of schedules, got {schedules!r}")
         schedules = [Schedule.from_config(one) if isinstance(one, dict) else one for one in schedules]
@@ -462,8 +466,8 @@ class SequentialLR(Schedule):
             if one.interval != schedules[0].interval:
                 expected = schedules[0].interval
                 raise ValueError(f"schedules[{i}]: expected interval {expected!r}, as the first, got {one.interval!r}")
-        self.schedules = tuple(schedules)
-        self.milestones = _milestones(milestones, 1)
+        self.schedules: Any = tuple(schedules)
+        self.milestones: tuple[int, ...] = _milestones(milestones, 1)
         if len(self.milestones) != len(schedules) - 1:
             raise ValueError(f"milestones: expected {len(schedules) - 1}, one less than schedules, got {milestones!r}")
         if len(set(self.milestones)) < len(self.milestones):
@@ -471,7 +475,7 @@ class SequentialLR(Schedule):
         super().__init__(schedules[0].interval)
 
     @property
-    def cycles_momentum(self):
+    def cycles_momentum(self) -> bool:
         return any(one.cycles_momentum for one in self.schedules)
 
     def _joined(self, t, course):
@@ -522,34 +526,34 @@ class ReduceLROnPlateau(Schedule):
 
     def __init__(
         self,
-        mode="min",
-        factor=0.1,
-        patience=10,
-        threshold=1e-4,
-        threshold_mode="rel",
-        cooldown=0,
-        min_lr=0.0,
-        eps=1e-8,
-        monitor=None,
-    ):
+        mode: str = "min",
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        threshold_mode: str = "rel",
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+        eps: float = 1e-8,
+        monitor: str | None = None,
+    ) -> None:
         super().__init__("epoch")
-        self.mode = choice("mode", mode, ("min", "max"))
-        self.factor = number("factor", factor, 0, 1)
-        self.patience = integer("patience", patience, 0)
-        self.threshold = number("threshold", threshold, 0)
-        self.threshold_mode = choice("threshold_mode", threshold_mode, ("rel", "abs"))
-        self.cooldown = integer("cooldown", cooldown, 0)
-        self.min_lr = number("min_lr", min_lr, 0)
-        self.eps = number("eps", eps, 0)
+        self.mode: str = choice("mode", mode, ("min", "max"))
+        self.factor: float = number("factor", factor, 0, 1)
+        self.patience: int = integer("patience", patience, 0)
+        self.threshold: float = number("threshold", threshold, 0)
+        self.threshold_mode: str = choice("threshold_mode", threshold_mode, ("rel", "abs"))
+        self.cooldown: int = integer("cooldown", cooldown, 0)
+        self.min_lr: float = number("min_lr", min_lr, 0)
+        self.eps: float = number("eps", eps, 0)
         if monitor is not None and not isinstance(monitor, str):
             raise TypeError(f"monitor: expected a str or None, got {monitor!r}")
         self.monitor = monitor
         self.best: float | None = None
-        self.num_bad_epochs = 0
-        self.cooldown_counter = 0
-        self.reductions = 0
+        self.num_bad_epochs: int = 0
+        self.cooldown_counter: int = 0
+        self.reductions: int = 0
 
-    def watched(self, names) -> str:
+    def watched(self, names: Any) -> str:
         """The name of the number that is monitored, of those that there are.
 
         Parameters

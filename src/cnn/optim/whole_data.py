@@ -107,15 +107,15 @@ class LBFGS(WholeDataOptimizer):
 
     def __init__(
         self,
-        lr=1.0,
-        max_eval=20,
-        tolerance_grad=1e-7,
-        tolerance_change=1e-9,
-        history_size=10,
-        line_search_fn="strong_wolfe",
-        weight_decay=0.0,
-        **common,
-    ):
+        lr: float = 1.0,
+        max_eval: int = 20,
+        tolerance_grad: float = 1e-7,
+        tolerance_change: float = 1e-9,
+        history_size: int = 10,
+        line_search_fn: str = "strong_wolfe",
+        weight_decay: float = 0.0,
+        **common: Any,
+    ) -> None:
         super().__init__(lr, weight_decay, **common)
         self.max_eval = max_eval
         self.tolerance_grad = tolerance_grad
@@ -123,7 +123,7 @@ class LBFGS(WholeDataOptimizer):
         self._history_size = integer("history_size", history_size, 1)
         self.line_search_fn = line_search_fn
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         if name == "max_eval":
             value = integer(name, value, 1)
         elif name in ("tolerance_grad", "tolerance_change"):
@@ -138,7 +138,7 @@ class LBFGS(WholeDataOptimizer):
         return self._history_size
 
     @history_size.setter
-    def history_size(self, value):
+    def history_size(self, value: Any) -> None:
         raise AttributeError("history_size: can only be set when the optimiser is made")
 
     @property
@@ -146,10 +146,10 @@ class LBFGS(WholeDataOptimizer):
         """How many numbers of state each parameter has."""
         return 2 * self._history_size
 
-    def minimizer(self, kernels, program):
+    def minimizer(self, kernels: Any, program: Any) -> Any:
         return kernels.LBFGS(program, self._history_size)
 
-    def iterate(self, minimizer, objective, lr):
+    def iterate(self, minimizer: Any, objective: Any, lr: float) -> Any:
         known = objective.known
         before = objective.value if known else objective()
         if not math.isfinite(before) or lr == 0:

@@ -10,6 +10,7 @@ import inspect
 import io
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,7 @@ class Callback:
         """When the training is over, by an exception or not."""
 
 
-def overridden(callbacks: list[Callback], method: str) -> list:
+def overridden(callbacks: list[Callback], method: str) -> list[Any]:
     """The methods of that name which do something."""
     bound = [getattr(callback, method) for callback in callbacks]
     return [one for one in bound if getattr(one, "__func__", None) is not getattr(Callback, method)]
@@ -174,8 +175,14 @@ class LambdaCallback(Callback):
     """
 
     def __init__(
-        self, *, on_train_begin=None, on_epoch_begin=None, on_batch_end=None, on_epoch_end=None, on_train_end=None
-    ):
+        self,
+        *,
+        on_train_begin: Callable[..., Any] | None = None,
+        on_epoch_begin: Callable[..., Any] | None = None,
+        on_batch_end: Callable[..., Any] | None = None,
+        on_epoch_end: Callable[..., Any] | None = None,
+        on_train_end: Callable[..., Any] | None = None,
+    ) -> None:
         given = (on_train_begin, on_epoch_begin, on_batch_end, on_epoch_end, on_train_end)
         for name, function in zip(METHODS, given, strict=True):
             if function is None:
@@ -240,21 +247,21 @@ class EarlyStopping(Callback):
 
     def __init__(
         self,
-        monitor="val_loss",
-        patience=10,
-        min_delta=0.0,
-        mode="auto",
-        restore_best_weights=True,
-        start_from_epoch=0,
-        baseline=None,
-    ):
-        self.monitor = named(monitor)
-        self.patience = integer("patience", patience, 1)
-        self.min_delta = number("min_delta", min_delta, 0)
-        self.mode = choice("mode", mode, ("auto", "min", "max"))
-        self.restore_best_weights = bool(restore_best_weights)
-        self.start_from_epoch = integer("start_from_epoch", start_from_epoch, 0)
-        self.baseline = None if baseline is None else number("baseline", baseline)
+        monitor: str = "val_loss",
+        patience: int = 10,
+        min_delta: float = 0.0,
+        mode: str = "auto",
+        restore_best_weights: bool = True,
+        start_from_epoch: int = 0,
+        baseline: float | None = None,
+    ) -> None:
+        self.monitor: str = named(monitor)
+        self.patience: int = integer("patience", patience, 1)
+        self.min_delta: float = number("min_delta", min_delta, 0)
+        self.mode: str = choice("mode", mode, ("auto", "min", "max"))
+        self.restore_best_weights: bool = bool(restore_best_weights)
+        self.start_from_epoch: int = integer("start_from_epoch", start_from_epoch, 0)
+        self.baseline: float | None = None if baseline is None else number("baseline", baseline)
         self._began: Any = None
         self._forget()
 
@@ -269,14 +276,14 @@ class EarlyStopping(Callback):
         expect_monitor("early stopping", self.monitor, names)
         self._sign = direction(self.monitor, self.mode)
 
-    def on_train_begin(self, logs):
+    def on_train_begin(self, logs: dict[str, Any]) -> None:
         self._forget()
 
-    def on_epoch_begin(self, epoch, logs):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any]) -> None:
         if self.restore_best_weights and not self.monitor.startswith("val_"):
             self._began = best_of(self.model._core)
 
-    def on_epoch_end(self, epoch, logs):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         if epoch <= self.start_from_epoch or self.monitor not in logs:
             return
         value = logs[self.monitor]
@@ -292,7 +299,7 @@ class EarlyStopping(Callback):
             self.stop = True
             self.stopped_epoch = epoch
 
-    def on_train_end(self, logs):
+    def on_train_end(self, logs: dict[str, Any]) -> None:
         if self._saved is not None:
             bring_back(self.model._core, self._saved)
             self._saved = None
@@ -300,7 +307,7 @@ class EarlyStopping(Callback):
     def _close(self):
         self._began = None
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """The best value, its epoch and, unless the model has them, its parameters; and the epochs since then.
 
         Returns
@@ -312,7 +319,7 @@ class EarlyStopping(Callback):
         numbers = {"best": np.array(self.best), "best_epoch": self.best_epoch, "waited": self._waited}
         return {**numbers, "stopped_epoch": self.stopped_epoch, **(self._saved or {})}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[Any, Any]) -> None:
         """Go on with what `state_dict` returned.
 
         Parameters
@@ -335,12 +342,12 @@ class EarlyStopping(Callback):
         self.best_epoch, self.stopped_epoch = state.get("best_epoch"), state.get("stopped_epoch")
         if self.best is not None and self.restore_best_weights:
             self._saved = saved or now  # without parameters in the state it is the model that has the best
-        self.stop = self._waited >= self.patience
+        self.stop: bool = self._waited >= self.patience
         if not self.stop:
             self.stopped_epoch = None
 
     @staticmethod
-    def restore_best(model) -> None:
+    def restore_best(model: Any) -> None:
         """Give a model the best parameters of its last `fit`, whatever has ended it: Ctrl-C, an error, the epochs.
 
         Parameters
@@ -367,7 +374,7 @@ def _model_in(state: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if name not in own}
 
 
-def named(monitor) -> str:
+def named(monitor: str) -> str:
     """monitor, if it is a name: TypeError otherwise."""
     if not isinstance(monitor, str):
         raise TypeError(f"monitor: expected a name such as 'val_loss', got {monitor!r}")
@@ -422,14 +429,14 @@ class CSVLogger(Callback):
         In `fit`: if the file that is there has other columns.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = os.fspath(path)
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path: str = os.fspath(path)
         self._names: list[str] | None = None
 
-    def on_train_begin(self, logs):
+    def on_train_begin(self, logs: dict[str, Any]) -> None:
         self._names = None
 
-    def on_epoch_end(self, epoch, logs):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         import csv
 
         if self._names is None:
@@ -467,12 +474,12 @@ class TensorBoardLogger(Callback):
         If neither tensorboardX nor PyTorch's writer is installed.
     """
 
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = os.fspath(folder)
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder: str = os.fspath(folder)
         self._make = _summary_writer()
         self._writer: Any = None
 
-    def on_epoch_end(self, epoch, logs):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         if self._writer is None:
             self._writer = self._make(self.folder, purge_step=epoch if epoch > 1 else None)
         for name, value in logs.items():

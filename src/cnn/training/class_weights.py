@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def row_weights(y: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def weights_of_classes(
-    wanted, blocks: Iterable[np.ndarray] | None, outputs: int, ignored: int | None, kind: str | None
+    wanted: Any, blocks: Iterable[np.ndarray] | None, outputs: int, ignored: int | None, kind: str | None
 ) -> np.ndarray:
     """The weight of each class.
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from .._checks import integer
 from .._sparse import SparseRows, is_sparse, joined
+from .._types import ArrayLike
 
 BLOCK_BYTES = 64 << 20  # of a block of a memory map
 PIECE_BYTES = 4 << 20  # of one read, so that Ctrl-C need not wait for a whole block
@@ -72,7 +73,7 @@ class Source:
         """The parts of an epoch (numbered from 0), shuffled for it; None: in the order of the rows."""
         raise NotImplementedError
 
-    def check(self, metrics) -> None:
+    def check(self, metrics: Any) -> None:
         """Raise what can be raised before anything is trained: `metrics` has a method check(targets)."""
 
 
@@ -118,14 +119,16 @@ class Blocks:
     When shuffled, the blocks come in random order and the rows in random order within their block.
     """
 
-    def __init__(self, x, y, sample_weight=None, rows=None):
+    def __init__(
+        self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, rows: int | None = None
+    ) -> None:
         for name, array in (("x", x), ("y", y)):
             if not (hasattr(array, "shape") and hasattr(array, "dtype") and hasattr(array, "__getitem__")):
                 raise TypeError(f"{name}: expected an array with shape, dtype and slices, got {type(array).__name__}")
         self.x = x
         self.y = y
         self.sample_weight = sample_weight
-        self.rows = None if rows is None else integer("rows", rows, 1)
+        self.rows: int | None = None if rows is None else integer("rows", rows, 1)
 
 
 # arrays in memory -----------------------------------------------------------------------------------------------------
@@ -293,7 +296,7 @@ class _Mapped:
         return np.ndarray((stop - start, *self.shape[1:]), self.dtype, self.buffer, at, self.strides)
 
 
-def mapped(array) -> np.memmap | None:
+def mapped(array: Any) -> np.memmap | None:
     """The memory map that an array lies in, if it does."""
     while isinstance(array, np.ndarray):
         if isinstance(array, np.memmap) and getattr(array, "_mmap", None) is not None:
@@ -391,7 +394,7 @@ class _Iterable(Source):
         self.rows = None
         self.batches = batches
         self.training = False
-        self.running: Iterator | None = None  # what epochs of so many steps go on with
+        self.running: Iterator[Any] | None = None  # what epochs of so many steps go on with
         self.sequence = hasattr(batches, "__len__") and hasattr(batches, "__getitem__")
         if self.sequence and len(batches) == 0:
             raise context.no_rows(names)
@@ -409,7 +412,7 @@ class _Iterable(Source):
 
     def parts(self, epoch):
         context = self.context
-        batches: Iterable = self.batches
+        batches: Iterable[Any] = self.batches
         self.training = epoch is not None
         group = context.accumulate if self.training else 1
         if self.sequence:
@@ -420,7 +423,7 @@ class _Iterable(Source):
         elif self.training and context.steps is not None:
             self.running = self.running or self.endless()
             batches = self.running
-        found: list = []
+        found: list[Any] = []
         at = -1
         for at, batch in enumerate(batches):
             found.append(batch)
@@ -435,7 +438,7 @@ class _Iterable(Source):
                 "an object whose __iter__ starts anew each time"
             )
 
-    def endless(self) -> Iterator:
+    def endless(self) -> Iterator[Any]:
         """The batches, and again from the beginning where they can be gone over again."""
         found = True
         while found:
@@ -448,7 +451,7 @@ class _Iterable(Source):
             "steps_per_epoch or epochs, or pass an object whose __iter__ starts anew each time"
         )
 
-    def part(self, batches: list, first: int) -> Part:
+    def part(self, batches: list[Any], first: int) -> Part:
         """Batches that make one step of the optimiser together, as one part."""
         parts = [self.one(batch, f"{self.names.all}: batch {first + i}") for i, batch in enumerate(batches)]
         if self.training:
@@ -490,7 +493,7 @@ def _array(a):
     return a if isinstance(a, (np.ndarray, list, tuple)) or is_sparse(a) else np.asarray(a)
 
 
-def _joined(parts: list, name: str):
+def _joined(parts: list[Any], name: str):
     """The rows of batches, all arrays or all sparse, one after another."""
     dense = [isinstance(part, np.ndarray) for part in parts]
     if any(dense) and not all(dense):
@@ -507,7 +510,7 @@ def _kind(batch) -> str:
 # the choice -----------------------------------------------------------------------------------------------------------
 
 
-def source_of(context, x, y, w, names: Names, epochs: int = 1, arrays: bool = False) -> Source:
+def source_of(context: Any, x: Any, y: Any, w: Any, names: Names, epochs: int = 1, arrays: bool = False) -> Source:
     """The source for what a user has passed: arrays in any case, if `arrays`.
 
     Raises

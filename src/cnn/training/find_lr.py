@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from typing import Any
 
 import numpy as np
 
 from .._checks import integer, positive
 from .._pictures import figure_for
 from .._threads import threads_for
+from .._types import ArrayLike
 from .data import Names, source_of
 from .fit import Context, only_fit_of
 
@@ -38,13 +40,13 @@ class LearningRates:
         A tenth of the rate at which the loss is lowest, which is on the verge of too much.
     """
 
-    def __init__(self, lr: np.ndarray, loss: np.ndarray):
+    def __init__(self, lr: np.ndarray, loss: np.ndarray) -> None:
         self.lr = lr
         self.loss = loss
         first = _first(len(loss))
-        self.suggestion = float(lr[first + loss[first:].argmin()] / 10)
+        self.suggestion: float = float(lr[first + loss[first:].argmin()] / 10)
 
-    def plot(self, path: str | os.PathLike | None = None):
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draw the loss over the learning rate, the suggestion marked.
 
         Parameters
@@ -83,16 +85,16 @@ class LearningRates:
 
 
 def find_lr(
-    model,
-    x,
-    y=None,
+    model: Any,
+    x: Any,
+    y: ArrayLike | None = None,
     *,
-    sample_weight=None,
-    batch_size=32,
-    lr_min=1e-6,
-    lr_max=10.0,
-    steps=100,
-    threads=None,
+    sample_weight: ArrayLike | None = None,
+    batch_size: int = 32,
+    lr_min: float = 1e-6,
+    lr_max: float = 10.0,
+    steps: int = 100,
+    threads: int | None = None,
 ) -> LearningRates:
     """Train with a learning rate that rises from step to step, until the loss explodes; then undo it all.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from .._checks import flag, integer, number
 from .._configurable import names_arguments
 from .._sparse import SparseRows
 from .._threads import threads_for
+from .._types import ArrayLike
 from ..optim.optimizers import Optimizer
 from ..optim.schedules import ReduceLROnPlateau
 from .callbacks import Callback, EarlyStopping, check_methods, overridden
@@ -47,17 +49,17 @@ class Context:
 
     def __init__(
         self,
-        model,
+        model: Any,
         training: bool = False,
         batch_size: int = 1,
         shuffle: bool = False,
         accumulate: int = 1,
         steps: int | None = None,
         drop_last: bool = False,
-    ):
-        self.program = model._core.program
-        self.loss = model.loss
-        self.dtype = model.dtype
+    ) -> None:
+        self.program: Any = model._core.program
+        self.loss: Any = model.loss
+        self.dtype: np.dtype = model.dtype
         self.training = training
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -65,7 +67,7 @@ class Context:
         self.steps = steps  # batches of an epoch at most
         self.drop_last = drop_last
         self._core = model._core
-        self.permutation = model._core.kernels.permutation
+        self.permutation: Any = model._core.kernels.permutation
         self.class_weights: np.ndarray | None = None
 
     @property
@@ -73,7 +75,7 @@ class Context:
         """Of the orders of the rows: a checkpoint that is resumed brings its own."""
         return self._core.state.random_seed
 
-    def targets(self, y, n: int, name: str) -> np.ndarray:
+    def targets(self, y: Any, n: int, name: str) -> np.ndarray:
         """y as the loss can read it, n rows."""
         checked = self.program.targets(y, n, name)
         return checked.copy() if checked.ndim == 1 else checked  # labels: nobody shall change them once checked
@@ -122,33 +124,33 @@ class Context:
 @names_arguments
 def fit(
     self: Any,
-    x,
-    y=None,
+    x: Any,
+    y: ArrayLike | None = None,
     *,
-    epochs=1,
-    batch_size="auto",
-    shuffle=True,
-    validation_data=None,
-    validation_split=0.0,
-    stratify=False,
-    validation_freq=1,
-    sample_weight=None,
-    class_weight=None,
-    weigh_validation=False,
-    metrics=(),
-    callbacks=(),
-    early_stopping=None,
-    initial_epoch=None,
-    steps_per_epoch=None,
-    drop_last=False,
-    accumulation_steps=1,
-    threads=None,
-    progress="auto",
-    verbose=None,
-    checkpoint=None,
-    checkpoint_every=1,
-    max_to_keep=3,
-    resume=False,
+    epochs: int = 1,
+    batch_size: int | str | None = "auto",
+    shuffle: bool = True,
+    validation_data: Any = None,
+    validation_split: float = 0.0,
+    stratify: bool = False,
+    validation_freq: int = 1,
+    sample_weight: ArrayLike | None = None,
+    class_weight: Any = None,
+    weigh_validation: bool = False,
+    metrics: Any = (),
+    callbacks: Any = (),
+    early_stopping: Any = None,
+    initial_epoch: int | None = None,
+    steps_per_epoch: int | None = None,
+    drop_last: bool = False,
+    accumulation_steps: int = 1,
+    threads: int | None = None,
+    progress: str | bool = "auto",
+    verbose: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1,
+    max_to_keep: int = 3,
+    resume: bool = False,
 ) -> History:
     """Train for a number of epochs, in native code.
 
@@ -406,7 +408,7 @@ def _check_whole(optimizer: Optimizer, source: Source, batch_size: int) -> None:
 
 
 @contextlib.contextmanager
-def only_fit_of(model):
+def only_fit_of(model: Any) -> Iterator[None]:
     """RuntimeError if another `fit` of the model is running."""
     if model._core.fitting:
         raise RuntimeError("another thread is training this model, or a callback of its fit has called fit again")
@@ -486,7 +488,7 @@ def _warn_of_order(source: Rows) -> None:
         )
 
 
-def class_weights_of(model, wanted, source: Source) -> np.ndarray:
+def class_weights_of(model: Any, wanted: Any, source: Source) -> np.ndarray:
     """The weights of the classes, by the argument `class_weight`."""
     loss = model.loss
     if loss is not None and loss.spec() is None and loss.targets is None:
@@ -496,7 +498,7 @@ def class_weights_of(model, wanted, source: Source) -> np.ndarray:
     return weights_of_classes(wanted, blocks, model._core.out_features, ignored, kind)
 
 
-def callbacks_of(callbacks, early_stopping) -> list[Callback]:
+def callbacks_of(callbacks: Any, early_stopping: Any) -> list[Callback]:
     if isinstance(callbacks, Callback):
         callbacks = (callbacks,)
     try:
@@ -507,7 +509,7 @@ def callbacks_of(callbacks, early_stopping) -> list[Callback]:
         if early_stopping is True:
             early_stopping = EarlyStopping()
         elif isinstance(early_stopping, (int, np.integer)):
-            early_stopping = EarlyStopping(patience=early_stopping)
+            early_stopping = EarlyStopping(patience=int(early_stopping))
         if not isinstance(early_stopping, EarlyStopping):
             raise TypeError(f"early_stopping: expected EarlyStopping, an int or True, got {early_stopping!r}")
         chosen.append(early_stopping)
@@ -521,13 +523,13 @@ def callbacks_of(callbacks, early_stopping) -> list[Callback]:
     return chosen
 
 
-def all_finite(a) -> bool:
+def all_finite(a: Any) -> bool:
     if isinstance(a, SparseRows):
         a = a.value[a.entries]
     return a.dtype.kind != "f" or bool(np.isfinite(a).all())
 
 
-def counted(model, y: np.ndarray) -> int:
+def counted(model: Any, y: np.ndarray) -> int:
     """The rows of targets that count: those whose target is not to be ignored."""
     ignored = getattr(model.loss, "ignore_index", None)
     return len(y) if ignored is None or y.ndim > 1 else int(np.count_nonzero(y != ignored))
@@ -536,16 +538,16 @@ def counted(model, y: np.ndarray) -> int:
 class Meter(Metrics):
     """The numbers of one call: those that the program sums up, the loss and the accuracy, and the metrics."""
 
-    def __init__(self, wanted, model):
+    def __init__(self, wanted: Any, model: Any) -> None:
         labels = model.loss is not None and model.loss.targets == "labels"
-        self.summed = ["loss", "accuracy"] if labels else ["loss"]
+        self.summed: list[str] = ["loss", "accuracy"] if labels else ["loss"]
         super().__init__(wanted, model, free=tuple(self.summed))
-        self.mean = getattr(model.loss, "reduction", "mean") == "mean"
-        self.width = model._core.out_features
-        self.dtype = model.dtype
+        self.mean: Any = getattr(model.loss, "reduction", "mean") == "mean"
+        self.width: Any = model._core.out_features
+        self.dtype: np.dtype = model.dtype
         self.outputs = np.empty((0, self.width), self.dtype)
 
-    def check(self, targets, width=None):
+    def check(self, targets: Any, width: int | None = None) -> None:
         if self:
             super().check(targets, self.width)
 
@@ -629,7 +631,7 @@ class _Trainer:
     def stopped(self) -> bool:
         return self.model.stop_training or any(callback.stop for callback in self.callbacks)
 
-    def epoch(self, source: Source, epoch: int, seen: int, position: tuple | None) -> dict[str, float]:
+    def epoch(self, source: Source, epoch: int, seen: int, position: tuple[Any, ...] | None) -> dict[str, float]:
         """Train one epoch, or what is left of it after a position (epoch, rows, *totals); its scores."""
         self.core.need_optimizer()  # a callback may have taken it away
         self.earlier, self.before = self.before, self.core.snapshot()
@@ -767,7 +769,15 @@ class _Trainer:
 
 
 @names_arguments
-def evaluate(self: Any, x, y=None, sample_weight=None, metrics=(), threads=None, class_weight=None) -> dict[str, float]:
+def evaluate(
+    self: Any,
+    x: Any,
+    y: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    metrics: Any = (),
+    threads: int | None = None,
+    class_weight: Any = None,
+) -> dict[str, float]:
     """The loss and the metrics of x and y, in evaluation mode.
 
     Parameters

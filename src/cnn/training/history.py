@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+from typing import Any
 
 from .._pictures import figure_for
 
 
-class History(dict):
+class History(dict[str, list[float]]):
     """{"loss": [...], "val_loss": [...], ...}: one number an epoch.
 
     Parameters
@@ -27,7 +28,7 @@ class History(dict):
 
     converged: str | None = None
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.epochs: list[int] = list(range(1, 1 + len(next(iter(self.values()), []))))
 
@@ -76,7 +77,7 @@ class History(dict):
         finite = [(value, epoch) for value, epoch in zip(values, self.epochs, strict=True) if math.isfinite(value)]
         return min(finite)[1] if finite else None
 
-    def to_dict(self) -> dict[str, list]:
+    def to_dict(self) -> dict[str, list[Any]]:
         """A plain dict of copies of the lists, "epoch" first.
 
         Returns
@@ -85,7 +86,7 @@ class History(dict):
         """
         return {"epoch": list(self.epochs), **{name: list(values) for name, values in self.items()}}
 
-    def to_json(self, path: str | os.PathLike | None = None) -> str:
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """`to_dict` as JSON; numbers that are not finite are null.
 
         Parameters
@@ -108,7 +109,7 @@ class History(dict):
                 file.write(text + "\n")
         return text
 
-    def to_pandas(self):
+    def to_pandas(self) -> Any:
         """The numbers as a table with a row for each epoch, indexed by its number.
 
         Returns
@@ -126,7 +127,7 @@ class History(dict):
             raise ImportError("History.to_pandas needs pandas: pip install pandas") from error
         return pandas.DataFrame(dict(self), index=pandas.Index(self.epochs, name="epoch"))
 
-    def plot(self, path: str | os.PathLike | None = None):
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draw each number over the epochs: training and validation in one panel, the best epoch marked.
 
         Parameters

@@ -43,7 +43,7 @@ STEPS_AHEAD = 1024  # of which a schedule by step is asked for the rates at a ti
 BLOCK = 1 << 24  # bytes of the outputs of all models for a block of rows, where `reduce` needs no more
 
 
-class ManyHistory(dict):
+class ManyHistory(dict[str, np.ndarray]):
     """{"loss": array of shape (epochs, members), "val_loss": ...}: what training many models at once returns.
 
     Parameters
@@ -66,10 +66,10 @@ class ManyHistory(dict):
         its best.
     """
 
-    def __init__(self, names: Sequence[str], members: int):
+    def __init__(self, names: Sequence[str], members: int) -> None:
         super().__init__({name: np.empty((0, members)) for name in names})
         self.epochs: list[int] = []
-        self.last_epoch = np.zeros(members, np.int64)
+        self.last_epoch: np.ndarray = np.zeros(members, np.int64)
         self.best_epoch: np.ndarray | None = None
         self.diverged: dict[int, DivergenceError] = {}
 
@@ -113,7 +113,9 @@ class Rows:
     n : ndarray of shape (models,), int64
     """
 
-    def __init__(self, models, data, names: Names, training: bool, class_weight=None, shared=False):
+    def __init__(
+        self, models: Any, data: Any, names: Names, training: bool, class_weight: Any = None, shared: Any = False
+    ) -> None:
         self.x: list[np.ndarray] = []
         self.y: list[np.ndarray] = []
         w: list[np.ndarray | None] = []
@@ -167,23 +169,23 @@ def _in_memory(a):
 
 
 def fit_many(
-    models,
-    data,
+    models: Any,
+    data: Any,
     *,
-    epochs=1,
-    batch_size="auto",
-    shuffle=True,
-    validation_data=None,
-    validation_split=0.0,
-    class_weight=None,
-    metrics=(),
-    early_stopping=None,
-    steps_per_epoch=None,
-    drop_last=False,
-    accumulation_steps=1,
-    threads=None,
-    progress="auto",
-    verbose=None,
+    epochs: int = 1,
+    batch_size: int | str | None = "auto",
+    shuffle: bool = True,
+    validation_data: Any = None,
+    validation_split: float = 0.0,
+    class_weight: Any = None,
+    metrics: Any = (),
+    early_stopping: Any = None,
+    steps_per_epoch: int | None = None,
+    drop_last: bool = False,
+    accumulation_steps: int = 1,
+    threads: int | None = None,
+    progress: bool | str = "auto",
+    verbose: int | None = None,
 ) -> ManyHistory:
     """Train many models, each on data of its own, at once: natively, on all threads, one model a thread at a time.
 
@@ -264,7 +266,7 @@ def fit_many(
     )  # fmt: skip
 
 
-def models_of(models) -> list:
+def models_of(models: Any) -> list[Any]:
     """The models of a list or an ensemble, checked."""
     sequential = Layer.known["Sequential"]
     models = list(getattr(models, "_members", models))
@@ -280,7 +282,7 @@ def models_of(models) -> list:
     return models
 
 
-def all_native(models, xs=()) -> bool:
+def all_native(models: Any, xs: Any = ()) -> bool:
     """Whether models can be run together: none has a loss in Python or an optimiser of the whole data, or sparse x."""
     return not (
         any(hasattr(model._core.program, "native") for model in models)
@@ -290,7 +292,7 @@ def all_native(models, xs=()) -> bool:
 
 
 @contextlib.contextmanager
-def _only_fit_of(models: list):
+def _only_fit_of(models: list[Any]):
     """RuntimeError if another `fit` of one of the models is running."""
     for model in models:
         if model._core.fitting:
@@ -321,27 +323,27 @@ def _each(name: str, data, models: int, needed: bool):
 
 
 def train(
-    models: list,
-    data,
-    validation_data,
+    models: list[Any],
+    data: Any,
+    validation_data: Any,
     *,
-    epochs=1,
-    batch_size="auto",
+    epochs: int = 1,
+    batch_size: int | str | None = "auto",
     shuffle: Any = True,
-    validation_split=0.0,
-    class_weight=None,
-    metrics=(),
-    early_stopping=None,
-    steps_per_epoch=None,
-    drop_last=False,
-    accumulation_steps=1,
-    threads=None,
+    validation_split: float = 0.0,
+    class_weight: Any = None,
+    metrics: Any = (),
+    early_stopping: Any = None,
+    steps_per_epoch: int | None = None,
+    drop_last: bool = False,
+    accumulation_steps: int = 1,
+    threads: int | None = None,
     progress: Any = "auto",
-    verbose=None,
-    shared=(False, False),
-    one_order=False,
-    bags=None,
-    histories=True,
+    verbose: int | None = None,
+    shared: Any = (False, False),
+    one_order: Any = False,
+    bags: Any = None,
+    histories: Any = True,
 ) -> ManyHistory:
     """`fit_many`; shared: whether all have the same rows, for training and for validation; one_order: whether all take
     them in the order of the first; bags: a function of the rows' numbers that returns the rows that each takes;
@@ -393,7 +395,7 @@ def train(
         return trainer.run(epochs, stopping[0] if stopping else None, mode)
 
 
-def _by_python(models, data, validation_data, own: dict, shared, one_order: bool, bags) -> ManyHistory:
+def _by_python(models, data, validation_data, own: dict[Any, Any], shared, one_order: bool, bags) -> ManyHistory:
     """Train one after the other, where a loss is a Python function."""
     import copy
 
@@ -448,16 +450,26 @@ def _told(history: ManyHistory) -> ManyHistory:
 class Trainer:
     """The epochs of many models."""
 
-    meters: list
+    meters: list[Any]
     bags: Any
     one_order: bool
     histories = True  # whether each model gets its own
 
-    def __init__(self, models, rows, validation, taken, batch_size, accumulate, shuffle, threads):
+    def __init__(
+        self,
+        models: Any,
+        rows: Any,
+        validation: Any,
+        taken: Any,
+        batch_size: int,
+        accumulate: int,
+        shuffle: bool,
+        threads: int | None,
+    ) -> None:
         self.models = models
-        self.cores = [model._core for model in models]
-        self.programs = [core.program for core in self.cores]
-        self.kernels = self.cores[0].kernels
+        self.cores: list[Any] = [model._core for model in models]
+        self.programs: list[Any] = [core.program for core in self.cores]
+        self.kernels: Any = self.cores[0].kernels
         self.rows = rows
         self.validation = validation
         self.taken = taken
@@ -465,13 +477,13 @@ class Trainer:
         self.accumulate = accumulate
         self.shuffle = shuffle
         self.threads = threads
-        self.mean = np.array([getattr(model.loss, "reduction", "mean") == "mean" for model in models])
-        self.accuracy = all(model.loss is not None and model.loss.targets == "labels" for model in models)
-        self.schedules = [core.optimizer.schedule for core in self.cores]
-        self.alike = [_rates_of(i, core.optimizer) for i, core in enumerate(self.cores)]
-        self.lr = np.full(len(models), math.nan)
+        self.mean: np.ndarray = np.array([getattr(model.loss, "reduction", "mean") == "mean" for model in models])
+        self.accuracy: bool = all(model.loss is not None and model.loss.targets == "labels" for model in models)
+        self.schedules: list[Any] = [core.optimizer.schedule for core in self.cores]
+        self.alike: list[Any] = [_rates_of(i, core.optimizer) for i, core in enumerate(self.cores)]
+        self.lr: np.ndarray = np.full(len(models), math.nan)
 
-    def run(self, epochs: int, stopping, mode) -> ManyHistory:
+    def run(self, epochs: int, stopping: Any, mode: Any) -> ManyHistory:
         n = len(self.models)
         cores = self.cores
         summed = ["loss", "accuracy"] if self.accuracy else ["loss"]
@@ -483,9 +495,9 @@ class Trainer:
             names.append("lr")
         if stopping is not None:
             stopping._check(names)
-        self.crew = self.kernels.Crew(self.programs, True)
+        self.crew: Any = self.kernels.Crew(self.programs, True)
         self.crew.lanes = LANES
-        self.outs = self.room(self.taken)
+        self.outs: Any = self.room(self.taken)
         self.crew.set_rows(self.rows.x, self.rows.y, self.rows.w, self.bags, self.outs)
         checker = self.kernels.Crew(self.programs, False) if self.validation is not None else None
         if checker is not None:
@@ -493,9 +505,9 @@ class Trainer:
             seen = self.room(v.n)
             checker.set_rows(v.x, v.y, v.w, None, seen)
         history = ManyHistory(names, n)
-        self.seen = np.array([core.state.epochs_seen for core in cores], np.int64)
+        self.seen: np.ndarray = np.array([core.state.epochs_seen for core in cores], np.int64)
         seeds = np.array([core.state.random_seed for core in cores], np.uint64)
-        self.seeds = np.full(n, seeds[0]) if self.one_order else seeds
+        self.seeds: Any = np.full(n, seeds[0]) if self.one_order else seeds
         best = _Best(n, stopping)
         active = np.ones(n, bool)
         for program in self.programs:
@@ -537,7 +549,7 @@ class Trainer:
         history.best_epoch = best.epoch if stopping is not None else None
         return _told(history)
 
-    def room(self, n) -> list[np.ndarray] | None:
+    def room(self, n: Any) -> list[np.ndarray] | None:
         """Where the outputs of so many rows of each member go; None if no metric wants them."""
         if not self.meters:
             return None
@@ -562,12 +574,12 @@ class Trainer:
                     loss, weight = self.crew.totals[active, :2].sum(axis=0)
                     bar.batch(epoch, int(self.crew.at[active].sum()), loss / max(weight, 1e-300))
 
-    def rates(self, active, stops, group: int):
+    def rates(self, active: Any, stops: Any, group: int) -> Any:
         """What the schedules give for the coming steps, as `Crew.train` wants it."""
         if not any(schedule is not None for schedule in self.schedules):
             return None
         rates: list[Any] = [None] * len(self.cores)
-        known: dict[tuple, np.ndarray] = {}
+        known: dict[tuple[Any, ...], np.ndarray] = {}
         for i in np.flatnonzero(active & (self.crew.bad < 0)).tolist():
             schedule, optimizer = self.schedules[i], self.cores[i].optimizer
             steps = -(-int(stops[i] - self.crew.at[i]) // group)
@@ -595,7 +607,7 @@ class Trainer:
             return order
         return np.arange(n)[: self.taken[i]] if order is None else order[: self.taken[i]]
 
-    def numbers(self, totals, active, rows: Rows, outs, training: bool) -> dict[str, np.ndarray]:
+    def numbers(self, totals: Any, active: Any, rows: Rows, outs: Any, training: bool) -> dict[str, np.ndarray]:
         """The losses, accuracies and metrics of all members; NaN of those that are not active."""
         loss, weight, right, seen = totals.T
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -690,7 +702,7 @@ class _Best:
 # evaluation and prediction --------------------------------------------------------------------------------------------
 
 
-def evaluated(crew, models, active: Any, threads: int) -> np.ndarray:
+def evaluated(crew: Any, models: Any, active: Any, threads: int | None) -> np.ndarray:
     """The sums of the loss, weights, and rows classified right, of the active members: (members, 4)."""
     most = max(model._core.program.n_parameters for model in models)
     piece = max(256, min(1 << 17, EVALUATION_WORK // max(1, most)))
@@ -699,7 +711,7 @@ def evaluated(crew, models, active: Any, threads: int) -> np.ndarray:
     return crew.totals
 
 
-def scores(models, rows: Rows, threads: int) -> dict[str, np.ndarray]:
+def scores(models: Any, rows: Rows, threads: int) -> dict[str, np.ndarray]:
     """The loss of each model, and the accuracy where targets are labels, as `evaluate` gives them."""
     programs = [model._core.program for model in models]
     crew = models[0]._core.kernels.Crew(programs, False)
@@ -712,7 +724,7 @@ def scores(models, rows: Rows, threads: int) -> dict[str, np.ndarray]:
     return found
 
 
-def outputs(models, xs: list, threads: int) -> Any:
+def outputs(models: Any, xs: list[Any], threads: int) -> Any:
     """The outputs of each model: an array (models, n, out_features), or of different n a list of arrays."""
     core = models[0]._core
     own = xs if len(xs) == len(models) else xs * len(models)
@@ -728,7 +740,7 @@ def outputs(models, xs: list, threads: int) -> Any:
     return outs
 
 
-def step(crew, models, rows: Rows, threads: int) -> np.ndarray:
+def step(crew: Any, models: Any, rows: Rows, threads: int) -> np.ndarray:
     """A step of each model on all rows as one batch; the losses before it."""
     cores = [model._core for model in models]
     for core, n in zip(cores, rows.n.tolist(), strict=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -54,7 +54,9 @@ class Metric:
     ...            cnn.Metric(log_loss, proba=True, name="log_loss")]
     """
 
-    def __init__(self, function, *, proba=False, labels=False, name=None):
+    def __init__(
+        self, function: Callable[..., Any], *, proba: bool = False, labels: bool = False, name: str | None = None
+    ) -> None:
         if not callable(function) or isinstance(function, type):
             raise TypeError(f"function: expected a function of (targets, outputs), got {function!r}")
         if proba and labels:
@@ -62,9 +64,9 @@ class Metric:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name: expected a str, got {name!r}")
         self.function = function
-        self.proba = flag("proba", proba)
-        self.labels = flag("labels", labels)
-        self.name = str(name or getattr(function, "__name__", type(function).__name__))
+        self.proba: bool = flag("proba", proba)
+        self.labels: bool = flag("labels", labels)
+        self.name: str = str(name or getattr(function, "__name__", type(function).__name__))
 
     def __repr__(self) -> str:
         return f"Metric({self.name})"
@@ -102,11 +104,11 @@ class _Classifying(Known):
     that a row may belong to or not.
     """
 
-    def __init__(self, threshold: float | None, several: bool):
+    def __init__(self, threshold: float | None, several: bool) -> None:
         self.threshold: Any = threshold
         self.several = several
 
-    def check(self, targets, width):
+    def check(self, targets: Any, width: int) -> None:
         if width == 1 and self.threshold is None:
             raise ValueError(
                 f"{self.name}: the loss does not say which outputs stand for class 1: end the model with a Sigmoid, or "
@@ -133,15 +135,16 @@ class Accuracy(_Classifying):
 
     name = "accuracy"
 
-    def reset(self):
-        self.right = self.count = 0
+    def reset(self) -> None:
+        self.right: int = 0
+        self.count: int = 0
 
-    def update(self, targets, outputs):
+    def update(self, targets: Any, outputs: Any) -> None:
         true, predicted = self.classes(targets, outputs)
         self.right += int(np.count_nonzero(true == predicted))
         self.count += true.size
 
-    def result(self):
+    def result(self) -> float:
         return self.right / self.count if self.count else np.nan
 
 
@@ -154,12 +157,12 @@ class F1(_Classifying):
 
     name = "f1"
 
-    def reset(self):
+    def reset(self) -> None:
         self.counts: Any = 0  # true positives, false positives, false negatives of each class
 
-    def update(self, targets, outputs):
+    def update(self, targets: Any, outputs: Any) -> None:
         true, predicted = self.classes(targets, outputs)
-        self.columns = true.ndim == 2
+        self.columns: bool = true.ndim == 2
         if self.columns:
             counts = [np.count_nonzero(a, axis=0) for a in (true & predicted, ~true & predicted, true & ~predicted)]
         else:
@@ -170,7 +173,7 @@ class F1(_Classifying):
             counts = [hits, predictions - hits, truths - hits]
         self.counts = self.counts + np.array(counts)
 
-    def result(self):
+    def result(self) -> float:
         if not np.any(self.counts):
             return np.nan
         tp, fp, fn = self.counts
@@ -184,34 +187,35 @@ class F1(_Classifying):
 class TopK(Known):
     """The part of rows whose class is among the k largest outputs; of equal outputs the first counts as larger."""
 
-    def __init__(self, k: int):
+    def __init__(self, k: int) -> None:
         self.k = k
-        self.name = f"top_{k}"
+        self.name: str = f"top_{k}"
 
-    def check(self, targets, width):
+    def check(self, targets: Any, width: int) -> None:
         if targets.ndim != 1 and width == 1:
             raise ValueError(f"{self.name}: expected a classifier with several outputs, got one output")
         if self.k > width:
             raise ValueError(f"{self.name}: expected k of at most {width}, the number of outputs, got {self.k}")
 
-    def reset(self):
-        self.right = self.count = 0
+    def reset(self) -> None:
+        self.right: int = 0
+        self.count: int = 0
 
-    def update(self, targets, outputs):
+    def update(self, targets: Any, outputs: Any) -> None:
         true = (targets if targets.ndim == 1 else targets.argmax(axis=1))[:, None]
         own = np.take_along_axis(outputs, true, axis=1)
         above = (outputs > own) | ((outputs == own) & (np.arange(outputs.shape[1]) < true))
         self.right += int(np.count_nonzero((np.count_nonzero(above, axis=1) < self.k) & ~np.isnan(own[:, 0])))
         self.count += len(outputs)
 
-    def result(self):
+    def result(self) -> float:
         return self.right / self.count if self.count else np.nan
 
 
 class _Regression(Known):
     """A metric of numbers; those whose target is NaN do not count."""
 
-    def check(self, targets, width):
+    def check(self, targets: Any, width: int) -> None:
         if targets.ndim != 2:
             raise ValueError(f"{self.name}: expected targets that are numbers, got class indices")
         if targets.shape[1] != width:
@@ -225,15 +229,16 @@ class MAE(_Regression):
 
     name = "mae"
 
-    def reset(self):
-        self.total, self.count = 0.0, 0
+    def reset(self) -> None:
+        self.total: float = 0.0
+        self.count: int = 0
 
-    def update(self, targets, outputs):
+    def update(self, targets: Any, outputs: Any) -> None:
         known = _known(targets)
         self.total += float(np.abs(outputs - targets)[known].sum(dtype=np.float64))
         self.count += int(np.count_nonzero(known))
 
-    def result(self):
+    def result(self) -> float:
         return self.total / self.count if self.count else np.nan
 
 
@@ -242,15 +247,16 @@ class RMSE(_Regression):
 
     name = "rmse"
 
-    def reset(self):
-        self.total, self.count = 0.0, 0
+    def reset(self) -> None:
+        self.total: float = 0.0
+        self.count: int = 0
 
-    def update(self, targets, outputs):
+    def update(self, targets: Any, outputs: Any) -> None:
         known = _known(targets)
         self.total += float(np.square(outputs - targets, dtype=np.float64)[known].sum())
         self.count += int(np.count_nonzero(known))
 
-    def result(self):
+    def result(self) -> float:
         return (self.total / self.count) ** 0.5 if self.count else np.nan
 
 
@@ -263,13 +269,13 @@ class R2(_Regression):
 
     name = "r2"
 
-    def reset(self):
+    def reset(self) -> None:
         self.count: Any = 0  # here and below, of each column
         self.mean: Any = 0.0
         self.spread: Any = 0.0
         self.residual: Any = 0.0
 
-    def update(self, targets, outputs):
+    def update(self, targets: Any, outputs: Any) -> None:
         t = targets.astype(np.float64)
         known = _known(t)
         n = np.count_nonzero(known, axis=0)
@@ -283,7 +289,7 @@ class R2(_Regression):
         self.residual = self.residual + ((outputs - t) ** 2).sum(axis=0, where=known)
         self.count = self.count + n
 
-    def result(self):
+    def result(self) -> float:
         if np.any(np.less(self.count, 2)):
             return np.nan
         constant = self.spread == 0
@@ -299,15 +305,15 @@ def _known(targets: np.ndarray) -> np.ndarray:
 class _Whole(Known):
     """A metric that needs all targets and outputs at once."""
 
-    def reset(self):
+    def reset(self) -> None:
         self.targets: list[np.ndarray] = []
         self.outputs: list[np.ndarray] = []
 
-    def update(self, targets, outputs):
+    def update(self, targets: Any, outputs: Any) -> None:
         self.targets.append(np.array(targets))
         self.outputs.append(np.array(outputs))
 
-    def result(self):
+    def result(self) -> float:
         if not self.targets:
             return np.nan
         return self.of(np.concatenate(self.targets), np.concatenate(self.outputs))
@@ -326,13 +332,13 @@ class AUC(_Whole):
     does not occur, or it is the only one.
     """
 
-    def __init__(self, name: str = "auc", probabilities=None, several: bool = False):
+    def __init__(self, name: str = "auc", probabilities: Any = None, several: bool = False) -> None:
         self.name = name
-        self.pairs = name == "auc_ovo"
+        self.pairs: bool = name == "auc_ovo"
         self.probabilities = probabilities  # of outputs; None: they are such already, or there is one output
         self.several = several
 
-    def check(self, targets, width):
+    def check(self, targets: Any, width: int) -> None:
         if width > 2 and targets.ndim != 1 and not self.several:
             raise ValueError(
                 f"{self.name}: expected class indices, or one output, or a loss of yes or no for each output, got "
@@ -345,7 +351,7 @@ class AUC(_Whole):
             if wrong.size:
                 raise ValueError(f"{self.name}: expected targets 0 and 1, got {wrong[0]:g}")
 
-    def of(self, targets, outputs):
+    def of(self, targets: Any, outputs: Any) -> float:
         n = outputs.shape[1]
         if targets.ndim == 2 and n > 1:
             return float(np.mean([_auc(targets[:, j] > 0.5, outputs[:, j]) for j in range(n)]))
@@ -377,18 +383,18 @@ def _auc(positive: np.ndarray, score: np.ndarray) -> float:
 class Own(_Whole):
     """A metric of the user's own; classify: what makes classes of targets and outputs, where it wants them."""
 
-    def __init__(self, metric: Metric, probabilities, classify: _Classifying | None):
-        self.function = metric.function
+    def __init__(self, metric: Metric, probabilities: Any, classify: _Classifying | None) -> None:
+        self.function: Any = metric.function
         self.name: str = metric.name
-        self.probabilities = probabilities if metric.proba else None
-        self.classify = classify if metric.labels else None
+        self.probabilities: Any = probabilities if metric.proba else None
+        self.classify: Any = classify if metric.labels else None
 
-    def check(self, targets, width):
+    def check(self, targets: Any, width: int) -> None:
         if self.classify is not None:
             self.classify.name = self.name
             self.classify.check(targets, width)
 
-    def of(self, targets, outputs):
+    def of(self, targets: Any, outputs: Any) -> float:
         if self.classify is not None:
             targets, outputs = self.classify.classes(targets, outputs)
         elif self.probabilities is not None:
@@ -420,18 +426,18 @@ class Metrics:
         For what is neither a name nor a function.
     """
 
-    def __init__(self, wanted, model, free: tuple[str, ...] = ()):
+    def __init__(self, wanted: Any, model: Any, free: tuple[str, ...] = ()) -> None:
         if isinstance(wanted, (str, Metric)) or callable(wanted):
             wanted = (wanted,)
-        given: list = [None]
+        given: list[Any] = [None]
         if isinstance(wanted, Mapping):
             given, wanted = list(wanted), wanted.values()
         try:
             wanted = list(wanted)
         except TypeError:
             raise TypeError(f"metrics: expected names and functions, got {wanted!r}") from None
-        self.ignored = getattr(model.loss, "ignore_index", None)
-        self.per_target = getattr(model.loss, "outputs_per_target", 1)
+        self.ignored: Any = getattr(model.loss, "ignore_index", None)
+        self.per_target: Any = getattr(model.loss, "outputs_per_target", 1)
         self.of_values = isinstance(model.loss, losses.SobolevLoss)
         chosen = [_metric(one, model) for one in wanted]
         if given != [None]:
@@ -443,7 +449,7 @@ class Metrics:
         for name in names:
             if names.count(name) > 1 or name in ("loss", "lr", "epoch") or name.startswith("val_"):
                 raise ValueError(f"metrics: the name {name!r} is taken")
-        self.list = [metric for metric in chosen if metric.name not in free]
+        self.list: Any = [metric for metric in chosen if metric.name not in free]
 
     def __bool__(self) -> bool:
         return bool(self.list)

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import warnings
+from typing import Any
 
 from .._checks import choice, flag, integer
 from ..files import checkpoint
@@ -59,13 +60,21 @@ class ModelCheckpoint(Callback):
 
     _turn = 2
 
-    def __init__(self, folder, every=1, max_to_keep=3, save_best_only=False, monitor="val_loss", mode="auto"):
-        self.folder = os.fsdecode(folder)
-        self.every = integer("every", every, 1)
-        self.max_to_keep = integer("max_to_keep", max_to_keep, 1)
-        self.save_best_only = flag("save_best_only", save_best_only)
-        self.monitor = named(monitor)
-        self.mode = choice("mode", mode, ("auto", "min", "max"))
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        every: int = 1,
+        max_to_keep: int = 3,
+        save_best_only: bool = False,
+        monitor: str = "val_loss",
+        mode: str = "auto",
+    ) -> None:
+        self.folder: str = os.fsdecode(folder)
+        self.every: int = integer("every", every, 1)
+        self.max_to_keep: int = integer("max_to_keep", max_to_keep, 1)
+        self.save_best_only: bool = flag("save_best_only", save_best_only)
+        self.monitor: str = named(monitor)
+        self.mode: str = choice("mode", mode, ("auto", "min", "max"))
         self._sign = 0
         self._best = -math.inf
         self._lock = threading.Lock()
@@ -85,7 +94,7 @@ class ModelCheckpoint(Callback):
         found = {int(match[1]): match[0] for name in names if (match := FILE.fullmatch(name))}
         return {number: os.path.join(self.folder, found[number]) for number in sorted(found, reverse=True)}
 
-    def resume(self, model) -> int | None:
+    def resume(self, model: Any) -> int | None:
         """Bring a model to where the newest checkpoint that can be read has it.
 
         Its parameters, training state and history, and the hyper-parameters of its optimiser as they were then. Files
@@ -125,14 +134,14 @@ class ModelCheckpoint(Callback):
             self._sign = direction(self.monitor, self.mode)
         os.makedirs(self.folder, exist_ok=True)
 
-    def on_train_begin(self, logs):
+    def on_train_begin(self, logs: dict[str, Any]) -> None:
         # A run that is continued has its best value in the history.
         history = self.model.history
         values = zip(history.epochs, history.get(self.monitor, ()), strict=False)
         gains = [self._sign * value for epoch, value in values if epoch % self.every == 0]
         self._best = max((gain for gain in gains if not math.isnan(gain)), default=-math.inf)
 
-    def on_epoch_end(self, epoch, logs):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
         self._raise()  # if an earlier file could not be written
         if epoch % self.every:
             return

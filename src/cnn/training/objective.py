@@ -48,7 +48,7 @@ class Objective:
         If the loss is not the same whenever it is evaluated, or has no derivative.
     """
 
-    def __init__(self, core: Any, x, y, w, threads: int, out=None):
+    def __init__(self, core: Any, x: Any, y: Any, w: Any, threads: int, out: np.ndarray | None = None) -> None:
         name = type(core.optimizer).__name__
         for place in core.graph.seen.values():
             if place.layer.only_training and place.layer.acts:
@@ -109,7 +109,7 @@ class Objective:
         self.evaluations += 1
         return self.value
 
-    def _state(self) -> tuple:
+    def _state(self) -> tuple[Any, ...]:
         """All that the value depends on and that may change between two iterations."""
         program = self.program
         return self._token, program.fingerprint, program.modes, self.core.optimizer.table.tobytes()

@@ -13,7 +13,7 @@ TAKEN = 38  # columns of that beside description and numbers, 6 of them the bar'
 _told = False  # how to get a bar
 
 
-def mode_of(progress, verbose) -> str | bool:
+def mode_of(progress: bool | str, verbose: int | None) -> str | bool:
     """The mode of `Progress` for two arguments of `fit`; ValueError if they are wrong."""
     if progress not in ("auto", True, False):
         raise ValueError(f"progress: expected 'auto', True or False, got {progress!r}")
@@ -40,7 +40,7 @@ class Progress:
         Rows of an epoch; None: as many as the first one turns out to have.
     """
 
-    def __init__(self, mode, first: int, last: int, rows: int | None):
+    def __init__(self, mode: str | bool, first: int, last: int, rows: int | None) -> None:
         self.first = first
         self.last = last
         self.rows = rows
@@ -48,6 +48,8 @@ class Progress:
         self.bar: Any = None
         self.shown = 0.0  # when the bar was last brought up to date
         self.logs: dict[str, str] = {}
+        self.began: float
+        self.epoch_began: float
         self.began = self.epoch_began = time.perf_counter()
         self.lines = mode in (True, "lines")
         if mode in ("auto", True) and first < last and (_terminal() or _notebook()):
@@ -65,7 +67,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: Any) -> None:
         if self.bar is not None:
             self.bar.close()
 

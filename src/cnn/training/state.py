@@ -48,10 +48,10 @@ class TrainingState:
     training: bool = True
     epoch: int = 0
     epochs_seen: int = 0
-    position: tuple | None = None
+    position: tuple[Any, ...] | None = None
     history: History | None = None
-    callbacks: dict[str, dict] = field(default_factory=dict)
-    running: list = field(default_factory=list)
+    callbacks: dict[str, dict[Any, Any]] = field(default_factory=dict)
+    running: list[Any] = field(default_factory=list)
 
     def ask(self) -> None:
         """Bring `callbacks` to what the callbacks of a running `fit` have now."""
@@ -74,7 +74,7 @@ class TrainingState:
             arrays[EPOCHS] = np.array(history.epochs, np.int64)
             arrays |= {HISTORY + name: np.array(values, np.float64) for name, values in history.items()}
         self.ask()
-        kept: dict[str, dict] = {}
+        kept: dict[str, dict[Any, Any]] = {}
         for name, state in self.callbacks.items():
             kept[name] = {key: value for key, value in state.items() if not isinstance(value, np.ndarray)}
             of_it = {key: value for key, value in state.items() if key not in kept[name]}
@@ -92,7 +92,9 @@ class TrainingState:
         return arrays, numbers | ({"callbacks": kept} if kept else {})
 
     @classmethod
-    def from_parts(cls, arrays: dict[str, np.ndarray], numbers: Any, program: Any, optimizer: Any, dtype: np.dtype):
+    def from_parts(
+        cls, arrays: dict[str, np.ndarray], numbers: Any, program: Any, optimizer: Any, dtype: np.dtype
+    ) -> Any:
         """The state that `to_parts` gave; program, optimiser and schedule are brought to it.
 
         Raises
@@ -135,7 +137,7 @@ class TrainingState:
         return cls(**kept, position=position, history=history, callbacks=callbacks)
 
 
-def names_of(callbacks: list) -> dict[str, Any]:
+def names_of(callbacks: list[Any]) -> dict[str, Any]:
     """Callbacks by the names that their states are kept under: the class, from its second object on with a number."""
     names: dict[str, Any] = {}
     for callback in callbacks:
@@ -227,7 +229,7 @@ def _checked(name: str, state: Any) -> dict[str, Any]:
     return state
 
 
-def _callbacks(arrays: dict[str, np.ndarray], states: Any) -> dict[str, dict]:
+def _callbacks(arrays: dict[str, np.ndarray], states: Any) -> dict[str, dict[Any, Any]]:
     """The callbacks' states; takes their arrays from the others."""
     if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
         raise ValueError(f"training: callbacks: expected tables by name, got {short(states)}")

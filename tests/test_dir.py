@@ -1,0 +1,28 @@
+"""`dir`, and with it completion, shows public names and no others."""
+
+import pytest
+
+import cnn
+
+PARTS = {
+    cnn.Sequential([cnn.Linear(2, 3), cnn.MSELoss()]): {"fit", "predict", "layers", "optimizer", "history"},
+    cnn.Linear(2, 3): {"weight", "bias", "in_features", "forward"},
+    cnn.LeakyReLU(): {"derivative", "param"},
+    cnn.Adam(): {"lr", "beta1", "schedule", "clip_norm"},
+    cnn.StepLR(5): {"gamma", "step_size", "plot"},
+    cnn.HuberLoss(): {"delta", "reduction", "backward"},
+}
+
+
+def test_of_the_package():
+    names = {*dir(cnn)}
+    assert {*cnn.__all__, "__version__", "losses"} <= names
+    assert not {*names} & {"export", "files", "models", "training"}
+    assert [name for name in names if name.startswith("_")] == ["__version__"]
+
+
+@pytest.mark.parametrize(("part", "wanted"), PARTS.items(), ids=[type(part).__name__ for part in PARTS])
+def test_of_a_part(part, wanted):
+    names = {*dir(part)}
+    assert wanted <= names
+    assert not {name for name in names if name.startswith("_") or name in ("facts", "known", "names", "torch_name")}
