@@ -2,8 +2,8 @@
 
     python bench/products.py [rounds]
 
-The results are compared first: they must have the same bits. Times are the least of the rounds, in turns; two cores must
-be free.
+The results are compared first: they must have the same bits. Times are the least of the rounds, in turns; two cores
+must be free.
 """
 
 import itertools
