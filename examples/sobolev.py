@@ -3,11 +3,8 @@
     python examples/sobolev.py        writes sobolev.png
 
 Values and gradients of a surface are known at a few random points, as in physics or after an expensive simulation with
-an adjoint (Czarnecki et al., "Sobolev Training for Neural Networks", 2017). The same network is fitted twice: to the
-values, and to values and gradients. The loss of the gradients, mean |dy/dx - g|**2, depends on the parameters through
-dy/dx; its gradient is a mixed second derivative times a vector, d2y/(dtheta dx) v with v = 2 (dy/dx - g) / n: one call,
-``hvp_input(x, v, parameters=True)``. L-BFGS of SciPy does the rest.
-Needs SciPy and the extra `plot` (matplotlib).
+an adjoint (Czarnecki et al., "Sobolev Training for Neural Networks", 2017). The same network is fitted twice by L-BFGS:
+to the values, and to values and gradients, with ``cnn.SobolevLoss``. Needs the extra `plot` (matplotlib).
 """
 
 import argparse
@@ -15,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.optimize import minimize
 
 import cnn
 
@@ -27,24 +23,9 @@ def surface(x):
     return wave + hill, 3 * np.hstack([np.cos(a) * np.cos(b) - 2 * a * hill, -np.sin(a) * np.sin(b) - 2 * b * hill])
 
 
-def network(width):
-    layers = [cnn.Linear(2, width), cnn.Tanh(), cnn.Linear(width, width), cnn.Tanh(), cnn.Linear(width, 1)]
-    return cnn.Sequential([*layers, cnn.MSELoss()], dtype="float64", seed=0)
-
-
-def objective(model, x, y, gradients, weight):
-    """mean (model - y)**2 + weight mean |dmodel/dx - gradients|**2, a function of the parameters, with its gradient."""
-
-    def loss(parameters):
-        model.parameters = parameters
-        value, slope = model.loss_and_grad(x, y)
-        if weight:
-            difference = model.grad_input(x) - gradients
-            value += weight * np.mean(np.sum(difference**2, axis=1))
-            slope += model.hvp_input(x, 2 * weight / len(x) * difference, parameters=True)[1]
-        return value, slope
-
-    return loss
+def network(width, loss):
+    layers = [cnn.Linear(2, width), cnn.Tanh(), cnn.Linear(width, width), cnn.Tanh(), cnn.Linear(width, 1), loss]
+    return cnn.Sequential(layers, cnn.LBFGS(), dtype="float64", seed=0)
 
 
 def plot(x, surface, errors, path):
@@ -80,10 +61,12 @@ def main():
     grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
     truth = surface(grid)[0]
     errors = {}
-    for name, weight in (("values", 0), ("values and gradients", 0.1)):
-        model = network(options.width)
-        loss, limits = objective(model, x, y, gradients, weight), {"maxiter": options.steps}
-        model.parameters = minimize(loss, model.parameters, jac=True, method="L-BFGS-B", options=limits).x
+    for name, loss, targets in (
+        ("values", cnn.MSELoss(), y),
+        ("values and gradients", cnn.SobolevLoss(0.2), (y, gradients[:, None])),
+    ):
+        model = network(options.width, loss)
+        model.fit(x, targets, epochs=options.steps, progress=False)
         error = model.predict(grid) - truth
         rms = np.sqrt(np.mean(error**2))
         print(f"fitted to {name:<21} root mean square error at unseen points {rms:.4f}")

@@ -146,21 +146,29 @@ def test_sobolev(tmp_path):
     assert is_picture(tmp_path / "sobolev.png")
 
 
-def test_the_gradient_of_sobolev_training():
-    """The mixed product is the derivative of the loss: central differences, by each parameter."""
-    pytest.importorskip("scipy")
-    spec = importlib.util.spec_from_file_location("sobolev", ROOT / "examples/sobolev.py")
-    sobolev = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sobolev)
-    model, x = sobolev.network(3), np.random.default_rng(1).uniform(-1, 1, (5, 2))
-    y, gradients = sobolev.surface(x)
-    step, loss = 1e-5, sobolev.objective(model, x, y, gradients, 0.3)
-    start = model.parameters.copy()
-    differences = [(loss(start + step * e)[0] - loss(start - step * e)[0]) / (2 * step) for e in np.eye(len(start))]
-    np.testing.assert_allclose(loss(start)[1], differences, rtol=1e-5, atol=1e-8)
+def module(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"examples/{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def test_the_surface_and_its_gradients():
+    sobolev, x, step = module("sobolev"), np.random.default_rng(1).uniform(-1, 1, (5, 2)), 1e-5
     far = [sobolev.surface(x + h * np.eye(2)[i])[0] for i in range(2) for h in (step, -step)]
     slopes = np.hstack([(far[0] - far[1]) / (2 * step), (far[2] - far[3]) / (2 * step)])
-    np.testing.assert_allclose(gradients, slopes, atol=1e-8)
+    np.testing.assert_allclose(sobolev.surface(x)[1], slopes, atol=1e-8)
+
+
+def test_poisson(tmp_path):
+    """The solution that the residual asks for: its Laplacian, by differences, is the right side."""
+    result = run("examples/poisson.py", "--points", 200, "--steps", 100, "--out", tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert float(re.search(r"largest error of u ([\d.]+)", result.stdout)[1]) < 0.1
+    assert is_picture(tmp_path / "poisson.png")
+    solution, x, h = module("poisson").solution, np.random.default_rng(1).uniform(-1, 1, (5, 2)), 1e-3
+    far = sum(solution(x + sign * h * axis)[0] for axis in np.eye(2) for sign in (1, -1))
+    np.testing.assert_allclose(solution(x)[1], (far - 4 * solution(x)[0]) / h**2, atol=1e-4)
 
 
 def test_ensemble(tmp_path):

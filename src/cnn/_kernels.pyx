@@ -32,6 +32,7 @@ include "kernels/sparse.pxi"            # products with sparse rows
 include "kernels/gradients.pxi"         # norms, clipping, penalties, averages
 
 include "kernels/network.pxi"           # ops over buffers, workspaces, passes: the structs, and the table of the ops
+include "kernels/jet.pxi"               # values with their derivatives by the inputs: what the ops share
 include "kernels/ops/linear.pxi"        # an op a file: forward, backward, tangent and second beside each other
 include "kernels/ops/activation.pxi"
 include "kernels/ops/softmax.pxi"
@@ -63,6 +64,7 @@ include "kernels/program.pxi"           # the class that Python sees
 include "kernels/members.pxi"           # many models at once, one after the other on each thread
 include "kernels/lanes.pxi"             # ... or one in each lane of the vectors
 include "kernels/crew.pxi"              # ... as Python sees them
+include "kernels/residual.pxi"          # values with their derivatives by the inputs, and gradients of losses of them
 include "kernels/derivative.pxi"        # derivative products, as Python sees them
 include "kernels/line_search.pxi"       # a step along a direction (More and Thuente)
 include "kernels/lbfgs.pxi"             # L-BFGS

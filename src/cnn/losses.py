@@ -44,6 +44,7 @@ __all__ = [
     "PoissonNLLLoss",
     "QuantileLoss",
     "SmoothL1Loss",
+    "SobolevLoss",
 ]
 
 
@@ -690,6 +691,150 @@ class GaussianNLLLoss(_OfNumbers):
 
     def _parameters(self):
         return self.log_var, self.full, self.eps
+
+
+class SobolevLoss(Loss):
+    """Squared errors of the outputs and of their derivatives by the inputs (Czarnecki et al., Sobolev Training for
+    Neural Networks, 2017): mean (u - y)**2 + weight mean (du/dx - dy)**2.
+
+    A target is a row of values and then derivatives, those of the first output by each input first:
+    ``np.column_stack([y, dy.reshape(batch, -1)])`` with y (batch, out_features) and dy (batch, out_features,
+    in_features), or the pair ``(y, dy)``. Each mean is over the elements that count; rows have their sample weights.
+
+    Parameters
+    ----------
+    weight : float
+        Of the derivatives, at least 0. Where they are of another size than the values it makes up for that.
+    reduction : {"mean", "sum"}
+        "sum" adds all elements up.
+    ignore_nan : bool
+        Whether elements whose target is NaN do not count, as values or derivatives that are not known.
+
+    Notes
+    -----
+    The gradient in the parameters is exact; the loss's step is not fused. Derivatives are those of evaluation mode, and
+    no layer may do something else in training: `Dropout` and `BatchNorm1d` are refused. There is no gradient in x, and
+    no Hessian. Metrics are of the values. Alone, the loss takes pairs (values, derivatives) for outputs and targets.
+
+    Examples
+    --------
+    >>> import cnn, numpy as np
+    >>> x = np.linspace(-1, 1, 8)[:, None]
+    >>> layers = [cnn.Linear(1, 16), cnn.Tanh(), cnn.Linear(16, 1), cnn.SobolevLoss()]
+    >>> model = cnn.Sequential(layers, cnn.LBFGS(), dtype="float64", seed=0)
+    >>> history = model.fit(x, (np.sin(3 * x), 3 * np.cos(3 * x)), epochs=200)
+    >>> history["loss"][-1] < 1e-3
+    True
+    """
+
+    kind = "sobolev"  # not in the kernels
+    outputs = "values"
+    targets = "numbers"
+    convex = has_second_derivative = False
+
+    def __init__(self, weight: float = 1.0, *, reduction: str = "mean", ignore_nan: bool = False) -> None:
+        super().__init__(reduction=reduction)
+        self.weight = number("weight", weight, 0)
+        self.ignore_nan = flag("ignore_nan", ignore_nan)
+        self._squares = MSELoss(reduction=reduction, ignore_nan=ignore_nan)
+
+    def value_and_gradients(
+        self, outputs: Any, targets: Any, sample_weight: Any = None
+    ) -> tuple[float, list[np.ndarray]]:
+        """The loss, and its gradients by the values and by the derivatives.
+
+        Parameters
+        ----------
+        outputs, targets : pair of array_like
+            Values (batch, out_features) and derivatives (batch, out_features * in_features).
+        sample_weight : array_like of shape (batch,), optional
+
+        Returns
+        -------
+        loss : float
+        gradients : list of two ndarray
+            Of the outputs' shapes.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If something does not fit.
+        """
+        total, gradients = 0.0, []
+        for factor, output, target in zip((1.0, self.weight), outputs, targets, strict=True):
+            counts = np.ones(len(output), bool) if sample_weight is None else np.asarray(sample_weight) > 0
+            if self.ignore_nan:
+                counts = counts & ~np.isnan(target).all(axis=1)
+            if not counts.any():
+                gradients.append(np.zeros_like(output))
+                continue
+            total += factor * self._squares.forward(output, target, sample_weight)
+            gradients.append(factor * self._squares.backward())
+        return total, gradients
+
+    def forward(self, outputs: Any, targets: Any, sample_weight: Any = None) -> float:
+        """The loss of pairs (values, derivatives). Its gradients are kept for `backward`.
+
+        Parameters
+        ----------
+        outputs, targets : pair of array_like
+            Values (batch, out_features) and derivatives (batch, out_features, in_features).
+        sample_weight : array_like of shape (batch,), optional
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        ValueError, TypeError
+            If these are no pairs, or something does not fit.
+        """
+        pairs = []
+        for name, pair in (("outputs", outputs), ("targets", targets)):
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise TypeError(f"{name}: expected a pair (values, derivatives), got {_described(pair)}")
+            pairs.append(tuple(np.asarray(part).reshape(len(part), -1) for part in pair))
+        loss, gradients = self.value_and_gradients(pairs[0], pairs[1], sample_weight)
+        self._gradient = tuple(g.reshape(np.shape(part)) for g, part in zip(gradients, outputs, strict=True))  # type: ignore[assignment]
+        return loss
+
+    __call__ = forward
+
+    def backward(self) -> Any:
+        """The gradients of the last `forward` with respect to its outputs.
+
+        Returns
+        -------
+        tuple of two ndarray
+            Of the shapes of values and derivatives.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no `forward`.
+        """
+        if self._gradient is None:
+            raise RuntimeError("backward needs a forward pass to go back over, but there was none")
+        return tuple(g.copy() for g in self._gradient)
+
+    def hvp(self, outputs: Any, targets: Any, vector: Any, sample_weight: Any = None) -> np.ndarray:
+        """There is none.
+
+        Parameters
+        ----------
+        outputs, targets, vector, sample_weight : object
+            As for other losses.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+        """
+        raise NotImplementedError(f"{self!r} has no second derivative")
+
+    def spec(self) -> None:
+        """None: the kernels do not know this loss."""
 
 
 class CallableLoss(Loss):

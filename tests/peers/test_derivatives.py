@@ -141,3 +141,35 @@ def test_torch_func(each_isa):
         assert_close(model.jvp(x, t), pushed, "jvp")
         assert_close(model.vjp(x, v), pulled, "vjp")
         assert_close(model.hvp(x, y, u), np.concatenate([a.numpy().T.ravel() for a in hvp.values()]), "hvp")
+
+
+@given(parts=graphs(n_out=2, names=grid.SMOOTH), batch=st.sampled_from((1, 2, 5)), seed=st.integers(0, 99))
+@settings(max_examples=3)
+def test_jets_of_random_networks(parts, batch, seed):
+    """u, du and d2u, and the gradient of a loss that is not linear in them."""
+    model, truth = build(parts, seed=seed)
+    outputs, _ = functions_of(truth)
+    x = np.random.default_rng(seed).standard_normal((batch, parts[0][0]))
+    vector = jnp.array(model.parameters)
+
+    def jets(vector, x):
+        def u(row):
+            return outputs(vector, row[None])[0]
+
+        second = jax.vmap(jax.jacfwd(jax.jacfwd(u)))(x)
+        return jax.vmap(u)(x), jax.vmap(jax.jacfwd(u))(x), jnp.diagonal(second, axis1=2, axis2=3)
+
+    def loss(vector):
+        u, du, d2u = jets(vector, x)
+        return jnp.sum(u**2) + jnp.sum(jnp.sin(du)) + jnp.sum(d2u * d2u)
+
+    def f(x, u, du, d2u):
+        return np.sum(u**2) + np.sum(np.sin(du)) + np.sum(d2u**2), 2 * u, np.cos(du), 2 * d2u
+
+    for what, one, other in zip(("u", "du", "d2u"), model.derivatives(x), jets(vector, x), strict=True):
+        assert_close(one, other, what)
+    value, gradient = model.residual_loss_and_grad(x, f)
+    expected, slope = jax.value_and_grad(loss)(vector)
+    assert_close(value - model._core.program.penalty(), expected, "loss")
+    penalties = model.residual_loss_and_grad(x, lambda *_: (0.0, None, None, None))[1]
+    assert_close(gradient - penalties, slope, "gradient")

@@ -1,11 +1,12 @@
 # Activations f and their derivatives, on vectors and on rows.
 #
-# ACTIVATIONS is the only list of them. Each entry has its three functions below, side by side, by the names that the
+# ACTIVATIONS is the only list of them. Each entry has its four functions below, side by side, by the names that the
 # list gives it:
 #
 #     NAME_value(z, param)                        f(z)
 #     NAME_backward(dy, from_input, saved, param) dy f'(z); `saved` is z if from_input, else y = f(z)
 #     NAME_second(from_input, saved, param)       f''(z)
+#     NAME_third(from_input, saved, param)        f'''(z)
 #
 # and says what the backward pass needs of the forward pass: the output, where f'(z) follows from y = f(z) as well as
 # from z and so z need not be kept (OUTPUT), the input (INPUT), or the output as long as f is monotonic, which it is for
@@ -51,6 +52,8 @@ cdef extern from *:
     #define activation_gradient(...) (ACTIVATIONS(ACTIVATION_BACKWARD, __VA_ARGS__) missing_kernel())
     #define ACTIVATION_SECOND(KIND, name, keeps, kind, ...) (kind) == KIND ? name##_second(__VA_ARGS__) :
     #define activation_second(...) (ACTIVATIONS(ACTIVATION_SECOND, __VA_ARGS__) missing_kernel())
+    #define ACTIVATION_THIRD(KIND, name, keeps, kind, ...) (kind) == KIND ? name##_third(__VA_ARGS__) :
+    #define activation_third(...) (ACTIVATIONS(ACTIVATION_THIRD, __VA_ARGS__) missing_kernel())
 
     #define VALUE_LOOP(KIND, name, keeps, ...) case KIND: value_loop(KIND, __VA_ARGS__); break;
     #define each_value_loop(kind, ...) do switch (kind) { ACTIVATIONS(VALUE_LOOP, __VA_ARGS__) \\
@@ -63,6 +66,9 @@ cdef extern from *:
         default: __builtin_trap(); } while (0)
     #define SECOND_LOOP(KIND, name, keeps, ...) case KIND: second_loop(KIND, __VA_ARGS__); break;
     #define each_second_loop(kind, ...) do switch (kind) { ACTIVATIONS(SECOND_LOOP, __VA_ARGS__) \\
+        default: __builtin_trap(); } while (0)
+    #define SLOPES_LOOP(KIND, name, keeps, ...) case KIND: slopes_loop(KIND, __VA_ARGS__); break;
+    #define each_slopes_loop(kind, ...) do switch (kind) { ACTIVATIONS(SLOPES_LOOP, __VA_ARGS__) \\
         default: __builtin_trap(); } while (0)
     """
     ctypedef int Activation
@@ -78,6 +84,7 @@ cdef extern from *:
     vf activation_value(Activation kind, vf z, vf param) nogil
     vf activation_gradient(Activation kind, vf dy, bint from_input, vf saved, vf param) nogil
     vf activation_second(Activation kind, bint from_input, vf saved, vf param) nogil
+    vf activation_third(Activation kind, bint from_input, vf saved, vf param) nogil
     void each_value_loop(Activation kind, real param, Py_ssize_t rows, Py_ssize_t n, const real* z, Py_ssize_t z_row,
                          real* y, Py_ssize_t y_row) nogil
     void each_backward_loop(Activation kind, bint from_input, real param, Py_ssize_t rows, Py_ssize_t n, const real* dy,
@@ -86,6 +93,8 @@ cdef extern from *:
     void each_second_loop(Activation kind, real param, bint from_input, Py_ssize_t rows, Py_ssize_t n, real* dy,
                           real* dy_t, Py_ssize_t row, const real* saved, Py_ssize_t saved_row, const real* z_t,
                           Py_ssize_t z_row) nogil
+    void each_slopes_loop(Activation kind, real param, bint from_input, Py_ssize_t n, const real* saved,
+                          real* slopes) nogil
 
 # name -> number, for what Python hands back
 ACTIVATIONS = {ACTIVATION_NAMES[i].decode("ascii"): i for i in range(N_ACTIVATIONS)}
@@ -111,6 +120,10 @@ cdef inline vf identity_second "identity_second"(bint from_input, vf saved, vf p
     return number(0)
 
 
+cdef inline vf identity_third "identity_third"(bint from_input, vf saved, vf param) noexcept nogil:
+    return number(0)
+
+
 # ---- relu: max(z, 0). Where f' is 0 the gradient is 0, even for an infinite dy.
 
 cdef inline vf relu_value "relu_value"(vf z, vf param) noexcept nogil:
@@ -125,6 +138,10 @@ cdef inline vf relu_second "relu_second"(bint from_input, vf saved, vf param) no
     return number(0)
 
 
+cdef inline vf relu_third "relu_third"(bint from_input, vf saved, vf param) noexcept nogil:
+    return number(0)
+
+
 # ---- leaky_relu: z > 0: z, else param z
 
 cdef inline vf leaky_relu_value "leaky_relu_value"(vf z, vf param) noexcept nogil:
@@ -136,6 +153,10 @@ cdef inline vf leaky_relu_backward "leaky_relu_backward"(vf dy, bint from_input,
 
 
 cdef inline vf leaky_relu_second "leaky_relu_second"(bint from_input, vf saved, vf param) noexcept nogil:
+    return number(0)
+
+
+cdef inline vf leaky_relu_third "leaky_relu_third"(bint from_input, vf saved, vf param) noexcept nogil:
     return number(0)
 
 
@@ -155,6 +176,10 @@ cdef inline vf elu_second "elu_second"(bint from_input, vf saved, vf param) noex
     return vf_select_gt(saved, number(0), number(0), param * v_exp(saved) if from_input else saved + param)
 
 
+cdef inline vf elu_third "elu_third"(bint from_input, vf saved, vf param) noexcept nogil:
+    return elu_second(from_input, saved, param)
+
+
 # ---- sigmoid: 1 / (1 + exp(-z)), 2.4 / 2.4 ULP; f' = y (1 - y), the same for -z; f'' = y (1 - y) (1 - 2 y)
 
 cdef inline vf sigmoid_value "sigmoid_value"(vf z, vf param) noexcept nogil:
@@ -169,6 +194,12 @@ cdef inline vf sigmoid_backward "sigmoid_backward"(vf dy, bint from_input, vf sa
 cdef inline vf sigmoid_second "sigmoid_second"(bint from_input, vf saved, vf param) noexcept nogil:
     cdef vf y = v_sigmoid(saved) if from_input else saved
     return y * (number(1) - y) * vf_fma(number(-2), y, number(1))
+
+
+cdef inline vf sigmoid_third "sigmoid_third"(bint from_input, vf saved, vf param) noexcept nogil:
+    cdef vf y = v_sigmoid(saved) if from_input else saved
+    cdef vf s = y * (number(1) - y)
+    return s * vf_fma(number(-6), s, number(1))
 
 
 # ---- tanh: 2.5 / 2.6 ULP; f' = 1 - y**2 = 4 u (1 - u) with u = sigmoid(+-2 z); f'' = -2 y (1 - y**2)
@@ -188,6 +219,12 @@ cdef inline vf tanh_backward "tanh_backward"(vf dy, bint from_input, vf saved, v
 cdef inline vf tanh_second "tanh_second"(bint from_input, vf saved, vf param) noexcept nogil:
     cdef vf y = v_tanh(saved) if from_input else saved
     return number(-2) * y * vf_fma(-y, y, number(1))
+
+
+cdef inline vf tanh_third "tanh_third"(bint from_input, vf saved, vf param) noexcept nogil:
+    cdef vf y = v_tanh(saved) if from_input else saved
+    cdef vf square = y * y
+    return (number(1) - square) * vf_fma(number(6), square, number(-2))
 
 
 # ---- gelu: z Phi(z), Phi the normal distribution, with 1 - Phi(|z|) = exp(-z**2 / 2) tail_ratio(|z|).
@@ -216,6 +253,11 @@ cdef inline vf gelu_backward "gelu_backward"(vf dy, bint from_input, vf saved, v
 cdef inline vf gelu_second "gelu_second"(bint from_input, vf saved, vf param) noexcept nogil:
     cdef vf u = clamp(saved, pick(15, 40))
     return number(0.3989422804014327) * v_exp(number(-0.5) * u * u) * vf_fma(-u, u, number(2))
+
+
+cdef inline vf gelu_third "gelu_third"(bint from_input, vf saved, vf param) noexcept nogil:
+    cdef vf u = clamp(saved, pick(15, 40))
+    return number(0.3989422804014327) * v_exp(number(-0.5) * u * u) * u * vf_fma(u, u, number(-4))
 
 
 # ---- gelu_tanh: z (1 + tanh(sqrt(2 / pi) (z + 0.044715 z**3))) / 2 = z sigmoid(t), t = 2 sqrt(2 / pi) (...).
@@ -252,6 +294,24 @@ cdef inline vf gelu_tanh_second "gelu_tanh_second"(bint from_input, vf saved, vf
     return s * (number(1) - s) * vf_fma(u, n, number(2) * t_1)
 
 
+cdef inline vf gate_third(vf z, vf s, vf t_1, vf t_2, vf t_3) noexcept nogil:
+    """Of z sigmoid(t): 3 g'' + z g''', g = s(t), with s' = s (1 - s), s'' = s' (1 - 2 s), s''' = s' (1 - 6 s')."""
+    cdef vf s_1 = s * (number(1) - s)
+    cdef vf s_2 = vf_fma(number(-2), s, number(1))
+    cdef vf s_3 = vf_fma(number(-6), s_1, number(1))
+    cdef vf g_2 = vf_fma(s_2 * t_1, t_1, t_2)
+    cdef vf g_3 = vf_fma(s_3 * t_1 * t_1, t_1, vf_fma(number(3) * s_2 * t_1, t_2, t_3))
+    return s_1 * vf_fma(z, g_3, number(3) * g_2)
+
+
+cdef inline vf gelu_tanh_third "gelu_tanh_third"(bint from_input, vf saved, vf param) noexcept nogil:
+    cdef vf u = gelu_tanh_cut(saved)
+    cdef vf t_1 = vf_fma(u * u, number(3 * 0.07135481627260025), number(1.5957691216057308))
+    cdef vf t_2 = number(6 * 0.07135481627260025) * u
+    cdef vf s = v_sigmoid(u * vf_fma(u * u, number(0.07135481627260025), number(1.5957691216057308)))
+    return gate_third(u, s, t_1, t_2, number(6 * 0.07135481627260025))
+
+
 # ---- silu: z sigmoid(z), 3.2 / 3.4 ULP; as gelu_tanh with t = z
 
 cdef inline vf silu_cut(vf z) noexcept nogil:
@@ -275,6 +335,11 @@ cdef inline vf silu_second "silu_second"(bint from_input, vf saved, vf param) no
     return s * (number(1) - s) * vf_fma(u, vf_fma(number(-2), s, number(1)), number(2))
 
 
+cdef inline vf silu_third "silu_third"(bint from_input, vf saved, vf param) noexcept nogil:
+    cdef vf u = silu_cut(saved)
+    return gate_third(u, v_sigmoid(u), number(1), number(0), number(0))
+
+
 # ---- softplus: log(1 + exp(z)) = max(z, 0) + log1p(exp(-|z|)), without PyTorch's threshold, 2.1 / 2.0 ULP;
 # f' = s = sigmoid(z) = 1 - exp(-y), f'' = s (1 - s)
 
@@ -291,6 +356,11 @@ cdef inline vf softplus_backward "softplus_backward"(vf dy, bint from_input, vf 
 cdef inline vf softplus_second "softplus_second"(bint from_input, vf saved, vf param) noexcept nogil:
     cdef vf s = v_sigmoid(saved) if from_input else number(0) - v_expm1(-saved)
     return s * (number(1) - s)
+
+
+cdef inline vf softplus_third "softplus_third"(bint from_input, vf saved, vf param) noexcept nogil:
+    cdef vf s = v_sigmoid(saved) if from_input else number(0) - v_expm1(-saved)
+    return s * (number(1) - s) * vf_fma(number(-2), s, number(1))
 
 
 # ---- selu: elu with alpha 1.67326, times 1.05070 (Klambauer and others, 2017), 1.7 ULP
@@ -312,6 +382,10 @@ cdef inline vf selu_second "selu_second"(bint from_input, vf saved, vf param) no
     return vf_select_gt(saved, number(0), number(0), selu_left(from_input, saved))
 
 
+cdef inline vf selu_third "selu_third"(bint from_input, vf saved, vf param) noexcept nogil:
+    return selu_second(from_input, saved, param)
+
+
 # ---- celu: z > 0: z, else param (exp(z / param) - 1), param > 0, 1.1 ULP for param = 1;
 # f' = exp(z / param) = 1 + y / param there, f'' = f' / param
 
@@ -330,6 +404,10 @@ cdef inline vf celu_backward "celu_backward"(vf dy, bint from_input, vf saved, v
 
 cdef inline vf celu_second "celu_second"(bint from_input, vf saved, vf param) noexcept nogil:
     return vf_select_gt(saved, number(0), number(0), celu_left(from_input, saved, param) / param)
+
+
+cdef inline vf celu_third "celu_third"(bint from_input, vf saved, vf param) noexcept nogil:
+    return celu_second(from_input, saved, param) / param
 
 
 # ---- mish: z tanh(softplus(z)) = z n / d, 3.0 / 3.1 ULP with or without FMA; with e = exp(-|z|):
@@ -379,6 +457,22 @@ cdef inline vf mish_second "mish_second"(bint from_input, vf saved, vf param) no
     return vf_fma(number(2), w, u * r) * (q * q)
 
 
+cdef inline vf mish_third "mish_third"(bint from_input, vf saved, vf param) noexcept nogil:
+    """(z g)''' = 3 g'' + z g''', g = tanh(softplus(z)), g' = w s with w = 1 - g**2 and s = sigmoid(z)."""
+    cdef vf n, unused
+    cdef vf u = silu_cut(saved)
+    cdef vf e = mish_parts(u, &n, &unused)
+    cdef vf rest = vf_select_gt(u, number(0), number(2) * e * e, number(2))
+    cdef vf d = n + rest
+    cdef vf g = n / d
+    cdef vf w = rest * (d + n) / (d * d)
+    cdef vf s = vf_select_gt(u, number(0), number(1), e) / (number(1) + e)
+    cdef vf s_1 = s * (number(1) - s)
+    cdef vf h = s_1 - number(2) * g * s * s
+    cdef vf h_1 = s_1 * vf_fma(number(-2), s, number(1)) - number(2) * w * s * s * s - number(4) * g * s * s_1
+    return w * (number(3) * h + u * (h_1 - number(2) * g * s * h))
+
+
 # ---- softsign: z / (1 + |z|), 1.5 / 1.4 ULP; f' = s**2 with s = 1 / (1 + |z|) = 1 - |y|, f'' = -2 sign(z) s**3
 
 cdef inline vf softsign_scale(bint from_input, vf saved) noexcept nogil:
@@ -400,6 +494,11 @@ cdef inline vf softsign_second "softsign_second"(bint from_input, vf saved, vf p
     return vf_copysign(number(2) * s * s * s, -saved)
 
 
+cdef inline vf softsign_third "softsign_third"(bint from_input, vf saved, vf param) noexcept nogil:
+    cdef vf s = softsign_scale(from_input, saved)
+    return number(6) * (s * s) * (s * s)
+
+
 # ---- relu6: max(z, 0), at most 6. As relu's, where f' is 0 the gradient is 0: at 6 too.
 
 cdef inline vf relu6_value "relu6_value"(vf z, vf param) noexcept nogil:
@@ -411,6 +510,10 @@ cdef inline vf relu6_backward "relu6_backward"(vf dy, bint from_input, vf saved,
 
 
 cdef inline vf relu6_second "relu6_second"(bint from_input, vf saved, vf param) noexcept nogil:
+    return number(0)
+
+
+cdef inline vf relu6_third "relu6_third"(bint from_input, vf saved, vf param) noexcept nogil:
     return number(0)
 
 
@@ -431,6 +534,10 @@ cdef inline vf hardsigmoid_second "hardsigmoid_second"(bint from_input, vf saved
     return number(0)
 
 
+cdef inline vf hardsigmoid_third "hardsigmoid_third"(bint from_input, vf saved, vf param) noexcept nogil:
+    return number(0)
+
+
 # ---- hardswish: z hardsigmoid(z), 2.4 ULP; f' = z / 3 + 1/2 and f'' = 1/3 between -3 and 3; at -3 and 3 as outside
 
 cdef inline vf hardswish_value "hardswish_value"(vf z, vf param) noexcept nogil:
@@ -445,6 +552,10 @@ cdef inline vf hardswish_backward "hardswish_backward"(vf dy, bint from_input, v
 
 cdef inline vf hardswish_second "hardswish_second"(bint from_input, vf saved, vf param) noexcept nogil:
     return vf_select_gt(number(3), vf_abs(saved), number(0.3333333333333333), number(0))
+
+
+cdef inline vf hardswish_third "hardswish_third"(bint from_input, vf saved, vf param) noexcept nogil:
+    return number(0)
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------
@@ -524,3 +635,22 @@ cdef void activate_second_rows(Activation kind, real param, bint from_input, Py_
                                Py_ssize_t z_row) noexcept nogil:
     """In place: dy_t = dy_t f'(z) + dy f''(z) z', then dy = dy f'(z). Elements beyond n stay zero."""
     each_second_loop(kind, param, from_input, rows, n, dy, dy_t, row, saved, saved_row, z_t, z_row)
+
+
+cdef inline void slopes_loop "slopes_loop"(Activation kind, real param, bint from_input, Py_ssize_t n,
+                                           const real* saved, real* slopes) noexcept nogil:
+    cdef vf p = vf_set(param)
+    cdef vf s
+    cdef Py_ssize_t j
+    for j from 0 <= j < n by VL:
+        s = vf_load(saved + j)
+        vf_store(slopes + j, activation_gradient(kind, number(1), from_input, s, p))
+        vf_store(slopes + n + j, activation_second(kind, from_input, s, p))
+        vf_store(slopes + 2 * n + j, activation_third(kind, from_input, s, p))
+
+
+cdef void activation_slopes(Activation kind, real param, bint from_input, Py_ssize_t n, const real* saved,
+                            real* slopes) noexcept nogil:
+    """slopes (3, n) = f'(z), f''(z) and f'''(z) of a row; saved (n,) is z if from_input, else y; n is a multiple of
+    VL."""
+    each_slopes_loop(kind, param, from_input, n, saved, slopes)

@@ -13,8 +13,144 @@
 # The walks are in walk.pxi, what each op does on them stands beside its other functions. theta' lies in a block of the
 # layout of the parameters, so that an op's offsets fit, and the results go to another one.
 
+#
+# Threads take chunks of rows, and then pieces of the weights' (dL/dtheta)'; no sum depends on them. Where a batch is
+# long and the parameters few, or where an op sums over rows as it goes back (norms), threads take segments of the rows
+# instead, each with a (dL/dtheta)' of its own, which are added up in order: the segments do not depend on threads.
+
 cdef enum:
     TANGENT_ROWS = 128          # of a chunk: values, gradients and their tangents of a layer stay in L2
+
+cdef struct TangentPass:
+    const Network* net
+    Workspace* ws
+    const Tangents* t
+    Py_ssize_t rows
+    Py_ssize_t chunk            # rows
+    Py_ssize_t segments         # of chunks
+    int threads
+    int64_t claimed
+    real* sums                  # (segments, n_block), or NULL
+    bint input_grad
+    bint back                   # gradients of the outputs are wanted, and then
+    bint second                 # ... walk_second; if not, with sums, walk_backward from the tangents
+    const Batch* batch          # of the loss, or
+    const real* v               # the gradient of the outputs
+    Py_ssize_t v_row
+    double scale
+
+
+cdef bint sums_in_second(const Network* net) noexcept nogil:
+    """Whether an op adds to (dL/dtheta)' row by row."""
+    cdef const Op* op
+    cdef int i
+    for i in range(net.n_ops):
+        op = &net.ops[i]
+        if (op.has_weight or op.has_bias) and op.does.weight_tangent == no_weight_tangent:
+            return True
+    return False
+
+
+cdef Chunk tangent_chunk(const TangentPass* p, const Tangents* t, Py_ssize_t first, Py_ssize_t rows,
+                         int thread) noexcept nogil:
+    cdef Chunk c
+    memset(&c, 0, sizeof(c))
+    c.net, c.ws, c.t, c.first, c.batch, c.all_rows = p.net, p.ws, t, first, rows, p.rows
+    c.x, c.x_row = row_of(p.ws.value, p.net, 0, first), p.net.buffers[0].row
+    c.keep, c.input_grad, c.panel = True, p.input_grad, p.ws.panel + thread * p.ws.panel_size
+    return c
+
+
+cdef void tangent_rows(const TangentPass* p, const Tangents* t, Py_ssize_t first, Py_ssize_t rows,
+                       int thread) noexcept nogil:
+    """A chunk: forward with tangents, and what is asked for of the way back."""
+    cdef const Network* net = p.net
+    cdef Workspace* ws = p.ws
+    cdef Chunk c = tangent_chunk(p, t, first, rows, thread)
+    cdef const Batch* b = p.batch
+    cdef const Op* op
+    cdef int last = net.n_buffers - 1, i
+    cdef Py_ssize_t row = net.buffers[last].row, correct = 0, n
+    walk_forward(&c, 0, net.n_ops)
+    walk_tangent(&c)
+    if not p.back:
+        return
+    if b != NULL:
+        loss_hessian_rows(&b.loss, rows, net.outputs, row_of(ws.value, net, last, first), row,
+                          b.target + first * b.target_bytes, b.target_bytes, NULL, p.scale,
+                          row_of(t.value, net, last, first), row, row_of(t.grad, net, last, first), row)
+        batch_loss(net, &b.loss, ws, first, rows, b.target + first * b.target_bytes, b.target_bytes, NULL, p.scale,
+                   True, &correct)
+    else:
+        memset(row_of(t.grad, net, last, first), 0, rows * row * sizeof(real))
+        copy_rows(rows, net.outputs, p.v + first * p.v_row, p.v_row, row_of(ws.grad, net, last, first), row)
+    if p.second:
+        walk_second(&c)
+    elif p.sums != NULL:
+        copy_rows(rows, row, row_of(t.grad, net, last, first), row, row_of(ws.grad, net, last, first), row)
+        walk_backward(&c, net.n_ops, 0)
+    for i in range(net.n_ops if p.sums != NULL else 0):
+        op = &net.ops[i]
+        n = op.n_out if op.transposed else op.n_in
+        if p.second:
+            op.does.weight_tangent(&c, op, 0, n)
+        elif op.has_weight or op.has_bias:
+            weight_product(op, True, op.has_bias, 0, n, rows, source(&c, op.src), source_row(&c, op.src),
+                           output_gradient(&c, op), row_size(&c, op), net.params, t.grads, NULL, False, c.panel)
+
+
+cdef void tangent_task(void* argument, int thread) noexcept nogil:
+    cdef TangentPass* p = <TangentPass*>argument
+    cdef Tangents t = p.t[0]
+    cdef Py_ssize_t chunks = (p.rows + p.chunk - 1) // p.chunk, segment, i
+    while True:
+        segment = atomic_add(&p.claimed, 1)
+        if segment >= p.segments:
+            break
+        if p.sums != NULL:
+            t.grads = p.sums + segment * p.net.n_block
+        for i in range(chunks * segment // p.segments, chunks * (segment + 1) // p.segments):
+            tangent_rows(p, &t, i * p.chunk, smaller(p.chunk, p.rows - i * p.chunk), thread)
+
+
+cdef void weight_tangents_task(void* argument, int thread) noexcept nogil:
+    cdef TangentPass* p = <TangentPass*>argument
+    cdef Chunk c = tangent_chunk(p, p.t, 0, p.rows, thread)
+    cdef Py_ssize_t rows, unit, units, pieces, piece, first, at = 0, claimed = atomic_add(&p.claimed, 1)
+    cdef const Op* op
+    cdef int i
+    for i in range(p.net.n_ops):
+        op = &p.net.ops[i]
+        pieces = op.does.pieces(op, p.threads, &rows, &unit)
+        if pieces == 0 and not op.has_weight and not op.has_bias:
+            continue
+        units = (rows + unit - 1) // unit
+        pieces = larger(1, smaller(pieces, units))
+        for piece in range(pieces):
+            if at == claimed:
+                first = units * piece // pieces * unit
+                op.does.weight_tangent(&c, op, first, smaller(rows, units * (piece + 1) // pieces * unit) - first)
+                claimed = atomic_add(&p.claimed, 1)
+            at += 1
+
+
+cdef void run_tangents(TangentPass* p) noexcept nogil:
+    """All rows, and then what is left to be done of the parameters' part. p.sums, and then p.chunk and p.segments, are
+    set already, or NULL."""
+    cdef Py_ssize_t s
+    if p.rows * p.net.work < THREAD_WORK:
+        p.threads = 1
+    if p.sums == NULL:
+        p.chunk = round_up(larger(1, smaller(TANGENT_ROWS, (p.rows + p.threads - 1) // p.threads)), LOSS_BLOCK)
+        p.segments = (p.rows + p.chunk - 1) // p.chunk
+    p.claimed = 0
+    parallel(tangent_task, p, p.threads)
+    if p.sums != NULL:
+        for s in range(p.segments):
+            add_block(p.net.n_block, p.t.grads, p.t.grads, 1, p.sums + s * p.net.n_block)
+    elif p.second:
+        p.claimed = 0
+        parallel(weight_tangents_task, p, p.threads)
 
 
 cdef class Derivatives:
@@ -26,6 +162,8 @@ cdef class Derivatives:
     cdef Program program
     cdef Tangents t
     cdef Arena block            # theta' and the results
+    cdef JetSpace* spaces       # of the jets, one for each of n_spaces threads
+    cdef int n_spaces
 
     def __cinit__(self, Program program):
         cdef Py_ssize_t n = program.net.n_block
@@ -34,9 +172,72 @@ cdef class Derivatives:
         self.t.grads = self.t.params + n
 
     def __dealloc__(self):
+        self.release_spaces()
         release(&self.t.arena)
         free(self.t.value)
         release(&self.block)
+
+    cdef void release_spaces(self) noexcept:
+        cdef int thread
+        for thread in range(self.n_spaces):
+            release_jet_space(&self.spaces[thread])
+        free(self.spaces)
+        self.spaces, self.n_spaces = NULL, 0
+
+    def jets(self, cnp.ndarray x, cnp.ndarray u, cnp.ndarray du, cnp.ndarray d2u, int threads, bint backward=False,
+             bint overwrite=True):
+        """Fill u (batch, out, 1), du (batch, out, in) and d2u (batch, out, in), or (batch, out, 1): the Laplacian, or
+        (batch, out, 0), with the outputs and their derivatives by each input. x is as `Program.inputs` gives it, the
+        others are C-contiguous.
+
+        backward: the three are derivatives of a loss by those numbers, and its gradient in the parameters takes the
+        place of the program's gradients, or with overwrite=False is added to them. Parameters that are not trained have
+        a gradient of zero.
+        """
+        cdef Program program = self.program
+        cdef const Network* net = &program.net
+        cdef Py_ssize_t batch = cnp.PyArray_DIM(x, 0), s
+        cdef Jets shape
+        cdef JetPass p
+        cdef Arena sums
+        cdef int thread
+        memset(&sums, 0, sizeof(sums))
+        memset(&p, 0, sizeof(p))
+        jet_shape(net, cnp.PyArray_DIM(d2u, 2), &shape)
+        p.net, p.rows, p.x, p.x_row, p.backward = net, batch, data(x), row_stride(x), backward
+        p.u, p.du, p.d2u = data(u), data(du), data(d2u)
+        p.block = smaller(jet_block(net, &shape), larger(batch, 1))
+        p.segments = smaller(most_segments(net) if backward else SEGMENTS, (batch + p.block - 1) // p.block)
+        if batch * net.work * shape.parts < THREAD_WORK:
+            threads = 1
+        threads = <int>larger(1, smaller(threads, p.segments))
+        program.enter()
+        try:
+            if threads > self.n_spaces:
+                self.release_spaces()
+                self.spaces = <JetSpace*>allocate_plain(threads * sizeof(JetSpace))
+                self.n_spaces = threads
+            try:
+                for thread in range(threads):
+                    reserve_jets(net, &self.spaces[thread], p.block, &shape)
+                    use_running(net, &self.spaces[thread].ws)
+                if backward:
+                    p.grads = allocate(&sums, times(p.segments, net.n_block))
+            except BaseException:
+                self.release_spaces()
+                raise
+            p.spaces = self.spaces
+            with nogil:
+                parallel(jet_task, &p, threads)
+                if backward:
+                    if overwrite:
+                        clear_blocks(net, net.grads)
+                    for s in range(p.segments):
+                        add_block(net.n_block, net.grads, net.grads, 1, p.grads + s * net.n_block)
+                    clear_frozen(net, net.grads)
+        finally:
+            release(&sums)
+            program.training_busy = False
 
     cdef int reserve(self, Py_ssize_t batch) except -1:
         """Room for the tangents of a batch."""
@@ -68,6 +269,11 @@ cdef class Derivatives:
         return 0
 
     @property
+    def widths(self):
+        """Columns of the inputs and of the outputs."""
+        return self.program.net.buffers[0].width, self.program.net.outputs
+
+    @property
     def nbytes(self):
         """Bytes of the tangents, beside those of the program's workspace."""
         return self.t.arena.bytes + self.block.bytes
@@ -78,7 +284,8 @@ cdef class Derivatives:
             raise ValueError(f"{name}: expected {batch} rows, as many as x has, got {cnp.PyArray_DIM(rows, 0)}")
         return rows
 
-    cdef int start(self, cnp.ndarray x, object x_t, str x_name, object theta_t, str theta_name) except -1:
+    cdef int start(self, cnp.ndarray x, object x_t, str x_name, object theta_t, str theta_name,
+                   int threads) except -1:
         """Claim the training workspace and put x, x' and theta' (None: zero) where the walks read them. The names are
         the caller's, for error messages."""
         cdef Program p = self.program
@@ -89,7 +296,7 @@ cdef class Derivatives:
             rows = self.tangent_rows(x_t, batch, net.buffers[0].width, x_name, p.takes)
         p.enter()
         try:
-            p.reserve(&p.train, batch, True, 1)
+            p.reserve(&p.train, batch, True, threads)
             self.reserve(batch)
             self.t.parameters = theta_t is not None
             if theta_t is not None:
@@ -110,36 +317,26 @@ cdef class Derivatives:
             p.forget("a derivative product has run since")
         return 0
 
-    cdef Chunk rows(self, Py_ssize_t first, Py_ssize_t batch, bint input_grad) noexcept nogil:
-        """Some rows of those that `start` has put into the workspace."""
-        cdef Network* net = &self.program.net
-        cdef Workspace* ws = &self.program.train
-        cdef Chunk c
-        c.net, c.ws, c.t = net, ws, &self.t
-        c.first, c.batch, c.all_rows = first, batch, batch
-        c.x, c.x_row, c.csr = row_of(ws.value, net, 0, first), net.buffers[0].row, NULL
-        c.keep, c.input_grad, c.few, c.panel = True, input_grad, False, ws.panel
-        return c
+    cdef TangentPass tangents(self, Py_ssize_t batch, int threads) noexcept nogil:
+        """A pass over the rows that `start` has put into the workspace, all else zero."""
+        cdef TangentPass p
+        memset(&p, 0, sizeof(p))
+        p.net, p.ws, p.t, p.rows, p.threads = &self.program.net, &self.program.train, &self.t, batch, threads
+        return p
 
-    cdef void run(self, const Chunk* c) noexcept nogil:
-        """Forward with tangents."""
-        walk_forward(c, 0, c.net.n_ops)
-        walk_tangent(c)
-
-    def jvp(self, x, x_t, theta_t):
+    def jvp(self, x, x_t, theta_t, int threads):
         """(outputs, J (x', theta')), both (batch, out_features). x_t (batch, in_features), theta_t a packed vector;
         None: zero."""
         cdef Program p = self.program
         cdef cnp.ndarray rows = p.inputs(x)
-        cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), first
+        cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0)
         cdef int last = p.net.n_buffers - 1
-        cdef Chunk c
-        self.start(rows, x_t, "t", theta_t, "parameters")
+        cdef TangentPass pass_
+        self.start(rows, x_t, "t", theta_t, "parameters", threads)
         try:
+            pass_ = self.tangents(batch, threads)
             with nogil:
-                for first from 0 <= first < batch by TANGENT_ROWS:
-                    c = self.rows(first, smaller(TANGENT_ROWS, batch - first), False)
-                    self.run(&c)
+                run_tangents(&pass_)
             return p.rows_of(p.train.value, last, batch), p.rows_of(self.t.value, last, batch)
         finally:
             p.training_busy = False
@@ -187,7 +384,15 @@ cdef class Derivatives:
         finally:
             p.training_busy = False
 
-    def second(self, x, y, v, x_t, theta_t, bint inputs, bint gauss_newton=False):
+    cdef int reserve_sums(self, TangentPass* p, Arena* sums) except -1:
+        """Segments with a gradient each, where that is better than one for all rows."""
+        cdef Py_ssize_t chunks = (p.rows + TANGENT_ROWS - 1) // TANGENT_ROWS, most = most_segments(p.net)
+        if p.second if sums_in_second(p.net) else chunks >= LEAST_SEGMENTS and most > LEAST_SEGMENTS:
+            p.chunk, p.segments = TANGENT_ROWS, smaller(chunks, most)
+            p.sums = allocate(sums, times(p.segments, p.net.n_block))
+        return 0
+
+    def second(self, x, y, v, x_t, theta_t, bint inputs, int threads, bint gauss_newton=False):
         """(derivative of the gradient of the inputs or None, of the parameters as a packed vector) along (x', theta').
 
         The gradient is that of the loss with targets y, penalties included, or, with v (batch, out_features), that of
@@ -197,54 +402,37 @@ cdef class Derivatives:
         cdef Network* net = &p.net
         cdef Workspace* ws = &p.train
         cdef cnp.ndarray rows = p.inputs(x), t = None, g = None, result
-        cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), first, n, correct = 0, row, i
+        cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), i
         cdef int last = net.n_buffers - 1, o
-        cdef double scale = 1
-        cdef const real* v_first = NULL
-        cdef Pass pass_
-        cdef Batch* b = &pass_.batch
-        cdef Chunk c
+        cdef Pass loss
+        cdef Batch* b = &loss.batch
+        cdef TangentPass pass_
+        cdef Arena sums
         if batch == 0:
             raise ValueError("x: expected at least one row, got none")
         if y is not None:
             t = p.targets(y, batch, "y")
         else:
             g = self.tangent_rows(v, batch, net.outputs, "grad_output", p.gives)
-        self.start(rows, x_t, "v", theta_t, "v")
+        memset(&sums, 0, sizeof(sums))
+        self.start(rows, x_t, "v", theta_t, "v", threads)
         try:
-            row = net.buffers[last].row
-            pass_ = p.training_pass(batch, 1)
-            p.set_rows(&pass_, rows, t)
+            loss = p.training_pass(batch, threads)
+            p.set_rows(&loss, rows, t)
+            pass_ = self.tangents(batch, threads)
+            pass_.back, pass_.second, pass_.input_grad, pass_.scale = True, not gauss_newton, inputs, 1
             if t is not None:
-                scale = loss_scale(&b.loss, loss_weight(&b.loss, batch, b.target, b.target_bytes, NULL))
+                pass_.batch = b
+                pass_.scale = loss_scale(&b.loss, loss_weight(&b.loss, batch, b.target, b.target_bytes, NULL))
             else:
-                v_first = data(g)
+                pass_.v, pass_.v_row = data(g), row_stride(g)
+            self.reserve_sums(&pass_, &sums)
             memset(self.t.grads, 0, net.n_block * sizeof(real))
             with nogil:
-                for first from 0 <= first < batch by TANGENT_ROWS:
-                    n = smaller(TANGENT_ROWS, batch - first)
-                    c = self.rows(first, n, inputs)
-                    self.run(&c)
-                    if t is not None:
-                        loss_hessian_rows(&b.loss, n, net.outputs, row_of(ws.value, net, last, first), row,
-                                          b.target + first * b.target_bytes, b.target_bytes, NULL, scale,
-                                          row_of(self.t.value, net, last, first), row,
-                                          row_of(self.t.grad, net, last, first), row)
-                        batch_loss(net, &b.loss, ws, first, n, b.target + first * b.target_bytes, b.target_bytes, NULL,
-                                   scale, True, &correct)
-                    else:
-                        memset(row_of(self.t.grad, net, last, first), 0, n * row * sizeof(real))
-                        copy_rows(n, net.outputs, v_first + first * row_stride(g), row_stride(g),
-                                  row_of(ws.grad, net, last, first), row)
-                    if not gauss_newton:
-                        walk_second(&c)
-                if gauss_newton:
-                    memcpy(ws.grad[last], self.t.grad[last], batch * row * sizeof(real))
-                    self.back(batch, 1, False, True)
-                else:
-                    c = self.rows(0, batch, inputs)
-                    for o in range(net.n_ops):
-                        net.ops[o].does.weight_tangent(&c, &net.ops[o])
+                run_tangents(&pass_)
+                if gauss_newton and pass_.sums == NULL:
+                    memcpy(ws.grad[last], self.t.grad[last], batch * net.buffers[last].row * sizeof(real))
+                    self.back(batch, threads, False, True)
                 if t is not None and self.t.parameters:
                     for o in range(net.n_ops):
                         for i in range(weight_size(&net.ops[o]) if net.ops[o].l2 != 0 else 0):
@@ -253,4 +441,5 @@ cdef class Derivatives:
             result = packed(&p.net, self.t.grads)
             return p.rows_of(self.t.grad, 0, batch) if inputs else None, result
         finally:
+            release(&sums)
             p.training_busy = False

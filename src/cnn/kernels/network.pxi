@@ -151,11 +151,24 @@ cdef struct Tangents:
     bint inputs                 # x' is not zero
     bint parameters             # theta' is not zero
 
+# The parts of a block of rows in the buffers of a workspace; see jet.pxi.
+cdef struct Jets:
+    Py_ssize_t inputs           # first derivatives
+    Py_ssize_t seconds          # second derivatives: one for each input, their sum, or none
+    Py_ssize_t each             # inputs that one of them is for
+    Py_ssize_t parts            # 1 + inputs + seconds
+    real** before               # of linear ops: z, where there is an activation
+    real** part_grad            # of each buffer, for plain_jet_backward
+    real** zero                 # likewise
+    real* slopes                # (3, widest)
+    real* scratch               # (4, parts, widest), if an op needs it
+
 # Some rows of a batch on their way along the ops.
 cdef struct Chunk:
     const Network* net
     Workspace* ws
     const Tangents* t       # of the walks with tangents
+    const Jets* jets        # of the walks with jets
     Py_ssize_t first        # row of the workspace
     Py_ssize_t batch        # rows
     Py_ssize_t all_rows     # of the batch that these are part of
@@ -227,12 +240,16 @@ cdef struct OpMethods:
     op_walk backward        # from the gradient of its output to those of its sources
     op_walk tangent         # y' from x' and theta', after forward
     op_walk second          # dx and dx' from dy and dy'
+    op_walk jet             # all parts of y from those of x
+    op_walk jet_backward    # ... and back; adds dtheta to the tangents' grads
+    bint jet_scratch        # ... needs jets.scratch
     # how many pieces of work the gradients of its parameters are (0: it has none), of all rows of its weight, or
     # columns of its vectors, in units of so many
     Py_ssize_t (*pieces)(const Op* op, int threads, Py_ssize_t* rows, Py_ssize_t* unit) noexcept nogil
     void (*weight_gradient)(const Pass* p, const Op* op, Py_ssize_t first, Py_ssize_t rows, const real* x,
                             Py_ssize_t x_row, real* panel) noexcept nogil
-    void (*weight_tangent)(const Chunk* chunk, const Op* op) noexcept nogil     # dtheta', after `second` of all rows
+    # dtheta' of so many rows of the weight, after `second` of the chunk; ops without it add to it in `second`
+    void (*weight_tangent)(const Chunk* chunk, const Op* op, Py_ssize_t first, Py_ssize_t rows) noexcept nogil
     bint merges             # several sources
     bint single             # has a place in the direct path for one row
     bint sparse             # can read sparse rows
@@ -374,6 +391,7 @@ cdef int define(const OpMethods* op) except -1:
     methods = {
         "place": op.place != NULL, "extra_size": op.extra_size != NULL, "forward": op.forward != NULL,
         "backward": op.backward != NULL, "tangent": op.tangent != NULL, "second": op.second != NULL,
+        "jet": op.jet != NULL, "jet_backward": op.jet_backward != NULL,
         "pieces": op.pieces != NULL, "weight_gradient": op.weight_gradient != NULL,
         "weight_tangent": op.weight_tangent != NULL,
     }
@@ -411,7 +429,7 @@ cdef void no_weight_gradient(const Pass* p, const Op* op, Py_ssize_t first, Py_s
     pass
 
 
-cdef void no_weight_tangent(const Chunk* chunk, const Op* op) noexcept nogil:
+cdef void no_weight_tangent(const Chunk* chunk, const Op* op, Py_ssize_t first, Py_ssize_t rows) noexcept nogil:
     pass
 
 
@@ -425,4 +443,6 @@ cdef OpMethods plain_op(const char* name) noexcept:
     op.pieces = no_pieces
     op.weight_gradient = no_weight_gradient
     op.weight_tangent = no_weight_tangent
+    op.jet = plain_jet
+    op.jet_backward = plain_jet_backward
     return op

@@ -602,6 +602,17 @@ cdef class Program:
         """Whether the rows do not depend on each other, so that a sweep may be cut anywhere."""
         return self.net.n_segments == 1
 
+    @property
+    def repeatable(self):
+        """Whether training mode gives what evaluation mode does: no op drops, or takes the statistics of the batch."""
+        cdef const Op* op
+        cdef int i
+        for i in range(self.net.n_ops):
+            op = &self.net.ops[i]
+            if op.training and (op.does.random or op.does.batch != NULL):
+                return False
+        return True
+
     def check_batches(self, Py_ssize_t n, Py_ssize_t batch_size):
         """Raise ValueError if n rows cannot be cut into batches of this size."""
         self.enough_rows(smaller(n, batch_size))

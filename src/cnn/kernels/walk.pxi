@@ -4,6 +4,7 @@
 #     backward    gradients of all buffers, from those of the outputs
 #     tangent     derivatives of the values along a direction in the inputs and the parameters; see derivative.pxi
 #     second      derivatives of the gradients along it
+#     jet         values and their derivatives by the inputs, and back; see jet.pxi
 
 cdef void walk_forward(const Chunk* c, int start, int stop) noexcept nogil:
     """Run ops start .. stop - 1."""
@@ -34,3 +35,17 @@ cdef void walk_second(const Chunk* c) noexcept nogil:
     cdef int i
     for i in range(c.net.n_ops - 1, -1, -1):
         c.net.ops[i].does.second(c, &c.net.ops[i])
+
+
+cdef void walk_jet(const Chunk* c) noexcept nogil:
+    """All parts of every buffer, from those of the input in ws.value[0]."""
+    cdef int i
+    for i in range(c.net.n_ops):
+        c.net.ops[i].does.jet(c, &c.net.ops[i])
+
+
+cdef void walk_jet_backward(const Chunk* c) noexcept nogil:
+    """Their gradients, from those of the outputs, and the rows' part in those of the parameters."""
+    cdef int i
+    for i in range(c.net.n_ops - 1, -1, -1):
+        c.net.ops[i].does.jet_backward(c, &c.net.ops[i])

@@ -26,10 +26,12 @@ import numpy as np
 from .._checks import number
 from .._dispatch import kernels
 from ..layers.graph import Graph, Place, chain, in_features, part, program, tell_modes
+from ..losses import SobolevLoss
 from ..optim.schedules import ReduceLROnPlateau
 from ..training.objective import Objective
 from ..training.state import TrainingState, stateful
 from .python_loss import PythonLoss
+from .sobolev import SobolevProgram
 
 PARAMETERS = ("weight", "bias")
 RATES_AHEAD = 64
@@ -155,9 +157,10 @@ class Core:
         for place in self.graph.seen.values():
             place.layer.__dict__["_model"] = reference
 
-    @staticmethod
-    def _with(native: Any, loss: Any) -> Any:
-        """The program, with the loss in Python if it is one of the user's own."""
+    def _with(self, native: Any, loss: Any) -> Any:
+        """The program, with the loss in Python if it is one of the user's own, or of derivatives by the inputs."""
+        if isinstance(loss, SobolevLoss):
+            return SobolevProgram(native, loss, self.kernels.Derivatives(native))
         return native if loss is None or loss.spec() is not None else PythonLoss(native, loss)
 
     def set_loss(self, loss: Any) -> None:

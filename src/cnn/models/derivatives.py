@@ -68,7 +68,7 @@ def jvp(self: Any, x: ArrayLike, t: ArrayLike | None = None, parameters: ArrayLi
     """
     if t is None and parameters is None:
         raise ValueError("jvp: expected a tangent of the inputs or of the parameters, got neither")
-    return self._core.derivatives.jvp(x, t, parameters)[1]
+    return self._core.derivatives.jvp(x, t, parameters, get_num_threads())[1]
 
 
 def jacobian(self: Any, x: Any) -> Array:
@@ -98,7 +98,7 @@ def jacobian(self: Any, x: Any) -> Array:
         if n_out <= n_in:
             result[:, k] = core.derivatives.vjp(x, direction, get_num_threads(), False)[0]
         else:
-            result[:, :, k] = core.derivatives.jvp(x, direction, None)[1]
+            result[:, :, k] = core.derivatives.jvp(x, direction, None, get_num_threads())[1]
         direction[:, k] = 0
     return result
 
@@ -235,7 +235,7 @@ def hvp_input(
     elif grad_output is None:
         x = core.program.inputs(x)
         grad_output = np.ones((len(x), core.out_features), self.dtype)
-    of_inputs, mixed = core.derivatives.second(x, y, grad_output, v, None, True)
+    of_inputs, mixed = core.derivatives.second(x, y, grad_output, v, None, True, get_num_threads())
     return (of_inputs, mixed) if parameters else of_inputs
 
 
@@ -285,4 +285,4 @@ def _second_derivative(model: Any) -> None:
 def _curvature(model: Any, x, y, v, gauss_newton: bool) -> np.ndarray:
     """The Hessian of the loss in the parameters, or its Gauss-Newton part, times v."""
     _second_derivative(model)
-    return model._core.derivatives.second(x, y, None, None, v, False, gauss_newton)[1]
+    return model._core.derivatives.second(x, y, None, None, v, False, get_num_threads(), gauss_newton)[1]

@@ -29,7 +29,7 @@ from ..layers.graph import computes_natively
 from ..training import fit as fitting
 from ..training.history import History
 from ..training.state import STATISTICS
-from . import derivatives
+from . import derivatives, residual
 from .core import PARAMETERS, Core
 
 __all__ = ["Sequential"]
@@ -341,6 +341,8 @@ class Sequential(layers.Chain):
     gnvp = derivatives.gnvp
     hvp_input = derivatives.hvp_input
     hessian_operator = derivatives.hessian_operator
+    derivatives = residual.derivatives
+    residual_loss_and_grad = residual.residual_loss_and_grad
 
     # native training and prediction -----------------------------------------------------------------------------------
 

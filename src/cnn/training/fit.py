@@ -491,7 +491,7 @@ def _warn_of_order(source: Rows) -> None:
 def class_weights_of(model: Any, wanted: Any, source: Source) -> np.ndarray:
     """The weights of the classes, by the argument `class_weight`."""
     loss = model.loss
-    if loss is not None and loss.spec() is None:
+    if loss is not None and loss.spec() is None and loss.targets is None:
         raise ValueError("class_weight: expected none with a loss of your own, which weighs the rows itself")
     blocks = source.labels() if isinstance(source, Rows) else None
     ignored, kind = getattr(loss, "ignore_index", None), loss and loss.targets

@@ -438,6 +438,7 @@ class Metrics:
             raise TypeError(f"metrics: expected names and functions, got {wanted!r}") from None
         self.ignored: Any = getattr(model.loss, "ignore_index", None)
         self.per_target: Any = getattr(model.loss, "outputs_per_target", 1)
+        self.of_values = isinstance(model.loss, losses.SobolevLoss)
         chosen = [_metric(one, model) for one in wanted]
         if given != [None]:
             for name, metric in zip(given, chosen, strict=True):
@@ -465,7 +466,9 @@ class Metrics:
 
     def paired(self, targets: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Targets as a column if there is one output, and the outputs that are to equal them: of GaussianNLLLoss the
-        means."""
+        means; of SobolevLoss the targets that are values."""
+        if self.of_values:
+            targets = targets[:, : outputs.shape[1]]
         if outputs.shape[1] == 1 and targets.ndim == 1:
             targets = targets[:, None]
         if self.per_target > 1:

@@ -36,10 +36,23 @@ cdef void pass_gradients_on(const Chunk* c, const Op* op) noexcept nogil:
              row_of(c.t.grad, c.net, op.src, c.first), x_row)
 
 
+cdef void activation_op_jet(const Chunk* c, const Op* op) noexcept nogil:
+    activate_jet(c, op, c.ws.value[op.src], c.ws.value[op.dst])
+
+
+cdef void activation_op_jet_backward(const Chunk* c, const Op* op) noexcept nogil:
+    """In place, as `activation_op_second`."""
+    cdef Py_ssize_t row = row_size(c, op)
+    activate_jet_backward(c, op, c.ws.value[op.src], c.ws.value[op.dst], c.ws.grad[op.dst])
+    add_rows(c.jets.parts * c.batch, round_up(op.n_out, VL), c.ws.grad[op.dst], row, op.adds[0], c.ws.grad[op.src], row)
+
+
 cdef OpMethods ACTIVATION = plain_op("activation")
 ACTIVATION.forward = activation_op_forward
 ACTIVATION.backward = activation_op_backward
 ACTIVATION.tangent = activation_op_tangent
 ACTIVATION.second = activation_op_second
+ACTIVATION.jet = activation_op_jet
+ACTIVATION.jet_backward = activation_op_jet_backward
 ACTIVATION.single = True
 define(&ACTIVATION)

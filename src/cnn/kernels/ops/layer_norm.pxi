@@ -138,6 +138,114 @@ cdef void layer_norm_weight_gradient(const Pass* p, const Op* op, Py_ssize_t fir
     use_norm_gradient(p, op, first, columns, sums)
 
 
+# Jets of a row: a = x - mean(x); v = mean(a**2) + eps; r = v**(-1/2), a function of one number as an activation is;
+# xhat = r a, a product of jets. Numbers are rows of equal numbers, and scratch is a, r (of which v is made), xhat and
+# room for gradients, (parts, n) each.
+
+cdef void layer_norm_jet_row(const Chunk* c, const Op* op, const real* x, Py_ssize_t part) noexcept nogil:
+    """xhat, in the third part of the scratch."""
+    cdef const Jets* q = c.jets
+    cdef Py_ssize_t n = op.n_out, row = round_up(n, VL), all_parts = q.parts * row, j, k, s
+    cdef real* a = q.scratch
+    cdef real* r = a + all_parts
+    cdef real* xhat = r + all_parts
+    cdef double v_0, v_s, squares, dots
+    cdef real share = <real>1 / <real>n
+    fill_row(n, 1, xhat)
+    for k in range(q.parts):
+        v_0 = share * sum_of(n, xhat, x + k * part)
+        for j from 0 <= j < n by VL:
+            vf_store(a + k * row + j, inside(vf_load(x + k * part + j) - vf_set(<real>v_0), j, n))
+    v_0 = 1 / sqrt(share * <double>sum_of(n, a, a) + op.param)
+    fill_row(n, <real>v_0, r)
+    for s in range(q.seconds):
+        squares, dots = 0, share * <double>sum_of(n, a, a + second_part(q, s) * row)
+        for k in range(1 + s * q.each, 1 + (s + 1) * q.each):
+            v_s = 2 * share * <double>sum_of(n, a, a + k * row)
+            squares += v_s * v_s
+            dots += share * <double>sum_of(n, a + k * row, a + k * row)
+        fill_row(n, <real>(v_0 * v_0 * v_0 * (0.75 * v_0 * v_0 * squares - dots)), r + second_part(q, s) * row)
+    for k in range(1, 1 + q.inputs):
+        fill_row(n, <real>(-v_0 * v_0 * v_0 * share * sum_of(n, a, a + k * row)), r + k * row)
+    add_rows(q.parts, row, a, row, False, xhat, row)
+    times_jet(q, row, r, row, xhat, row)
+
+
+cdef void layer_norm_jet(const Chunk* c, const Op* op) noexcept nogil:
+    cdef Py_ssize_t row = round_up(op.n_out, VL), part = c.batch * row_size(c, op), i, j, k
+    cdef const real* xhat = c.jets.scratch + 2 * c.jets.parts * row
+    cdef const real* bias
+    cdef real* y
+    for i in range(c.batch):
+        layer_norm_jet_row(c, op, row_of(c.ws.value, c.net, op.src, i), part)
+        y = row_of(c.ws.value, c.net, op.dst, i)
+        bias = bias_of(c.net, op)
+        for k in range(c.jets.parts):
+            for j from 0 <= j < row by VL:
+                vf_store(y + k * part + j, inside(scaled(vf_load(xhat + k * row + j), weight_of(c.net, op), bias, j), j,
+                                                  op.n_out))
+            bias = NULL
+
+
+cdef void layer_norm_jet_backward(const Chunk* c, const Op* op) noexcept nogil:
+    """With r the function v**(-1/2): r' = -r**3 / 2, r'' = 3 r**5 / 4, r''' = -15 r**7 / 8."""
+    cdef const Jets* q = c.jets
+    cdef Py_ssize_t n = op.n_out, row = round_up(n, VL), all_parts = q.parts * row, part = c.batch * row_size(c, op)
+    cdef Py_ssize_t i, j, k, s
+    cdef real* a = q.scratch
+    cdef real* r = a + all_parts
+    cdef real* xhat = r + all_parts
+    cdef real* g = xhat + all_parts
+    cdef real* dx
+    cdef const real* dy
+    cdef double r_0, r_1, r_2, r_3, v_k, v_s, squares, total, d_s
+    cdef real share = <real>1 / <real>n
+    for i in range(c.batch):
+        layer_norm_jet_row(c, op, row_of(c.ws.value, c.net, op.src, i), part)
+        dy = row_of(c.ws.grad, c.net, op.dst, i)
+        dx = row_of(c.ws.grad, c.net, op.src, i)
+        for k in range(q.parts):
+            for j from 0 <= j < row by VL:
+                vf_store(g + k * row + j, weighted(vf_load(dy + k * part + j), weight_of(c.net, op), j))
+                if op.has_weight:
+                    vf_store(c.t.grads + op.weight + j, vf_fma(vf_load(dy + k * part + j), vf_load(xhat + k * row + j),
+                                                               vf_load(c.t.grads + op.weight + j)))
+                if op.has_bias and k == 0:
+                    vf_store(c.t.grads + op.bias + j, vf_load(c.t.grads + op.bias + j) + vf_load(dy + j))
+        # dr, the sums of a product with a, takes the place of xhat; da that of g
+        times_jet_backward(q, row, a, row, g, row, False, xhat, row)
+        times_jet_backward(q, row, r, row, g, row, False, g, row)
+        r_0 = r[0]
+        r_1, r_2, r_3 = -r_0**3 / 2, 3 * r_0**5 / 4, -15 * r_0**7 / 8
+        fill_row(n, 1, r)
+        for k in range(q.parts):
+            xhat[k * row] = sum_of(n, r, xhat + k * row)
+        total = r_1 * xhat[0]
+        for k in range(1, 1 + q.inputs):
+            total += r_2 * 2 * share * sum_of(n, a, a + k * row) * xhat[k * row]
+        # the gradient of v, times the 2 / n of its own, in place of r
+        for s in range(larger(1, q.seconds)):
+            d_s = xhat[second_part(q, s) * row] if q.seconds else 0
+            squares = v_s = 0
+            for k in range(1 + s * q.each, 1 + (s + 1) * q.each):
+                v_k = 2 * share * sum_of(n, a, a + k * row)
+                squares += v_k * v_k
+                v_s += 2 * share * sum_of(n, a + k * row, a + k * row)
+                fill_row(n, <real>(2 * share * (r_1 * xhat[k * row] + 2 * r_2 * v_k * d_s)), r + k * row)
+            if q.seconds:
+                v_s += 2 * share * sum_of(n, a, a + second_part(q, s) * row)
+                total += (r_3 * squares + r_2 * v_s) * d_s
+                fill_row(n, <real>(2 * share * r_1 * d_s), r + second_part(q, s) * row)
+        fill_row(n, <real>(2 * share * total), r)
+        times_jet_backward(q, row, a, row, r, row, True, g, row)
+        fill_row(n, 1, r)
+        for k in range(q.parts):
+            total = share * sum_of(n, r, g + k * row)
+            for j from 0 <= j < row by VL:
+                vf_store(dx + k * part + j, joined(op.adds[0], dx + k * part + j,
+                                                   inside(vf_load(g + k * row + j) - vf_set(<real>total), j, n)))
+
+
 cdef OpMethods LAYER_NORM = plain_op("layer_norm")
 LAYER_NORM.place = layer_norm_place
 LAYER_NORM.extra_size = layer_norm_extra
@@ -145,6 +253,9 @@ LAYER_NORM.forward = layer_norm_forward
 LAYER_NORM.backward = layer_norm_backward
 LAYER_NORM.tangent = layer_norm_tangent
 LAYER_NORM.second = layer_norm_second
+LAYER_NORM.jet = layer_norm_jet
+LAYER_NORM.jet_backward = layer_norm_jet_backward
+LAYER_NORM.jet_scratch = True
 LAYER_NORM.pieces = norm_pieces
 LAYER_NORM.weight_gradient = layer_norm_weight_gradient
 define(&LAYER_NORM)

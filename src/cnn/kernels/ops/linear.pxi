@@ -359,7 +359,7 @@ cdef void linear_op_tangent(const Chunk* c, const Op* op) noexcept nogil:
     cdef Py_ssize_t x_row = c.net.buffers[op.src].row, row = row_size(c, op)
     cdef real* y_t = row_of(c.t.value, c.net, op.dst, c.first)
     cdef real* z_t = y_t if op.act == IDENTITY else row_of(c.t.before, c.net, op.dst, c.first)
-    cdef real* part = c.t.scratch + c.first * row
+    cdef real* part = c.t.scratch + c.first * c.net.widest
     cdef bint moves = op.src != 0 or c.t.inputs         # else x' is zero
     if moves:
         times_weights(op, c.batch, row_of(c.t.value, c.net, op.src, c.first), x_row, c.net.params, False, z_t, row,
@@ -381,7 +381,7 @@ cdef void linear_op_second(const Chunk* c, const Op* op) noexcept nogil:
     cdef real* dz_t = row_of(c.t.grad, c.net, op.dst, c.first)
     cdef real* dx = row_of(c.ws.grad, c.net, op.src, c.first)
     cdef real* dx_t = row_of(c.t.grad, c.net, op.src, c.first)
-    cdef real* part = c.t.scratch + c.first * x_row
+    cdef real* part = c.t.scratch + c.first * c.net.widest
     cdef bint add = op.adds[0]
     if op.act != IDENTITY:
         activate_second_rows(op.act, op.param, op.keeps_input, c.batch, op.n_out, dz, dz_t, row, kept(c, op),
@@ -423,15 +423,41 @@ cdef void linear_op_weight_gradient(const Pass* p, const Op* op, Py_ssize_t firs
                    p.net.grads, update, p.wants.overwrite, panel)
 
 
-cdef void linear_op_weight_tangent(const Chunk* c, const Op* op) noexcept nogil:
-    """dW' = x^T dz' + x'^T dz and db' = sum of dz', of all rows of the batch."""
+cdef void linear_op_weight_tangent(const Chunk* c, const Op* op, Py_ssize_t first, Py_ssize_t rows) noexcept nogil:
+    """dW' = x^T dz' + x'^T dz and db' = sum of dz', of the rows of the chunk: added to what is there."""
     cdef Py_ssize_t x_row = c.net.buffers[op.src].row, row = row_size(c, op)
-    cdef Py_ssize_t rows = op.n_out if op.transposed else op.n_in
-    weight_product(op, True, op.has_bias, 0, rows, c.batch, c.ws.value[op.src], x_row, c.t.grad[op.dst], row,
-                   c.net.params, c.t.grads, NULL, True, c.panel)
+    weight_product(op, True, op.has_bias, first, rows, c.batch, row_of(c.ws.value, c.net, op.src, c.first), x_row,
+                   row_of(c.t.grad, c.net, op.dst, c.first), row, c.net.params, c.t.grads, NULL, False, c.panel)
     if op.src != 0 or c.t.inputs:
-        weight_product(op, True, False, 0, rows, c.batch, c.t.value[op.src], x_row, c.ws.grad[op.dst], row,
-                       c.net.params, c.t.grads, NULL, False, c.panel)
+        weight_product(op, True, False, first, rows, c.batch, row_of(c.t.value, c.net, op.src, c.first), x_row,
+                       row_of(c.ws.grad, c.net, op.dst, c.first), row, c.net.params, c.t.grads, NULL, False, c.panel)
+
+
+cdef void linear_op_jet(const Chunk* c, const Op* op) noexcept nogil:
+    cdef Py_ssize_t rows = c.jets.parts * c.batch, x_row = c.net.buffers[op.src].row, row = row_size(c, op)
+    cdef const real* x = c.ws.value[op.src]
+    cdef real* y = c.ws.value[op.dst]
+    cdef real* z = y if op.act == IDENTITY else c.jets.before[op.dst]
+    times_weights(op, c.batch, x, x_row, c.net.params, op.has_bias, z, row, c.panel)
+    times_weights(op, rows - c.batch, x + c.batch * x_row, x_row, c.net.params, False, z + c.batch * row, row, c.panel)
+    if op.act != IDENTITY:
+        activate_jet(c, op, z, y)
+
+
+cdef void linear_op_jet_backward(const Chunk* c, const Op* op) noexcept nogil:
+    cdef Py_ssize_t rows = c.jets.parts * c.batch, x_row = c.net.buffers[op.src].row, row = row_size(c, op)
+    cdef real* dz = c.ws.grad[op.dst]
+    cdef real* dx = gradient_room(c, op)
+    if op.act != IDENTITY:
+        activate_jet_backward(c, op, c.jets.before[op.dst], c.ws.value[op.dst], dz)
+    weight_product(op, True, False, 0, op.n_out if op.transposed else op.n_in, rows, c.ws.value[op.src], x_row, dz, row,
+                   c.net.params, c.t.grads, NULL, False, c.panel)
+    if op.has_bias:
+        bias_product(op, c.batch, dz, row, c.net.params, c.t.grads, NULL, False, c.panel)
+    if wants_gradient(c, op.src):
+        input_gradient(op, NULL, NULL, rows, dz, row, c.net.params, dx, x_row, False, c.panel)
+        if op.adds[0]:
+            add_columns(rows, op.n_in, dx, x_row, True, c.ws.grad[op.src], x_row)
 
 
 cdef OpMethods LINEAR = plain_op("linear")
@@ -440,6 +466,8 @@ LINEAR.forward = linear_op_forward
 LINEAR.backward = linear_op_backward
 LINEAR.tangent = linear_op_tangent
 LINEAR.second = linear_op_second
+LINEAR.jet = linear_op_jet
+LINEAR.jet_backward = linear_op_jet_backward
 LINEAR.pieces = linear_op_pieces
 LINEAR.weight_gradient = linear_op_weight_gradient
 LINEAR.weight_tangent = linear_op_weight_tangent

@@ -88,9 +88,47 @@ cdef void multiply_second(const Chunk* c, const Op* op) noexcept nogil:
                 vf_store(da_t + j, vf_fma(vf_load(row_of(c.ws.grad, c.net, op.dst, i) + j), p_t, vf_load(da_t + j)))
 
 
+cdef void jet_of_all_but(const Chunk* c, const Op* op, int which, Py_ssize_t i, real* y,
+                         Py_ssize_t part) noexcept nogil:
+    """y (parts, n) = the product of the sources but `which` (-1: of all), of row i."""
+    cdef Py_ssize_t n = round_up(op.n_out, VL), k
+    cdef const real* a
+    cdef bint begun = False
+    cdef int s
+    for s in range(op.n_src):
+        if s == which:
+            continue
+        a = row_of(c.ws.value, c.net, op.srcs[s], i)
+        if begun:
+            times_jet(c.jets, n, a, c.batch * row_size(c, op), y, part)
+        else:
+            add_rows(c.jets.parts, n, a, c.batch * row_size(c, op), False, y, part)
+        begun = True
+
+
+cdef void multiply_jet(const Chunk* c, const Op* op) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(c.batch):
+        jet_of_all_but(c, op, -1, i, row_of(c.ws.value, c.net, op.dst, i), c.batch * row_size(c, op))
+
+
+cdef void multiply_jet_backward(const Chunk* c, const Op* op) noexcept nogil:
+    cdef Py_ssize_t i, n = round_up(op.n_out, VL), part = c.batch * row_size(c, op)
+    cdef int s
+    for s in range(op.n_src):
+        if wants_gradient(c, op.srcs[s]):
+            for i in range(c.batch):
+                jet_of_all_but(c, op, s, i, c.jets.scratch, n)
+                times_jet_backward(c.jets, n, c.jets.scratch, n, row_of(c.ws.grad, c.net, op.dst, i), part, op.adds[s],
+                                   row_of(c.ws.grad, c.net, op.srcs[s], i), part)
+
+
 cdef OpMethods MULTIPLY = merge_op("multiply")
 MULTIPLY.forward = multiply_forward
 MULTIPLY.backward = multiply_backward
 MULTIPLY.tangent = multiply_tangent
 MULTIPLY.second = multiply_second
+MULTIPLY.jet = multiply_jet
+MULTIPLY.jet_backward = multiply_jet_backward
+MULTIPLY.jet_scratch = True
 define(&MULTIPLY)

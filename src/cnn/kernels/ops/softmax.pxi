@@ -127,6 +127,98 @@ cdef void softmax_second_rows(bint logarithm, const Chunk* c, const Op* op) noex
                            row_of(c.t.grad, c.net, op.src, i))
 
 
+# Jets of a row; the parts are `part` elements apart. With p the softmax and l its logarithm, q_k = sum(p x_k):
+# l_k = x_k - q_k and, with w = x_kk + l_k**2, l_kk = x_kk - sum(p w); p_k = p l_k, p_kk = p (w - sum(p w)).
+
+cdef void softmax_jet_row(bint logarithm, const Jets* q, Py_ssize_t n, const real* x, real* y, Py_ssize_t part,
+                          real* p) noexcept nogil:
+    """p: room for a row."""
+    cdef Py_ssize_t j, k, s
+    cdef vf mean, l, w
+    cdef real* at
+    softmax_rows(False, 1, n, x, 0, p, 0)
+    for k in range(1, 1 + q.inputs):
+        mean = vf_set(sum_of(n, p, x + k * part))
+        for j from 0 <= j < n by VL:
+            vf_store(y + k * part + j, inside(vf_load(x + k * part + j) - mean, j, n))
+    for s in range(q.seconds):
+        at = y + second_part(q, s) * part
+        for j from 0 <= j < n by VL:
+            w = vf_load(x + second_part(q, s) * part + j)
+            for k in range(1 + s * q.each, 1 + (s + 1) * q.each):
+                l = vf_load(y + k * part + j)
+                w = vf_fma(l, l, w)
+            vf_store(at + j, w)
+        mean = vf_set(sum_of(n, p, at))
+        for j from 0 <= j < n by VL:
+            l = vf_load(x + second_part(q, s) * part + j) - mean
+            vf_store(at + j, inside(l, j, n) if logarithm else vf_load(p + j) * (vf_load(at + j) - mean))
+    for k in range(1, 0 if logarithm else 1 + q.inputs):
+        for j from 0 <= j < n by VL:
+            vf_store(y + k * part + j, vf_load(p + j) * vf_load(y + k * part + j))
+    if logarithm:
+        softmax_rows(True, 1, n, x, 0, y, 0)
+    else:
+        add_rows(1, round_up(n, VL), p, 0, False, y, 0)
+
+
+cdef void exp_jet_row(const Jets* q, Py_ssize_t n, const real* l, Py_ssize_t part, real* p,
+                      Py_ssize_t p_part) noexcept nogil:
+    """p = exp(l)."""
+    cdef Py_ssize_t j, k, s
+    cdef vf e, l_k, w
+    for j from 0 <= j < n by VL:
+        e = inside(v_exp(vf_load(l + j)), j, n)
+        vf_store(p + j, e)
+        for k in range(1, 1 + q.inputs):
+            vf_store(p + k * p_part + j, e * vf_load(l + k * part + j))
+        for s in range(q.seconds):
+            w = vf_load(l + second_part(q, s) * part + j)
+            for k in range(1 + s * q.each, 1 + (s + 1) * q.each):
+                l_k = vf_load(l + k * part + j)
+                w = vf_fma(l_k, l_k, w)
+            vf_store(p + second_part(q, s) * p_part + j, e * w)
+
+
+cdef void softmax_jet_backward_row(bint logarithm, const Jets* q, Py_ssize_t n, const real* y, const real* dy,
+                                   Py_ssize_t part, bint add, real* dx) noexcept nogil:
+    """dl = dy, or of y = exp(l) that of a product with y; l = x - log(sum(exp(x))): dx = dl less that of a product with
+    p, of the sums of dl."""
+    cdef Py_ssize_t row = round_up(n, VL), all_parts = q.parts * row, j, k
+    cdef real* p = q.scratch
+    cdef real* dl = p + all_parts
+    cdef real* sums = dl + all_parts
+    cdef vf total
+    if logarithm:
+        exp_jet_row(q, n, y, part, p, row)
+        add_rows(q.parts, row, dy, part, False, dl, row)
+    else:
+        add_rows(q.parts, row, y, part, False, p, row)
+        times_jet_backward(q, row, p, row, dy, part, False, dl, row)
+    for k in range(q.parts):
+        total = vf_set(0)
+        for j from 0 <= j < row by VL:
+            total = total + vf_load(dl + k * row + j)
+        fill_row(row, -vf_sum(total, VL), sums + k * row)
+    times_jet_backward(q, row, p, row, sums, row, True, dl, row)
+    add_rows(q.parts, row, dl, row, add, dx, part)
+
+
+cdef void softmax_jets(bint logarithm, const Chunk* c, const Op* op) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(c.batch):
+        softmax_jet_row(logarithm, c.jets, op.n_out, row_of(c.ws.value, c.net, op.src, i),
+                        row_of(c.ws.value, c.net, op.dst, i), c.batch * row_size(c, op), c.jets.scratch)
+
+
+cdef void softmax_jets_backward(bint logarithm, const Chunk* c, const Op* op) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(c.batch):
+        softmax_jet_backward_row(logarithm, c.jets, op.n_out, row_of(c.ws.value, c.net, op.dst, i),
+                                 row_of(c.ws.grad, c.net, op.dst, i), c.batch * row_size(c, op), op.adds[0],
+                                 row_of(c.ws.grad, c.net, op.src, i))
+
+
 # The ops' rows of the table -------------------------------------------------------------------------------------------
 
 cdef void softmax_forward(const Chunk* c, const Op* op) noexcept nogil:
@@ -151,11 +243,22 @@ cdef void softmax_second(const Chunk* c, const Op* op) noexcept nogil:
     softmax_second_rows(False, c, op)
 
 
+cdef void softmax_jet(const Chunk* c, const Op* op) noexcept nogil:
+    softmax_jets(False, c, op)
+
+
+cdef void softmax_jet_backward(const Chunk* c, const Op* op) noexcept nogil:
+    softmax_jets_backward(False, c, op)
+
+
 cdef OpMethods SOFTMAX = plain_op("softmax")
 SOFTMAX.forward = softmax_forward
 SOFTMAX.backward = softmax_backward
 SOFTMAX.tangent = softmax_tangent
 SOFTMAX.second = softmax_second
+SOFTMAX.jet = softmax_jet
+SOFTMAX.jet_backward = softmax_jet_backward
+SOFTMAX.jet_scratch = True
 define(&SOFTMAX)
 
 
@@ -181,9 +284,20 @@ cdef void log_softmax_second(const Chunk* c, const Op* op) noexcept nogil:
     softmax_second_rows(True, c, op)
 
 
+cdef void log_softmax_jet(const Chunk* c, const Op* op) noexcept nogil:
+    softmax_jets(True, c, op)
+
+
+cdef void log_softmax_jet_backward(const Chunk* c, const Op* op) noexcept nogil:
+    softmax_jets_backward(True, c, op)
+
+
 cdef OpMethods LOG_SOFTMAX = plain_op("log_softmax")
 LOG_SOFTMAX.forward = log_softmax_forward
 LOG_SOFTMAX.backward = log_softmax_backward
 LOG_SOFTMAX.tangent = log_softmax_tangent
 LOG_SOFTMAX.second = log_softmax_second
+LOG_SOFTMAX.jet = log_softmax_jet
+LOG_SOFTMAX.jet_backward = log_softmax_jet_backward
+LOG_SOFTMAX.jet_scratch = True
 define(&LOG_SOFTMAX)
