@@ -16,6 +16,7 @@ from .losses import *
 from .models import Ensemble, Sequential, clip_grad_norm, gradcheck
 from .optim.optimizers import *
 from .optim.schedules import *
+from .optim.second_order import *
 from .optim.whole_data import *
 from .training import (
     Blocks,
@@ -73,3 +74,4 @@ __all__ += losses.__all__
 __all__ += optim.optimizers.__all__
 __all__ += optim.schedules.__all__
 __all__ += optim.whole_data.__all__
+__all__ += optim.second_order.__all__

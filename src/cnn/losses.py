@@ -130,6 +130,8 @@ class Loss(Configurable, kind="loss"):
         Whether it is convex in the outputs.
     has_second_derivative : bool
         Whether `hvp` is defined.
+    gauss_newton : bool
+        Whether its Gauss-Newton matrix is of use: convex, and not made of planes.
     column : str or None
         The argument that has a number for each output.
     outputs_per_target : int
@@ -144,6 +146,7 @@ class Loss(Configurable, kind="loss"):
     targets: ClassVar[str | None]
     convex: ClassVar[bool]
     has_second_derivative: ClassVar[bool] = True
+    gauss_newton: ClassVar[bool] = True
     column: ClassVar[str | None] = None
     outputs_per_target: int = 1
     criterion: ClassVar[dict[str, Any]] = {"targets": "numbers"}
@@ -356,6 +359,7 @@ class L1Loss(_OfChosen):
 
     kind = "l1"
     convex = True
+    gauss_newton = False
 
 
 class HuberLoss(_OfChosen):
@@ -518,6 +522,7 @@ class NLLLoss(Loss):
     outputs = "log_probabilities"
     targets = "labels"
     convex = True
+    gauss_newton = False
     criterion: ClassVar = {"targets": "labels"}
     column = "weight"
 
@@ -589,6 +594,7 @@ class QuantileLoss(_OfNumbers):
     kind = "quantile"
     outputs = "values"
     convex = True
+    gauss_newton = False
     criterion: ClassVar = {"targets": "numbers", "repeat": True}
     column = "quantiles"
 
@@ -633,6 +639,7 @@ class GaussianNLLLoss(_OfNumbers):
     kind = "gaussian"
     outputs = "values"
     convex = False
+    gauss_newton = False
     outputs_per_target = 2
 
     def __init__(self, *, log_var=True, full=False, eps=1e-6, reduction="mean", ignore_nan=False):
@@ -679,6 +686,7 @@ class CallableLoss(Loss):
     kind = "callable"  # not in the kernels
     outputs = targets = None
     convex = has_second_derivative = False
+    gauss_newton = False
 
     def __init__(self, function, *, reduction="mean"):
         super().__init__(reduction=reduction)

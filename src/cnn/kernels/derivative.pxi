@@ -187,11 +187,11 @@ cdef class Derivatives:
         finally:
             p.training_busy = False
 
-    def second(self, x, y, v, x_t, theta_t, bint inputs, bint gauss_newton=False):
+    def second(self, x, y, v, x_t, theta_t, bint inputs, bint gauss_newton=False, cnp.ndarray w=None):
         """(derivative of the gradient of the inputs or None, of the parameters as a packed vector) along (x', theta').
 
         The gradient is that of the loss with targets y, penalties included, or, with v (batch, out_features), that of
-        sum(v outputs). gauss_newton: without the second derivatives of the network, J^T (d2 loss / d outputs2) J.
+        sum(v outputs). w: the rows' weights. gauss_newton: without the second derivatives of the network, J^T (d2 loss / d outputs2) J.
         """
         cdef Program p = self.program
         cdef Network* net = &p.net
@@ -214,9 +214,9 @@ cdef class Derivatives:
         try:
             row = net.buffers[last].row
             pass_ = p.training_pass(batch, 1)
-            p.set_rows(&pass_, rows, t)
+            p.set_rows(&pass_, rows, t, w)
             if t is not None:
-                scale = loss_scale(&b.loss, loss_weight(&b.loss, batch, b.target, b.target_bytes, NULL))
+                scale = loss_scale(&b.loss, loss_weight(&b.loss, batch, b.target, b.target_bytes, b.weight))
             else:
                 v_first = data(g)
             memset(self.t.grads, 0, net.n_block * sizeof(real))
@@ -227,10 +227,12 @@ cdef class Derivatives:
                     self.run(&c)
                     if t is not None:
                         loss_hessian_rows(&b.loss, n, net.outputs, row_of(ws.value, net, last, first), row,
-                                          b.target + first * b.target_bytes, b.target_bytes, NULL, scale,
+                                          b.target + first * b.target_bytes, b.target_bytes,
+                                          b.weight + first if b.weight != NULL else NULL, scale,
                                           row_of(self.t.value, net, last, first), row,
                                           row_of(self.t.grad, net, last, first), row)
-                        batch_loss(net, &b.loss, ws, first, n, b.target + first * b.target_bytes, b.target_bytes, NULL,
+                        batch_loss(net, &b.loss, ws, first, n, b.target + first * b.target_bytes, b.target_bytes,
+                                   b.weight + first if b.weight != NULL else NULL,
                                    scale, True, &correct)
                     else:
                         memset(row_of(self.t.grad, net, last, first), 0, n * row * sizeof(real))

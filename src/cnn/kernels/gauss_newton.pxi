@@ -230,6 +230,7 @@ cdef class Curvature:
     cdef real* diagonal
     cdef int threads
     cdef bint moving            # an iteration has begun, and is not done
+    cdef public object solver   # a note of the optimiser's
 
     def __cinit__(self, Program program):
         cdef Py_ssize_t n = program.net.n_block
