@@ -11,11 +11,11 @@ import numpy as np
 
 from .._checks import choice, integer, number, positive
 from .._sparse import is_sparse
-from ..training.objective import CALL_WORK
 from .whole_data import WholeDataOptimizer
 
 __all__ = ["LevenbergMarquardt", "NewtonCG"]
 
+CALL_WORK = 1 << 28  # multiply-adds of one native call, after which Ctrl-C is handled
 ROUND_ROWS = 256  # of the data whose Jacobians are squared at once (JACOBIAN_ROWS)
 MOST_FULL_OUTPUTS = 128  # with a loss whose second derivative in the outputs is a full matrix
 FIRST_RATIO = 1e-6  # of alpha and beta, beside what they would be before training: the first errors are no noise
@@ -30,8 +30,8 @@ def _product(a: np.ndarray, b: np.ndarray) -> float:
 class _Point:
     """The iterate of an iteration: value, gradient and curvature there, and steps from it.
 
-    Vectors are float64, in the order of `Sequential.parameters`, and zero for what is not trained. ridge: ridge / 2 w**2
-    is added to what is minimised.
+    Vectors are float64, in the order of `Sequential.parameters`, and zero for what is not trained. ridge / 2 w**2 is
+    added to what is minimised.
     """
 
     def __init__(self, minimizer: Any, objective: Any, value: float):
@@ -180,15 +180,15 @@ class SecondOrder(WholeDataOptimizer, abstract=True):
 class LevenbergMarquardt(SecondOrder):
     """Levenberg-Marquardt (Marquardt, 1963), MATLAB's trainlm and, with ``regularization="bayesian"``, trainbr.
 
-    Each iteration, an epoch of `fit`, takes the whole data. With the gradient g of the loss, and its Gauss-Newton matrix
-    G = J^T H J (J: the derivatives of the outputs in the parameters, H: those of the loss in the outputs, for squares
-    2 / n)::
+    Each iteration, an epoch of `fit`, takes the whole data. With the gradient g of the loss, and its Gauss-Newton
+    matrix G = J^T H J (J: the derivatives of the outputs in the parameters, H: the second ones of the loss in the
+    outputs)::
 
         (G + damping I) d = -g
         w = w + lr d
 
-    as soon as that lowers the loss; until then damping = damping_increase damping. Where the loss falls by more than 3/4
-    of what G promised, damping = damping_decrease damping for the next iteration, and below 1/4 it is doubled.
+    as soon as that lowers the loss; until then damping = damping_increase damping. Where the loss falls by more than
+    3/4 of what G promised, damping = damping_decrease damping for the next iteration, and below 1/4 it is doubled.
 
     Up to `exact_parameters` G is computed, block of rows by block, and factored: n outputs P**2 + P**3 / 3 FLOPs for n
     rows and P parameters, and P**2 numbers of memory. Beyond that, or where memory is short, d comes from conjugate
@@ -388,10 +388,10 @@ class NewtonCG(SecondOrder):
     """Newton's method in a trust region: conjugate gradients with exact Hessian-vector products (Steihaug, 1983).
 
     Each iteration, an epoch of `fit`, takes the whole data, and minimises g d + d H d / 2 within ``|d| <= lr radius``,
-    H the Hessian of the loss: conjugate gradients go on until the gradient of that has fallen by min(1/2, sqrt |g|), the
-    radius is reached, or a direction curves down, which is followed to the radius. A step that lowers the loss by less
-    than a quarter of what was expected makes the radius a quarter of its length; more than 3/4, at the radius, doubles
-    it. Steps that do not lower the loss are not taken.
+    H the Hessian of the loss: conjugate gradients go on until the gradient of that has fallen to min(1/2, sqrt |g|) of
+    g, the radius is reached, or a direction curves down, which is followed to the radius. A step that lowers the loss
+    by less than a quarter of what was expected makes the radius a quarter of its length; more than 3/4, at the radius,
+    doubles it. Steps that do not lower the loss are not taken.
 
     For any loss with a second derivative and networks of any size: a product takes about 2.7 times as long as a
     gradient, and memory is that of a few vectors. ReLU and its like curve nowhere. The history has "radius", and
