@@ -19,6 +19,8 @@ CALL_WORK = 1 << 28  # multiply-adds of one native call, after which Ctrl-C is h
 ROUND_ROWS = 256  # of the data whose Jacobians are squared at once (JACOBIAN_ROWS)
 MOST_FULL_OUTPUTS = 128  # with a loss whose second derivative in the outputs is a full matrix
 FIRST_RATIO = 1e-6  # of alpha and beta, beside what they would be before training: the first errors are no noise
+EPSILON = {np.dtype(name): float(np.finfo(name).eps) for name in ("float32", "float64")}
+LEAST_DAMPING = 1e-30
 SETTLED = 1e-3  # the ratio of alpha and beta, when it changes by less than this part
 
 
@@ -35,38 +37,34 @@ class _Point:
     """
 
     def __init__(self, minimizer: Any, objective: Any, value: float):
-        self.minimizer, self.objective, self._value = minimizer, objective, value
+        self.minimizer, self.objective, self.value = minimizer, objective, value
         self.trained, self.l2, decay = minimizer.diagonals()
-        self.penalties = 2 * self.l2 + decay
+        self.diagonal = 2 * self.l2 + decay  # what penalties and the ridge add to that of the curvature
         self.parameters = objective.program.parameters * self.trained
         self.ridge = 0.0
         self.products = 0
 
-    @property
-    def value(self) -> float:
-        return self._value + self.ridge / 2 * _product(self.parameters, self.parameters)
+    def add_ridge(self, ridge: float) -> None:
+        self.ridge = ridge
+        self.value += ridge / 2 * _product(self.parameters, self.parameters)
+        self.diagonal = self.diagonal + ridge * self.trained
 
-    @property
     def gradient(self) -> np.ndarray:
         return self.minimizer.gradients() + self.ridge * self.parameters
 
-    @property
-    def diagonal(self) -> np.ndarray:
-        """What penalties and ridge add to the diagonal of the curvature."""
-        return self.penalties + self.ridge * self.trained
-
-    @property
-    def least(self) -> float:
-        """A change of the value that its rounding hides."""
-        return float(np.finfo(self.objective.dtype).eps) / 8 * abs(self.value)
+    def hidden(self, fall: float) -> bool:
+        """Whether the rounding of the value hides such a fall."""
+        return fall <= EPSILON[self.objective.dtype] / 8 * abs(self.value)
 
     def __call__(self, step: np.ndarray) -> float:
         """Go there, and evaluate; infinite where it is not a number."""
         self.minimizer.move(step)
-        value = self.objective() + self.ridge / 2 * float(((self.parameters + step) ** 2).sum())
+        value = self.objective()
+        if self.ridge:
+            value += self.ridge / 2 * float(((self.parameters + step) ** 2).sum())
         return value if math.isfinite(value) else math.inf
 
-    def matrix(self) -> bool:
+    def matrix(self) -> None:
         """Compute the Gauss-Newton matrix, by native calls of about CALL_WORK multiply-adds."""
         o, n = self.objective, len(self.parameters)
         self.minimizer.begin_matrix(o.threads)
@@ -244,8 +242,8 @@ class LevenbergMarquardt(SecondOrder):
     def __init__(
         self,
         damping=1e-3,
-        damping_decrease=0.1,
-        damping_increase=10.0,
+        damping_decrease=0.3,
+        damping_increase=3.0,
         damping_max=1e10,
         regularization=None,
         exact_parameters=3000,
@@ -286,7 +284,7 @@ class LevenbergMarquardt(SecondOrder):
             return
         if objective.core.loss.kind != "mse":
             raise ValueError(f"regularization: 'bayesian' needs MSELoss, got {objective.core.loss!r}")
-        if point.penalties.any():
+        if point.diagonal.any():
             raise ValueError("regularization: expected no weight_decay and no l2 with 'bayesian', which chooses them")
 
     def _step(self, point, lr):
@@ -294,7 +292,7 @@ class LevenbergMarquardt(SecondOrder):
         self._solver = self._prepare(point)
         if self.regularization is not None:
             settled = self._weigh(point)
-        gradient = point.gradient
+        gradient = point.gradient()
         why = self._flat(gradient)
         if why:
             return False, why if settled else None
@@ -304,12 +302,12 @@ class LevenbergMarquardt(SecondOrder):
             if step is not None:
                 d, curvature = step
                 expected = -lr * _product(gradient, d) - lr * lr / 2 * curvature
-                if expected <= point.least:
+                if point.hidden(expected):
                     break
                 fall = point.value - point(lr * d)
                 if fall > 0:
                     if fall > 0.75 * expected:
-                        damping = max(damping * self.damping_decrease, float(np.finfo(np.float32).tiny))
+                        damping = max(damping * self.damping_decrease, LEAST_DAMPING)
                     elif fall < 0.25 * expected:
                         damping *= 2
                     minimizer.set_number(0, damping)
@@ -368,7 +366,7 @@ class LevenbergMarquardt(SecondOrder):
         gamma = trained
         if before:
             if not minimizer.factorize(np.full(len(point.trained), before), objective.threads):
-                point.ridge = before
+                point.add_ridge(before)
                 return False
             gamma -= before * (minimizer.trace_of_inverse(objective.threads) - (len(point.trained) - trained) / before)
         errors = point.value * (count if objective.program.mean else 1.0)
@@ -379,7 +377,7 @@ class LevenbergMarquardt(SecondOrder):
         beta = max(count - gamma, 0.01 * count) / max(2 * errors, tiny)
         ratio = 2 * alpha / beta / (count if objective.program.mean else 1.0)
         minimizer.set_number(1, min(ratio, 2 * before) if before else FIRST_RATIO * ratio)
-        point.ridge = minimizer.number(1)
+        point.add_ridge(minimizer.number(1))
         point.evidence = alpha, beta, gamma
         return abs(point.ridge - before) <= SETTLED * before
 
@@ -439,14 +437,14 @@ class NewtonCG(SecondOrder):
         return {"radius": point.minimizer.number(0) or self.radius, "products": float(point.products)}
 
     def _step(self, point, lr):
-        gradient = point.gradient
+        gradient = point.gradient()
         why = self._flat(gradient)
         if why:
             return False, why
         radius = point.minimizer.number(0) or self.radius
         while True:
             d, expected, limited = _steihaug(point, gradient, lr * radius, self.cg_iterations)
-            if expected <= point.least:
+            if point.hidden(expected):
                 why = f"no step lowers the loss: {point.value:.9g} is as exact as {point.objective.dtype} allows"
                 return False, why
             fall = point.value - point(d)
