@@ -13,21 +13,24 @@ import sys
 import time
 
 import numpy as np
-import peak
+from peak import Peak
 from scipy.optimize import least_squares
 
 import cnn
+from cnn import _dispatch
 
 SEEDS = range(5)
 # NIST StRD, Thurber: log of density, electron mobility.
-THURBER = np.array(
-    """-3.067 80.574 -2.981 84.248 -2.921 87.264 -2.912 87.195 -2.840 89.076 -2.797 89.608 -2.702 89.868 -2.699 90.101
+THURBER = np.fromstring(
+    """
+    -3.067 80.574 -2.981 84.248 -2.921 87.264 -2.912 87.195 -2.840 89.076 -2.797 89.608 -2.702 89.868 -2.699 90.101
     -2.633 92.405 -2.481 95.854 -2.363 100.696 -2.322 101.060 -1.501 401.672 -1.460 390.724 -1.274 567.534
     -1.212 635.316 -1.100 733.054 -1.046 759.087 -0.915 894.206 -0.714 990.785 -0.566 1090.109 -0.545 1080.914
     -0.400 1122.643 -0.309 1178.351 -0.109 1260.531 -0.103 1273.514 0.010 1288.339 0.119 1327.543 0.377 1353.863
     0.790 1414.509 0.963 1425.208 1.006 1421.384 1.115 1442.962 1.572 1464.350 1.841 1468.705 2.047 1447.894
-    2.200 1457.628""".split(),
-    np.float64,
+    2.200 1457.628
+    """,
+    sep=" ",
 ).reshape(-1, 2)
 
 
@@ -156,7 +159,7 @@ def kernels():
     """J^T J and the factorisation, in GFLOP/s."""
     print("\n| P, rows, outputs | J^T J | Cholesky | limit |\n|---|---|---|---|")
     for dtype in ("float64", "float32"):
-        limit = peak.peak_flops(dtype)
+        limit = Peak(_dispatch.ISA or _dispatch.AVAILABLE[-1], dtype)(0.5)
         for widths, rows in (((8, 16, 1), 1000), ((20, 45, 1), 2000), ((50, 55, 3), 2000)):
             model = network(widths, cnn.LevenbergMarquardt(), 0)
             model = cnn.Sequential(list(model.layers), cnn.LevenbergMarquardt(), dtype=dtype)

@@ -173,6 +173,32 @@ def test_optimizers_of_the_whole_data(optimizer, loss, layer):
     assert after < before or history.converged
 
 
+def test_gauss_newton_matrices():
+    """Of every activation, layer and loss that has one, beside products with the unit vectors."""
+    activations, layers = list(ACTIVATIONS), list(grid.LAYERS)
+    losses = [name for name, entry in grid.LOSSES.items() if not entry.own]
+    for i in range(max(len(activations), len(layers), len(losses))):
+        chosen = {"loss": losses[i % len(losses)], "layer": layers[i % len(layers)], "optimizer": "sgd"}
+        case = Case(
+            **chosen, activation=activations[i % len(activations)], widths=(4, 5, 2), batch=11, dtype="float64", seed=i
+        )
+        model, x = case.model, case.x
+        if not model.loss.gauss_newton:
+            continue
+        model.eval()
+        w = case.rng.integers(0, 3, len(x)) / 2
+        w[0] = 1  # one row counts
+        program = model._core.program
+        y, matrix = program.targets(case.y, len(x)), model._core.kernels.Curvature(program)
+        matrix.begin_matrix(1)
+        whole = program.weight_of(y, w)
+        for start in (0, 7):
+            matrix.add_rows(x, y, w, start, min(start + 7, len(x)), whole, 1)
+        l2 = np.diag(2 * matrix.diagonals()[1])
+        expected = [model._core.derivatives.second(x, y, None, None, e, False, True, w)[1] for e in np.eye(len(l2))]
+        assert_close(matrix.matrix() + l2, np.array(expected), 1e-9, str(chosen))
+
+
 def assert_vectors(vector, arrays, rtol):
     """A packed vector beside arrays by name; errors in proportion to the largest number of all."""
     scale = max(np.abs(a).max() for a in arrays.values())

@@ -106,7 +106,7 @@ cdef void gradient_of_row(const Jacobian* f, const Op* op, Py_ssize_t i, real* g
     p.net, p.ws, p.batch.rows = &net, &ws, 1
     p.wants.overwrite = p.wants.frozen_too = True
     op.does.pieces(op, 1, &rows, &unit)
-    op.does.weight_gradient(&p, op, 0, round_up(rows, unit), row_of(f.ws.value, f.net, op.src, i),
+    op.does.weight_gradient(&p, op, 0, rows, row_of(f.ws.value, f.net, op.src, i),
                             f.net.buffers[op.src].row, sums)
 
 

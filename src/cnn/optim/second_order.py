@@ -21,6 +21,7 @@ MOST_FULL_OUTPUTS = 128  # with a loss whose second derivative in the outputs is
 FIRST_RATIO = 1e-6  # of alpha and beta, beside what they would be before training: the first errors are no noise
 EPSILON = {np.dtype(name): float(np.finfo(name).eps) for name in ("float32", "float64")}
 LEAST_DAMPING = 1e-30
+LEAST_SQUARE = 1e-8  # of a parameter, on average, for alpha
 SETTLED = 1e-3  # the ratio of alpha and beta, when it changes by less than this part
 
 
@@ -43,6 +44,7 @@ class _Point:
         self.parameters = objective.program.parameters * self.trained
         self.ridge = 0.0
         self.products = 0
+        self.away = False  # the program's parameters are those of a step
 
     def add_ridge(self, ridge: float) -> None:
         self.ridge = ridge
@@ -59,6 +61,7 @@ class _Point:
     def __call__(self, step: np.ndarray) -> float:
         """Go there, and evaluate; infinite where it is not a number."""
         self.minimizer.move(step)
+        self.away = True
         value = self.objective()
         if self.ridge:
             value += self.ridge / 2 * float(((self.parameters + step) ** 2).sum())
@@ -75,6 +78,9 @@ class _Point:
     def times(self, v: np.ndarray, gauss_newton: bool) -> np.ndarray:
         """The Hessian, or the Gauss-Newton matrix, times v, block by block of the rows."""
         o, program, share = self.objective, self.objective.program, 0.0
+        if self.away:
+            self.minimizer.move(np.zeros_like(v))
+            self.away = False
         total = self.diagonal * v
         for start in range(0, o.rows, o.block):
             rows = slice(start, start + o.block)
@@ -168,6 +174,9 @@ class SecondOrder(WholeDataOptimizer, abstract=True):
         if np.abs(gradient).max(initial=0.0) <= self.tolerance_grad:
             return f"no number of the gradient is larger than {self.tolerance_grad:g}"
         return None
+
+    def _exact(self, point: _Point) -> str:
+        return f"no step lowers the loss: {point.value:.9g} is as exact as {point.objective.dtype} allows"
 
     def _fallen(self, point: _Point, fall: float) -> str | None:
         if fall <= self.tolerance_change * abs(point.value):
@@ -288,16 +297,19 @@ class LevenbergMarquardt(SecondOrder):
             raise ValueError("regularization: expected no weight_decay and no l2 with 'bayesian', which chooses them")
 
     def _step(self, point, lr):
-        minimizer, settled = point.minimizer, True
         self._solver = self._prepare(point)
-        if self.regularization is not None:
-            settled = self._weigh(point)
+        settled = self.regularization is None or self._weigh(point)
+        moved, why, damping = self._search(point, lr)
+        point.minimizer.set_number(0, damping)
+        point.minimizer.set_number(1, point.ridge)
+        return moved, why if settled else None
+
+    def _search(self, point: _Point, lr: float) -> tuple[bool, str | None, float]:
+        """What `_step` returns, and the damping of the next iteration."""
+        damping = known = point.minimizer.number(0) or self.damping
         gradient = point.gradient()
         why = self._flat(gradient)
-        if why:
-            return False, why if settled else None
-        damping = minimizer.number(0) or self.damping
-        while damping <= self.damping_max:
+        while not why and damping <= self.damping_max:
             step = self._solve(point, gradient, damping)
             if step is not None:
                 d, curvature = step
@@ -310,12 +322,9 @@ class LevenbergMarquardt(SecondOrder):
                         damping = max(damping * self.damping_decrease, LEAST_DAMPING)
                     elif fall < 0.25 * expected:
                         damping *= 2
-                    minimizer.set_number(0, damping)
-                    why = self._fallen(point, fall)
-                    return True, why if settled else None
+                    return True, self._fallen(point, fall), damping
             damping *= self.damping_increase
-        why = f"no step lowers the loss: {point.value:.9g} is as exact as {point.objective.dtype} allows"
-        return False, why if settled else None
+        return False, why or self._exact(point), known
 
     def _prepare(self, point: _Point) -> str:
         """Compute G, if there is room for it; the name of what solves then."""
@@ -360,26 +369,23 @@ class LevenbergMarquardt(SecondOrder):
     def _weigh(self, point: _Point) -> bool:
         """Choose alpha and beta anew; whether their ratio has hardly changed."""
         minimizer, objective = point.minimizer, point.objective
-        before = minimizer.number(1)
-        count = objective.weight * objective.core.out_features
-        trained = float(point.trained.sum())
+        before, threads, trained = minimizer.number(1), objective.threads, float(point.trained.sum())
         gamma = trained
         if before:
-            if not minimizer.factorize(np.full(len(point.trained), before), objective.threads):
+            if not minimizer.factorize(np.full(len(point.trained), before), threads):
                 point.add_ridge(before)
                 return False
-            gamma -= before * (minimizer.trace_of_inverse(objective.threads) - (len(point.trained) - trained) / before)
-        errors = point.value * (count if objective.program.mean else 1.0)
-        squares = _product(point.parameters, point.parameters)
-        gamma = min(max(gamma, 0.0), trained)
-        tiny = float(np.finfo(objective.dtype).tiny)
-        alpha = gamma / max(2 * squares, tiny)
-        beta = max(count - gamma, 0.01 * count) / max(2 * errors, tiny)
-        ratio = 2 * alpha / beta / (count if objective.program.mean else 1.0)
-        minimizer.set_number(1, min(ratio, 2 * before) if before else FIRST_RATIO * ratio)
-        point.add_ridge(minimizer.number(1))
+            gamma = min(max(len(point.trained) - before * minimizer.trace_of_inverse(threads), 0.0), trained)
+        count = objective.weight * objective.core.out_features
+        numbers = count if objective.program.mean else 1.0  # that the loss is a mean of
+        squares = max(_product(point.parameters, point.parameters), LEAST_SQUARE * trained)
+        alpha = gamma / (2 * squares)
+        beta = max(count - gamma, 0.01 * count) / max(2 * point.value * numbers, LEAST_DAMPING)
+        ratio = 2 * alpha / beta / numbers
+        ratio = min(ratio, 2 * before) if before else FIRST_RATIO * ratio
         point.evidence = alpha, beta, gamma
-        return abs(point.ridge - before) <= SETTLED * before
+        point.add_ridge(float(objective.dtype.type(ratio)))
+        return abs(ratio - before) <= SETTLED * before
 
 
 class NewtonCG(SecondOrder):
@@ -445,8 +451,7 @@ class NewtonCG(SecondOrder):
         while True:
             d, expected, limited = _steihaug(point, gradient, lr * radius, self.cg_iterations)
             if point.hidden(expected):
-                why = f"no step lowers the loss: {point.value:.9g} is as exact as {point.objective.dtype} allows"
-                return False, why
+                return False, self._exact(point)
             fall = point.value - point(d)
             if fall < 0.25 * expected:
                 radius = math.sqrt(_product(d, d)) / 4 / lr
