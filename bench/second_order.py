@@ -3,14 +3,17 @@
     OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python bench/second_order.py [epochs of Adam]
 
 The goal of a run is the loss that Adam has after so many epochs. All others start from the same weights, on the same
-data, and stop as soon as they are there; a run that does not get there in Adam's time counts as lost. SciPy gets the
-Jacobian from our `vjp`, row by row. PyTorch's is torch-levenberg-marquardt of PyPI, if it is installed. Last come the
-FLOP/s of J^T J and of the Cholesky factorisation, beside the limit of the machine.
+data, and stop as soon as they are there, or after LONGEST times our time; if ours does not get there in Adam's time,
+the run is lost. SciPy gets the Jacobian from our `vjp`, row by row. PyTorch's is torch-levenberg-marquardt of PyPI, if
+it is installed. Last come the FLOP/s of J^T J and of the Cholesky factorisation, beside the limit of the machine.
 """
 
+import contextlib
+import importlib.util
 import itertools
 import sys
 import time
+import types
 
 import numpy as np
 from peak import Peak
@@ -20,6 +23,7 @@ import cnn
 from cnn import _dispatch
 
 SEEDS = range(5)
+LONGEST = 40  # times our time: then SciPy and PyTorch are stopped, whatever their loss
 # NIST StRD, Thurber: log of density, electron mobility.
 THURBER = np.fromstring(
     """
@@ -98,26 +102,26 @@ class Goal(cnn.Callback):
     """Ends `fit` when the loss is low enough, or the time is over."""
 
     def __init__(self, loss, seconds):
-        self.loss, self.end = loss, time.perf_counter() + seconds
+        self.loss, self.end = loss, time.process_time() + seconds
         self.there = False
 
     def on_epoch_end(self, epoch, logs):
         self.there = logs["loss"] <= self.loss
-        self.stop = self.there or time.perf_counter() > self.end
+        self.stop = self.there or time.process_time() > self.end
 
 
 class Reached(Exception):
     pass
 
 
-def by_scipy(model, x, y, loss):
+def by_scipy(model, x, y, loss, seconds):
     n = len(x) * y.shape[1]
-    ones = np.eye(y.shape[1])
+    ones, end = np.eye(y.shape[1]), time.process_time() + seconds
 
     def residuals(parameters):
         model.parameters = parameters
         found = (model.predict(x) - y).ravel()
-        if found @ found / n <= loss:
+        if found @ found / n <= loss or time.process_time() > end:
             raise Reached
         return found
 
@@ -125,34 +129,42 @@ def by_scipy(model, x, y, loss):
         model.parameters = parameters
         return np.array([model.vjp(x[i : i + 1], e[None], parameters=True)[1] for i in range(len(x)) for e in ones])
 
-    try:
+    with contextlib.suppress(Reached):
         least_squares(residuals, model.parameters, jacobian, method="lm" if n >= model.parameters.size else "trf")
-    except Reached:
-        return True
-    return False
+
+
+def torch_levenberg_marquardt():
+    """The package, or None. Part of it, which is not called here, needs some others."""
+    for package, name in (("pytorch_lightning", "LightningModule"), ("torchmetrics", "Metric"), ("tqdm", "tqdm")):
+        if importlib.util.find_spec(package) is None and package not in sys.modules:
+            sys.modules[package] = types.SimpleNamespace(**{name: object})
+    try:
+        return importlib.import_module("torch_levenberg_marquardt")
+    except ImportError:
+        return None
+    finally:
+        for package in [package for package, module in sys.modules.items() if type(module) is types.SimpleNamespace]:
+            del sys.modules[package]
 
 
 def by_torch(model, x, y, loss, seconds):
     import torch
-    import torch_levenberg_marquardt as tlm
 
     torch.set_num_threads(1)
+    tlm = torch_levenberg_marquardt()
     module = tlm.training.LevenbergMarquardtModule(cnn.to_torch(model), tlm.loss.MSELoss(), solve_method="cholesky")
     x, y = torch.from_numpy(x), torch.from_numpy(y)
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
         _, value, stop, _ = module.training_step(x, y)
-        if float(value) <= loss:
-            return True
-        if stop:
+        if float(value) <= loss or stop:
             break
-    return False
 
 
 def timed(function, *args):
-    began = time.perf_counter()
+    began = time.process_time()
     found = function(*args)
-    return time.perf_counter() - began, found
+    return time.process_time() - began, found
 
 
 def kernels():
@@ -179,12 +191,7 @@ def kernels():
 
 def main(epochs: int = 10_000) -> None:
     cnn.set_num_threads(1)
-    try:
-        import torch_levenberg_marquardt  # noqa: F401
-
-        torch = True
-    except ImportError:
-        torch = False
+    torch = torch_levenberg_marquardt() is not None
     print(f"| problem | Adam, {epochs:,} epochs, s | L-M, ms | times Adam | times SciPy | times PyTorch | won |")
     print("|---|---|---|---|---|---|---|")
     won = []
@@ -201,12 +208,10 @@ def main(epochs: int = 10_000) -> None:
             seconds, _ = timed(lambda m=model, x=x, y=y, g=goal: m.fit(x, y, epochs=10**6, callbacks=[g]))
             others = [np.nan, np.nan]
             if goal.there:
-                scipy_seconds, there = timed(by_scipy, network(widths, None, seed), x, y, loss)
-                others[0] = scipy_seconds / seconds if there else np.inf
-                if torch:
-                    limit = 100 * seconds
-                    torch_seconds, there = timed(by_torch, network(widths, None, seed), x, y, loss, limit)
-                    others[1] = torch_seconds / seconds if there else np.inf
+                contenders = [by_scipy] + [by_torch] * torch
+                for i, contender in enumerate(contenders):
+                    limit = LONGEST * seconds
+                    others[i] = timed(contender, network(widths, None, seed), x, y, loss, limit)[0] / seconds
             rows.append((adam_seconds, 1e3 * seconds, adam_seconds / seconds if goal.there else 0.0, *others))
             won.append(goal.there and adam_seconds >= 10 * seconds)
         numbers = np.median(rows, axis=0)

@@ -67,7 +67,7 @@ def curvature(model, threads=1):
 
 def test_a_factor_of_any_size(isa, dtype):
     """Up to and beyond whole panels; the inverse and its trace, and what is not positive definite."""
-    for n in (1, 2, 7, 8, 9, 23, 24, 25, 47, 48, 49, 97, 150):
+    for n in (1, 8, 24, 25, 49, 97):
         rng = np.random.default_rng(n)
         x = rng.standard_normal((300, n)).astype(dtype)
         model = network(None, dtype, widths=(n, 1), bias=False)
@@ -167,7 +167,7 @@ def test_they_find_what_made_the_data(make):
     x, _ = data(200, 3)
     y = network(None, widths=(3, 4, 1), seed=5).predict(x)
     model = network(make(**EXACT), widths=(3, 4, 1))
-    history = model.fit(x, y, epochs=150)
+    history = model.fit(x, y, epochs=80)
     assert min(history["loss"]) < 1e-5 * np.var(y)
 
 
