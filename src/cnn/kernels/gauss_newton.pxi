@@ -79,6 +79,13 @@ cdef void find_roots(const Jacobian* f, Py_ssize_t first, Py_ssize_t rows) noexc
                 roots[i * size + k] = <real>sqrt(fmax(0, roots[i * size + k]))
 
 
+cdef inline void copy_vectors(const real* a, Py_ssize_t n, real* b) noexcept nogil:
+    """b = a, n numbers and the rest of the last vector."""
+    cdef Py_ssize_t i
+    for i from 0 <= i < n by VL:
+        vf_store(b + i, vf_load(a + i))
+
+
 cdef void products_of(const real* x, Py_ssize_t n, const real* dz, Py_ssize_t m, real* to) noexcept nogil:
     """to (n, m) = x dz^T. Writes whole vectors, the last beyond the end."""
     cdef Py_ssize_t i, j
@@ -138,11 +145,11 @@ cdef void write_row(const Jacobian* f, Py_ssize_t i, real* to, real* grads, real
             if not op.trains_bias:
                 memset(at, 0, op.n_out * sizeof(real))
             else:
-                memcpy(at, dz if op.does == &LINEAR else grads + op.bias, op.n_out * sizeof(real))
+                copy_vectors(dz if op.does == &LINEAR else grads + op.bias, op.n_out, at)
             at += op.n_out
     memset(at, 0, (f.panels.padded - f.panels.n) * sizeof(real))
     for q in range(f.panels.count):
-        memcpy(f.j + (q * JACOBIAN_ROWS + i) * side, to + q * side, side * sizeof(real))
+        copy_vectors(to + q * side, side, f.j + (q * JACOBIAN_ROWS + i) * side)
 
 
 cdef void jacobian_task(void* argument, int thread) noexcept nogil:
