@@ -303,6 +303,19 @@ def test_train_step_is_an_iteration(make):
     assert by_step.train_step(x, y) > by_step.train_step(x, y)
 
 
+def test_another_loss():
+    """Whose second derivative needs more room."""
+    x, y = data(300, outputs=5)
+    model = network(cnn.LevenbergMarquardt(), widths=(6, 9, 5))
+    model.train_step(x, y)
+    model.loss = cnn.CrossEntropyLoss()
+    before = model.train_step(x, y.argmax(axis=1))
+    assert model.train_step(x, y.argmax(axis=1)) < before
+    model.optimizer.exact_parameters = 9
+    model.train_step(x, y.argmax(axis=1))
+    assert model.optimizer.solver == "cg"
+
+
 # with the rest of fit -------------------------------------------------------------------------------------------------
 
 

@@ -168,7 +168,7 @@ class Core:
             raise RuntimeError("a part of a model has no loss of its own: train the model that it is a part of")
         if self.fitting:
             raise RuntimeError("loss: cannot be set while fit is running")
-        self.loss = loss
+        self.loss, self._minimizer = loss, None
         if not self.nested:
             native = getattr(self.program, "native", self.program)
             native.set_loss(None if loss is None else loss.spec())

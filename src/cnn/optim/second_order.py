@@ -330,30 +330,38 @@ class LevenbergMarquardt(SecondOrder):
         """Compute G, if there is room for it; the name of what solves then."""
         minimizer = point.minimizer
         n = len(point.parameters)
-        wide = point.objective.core.out_features > MOST_FULL_OUTPUTS and point.objective.core.loss.targets != "numbers"
-        if minimizer.solver is None:
-            minimizer.solver = "cg" if n > self.exact_parameters or wide else "cholesky"
-            if minimizer.solver == "cholesky":
-                try:
-                    if minimizer.bytes_of_matrix() > _memory() / 2:
-                        raise MemoryError
-                    minimizer.begin_matrix(point.objective.threads)
-                except MemoryError:
-                    minimizer.solver = "cg"
-                    warnings.warn(
-                        f"J^T J of {n:,} parameters takes {minimizer.bytes_of_matrix() / 1e9:,.1f} GB, more than there "
-                        f"is: LevenbergMarquardt solves by conjugate gradients; exact_parameters={n - 1} says so too",
-                        RuntimeWarning,
-                        stacklevel=2,
-                    )
-        if minimizer.solver == "cholesky":
+        core = point.objective.core
+        wide = core.out_features > MOST_FULL_OUTPUTS and core.loss.targets != "numbers"
+        solver = "cg"
+        if n <= self.exact_parameters and not wide:
+            if minimizer.solver is None:
+                minimizer.solver = self._room(point)
+            solver = minimizer.solver
+        if solver == "cholesky":
             point.matrix()
         elif self.regularization is not None:
             raise ValueError(
-                f"regularization: 'bayesian' needs the trace of a matrix of {n:,} parameters, and the limit is "
-                f"exact_parameters={self.exact_parameters}: raise it, or take weight_decay"
+                f"regularization: 'bayesian' needs the trace of a matrix of {n:,} parameters, which is computed up to "
+                f"exact_parameters={self.exact_parameters} and where memory allows: raise it, or take weight_decay"
             )
-        return minimizer.solver
+        return solver
+
+    def _room(self, point: _Point) -> str:
+        """Make room for G: "cholesky", or "cg" and a warning if there is not enough."""
+        minimizer = point.minimizer
+        try:
+            if minimizer.bytes_of_matrix() > _memory() / 2:
+                raise MemoryError
+            minimizer.begin_matrix(point.objective.threads)
+        except MemoryError:
+            warnings.warn(
+                f"J^T J of {len(point.parameters):,} parameters takes {minimizer.bytes_of_matrix() / 1e9:,.1f} GB, "
+                "more than there is: LevenbergMarquardt solves by conjugate gradients, as with exact_parameters=0",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return "cg"
+        return "cholesky"
 
     def _solve(self, point: _Point, gradient: np.ndarray, damping: float) -> tuple[np.ndarray, float] | None:
         """The step d, and d . G d; None where G is not positive definite in this precision."""
