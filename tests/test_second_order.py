@@ -428,7 +428,7 @@ def refused(optimizer=None, **options):
         (
             lambda x, y: refused(cnn.LevenbergMarquardt(regularization="bayesian", exact_parameters=9)).fit(x, y),
             ValueError,
-            "exact_parameters=9: raise it",
+            "up to exact_parameters=9 and",
         ),
         (lambda x, y: refused().step(), RuntimeError, "use fit or train_step"),
         (lambda x, y: cnn.LevenbergMarquardt(clip_norm=1.0), ValueError, "clip_norm: expected none with Levenberg"),
