@@ -1,8 +1,8 @@
 # A symmetric matrix by panels of its lower triangle, its Cholesky factor, and what is solved with it.
 #
-# A panel is SIDE = TILE_NV vectors of columns: panel q holds the rows from q SIDE on, each SIDE numbers behind the row
-# before, so that it is read and written from end to end, and a product's tile is as wide as a panel. The order is padded
-# to whole panels.
+# A panel is `side` = TILE_NV vectors of columns: panel q holds the rows from q side on, each `side` numbers behind the
+# row before, so that it is read and written from end to end, and a product's tile is as wide as a panel. The matrix is
+# padded to whole panels.
 #
 # The factor L is made panel by panel from those on its left (left-looking), with S = sum over p < q of L_p L_p^T and
 # the block on the diagonal U^T U = A - S in double:

@@ -191,7 +191,8 @@ cdef class Derivatives:
         """(derivative of the gradient of the inputs or None, of the parameters as a packed vector) along (x', theta').
 
         The gradient is that of the loss with targets y, penalties included, or, with v (batch, out_features), that of
-        sum(v outputs). w: the rows' weights. gauss_newton: without the second derivatives of the network, J^T (d2 loss / d outputs2) J.
+        sum(v outputs). w: the rows' weights, or None. gauss_newton: without the second derivatives of the network,
+        J^T (d2 loss / d outputs2) J.
         """
         cdef Program p = self.program
         cdef Network* net = &p.net

@@ -1,8 +1,8 @@
-# The Gauss-Newton matrix of the loss, G = sum over the rows of J^T H J, with J = d outputs / d parameters of a row and H
-# the second derivative of its loss in the outputs; and what Levenberg-Marquardt and Newton's method ask of a program.
+# The Gauss-Newton matrix of the loss, G = sum over the rows of J^T H J, with J = d outputs / d parameters of a row and
+# H the second derivative of its loss in the outputs; and what Levenberg-Marquardt and Newton's method ask of a program.
 #
-# With H = R R^T, G is the sum of j^T j over the rows j = r^T J, r a column of R. For JACOBIAN_ROWS rows of the data at a
-# time, and each output k, the columns r_k go backward through the network, and the rows j are written from what that
+# With H = R R^T, G is the sum of j^T j over the rows j = r^T J, r a column of R. For JACOBIAN_ROWS rows of the data at
+# a time, and each output k, the columns r_k go backward through the network, and the rows j are written from what that
 # leaves: for a linear layer x_i dz_j. Then G = G + j^T j, its lower triangle, panel by panel (cholesky.pxi): the rows j
 # lie in panels too, so that each product reads memory from end to end and packs nothing.
 #

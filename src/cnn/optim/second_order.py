@@ -45,6 +45,7 @@ class _Point:
         self.ridge = 0.0
         self.products = 0
         self.away = False  # the program's parameters are those of a step
+        self.evidence = (math.nan,) * 3  # alpha, beta, gamma
 
     def add_ridge(self, ridge: float) -> None:
         self.ridge = ridge
@@ -100,6 +101,10 @@ class SecondOrder(WholeDataOptimizer, abstract=True):
     The rows of the data must not depend on each other: batch normalisation is in evaluation mode, or refused.
     """
 
+    needs: ClassVar[str]  # what a loss has to be
+    tolerance_grad: float
+    tolerance_change: float
+
     def __setattr__(self, name, value):
         if name in ("tolerance_grad", "tolerance_change"):
             value = number(name, value, 0)
@@ -114,6 +119,8 @@ class SecondOrder(WholeDataOptimizer, abstract=True):
         elif name == "regularization" and value is not None:
             value = choice(name, value, ("bayesian",))
         super().__setattr__(name, value)
+        if name == "regularization":
+            self.logs = ("damping",) if value is None else ("damping", "alpha", "beta", "gamma")
 
     def minimizer(self, kernels, program):
         return kernels.Curvature(program)
@@ -276,15 +283,10 @@ class LevenbergMarquardt(SecondOrder):
         """How the last step was found: by a "cholesky" factor of G, or by conjugate gradients, "cg"; None before."""
         return self._solver
 
-    @property
-    def logs(self) -> tuple[str, ...]:
-        """What the history has beside the loss."""
-        return ("damping",) if self.regularization is None else ("damping", "alpha", "beta", "gamma")
-
     def _logs(self, point):
         found = {"damping": point.minimizer.number(0) or self.damping}
         if self.regularization is not None:
-            found |= dict(zip(("alpha", "beta", "gamma"), getattr(point, "evidence", (math.nan,) * 3), strict=True))
+            found |= dict(zip(("alpha", "beta", "gamma"), point.evidence, strict=True))
         return found
 
     def _check(self, objective, point):
@@ -429,7 +431,7 @@ class NewtonCG(SecondOrder):
 
     needs: ClassVar[str] = "with a second derivative"
     states = 1  # the radius
-    logs: ClassVar[tuple[str, ...]] = ("radius", "products")
+    logs = ("radius", "products")
 
     def __init__(
         self,
