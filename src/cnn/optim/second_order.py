@@ -129,8 +129,9 @@ class SecondOrder(WholeDataOptimizer, abstract=True):
         """ValueError or TypeError if there is no second derivative to be had."""
         name = type(self).__name__
         loss = objective.core.loss
-        if not (loss.has_second_derivative and (loss.gauss_newton or isinstance(self, NewtonCG))):
-            others = "LBFGS" + " or NewtonCG" * loss.has_second_derivative
+        second = loss.has_second_derivative and loss.spec() is not None
+        if not (second and (loss.gauss_newton or isinstance(self, NewtonCG))):
+            others = "LBFGS" + " or NewtonCG" * second
             raise ValueError(
                 f"loss: {name} needs a loss {self.needs}, such as MSELoss, got {loss!r}: train with {others}"
             )
