@@ -13,11 +13,12 @@ BASES = [
     *(layers.Layer, layers.Chain, layers.Parametric, layers.Activation, layers.Branches),
     *(losses.Loss, optim.Optimizer, optim.Schedule, initializers.Initializer),
 ]
+OPTIMISERS = [*optim.optimizers.__all__, *optim.whole_data.__all__, *optim.second_order.__all__]
 TOPICS = {  # title -> module that the names are read from, names, introduction
     "Models": (cnn, ["Sequential", "load", "clip_grad_norm", "gradcheck"], "A model is a `Sequential`."),
     "Layers": (cnn, layers.__all__, "Layers stand in a `Sequential`, which compiles them; each also works alone."),
     "Losses": (cnn, losses.__all__, "A loss may stand last in a `Sequential`; each also works alone."),
-    "Optimisers": (cnn, optim.optimizers.__all__, "Passed to a `Sequential` as `optimizer=`."),
+    "Optimisers": (cnn, OPTIMISERS, "Passed to a `Sequential` as `optimizer=`."),
     "Schedules": (cnn, optim.schedules.__all__, "Passed to an optimiser as `schedule=`."),
     "Training": (cnn, training.__all__, "What `Sequential.fit` takes and gives."),
     "Estimators": (

@@ -83,6 +83,17 @@ def test_quantiles(tmp_path):
     assert is_picture(tmp_path / "quantiles.png")
 
 
+def test_levenberg_marquardt(tmp_path):
+    options = ("--seconds", 0.1, "--starts", 1, "--out", tmp_path)
+    result = run("examples/levenberg_marquardt.py", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    losses = {name: float(loss) for name, loss in re.findall(r"^(\S+) +([\d.e-]+) after", result.stdout, re.MULTILINE)}
+    assert losses["Levenberg-Marquardt"] < losses["Adam"]
+    plain, careful = map(float, re.findall(r"off the truth by ([\d.]+)", result.stdout))
+    assert careful < plain
+    assert is_picture(tmp_path / "levenberg_marquardt.png")
+
+
 def test_imbalanced(tmp_path):
     """Weights find more of the rare, and cost accuracy."""
     result = run("examples/imbalanced.py", "--out", tmp_path, cwd=tmp_path)

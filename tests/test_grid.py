@@ -144,15 +144,21 @@ def test_every_pair(row, monkeypatch, tmp_path):
     ("loss", "layer"), [(loss, list(grid.LAYERS)[i % len(grid.LAYERS)]) for i, loss in enumerate(grid.LOSSES)]
 )
 def test_optimizers_of_the_whole_data(optimizer, loss, layer):
-    """Where the loss is what the truth says, before and after, and no higher; refused where it is random or has a kink
-    that weights come to rest in."""
+    """Where the loss is what the truth says, before and after, and no higher; refused where it is random, or has a kink
+    that weights come to rest in, or no second derivative of each row that is of use."""
     chosen = {"loss": loss, "layer": layer, "optimizer": "sgd", "activation": ("tanh", None)}
     case = Case(**chosen, widths=(5, 7, 3), batch=21, dtype="float64", seed=0)
     model, truth, x, y = case.model, case.truth, case.x, case.y
     cls, options = grid.WHOLE_DATA[optimizer]
     model.optimizer = cls(**options)
-    if layer in ("dropout", "linear penalised"):
-        with pytest.raises(ValueError, match=r"makes the loss random|expected l1=0"):
+    curved = model.loss.has_second_derivative and (cls is cnn.NewtonCG or model.loss.gauss_newton)
+    refused = {
+        "makes the loss random|expected l1=0": layer in ("dropout", "linear penalised"),
+        "makes rows depend on each other": cls is not cnn.LBFGS and layer in ("batch", "batch bare"),
+        "needs a loss": cls is not cnn.LBFGS and not curved,
+    }
+    if any(refused.values()):
+        with pytest.raises(ValueError, match="|".join(message for message, there in refused.items() if there)):
             model.fit(x, y)
         return
     w = None if case.own else case.rng.integers(1, 4, len(x)) / 2
@@ -165,6 +171,32 @@ def test_optimizers_of_the_whole_data(optimizer, loss, layer):
     after = case.expected(w)[0]
     assert_close(history["loss"][-1], after, 1e-9, "loss")
     assert after < before or history.converged
+
+
+def test_gauss_newton_matrices():
+    """Of every activation, layer and loss that has one, beside products with the unit vectors."""
+    activations, layers = list(ACTIVATIONS), list(grid.LAYERS)
+    losses = [name for name, entry in grid.LOSSES.items() if not entry.own]
+    for i in range(max(len(activations), len(layers), len(losses))):
+        chosen = {"loss": losses[i % len(losses)], "layer": layers[i % len(layers)], "optimizer": "sgd"}
+        case = Case(
+            **chosen, activation=activations[i % len(activations)], widths=(4, 5, 2), batch=11, dtype="float64", seed=i
+        )
+        model, x = case.model, case.x
+        if not model.loss.gauss_newton:
+            continue
+        model.eval()
+        w = case.rng.integers(0, 3, len(x)) / 2
+        w[0] = 1  # one row counts
+        program = model._core.program
+        y, matrix = program.targets(case.y, len(x)), model._core.kernels.Curvature(program)
+        matrix.begin_matrix(1)
+        whole = program.weight_of(y, w)
+        for start in (0, 7):
+            matrix.add_rows(x, y, w, start, min(start + 7, len(x)), whole, 1)
+        l2 = np.diag(2 * matrix.diagonals()[1])
+        expected = [model._core.derivatives.second(x, y, None, None, e, False, 1, True, w)[1] for e in np.eye(len(l2))]
+        assert_close(matrix.matrix() + l2, np.array(expected), 1e-9, str(chosen))
 
 
 def assert_vectors(vector, arrays, rtol):

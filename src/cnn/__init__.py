@@ -46,6 +46,7 @@ from .losses import *
 from .models import Ensemble, Sequential, clip_grad_norm, gradcheck
 from .optim.optimizers import *
 from .optim.schedules import *
+from .optim.second_order import *
 from .optim.whole_data import *
 from .training import (
     Blocks,
@@ -103,6 +104,7 @@ __all__ += losses.__all__
 __all__ += optim.optimizers.__all__
 __all__ += optim.schedules.__all__
 __all__ += optim.whole_data.__all__
+__all__ += optim.second_order.__all__
 
 
 def __dir__() -> list[str]:

@@ -68,6 +68,8 @@ include "kernels/residual.pxi"          # values with their derivatives by the i
 include "kernels/derivative.pxi"        # derivative products, as Python sees them
 include "kernels/line_search.pxi"       # a step along a direction (More and Thuente)
 include "kernels/lbfgs.pxi"             # L-BFGS
+include "kernels/cholesky.pxi"          # a symmetric matrix, its factor, and what is solved with it
+include "kernels/gauss_newton.pxi"      # J^T H J, for methods of second order
 include "kernels/functional.pxi"        # the kernels on plain NumPy arrays
 include "kernels/stream.pxi"            # rows of a stream
 include "kernels/embed.pxi"             # prediction for C and Cython programs

@@ -132,6 +132,8 @@ class Loss(Configurable, kind="loss"):
         Whether it is convex in the outputs.
     has_second_derivative : bool
         Whether `hvp` is defined.
+    gauss_newton : bool
+        Whether its Gauss-Newton matrix is of use: convex, and not made of planes.
     column : str or None
         The argument that has a number for each output.
     outputs_per_target : int
@@ -155,6 +157,7 @@ class Loss(Configurable, kind="loss"):
     targets: ClassVar[str | None]
     convex: ClassVar[bool]
     has_second_derivative: ClassVar[bool] = True
+    gauss_newton: ClassVar[bool] = True
     column: ClassVar[str | None] = None
     outputs_per_target: int = 1
     criterion: ClassVar[dict[str, Any]] = {"targets": "numbers"}
@@ -369,6 +372,7 @@ class L1Loss(_OfChosen):
 
     kind = "l1"
     convex = True
+    gauss_newton = False
 
 
 class HuberLoss(_OfChosen):
@@ -544,6 +548,7 @@ class NLLLoss(Loss):
     outputs: str | None = "log_probabilities"
     targets: ClassVar[str | None] = "labels"
     convex = True
+    gauss_newton = False
     criterion: ClassVar[dict[str, Any]] = {"targets": "labels"}
     column: ClassVar[str | None] = "weight"
 
@@ -627,6 +632,7 @@ class QuantileLoss(_OfNumbers):
     kind = "quantile"
     outputs: str | None = "values"
     convex = True
+    gauss_newton = False
     criterion: ClassVar[dict[str, Any]] = {"targets": "numbers", "repeat": True}
     column: ClassVar[str | None] = "quantiles"
 
@@ -673,6 +679,7 @@ class GaussianNLLLoss(_OfNumbers):
     kind = "gaussian"
     outputs: str | None = "values"
     convex = False
+    gauss_newton = False
     outputs_per_target = 2
 
     def __init__(
@@ -731,6 +738,7 @@ class SobolevLoss(Loss):
     outputs = "values"
     targets = "numbers"
     convex = has_second_derivative = False
+    gauss_newton = False
 
     def __init__(self, weight: float = 1.0, *, reduction: str = "mean", ignore_nan: bool = False) -> None:
         super().__init__(reduction=reduction)
@@ -872,6 +880,7 @@ class CallableLoss(Loss):
     outputs: str | None = None
     targets: ClassVar[str | None] = None
     convex = has_second_derivative = False
+    gauss_newton = False
 
     def __init__(self, function: Callable[..., Any], *, reduction: str = "mean") -> None:
         super().__init__(reduction=reduction)

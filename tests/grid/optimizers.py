@@ -169,6 +169,9 @@ OPTIMIZERS: dict[str, Case] = {
 WHOLE_DATA: dict[str, tuple[type, dict]] = {
     "lbfgs": (cnn.LBFGS, {}),
     "lbfgs decay": (cnn.LBFGS, {"history_size": 2, "weight_decay": 1e-9, "decay_bias": False}),
+    "levenberg": (cnn.LevenbergMarquardt, {}),
+    "levenberg by products": (cnn.LevenbergMarquardt, {"exact_parameters": 0, "weight_decay": 1e-9}),
+    "newton": (cnn.NewtonCG, {}),
 }
 RULES = {entry.cls: entry.rule for entry in ENTRIES}
 

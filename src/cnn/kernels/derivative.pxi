@@ -69,6 +69,7 @@ cdef void tangent_rows(const TangentPass* p, const Tangents* t, Py_ssize_t first
     cdef Chunk c = tangent_chunk(p, t, first, rows, thread)
     cdef const Batch* b = p.batch
     cdef const Op* op
+    cdef const real* weight
     cdef int last = net.n_buffers - 1, i
     cdef Py_ssize_t row = net.buffers[last].row, correct = 0, n
     walk_forward(&c, 0, net.n_ops)
@@ -76,10 +77,11 @@ cdef void tangent_rows(const TangentPass* p, const Tangents* t, Py_ssize_t first
     if not p.back:
         return
     if b != NULL:
+        weight = b.weight + first if b.weight != NULL else NULL
         loss_hessian_rows(&b.loss, rows, net.outputs, row_of(ws.value, net, last, first), row,
-                          b.target + first * b.target_bytes, b.target_bytes, NULL, p.scale,
+                          b.target + first * b.target_bytes, b.target_bytes, weight, p.scale,
                           row_of(t.value, net, last, first), row, row_of(t.grad, net, last, first), row)
-        batch_loss(net, &b.loss, ws, first, rows, b.target + first * b.target_bytes, b.target_bytes, NULL, p.scale,
+        batch_loss(net, &b.loss, ws, first, rows, b.target + first * b.target_bytes, b.target_bytes, weight, p.scale,
                    True, &correct)
     else:
         memset(row_of(t.grad, net, last, first), 0, rows * row * sizeof(real))
@@ -392,11 +394,13 @@ cdef class Derivatives:
             p.sums = allocate(sums, times(p.segments, p.net.n_block))
         return 0
 
-    def second(self, x, y, v, x_t, theta_t, bint inputs, int threads, bint gauss_newton=False):
+    def second(self, x, y, v, x_t, theta_t, bint inputs, int threads, bint gauss_newton=False,
+               cnp.ndarray w=None):
         """(derivative of the gradient of the inputs or None, of the parameters as a packed vector) along (x', theta').
 
         The gradient is that of the loss with targets y, penalties included, or, with v (batch, out_features), that of
-        sum(v outputs). gauss_newton: without the second derivatives of the network, J^T (d2 loss / d outputs2) J.
+        sum(v outputs). w: the rows' weights, or None. gauss_newton: without the second derivatives of the network,
+        J^T (d2 loss / d outputs2) J.
         """
         cdef Program p = self.program
         cdef Network* net = &p.net
@@ -418,12 +422,12 @@ cdef class Derivatives:
         self.start(rows, x_t, "v", theta_t, "v", threads)
         try:
             loss = p.training_pass(batch, threads)
-            p.set_rows(&loss, rows, t)
+            p.set_rows(&loss, rows, t, w)
             pass_ = self.tangents(batch, threads)
             pass_.back, pass_.second, pass_.input_grad, pass_.scale = True, not gauss_newton, inputs, 1
             if t is not None:
                 pass_.batch = b
-                pass_.scale = loss_scale(&b.loss, loss_weight(&b.loss, batch, b.target, b.target_bytes, NULL))
+                pass_.scale = loss_scale(&b.loss, loss_weight(&b.loss, batch, b.target, b.target_bytes, b.weight))
             else:
                 pass_.v, pass_.v_row = data(g), row_stride(g)
             self.reserve_sums(&pass_, &sums)

@@ -55,6 +55,7 @@ class Core:
     graph : Graph
     parametric : list of (int, Place)
         The ops with parameters and the layers that hold them, in the order of `state_dict`.
+    loss : Loss or None
     program
         The native `Program`, or a `PythonLoss` around it.
     nested : bool
@@ -89,6 +90,7 @@ class Core:
 
     def compile(self, model: Any, loss: Any) -> None:
         """Make the program, and move the arrays of the model's layers into it."""
+        self.loss = loss
         spec = None if loss is None else loss.spec()
         native = program(self.kernels, self.graph, spec, self.state.random_seed)
         for place in self.graph.seen.values():
@@ -169,6 +171,7 @@ class Core:
             raise RuntimeError("a part of a model has no loss of its own: train the model that it is a part of")
         if self.fitting:
             raise RuntimeError("loss: cannot be set while fit is running")
+        self.loss, self._minimizer = loss, None
         if not self.nested:
             native = getattr(self.program, "native", self.program)
             native.set_loss(None if loss is None else loss.spec())
@@ -184,6 +187,7 @@ class Core:
         core.graph = _graph_of(layers)
         core.parametric = core.graph.parameters()
         core.optimizer, core.fitting, core.nested, core._derivatives, core._first = None, False, True, None, {}
+        core.loss = None
         core.program = _Part(core)
         return core
 

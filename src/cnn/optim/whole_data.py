@@ -24,6 +24,7 @@ class WholeDataOptimizer(Optimizer, abstract=True):
     whole_data = True
     kernel: ClassVar[str | None] = None
     has_momentum = False
+    logs: tuple[str, ...] = ()  # what the history has beside the loss
 
     def _check_common(self, name, value):
         if value is not None and name in ("clip_norm", "clip_value"):

@@ -325,7 +325,7 @@ def fit(
         if schedule:
             names.append("lr")
         if whole:
-            names.append("evaluations")
+            names += ["evaluations", *core.optimizer.logs]
         saver = None
         if checkpoint is not None:
             saver = ModelCheckpoint(checkpoint, checkpoint_every, max_to_keep)
@@ -379,7 +379,7 @@ def fit(
                 if schedule:
                     logs["lr"] = trainer.lr
                 if trainer.objective is not None:
-                    logs["evaluations"] = trainer.objective.evaluations
+                    logs |= {"evaluations": trainer.objective.evaluations, **trainer.objective.logs}
                 core.state.epoch, core.state.epochs_seen = epoch, seen
                 core.end_epoch(logs, schedule.watched)
                 seen = core.state.epochs_seen

@@ -23,7 +23,7 @@ class History(dict[str, list[float]]):
     epochs : list of int
         The epochs' numbers, from 1, or after `initial_epoch`.
     converged : str or None
-        Why an optimiser that needs the whole data (`LBFGS`) has ended `fit`: more would change nothing.
+        Why an optimiser that needs the whole data, such as `LBFGS`, has ended `fit`: more would change nothing.
     """
 
     converged: str | None = None

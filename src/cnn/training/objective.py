@@ -41,6 +41,8 @@ class Objective:
         The loss of the first call.
     evaluations : int
         Calls in this iteration.
+    logs : dict of str to float
+        What else the optimiser has for the history, of the names in its `logs`.
 
     Raises
     ------
@@ -73,6 +75,7 @@ class Objective:
             self.block = min(self.rows, max(LEAST_ROWS, fits // LEAST_ROWS * LEAST_ROWS))
         self.totals = np.zeros(4)
         self.value = self.loss = self.first = math.nan
+        self.logs: dict[str, float] = {}
         self._token = object()
         self.begin()
 
