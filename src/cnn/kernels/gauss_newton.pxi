@@ -236,6 +236,7 @@ cdef class Curvature:
     cdef real* vector
     cdef real* diagonal
     cdef int threads
+    cdef Py_ssize_t roots       # reals of R of a row that there is room for
     cdef bint moving            # an iteration has begun, and is not done
     cdef public object solver   # a note of the optimiser's
 
@@ -366,7 +367,8 @@ cdef class Curvature:
         j.full = is_row_loss(net.loss.kind)
         j.root_row = round_up(net.outputs, VL)
         roots = j.root_row * (net.outputs if j.full else 1)
-        if self.matrices.at == NULL or threads > self.threads:
+        if self.matrices.at == NULL or threads > self.threads or roots > self.roots:
+            threads = <int>larger(threads, self.threads)
             release(&self.matrices)
             of_thread = round_up(larger(of_thread, (n.padded + n.side) * n.side), LINE)
             at = allocate(&self.matrices, plus(times(2, triangle), plus(
@@ -374,7 +376,7 @@ cdef class Curvature:
             free(f.traces)
             f.traces = NULL
             f.traces = <double*>allocate_plain(n.count * sizeof(double))
-            self.threads = threads
+            self.threads, self.roots = threads, roots
             j.panels = f.panels = n
             j.g, f.a, f.l = at, at, at + triangle
             f.inverse = at + 2 * triangle
