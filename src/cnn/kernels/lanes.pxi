@@ -1,15 +1,9 @@
 # Lanes: one model in each lane of the vectors, VL models of one shape trained at once.
 #
 # Everything is a vector over the lanes: weights [in][out][lane], values [row][unit][lane]. There are no shuffles, no
-# padding of widths and no sums across lanes; rows that all models share are broadcast. With x (rows, in), W (in, out):
-#
-#     forward     y = f(x W + b)          rows x out, sums over in
-#     backward    dx = dz W^T             rows x in, sums over out
-#     gradient    dW = x^T dz             in x out, sums over rows
-#
-# are one product with other strides, in register blocks of 4 rows x 4 columns of vectors (4 x 2 with 16 registers): 8
-# loads for 16 multiply-adds. 2 in out rows multiply-adds a product and model, as anywhere; the parameters and states of
-# VL models lie in one piece, which for narrow layers stays in the L1 or L2 cache from step to step.
+# padding of widths and no sums across lanes; rows that all models share are broadcast. The products are those of
+# blocks.pxi, 2 in out rows multiply-adds a product and model, as anywhere; the parameters and states of VL models lie
+# in one piece, which for narrow layers stays in the L1 or L2 cache from step to step.
 #
 # For chains of linear layers with activations, by SGD and Adam's family. A loss other than MSE goes through the kernels
 # of loss.pxi, model by model. Nothing here depends on which models share a vector: a model's numbers are those of the
@@ -21,20 +15,6 @@ cdef enum:
     LANE_WIDTH = 32             # of the widest layer; wider ones run as fast one model after the other
     LANE_ROWS = 1 << 18         # of the data: each lane has an order of its own
     LANE_LEAST = 3              # models of one shape: fewer are faster one after the other
-
-cdef struct LaneProduct:
-    Py_ssize_t rows
-    Py_ssize_t columns
-    Py_ssize_t depth
-    const real* a               # vectors, or numbers that are broadcast
-    Py_ssize_t a_row            # reals from row to row
-    Py_ssize_t a_k              # ... and from term to term of the sums
-    const real* b
-    Py_ssize_t b_k
-    Py_ssize_t b_column
-    const real* start           # NULL, or what the sums of each column begin with
-    real* c
-    Py_ssize_t c_row            # from column to column it is a vector
 
 # The coefficients of a step, as those of `Update`, of each lane.
 cdef struct LaneUpdate:
@@ -153,101 +133,6 @@ cdef Py_ssize_t lane_room(const Network* net, Py_ssize_t batch, real* at, LaneRo
         room.labels = <char*>(room.dy + row * batch)
     n += (2 * values + 3 * widest + larger(net.loss.targets, 1)) * batch * VL + 2 * row * batch
     return n + larger(net.loss.targets, 1) * batch * (sizeof(double) // sizeof(real))
-
-
-# Products -------------------------------------------------------------------------------------------------------------
-
-cdef inline void lane_tiles "lane_tiles"(const int mr, const int nc, const bint broadcast, const LaneProduct* p,
-                                         Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    """nc columns of the rows from first to end, mr at a time."""
-    cdef vf acc[16]
-    cdef vf b_k[4]
-    cdef vf a_k
-    cdef int i, j
-    cdef Py_ssize_t r, a_row = p.a_row, a_step = p.a_k, b_step = p.b_k, b_column = p.b_column, c_row = p.c_row
-    cdef const real* a
-    cdef const real* stop
-    cdef const real* b
-    cdef real* c
-    for r from first <= r < end by mr:
-        a = p.a + r * a_row
-        stop = a + p.depth * a_step
-        b = p.b + column * b_column
-        for i in range(mr):
-            for j in range(nc):
-                acc[i * nc + j] = vf_set(0) if p.start == NULL else vf_load(p.start + (column + j) * VL)
-        while a != stop:
-            for j in range(nc):
-                b_k[j] = vf_load(b + j * b_column)
-            for i in range(mr):
-                a_k = vf_set(a[i * a_row]) if broadcast else vf_load(a + i * a_row)
-                for j in range(nc):
-                    acc[i * nc + j] = vf_fma(a_k, b_k[j], acc[i * nc + j])
-            a += a_step
-            b += b_step
-        c = p.c + r * c_row + column * VL
-        for i in range(mr):
-            for j in range(nc):
-                vf_store(c + j * VL, acc[i * nc + j])
-            c += c_row
-
-
-ctypedef void (*lane_tile)(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil
-
-cdef void lanes_1x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(1, 1, False, p, first, end, column)
-cdef void lanes_1x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(1, 2, False, p, first, end, column)
-cdef void lanes_1x4(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(1, 4, False, p, first, end, column)
-cdef void lanes_4x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(4, 1, False, p, first, end, column)
-cdef void lanes_4x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(4, 2, False, p, first, end, column)
-cdef void lanes_4x4(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(4, 4 if TILE_MR == 8 else 2, False, p, first, end, column)        # else it is not called
-cdef void numbers_1x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(1, 1, True, p, first, end, column)
-cdef void numbers_1x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(1, 2, True, p, first, end, column)
-cdef void numbers_1x4(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(1, 4, True, p, first, end, column)
-cdef void numbers_4x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(4, 1, True, p, first, end, column)
-cdef void numbers_4x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(4, 2, True, p, first, end, column)
-cdef void numbers_4x4(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(4, 4 if TILE_MR == 8 else 2, True, p, first, end, column)        # else it is not called
-
-cdef lane_tile LANE_TABLE[2][2][5]      # by whether A is numbers, 4 rows or one, and columns
-
-
-cdef void fill_lane_table() noexcept nogil:
-    LANE_TABLE[0][0][1] = lanes_1x1
-    LANE_TABLE[0][0][2] = lanes_1x2
-    LANE_TABLE[0][0][4] = lanes_1x4
-    LANE_TABLE[0][1][1] = lanes_4x1
-    LANE_TABLE[0][1][2] = lanes_4x2
-    LANE_TABLE[0][1][4] = lanes_4x4
-    LANE_TABLE[1][0][1] = numbers_1x1
-    LANE_TABLE[1][0][2] = numbers_1x2
-    LANE_TABLE[1][0][4] = numbers_1x4
-    LANE_TABLE[1][1][1] = numbers_4x1
-    LANE_TABLE[1][1][2] = numbers_4x2
-    LANE_TABLE[1][1][4] = numbers_4x4
-
-
-fill_lane_table()
-
-
-cdef void lane_product(bint broadcast, const LaneProduct* p) noexcept nogil:
-    cdef Py_ssize_t column = 0, nc, fours = p.rows // 4 * 4
-    while column < p.columns:
-        nc = p.columns - column
-        nc = 4 if nc >= 4 and TILE_MR == 8 else 2 if nc >= 2 else 1         # TILE_MR of 8: there are 32 registers
-        LANE_TABLE[broadcast][1][nc](p, 0, fours, column)
-        LANE_TABLE[broadcast][0][nc](p, fours, p.rows, column)
-        column += nc
 
 
 # The optimiser's step -------------------------------------------------------------------------------------------------
@@ -469,7 +354,7 @@ cdef const real* lane_forward(const Network* net, const LaneRoom* room, const re
         p.columns, p.depth = op.n_out, op.n_in
         p.b, p.b_k, p.b_column = w, op.n_out * VL, VL
         w += op.n_in * op.n_out * VL
-        p.start = w if op.has_bias else NULL
+        p.start, p.start_row, p.start_column = w if op.has_bias else NULL, 0, VL
         w += op.n_out * VL if op.has_bias else 0
         width = lane_width(op.n_out) * VL
         p.c, p.c_row = before if op.keeps_input else value, width
