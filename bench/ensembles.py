@@ -39,7 +39,7 @@ class Row:
 
     @property
     def steps(self) -> int:
-        return max(4, min(1000, TURN // (self.members * self.flops)))
+        return max(4, min(10_000, TURN // (self.members * self.flops)))
 
     @property
     def title(self) -> str:

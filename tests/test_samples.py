@@ -1,5 +1,7 @@
 """Narrow networks, whose rows are in the lanes of the vectors: as row by row, but for roundings of the gradients."""
 
+import itertools
+
 import grid
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ def model_of(*layers, dtype="float32"):
 
 
 def chain(widths, act=cnn.Tanh, dtype="float32", loss=cnn.MSELoss):
-    layers = [layer for a, b in zip(widths, widths[1:], strict=False) for layer in (cnn.Linear(a, b), act())]
+    layers = [layer for a, b in itertools.pairwise(widths) for layer in (cnn.Linear(a, b), act())]
     return model_of(*layers[:-1], loss(), dtype=dtype)
 
 
