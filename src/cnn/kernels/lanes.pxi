@@ -468,9 +468,11 @@ cdef inline void lane_sample "lane_sample"(const int kind, const Network* net, L
             x_j = vf_set(a[j]) if numbers else vf_load(a + j * VL)
             for k in range(n_out):
                 dz = vf_load(room.grad + k * VL)
-                dx = vf_fma(dz, vf_load(w + (j * n_out + k) * VL), dx)
+                if i > 0:
+                    dx = vf_fma(dz, vf_load(w + (j * n_out + k) * VL), dx)
                 lane_one(kind, w + (j * n_out + k) * VL, dz * x_j, size, &u)
-            vf_store(room.grad_before + j * VL, dx)
+            if i > 0:
+                vf_store(room.grad_before + j * VL, dx)
         room.grad, room.grad_before = room.grad_before, room.grad
 
 

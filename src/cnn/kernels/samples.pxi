@@ -16,7 +16,7 @@ cdef enum:
     BLOCK_VECTORS = 8           # of rows
     MOST_SEGMENTS = 8           # of a batch
     SEGMENT_ROWS = 1024         # at least, but for a batch of one segment
-    SAMPLE_WIDTH = 64           # of the widest layer
+    SAMPLE_WIDTH = 96           # of the widest layer
 
     SAMPLE_ROWS = 2             # vectors of them in a batch, at least
     SAMPLE_TRAINED = 4          # ... that is trained on
@@ -86,7 +86,8 @@ cdef Py_ssize_t sample_room(const Network* net, bint train, real* at, SampleRoom
 
 cdef bint samples_pay(const Network* net, bint train) noexcept nogil:
     """Whether rows in the lanes are faster, by a count of cycles a row that fits what was measured (Zen 4): a vector's
-    multiply-adds; sums over the lanes, in `dot_rows` and of the gradients; the way of x and y to the lanes and back."""
+    multiply-adds; sums over the lanes, in `dot_rows` and of the gradients; the way of x and y to the lanes and back;
+    activations."""
     cdef const Op* op
     cdef double rows = 18 if train else 0           # the loss, row by row
     cdef double lanes = (net.buffers[0].width + net.outputs) * (4.0 if VL == 2 else 7 if VL == 16 else 5) / VL
@@ -98,6 +99,9 @@ cdef bint samples_pay(const Network* net, bint train) noexcept nogil:
         rows += (turned + 3 * op.n_out if op.transposed else wide) * (2 if train else 1) + (turned if train and i else 0)
         lanes += op.n_in * op.n_out * ((3 if i else 2) + 0.35 if train else 1.1) / VL
         lanes += 2 * op.n_out if op.transposed and not train else 0
+        if op.act != IDENTITY and op.act != RELU:
+            rows += 14 * (round_up(op.n_out, VL) // VL)
+            lanes += 14.0 * op.n_out / VL
     return lanes < rows
 
 
