@@ -30,6 +30,7 @@ class Row:
     batch: int
     optimizer: str
     goal: float
+    most: int = 1000  # steps
 
     @property
     def flops(self) -> int:
@@ -39,7 +40,7 @@ class Row:
 
     @property
     def steps(self) -> int:
-        return max(4, min(1000, TURN // (self.members * self.flops)))
+        return max(4, min(self.most, TURN // (self.members * self.flops)))
 
     @property
     def title(self) -> str:
@@ -48,7 +49,7 @@ class Row:
 
 
 ROWS = [
-    Row("tiny", 1000, (1, 3, 1), 1, "sgd", 2.5),
+    Row("tiny", 1000, (1, 3, 1), 1, "sgd", 2.5, most=10_000),
     Row("small", 256, (4, 16, 1), 8, "adam", 8),
     Row("control", 64, (8, 64, 64, 4), 32, "adam", 1.6),
     Row("housing", 10, (13, 128, 128, 1), 64, "adam", 1.25),

@@ -78,6 +78,13 @@ def explicit(model, x, y):
     return loss
 
 
+def by_gradient(model, x, y):
+    """The explicit step of many rows of a narrow network: in the lanes of the vectors, where `backward` is not."""
+    loss, _ = model.loss_and_grad(x, y)
+    model.step()
+    return loss
+
+
 def native_loop(model, x, y):
     return model.fit(x, y, batch_size=len(x), shuffle=False)["loss"][0]
 

@@ -25,6 +25,7 @@ include "kernels/loss.pxi"              # losses and their derivatives
 include "kernels/random.pxi"            # shuffling, and the bits that dropout is made of
 
 include "kernels/product.pxi"           # matrix products, tile by tile, with what is fused into them
+include "kernels/blocks.pxi"            # products of vectors over lanes, for models or rows in the lanes
 include "kernels/narrow.pxi"            # products with the transposed weights of a narrow layer
 include "kernels/sample.pxi"            # products with a vector, for one row
 include "kernels/rows.pxi"              # rows added to rows
@@ -51,6 +52,7 @@ include "kernels/ops/columns.pxi"
 
 include "kernels/threads.pxi"           # the pool of threads
 include "kernels/walk.pxi"              # the ops in order and in reverse
+include "kernels/samples.pxi"           # VL rows of a narrow network in the lanes of the vectors
 include "kernels/pass.pxi"              # a batch: chunks of rows, pieces of weights, shared among threads
 include "kernels/online.pxi"            # one sample at a time through a whole network
 include "kernels/step.pxi"              # the optimiser's step on a whole network

@@ -64,6 +64,7 @@ cdef int compile_network(Network* net, list shapes, list ops, uint64_t seed) exc
     share_gradients(net)
     fuse_derivatives(net)
     note_modes(net)
+    net.lanes_infer, net.lanes_train = samples_fit(net, False), samples_fit(net, True)
     return 0
 
 

@@ -280,14 +280,13 @@ cdef class Crew:
                 m.rows.batch.out, m.rows.batch.out_row = data(out), row_stride(out)
 
     def begin(self, cnp.ndarray active, cnp.ndarray seeds, cnp.ndarray epochs, cnp.ndarray rows, Py_ssize_t batch_size,
-              Py_ssize_t accumulate, bint shuffled, states,
-              bint guarded=True):
+              Py_ssize_t accumulate, bint shuffled, cycled=None, bint guarded=True):
         """Before an epoch of the active members (bool); seeds (uint64) and epochs (int64) of the order of the rows, and
-        how many of the rows (int64) an epoch takes. states: blocks of optimiser state of each. guarded: a member whose
-        loss or parameters are not finite becomes what it was before."""
+        how many of the rows (int64) an epoch takes. cycled: None, or whether each one's schedule cycles the momentum.
+        guarded: a member whose loss or parameters are not finite becomes what it was before."""
         cdef Py_ssize_t i
         cdef Member* m
-        cdef Program program
+        cdef const double* row
         self.totals[active] = 0
         self.at[active] = 0
         self.bad[active] = -1
@@ -298,7 +297,11 @@ cdef class Crew:
             m.seed = (<const uint64_t*>cnp.PyArray_DATA(seeds))[i]
             m.epoch = (<const int64_t*>cnp.PyArray_DATA(epochs))[i]
             m.n = (<const int64_t*>cnp.PyArray_DATA(rows))[i]
-            m.batch_size, m.accumulate, m.shuffled, m.states = batch_size, accumulate, shuffled, states[i]
+            m.batch_size, m.accumulate, m.shuffled = batch_size, accumulate, shuffled
+            (<Program>self.programs[i]).has_optimizer()
+            row = m.stepper.table
+            m.states = optimizer_states(<int>row[HYPER_OPTIMIZER],
+                                        row[HYPER_MOMENTUM] != 0 or cycled is not None and cycled[i], row + HYPER_OWN)
             m.guarded = guarded
         if guarded:
             self.slot(BEFORE)

@@ -1,15 +1,9 @@
 # Lanes: one model in each lane of the vectors, VL models of one shape trained at once.
 #
 # Everything is a vector over the lanes: weights [in][out][lane], values [row][unit][lane]. There are no shuffles, no
-# padding of widths and no sums across lanes; rows that all models share are broadcast. With x (rows, in), W (in, out):
-#
-#     forward     y = f(x W + b)          rows x out, sums over in
-#     backward    dx = dz W^T             rows x in, sums over out
-#     gradient    dW = x^T dz             in x out, sums over rows
-#
-# are one product with other strides, in register blocks of 4 rows x 4 columns of vectors (4 x 2 with 16 registers): 8
-# loads for 16 multiply-adds. 2 in out rows multiply-adds a product and model, as anywhere; the parameters and states of
-# VL models lie in one piece, which for narrow layers stays in the L1 or L2 cache from step to step.
+# padding of widths and no sums across lanes; rows that all models share are broadcast. The products are those of
+# blocks.pxi, 2 in out rows multiply-adds a product and model, as anywhere; the parameters and states of VL models lie
+# in one piece, which for narrow layers stays in the L1 or L2 cache from step to step.
 #
 # For chains of linear layers with activations, by SGD and Adam's family. A loss other than MSE goes through the kernels
 # of loss.pxi, model by model. Nothing here depends on which models share a vector: a model's numbers are those of the
@@ -20,21 +14,8 @@ from libc.string cimport memcmp
 cdef enum:
     LANE_WIDTH = 32             # of the widest layer; wider ones run as fast one model after the other
     LANE_ROWS = 1 << 18         # of the data: each lane has an order of its own
+    LANE_STEPS = 16             # of one row, between two looks at their losses
     LANE_LEAST = 3              # models of one shape: fewer are faster one after the other
-
-cdef struct LaneProduct:
-    Py_ssize_t rows
-    Py_ssize_t columns
-    Py_ssize_t depth
-    const real* a               # vectors, or numbers that are broadcast
-    Py_ssize_t a_row            # reals from row to row
-    Py_ssize_t a_k              # ... and from term to term of the sums
-    const real* b
-    Py_ssize_t b_k
-    Py_ssize_t b_column
-    const real* start           # NULL, or what the sums of each column begin with
-    real* c
-    Py_ssize_t c_row            # from column to column it is a vector
 
 # The coefficients of a step, as those of `Update`, of each lane.
 cdef struct LaneUpdate:
@@ -155,101 +136,6 @@ cdef Py_ssize_t lane_room(const Network* net, Py_ssize_t batch, real* at, LaneRo
     return n + larger(net.loss.targets, 1) * batch * (sizeof(double) // sizeof(real))
 
 
-# Products -------------------------------------------------------------------------------------------------------------
-
-cdef inline void lane_tiles "lane_tiles"(const int mr, const int nc, const bint broadcast, const LaneProduct* p,
-                                         Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    """nc columns of the rows from first to end, mr at a time."""
-    cdef vf acc[16]
-    cdef vf b_k[4]
-    cdef vf a_k
-    cdef int i, j
-    cdef Py_ssize_t r, a_row = p.a_row, a_step = p.a_k, b_step = p.b_k, b_column = p.b_column, c_row = p.c_row
-    cdef const real* a
-    cdef const real* stop
-    cdef const real* b
-    cdef real* c
-    for r from first <= r < end by mr:
-        a = p.a + r * a_row
-        stop = a + p.depth * a_step
-        b = p.b + column * b_column
-        for i in range(mr):
-            for j in range(nc):
-                acc[i * nc + j] = vf_set(0) if p.start == NULL else vf_load(p.start + (column + j) * VL)
-        while a != stop:
-            for j in range(nc):
-                b_k[j] = vf_load(b + j * b_column)
-            for i in range(mr):
-                a_k = vf_set(a[i * a_row]) if broadcast else vf_load(a + i * a_row)
-                for j in range(nc):
-                    acc[i * nc + j] = vf_fma(a_k, b_k[j], acc[i * nc + j])
-            a += a_step
-            b += b_step
-        c = p.c + r * c_row + column * VL
-        for i in range(mr):
-            for j in range(nc):
-                vf_store(c + j * VL, acc[i * nc + j])
-            c += c_row
-
-
-ctypedef void (*lane_tile)(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil
-
-cdef void lanes_1x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(1, 1, False, p, first, end, column)
-cdef void lanes_1x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(1, 2, False, p, first, end, column)
-cdef void lanes_1x4(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(1, 4, False, p, first, end, column)
-cdef void lanes_4x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(4, 1, False, p, first, end, column)
-cdef void lanes_4x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(4, 2, False, p, first, end, column)
-cdef void lanes_4x4(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(4, 4 if TILE_MR == 8 else 2, False, p, first, end, column)        # else it is not called
-cdef void numbers_1x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(1, 1, True, p, first, end, column)
-cdef void numbers_1x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(1, 2, True, p, first, end, column)
-cdef void numbers_1x4(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(1, 4, True, p, first, end, column)
-cdef void numbers_4x1(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(4, 1, True, p, first, end, column)
-cdef void numbers_4x2(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(4, 2, True, p, first, end, column)
-cdef void numbers_4x4(const LaneProduct* p, Py_ssize_t first, Py_ssize_t end, Py_ssize_t column) noexcept nogil:
-    lane_tiles(4, 4 if TILE_MR == 8 else 2, True, p, first, end, column)        # else it is not called
-
-cdef lane_tile LANE_TABLE[2][2][5]      # by whether A is numbers, 4 rows or one, and columns
-
-
-cdef void fill_lane_table() noexcept nogil:
-    LANE_TABLE[0][0][1] = lanes_1x1
-    LANE_TABLE[0][0][2] = lanes_1x2
-    LANE_TABLE[0][0][4] = lanes_1x4
-    LANE_TABLE[0][1][1] = lanes_4x1
-    LANE_TABLE[0][1][2] = lanes_4x2
-    LANE_TABLE[0][1][4] = lanes_4x4
-    LANE_TABLE[1][0][1] = numbers_1x1
-    LANE_TABLE[1][0][2] = numbers_1x2
-    LANE_TABLE[1][0][4] = numbers_1x4
-    LANE_TABLE[1][1][1] = numbers_4x1
-    LANE_TABLE[1][1][2] = numbers_4x2
-    LANE_TABLE[1][1][4] = numbers_4x4
-
-
-fill_lane_table()
-
-
-cdef void lane_product(bint broadcast, const LaneProduct* p) noexcept nogil:
-    cdef Py_ssize_t column = 0, nc, fours = p.rows // 4 * 4
-    while column < p.columns:
-        nc = p.columns - column
-        nc = 4 if nc >= 4 and TILE_MR == 8 else 2 if nc >= 2 else 1         # TILE_MR of 8: there are 32 registers
-        LANE_TABLE[broadcast][1][nc](p, 0, fours, column)
-        LANE_TABLE[broadcast][0][nc](p, fours, p.rows, column)
-        column += nc
-
-
 # The optimiser's step -------------------------------------------------------------------------------------------------
 
 cdef inline vf lane_updated(const int kind, vf w, vf g, real* state, Py_ssize_t block,
@@ -304,22 +190,31 @@ cdef inline void set_lane(vf* vector, int lane, real value) noexcept nogil:
 
 
 cdef void lane_coefficients(Member** team, int count, Py_ssize_t taken, LaneUpdate* u,
-                            double[16]* power) noexcept nogil:
+                            double[16]* power, bint alike) noexcept nogil:
     """Those of the step after `taken` others in this call; power: of each lane beta1**t and beta2**t of Adam's kinds,
-    which go on from step to step where they are not 0."""
+    which go on from step to step. alike: they are the same in all lanes."""
     cdef Update own
     cdef Member* m
     cdef const double* row
     cdef const double* rate
     cdef int l
     cdef double momentum
+    cdef bint goes_on = taken > 0 and team[0].rates == NULL and (u.kind == UPDATE_ADAM or u.kind == UPDATE_AMSGRAD)
+    if goes_on and alike:
+        row = team[0].stepper.table
+        power[0][0] *= row[HYPER_MOMENTUM]
+        power[1][0] *= row[HYPER_OWN]
+        u.v_scale = vf_set(<real>(1 / sqrt(1 - power[1][0])))
+        for l in range(VL):
+            set_lane(&u.lr, l, <real>(team[l if l < count else 0].stepper.table[HYPER_LR] / (1 - power[0][0])))
+        return
     for l in range(VL):
         m = team[l if l < count else 0]
         row = m.stepper.table
         rate = m.rates
         if rate != NULL:
             rate += taken * m.rates_step
-        if rate == NULL and power[0][l] > 0:
+        if goes_on:
             power[0][l] *= row[HYPER_MOMENTUM]
             power[1][l] *= row[HYPER_OWN]
             set_lane(&u.lr, l, <real>(row[HYPER_LR] / (1 - power[0][l])))
@@ -398,12 +293,11 @@ cdef void lane_rows(Member** team, int count, const int64_t** orders, bint share
                 room.target[(r * targets + i) * step + l] = t[i]
 
 
-cdef void lane_mse(Py_ssize_t rows, Py_ssize_t n, const real* y, const real* t, bint shared, double scale,
-                   real* dy, double* loss) noexcept nogil:
+cdef inline vf lane_mse(Py_ssize_t rows, Py_ssize_t n, const real* y, const real* t, bint shared, double scale,
+                        real* dy) noexcept nogil:
     """The sum of the squared errors of each lane, and the gradient of scale times it."""
     cdef vf d, total = vf_set(0), factor = vf_set(<real>(2 * scale))
     cdef Py_ssize_t r, j
-    cdef int l
     for r in range(rows):
         for j in range(n):
             d = vf_load(y + j * VL) - (vf_set(t[j]) if shared else vf_load(t + j * VL))
@@ -412,8 +306,7 @@ cdef void lane_mse(Py_ssize_t rows, Py_ssize_t n, const real* y, const real* t, 
         y += lane_width(n) * VL
         dy += lane_width(n) * VL
         t += n if shared else n * VL
-    for l in range(VL):
-        loss[l] = (<real*>&total)[l]
+    return total
 
 
 cdef void lane_loss(Member** team, int count, const int64_t** orders, bint shared, Py_ssize_t at, Py_ssize_t rows,
@@ -425,12 +318,13 @@ cdef void lane_loss(Member** team, int count, const int64_t** orders, bint share
     cdef Py_ssize_t r, k, row, n = team[0].net.outputs, y_row = round_up(n, VL), width = lane_width(n)
     cdef Py_ssize_t bytes = sizeof(int64_t) if spec.labels else spec.targets * sizeof(real)
     cdef double own
+    cdef vf total
     cdef int l
     if spec.kind == LOSS_MSE:
-        lane_mse(rows, n, y, room.target, shared,
-                 loss_scale(&spec, rows) / (n if spec.mean else 1), room.grad, loss)
+        total = lane_mse(rows, n, y, room.target, shared, loss_scale(&spec, rows) / (n if spec.mean else 1), room.grad)
+        own = 1.0 / n if spec.mean else 1
         for l in range(VL):
-            loss[l] /= n if spec.mean else 1
+            loss[l] = own * (<real*>&total)[l]
             weight[l] += rows
         return
     for l in range(count):
@@ -469,7 +363,7 @@ cdef const real* lane_forward(const Network* net, const LaneRoom* room, const re
         p.columns, p.depth = op.n_out, op.n_in
         p.b, p.b_k, p.b_column = w, op.n_out * VL, VL
         w += op.n_in * op.n_out * VL
-        p.start = w if op.has_bias else NULL
+        p.start, p.start_row, p.start_column = w if op.has_bias else NULL, 0, VL
         w += op.n_out * VL if op.has_bias else 0
         width = lane_width(op.n_out) * VL
         p.c, p.c_row = before if op.keeps_input else value, width
@@ -530,9 +424,10 @@ cdef void lane_backward(const Network* net, LaneRoom* room, const real* x, Py_ss
 # One row --------------------------------------------------------------------------------------------------------------
 
 cdef inline void lane_sample "lane_sample"(const int kind, const Network* net, LaneRoom* room, const real* x,
-                                           bint shared, const LaneUpdate* given, double* loss) noexcept nogil:
+                                           const real* target, bint shared, const LaneUpdate* given,
+                                           real* loss) noexcept nogil:
     """A step of one row by the mean squared error, layer by layer without a product's blocks; each weight is read
-    twice and written once."""
+    twice and written once. The sums of the squared errors go to loss, a vector."""
     cdef LaneUpdate u = given[0]
     cdef const Op* op
     cdef const real* a = x
@@ -554,7 +449,7 @@ cdef inline void lane_sample "lane_sample"(const int kind, const Network* net, L
         w += (n_in + op.has_bias) * n_out * VL
         a = y
         y += n_out * VL
-    lane_mse(1, net.outputs, a, room.target, shared, 1.0 / (net.outputs if net.loss.mean else 1), room.grad, loss)
+    vf_store(loss, lane_mse(1, net.outputs, a, target, shared, 1.0 / (net.outputs if net.loss.mean else 1), room.grad))
     for i in range(last, -1, -1):
         op = &net.ops[i]
         n_in, n_out, numbers = op.n_in, op.n_out, shared and i == 0
@@ -573,9 +468,11 @@ cdef inline void lane_sample "lane_sample"(const int kind, const Network* net, L
             x_j = vf_set(a[j]) if numbers else vf_load(a + j * VL)
             for k in range(n_out):
                 dz = vf_load(room.grad + k * VL)
-                dx = vf_fma(dz, vf_load(w + (j * n_out + k) * VL), dx)
+                if i > 0:
+                    dx = vf_fma(dz, vf_load(w + (j * n_out + k) * VL), dx)
                 lane_one(kind, w + (j * n_out + k) * VL, dz * x_j, size, &u)
-            vf_store(room.grad_before + j * VL, dx)
+            if i > 0:
+                vf_store(room.grad_before + j * VL, dx)
         room.grad, room.grad_before = room.grad_before, room.grad
 
 
@@ -592,6 +489,37 @@ cdef bint lane_sample_fits(const Member* m, int kind) noexcept nogil:
         if m.net.ops[i].act != RELU and m.net.ops[i].act != IDENTITY:
             return False
     return True
+
+
+cdef void lane_samples(Member** team, LaneRoom* room, bint shared, const LaneUpdate* u, Py_ssize_t steps,
+                       real* losses) noexcept nogil:
+    """Steps of one row each, of rows that lie one after the other from room.x and room.target on."""
+    cdef const Network* net = team[0].net
+    cdef Py_ssize_t i, width = net.buffers[0].width, targets = net.outputs
+    for i in range(steps):
+        if u.kind == UPDATE_PLAIN:
+            lane_sample(UPDATE_PLAIN, net, room, room.x + i * width, room.target + i * targets, shared, u, losses)
+        else:
+            lane_sample(UPDATE_ADAM, net, room, room.x + i * width, room.target + i * targets, shared, u, losses)
+        losses += VL
+
+
+cdef void add_losses(Member** team, int count, Py_ssize_t at, Py_ssize_t steps, const real* losses, double scale,
+                     double* total) noexcept nogil:
+    """Add the losses of steps of one row, from row `at` on, to the totals; note the first that is not finite."""
+    cdef vf sums = vf_set(0)
+    cdef Py_ssize_t i
+    cdef int l
+    cdef double odd = 0
+    for i in range(steps):
+        sums = sums + vf_load(losses + i * VL)
+    for l in range(VL):
+        total[l] += scale * (<real*>&sums)[l]
+        odd += 0 * (<real*>&sums)[l]
+    for i in range(steps if odd != 0 else 0):       # NaN: one of them is not finite
+        for l in range(count):
+            if not isfinite(losses[i * VL + l]) and team[l].bad[0] < 0:
+                team[l].bad[0] = at + i
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -627,6 +555,9 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
     cdef int l, kind = lane_kind(team[0].stepper.table), states = lane_states(kind)
     cdef bint sample = lane_sample_fits(team[0], kind)
     cdef double odd
+    cdef real losses[LANE_STEPS * 16]
+    cdef Py_ssize_t held = 0, steps
+    cdef bint alike = True      # the powers of Adam's kinds
     lane_room(net, smaller(team[0].batch_size, n), crowd.rooms[thread].at, &room)
     memset(&u, 0, sizeof(u))
     memset(power, 0, sizeof(power))
@@ -638,6 +569,9 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
         orders[l] = orders[0]
         if l < (1 if shared else count):
             orders[l] = order_of(team[l], &crowd.turns[thread * VL + l], team[l].rows.batch.rows)
+        alike = alike and (l >= count or team[l].stepper.steps == team[0].stepper.steps
+                           and team[l].stepper.table[HYPER_MOMENTUM] == team[0].stepper.table[HYPER_MOMENTUM]
+                           and team[l].stepper.table[HYPER_OWN] == team[0].stepper.table[HYPER_OWN])
         if l < count and team[l].fresh:
             if team[l].guarded:
                 copy_state(team[l], crowd.slots[BEFORE].at, True)
@@ -659,20 +593,24 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
         else:
             lane_rows(team, count, orders, shared, at, rows, &room)
         if taken < 2 or team[0].rates != NULL or UPDATE_VARIABLE[u.kind]:
-            lane_coefficients(team, count, taken, &u, power)
+            lane_coefficients(team, count, taken, &u, power, alike)
         if sample:
-            if u.kind == UPDATE_PLAIN:
-                lane_sample(UPDATE_PLAIN, net, &room, room.x, shared, &u, loss)
-            else:
-                lane_sample(UPDATE_ADAM, net, &room, room.x, shared, &u, loss)
-            for l in range(VL):
-                loss[l] /= net.outputs if net.loss.mean else 1
-                weight[l] += 1
-        else:
-            x = lane_forward(net, &room, room.x, x_row, shared, rows)
-            lane_loss(team, count, orders, shared, at, rows, &room, x, loss, weight, correct)
-            lane_backward(net, &room, room.x, x_row, shared, rows)
-            lane_step(&room, &u)
+            steps = 1
+            if direct and taken > 0 and team[0].rates == NULL and not UPDATE_VARIABLE[u.kind]:
+                steps = smaller(LANE_STEPS - held, team[0].stop - at)
+            lane_samples(team, &room, shared, &u, steps, losses + held * VL)
+            held += steps
+            taken += steps
+            at += steps
+            work += steps * larger(net.work * VL, 1000)
+            if held == LANE_STEPS or at >= team[0].stop:
+                add_losses(team, count, at - held, held, losses, 1.0 / net.outputs if net.loss.mean else 1, total)
+                held = 0
+            continue
+        x = lane_forward(net, &room, room.x, x_row, shared, rows)
+        lane_loss(team, count, orders, shared, at, rows, &room, x, loss, weight, correct)
+        lane_backward(net, &room, room.x, x_row, shared, rows)
+        lane_step(&room, &u)
         taken += 1
         odd = 0
         for l in range(VL):
@@ -684,11 +622,13 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
                     team[l].bad[0] = at
         at += rows
         work += larger(rows * net.work * VL, 1000)
+    if sample:
+        add_losses(team, count, at - held, held, losses, 1.0 / net.outputs if net.loss.mean else 1, total)
     lane_copy(team, count, &room, states, True)
     for l in range(count):
         m = team[l]
         m.totals[0] += total[l]
-        m.totals[1] += weight[l]
+        m.totals[1] += <double>(at - m.at[0]) if sample else weight[l]
         m.totals[2] += correct[l]
         m.totals[3] += at - m.at[0]
         m.rows_seen[0] += at - m.at[0]

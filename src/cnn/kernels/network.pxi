@@ -93,6 +93,8 @@ cdef struct Network:
     Py_ssize_t widest       # row of a buffer
     bint pad_input          # an op reads the input in whole vectors
     bint scratch            # some op needs the workspace's
+    bint lanes_infer        # rows in the lanes are faster, in prediction: see samples.pxi
+    bint lanes_train        # ... and in training
 
 # Sparse rows of x: those of row i are entries start[i] to start[i + 1] - 1, in any order, and may be for one column.
 cdef struct Csr:
@@ -129,6 +131,7 @@ cdef struct Workspace:
     int64_t row0            # number of the first row, of all that were trained on: dropout's masks depend on it
     real* panel             # of thread 0; the others' follow
     Py_ssize_t panel_size
+    real* lanes             # sums over rows in the lanes: see samples.pxi
     void* sums              # memory of the following, of the training passes
     size_t sums_bytes
     double* losses          # sum of each LOSS_BLOCK rows
@@ -218,6 +221,7 @@ cdef struct Phase:
     int stop
     int back_start          # ... and back_start - 1 .. back_stop backward
     int back_stop
+    bint lanes              # rows in the lanes, forward: see samples.pxi
     const Op* summed        # between two phases: the op whose columns are summed over the batch
     bint summed_backward
 

@@ -11,7 +11,6 @@
 
 cdef enum:
     FEW_ROWS = 4                # up to this batch, dX is dot products with the rows of W as they lie
-    LOSS_BLOCK = 16             # rows whose losses are added up before they join the others'
     CHUNK_BYTES = 1 << 19       # activations of one chunk of `predict`: half of L2
     MOST_ROWS = 512             # of a chunk, in training; its activations stay in L2 on the way back
     GATHER_AHEAD = 6            # rows of a shuffled batch that are fetched from memory while others are copied
@@ -60,7 +59,7 @@ cdef void pass_rows(const Pass* p, Py_ssize_t first, Py_ssize_t rows, int thread
         c.csr = &batch.csr
         if p.wants.forward and phase.start == 0:
             take_spans(batch, ws.spans + c.first, first, rows, p.wants.leave_out)
-    elif p.wants.gather:
+    elif p.wants.gather and not phase.lanes:
         if p.wants.forward and phase.start == 0:
             for i in range(rows):
                 if batch.order != NULL and i + GATHER_AHEAD < rows:
@@ -72,7 +71,10 @@ cdef void pass_rows(const Pass* p, Py_ssize_t first, Py_ssize_t rows, int thread
                     memset(row_of(ws.value, net, 0, c.first + i), 0, width)
         c.x, c.x_row = row_of(ws.value, net, 0, c.first), net.buffers[0].row
     if p.wants.forward:
-        walk_forward(&c, phase.start, phase.stop)
+        if phase.lanes:
+            samples_outputs(p, &c, first)
+        else:
+            walk_forward(&c, phase.start, phase.stop)
     if p.wants.forward and phase.stop == net.n_ops:
         if batch.out != NULL:
             copy_rows(rows, net.outputs, row_of(ws.value, net, last, c.first), net.buffers[last].row,
@@ -157,16 +159,6 @@ cdef void weights_task(void* argument, int thread) noexcept nogil:
 
 # A batch --------------------------------------------------------------------------------------------------------------
 
-cdef inline bint counts(const Batch* batch, Py_ssize_t place) noexcept nogil:
-    """Whether a row has a weight above zero and a target that is not to be ignored. place: of its target and weight."""
-    if batch.weight != NULL and batch.weight[place] == 0:
-        return False
-    if batch.loss.ignore_nan:
-        return known_targets(&batch.loss, <const real*>(batch.target + place * batch.target_bytes)) > 0
-    return not (batch.loss.labels
-                and (<const int64_t*>(batch.target + place * batch.target_bytes))[0] == batch.loss.ignore_index)
-
-
 cdef bint all_finite(const real* x, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     cdef real zeros = 0
@@ -247,7 +239,6 @@ cdef void run_sums(Pass* p, const Op* op, bint backward) noexcept nogil:
 cdef double run_pass(Pass* p, double* weight, Py_ssize_t* correct) noexcept nogil:
     """Do what p asks for; the sum of the loss over the rows. Adds the sum of their weights, and the number of rows
     classified right, to weight and correct."""
-    cdef Py_ssize_t block
     cdef Network* net = <Network*>p.net
     cdef Op* op
     cdef Batch* batch = &p.batch
@@ -255,7 +246,7 @@ cdef double run_pass(Pass* p, double* weight, Py_ssize_t* correct) noexcept nogi
     cdef Phase* phase = &p.phase
     cdef int s, segments = net.n_segments if p.ws.training else 1
     cdef int lowest = 0 if wants.input_grad or wants.frozen_too or not net.frozen else net.first_trained
-    cdef double rows_weight, total = 0
+    cdef double rows_weight
     if pass_work(p) < THREAD_WORK:
         wants.threads = 1
     if wants.keep or wants.backward:
@@ -271,6 +262,12 @@ cdef double run_pass(Pass* p, double* weight, Py_ssize_t* correct) noexcept nogi
         wants.scale *= loss_scale(&batch.loss, rows_weight)
         wants.leave_out = wants.keep and leave_out_rows(p)
         wants.gather = wants.gather or wants.leave_out
+    phase.claimed = 0
+    phase.lanes = samples_serve(p)
+    if phase.lanes and wants.weights:
+        parallel(samples_task, p, wants.threads)
+        samples_finish(p)
+        return batch_sums(p, correct)
     if wants.forward:
         use_running(net, p.ws)
     if wants.weights and wants.overwrite and wants.update == NULL and net.frozen and not wants.frozen_too:
@@ -302,12 +299,19 @@ cdef double run_pass(Pass* p, double* weight, Py_ssize_t* correct) noexcept nogi
         if batch.csr.start != NULL:
             sort_by_columns(&batch.csr, p.ws.spans, batch.rows, &p.ws.columns)
         parallel(weights_task, p, wants.threads)
-    if batch.target != NULL:
-        for block in range((batch.rows + LOSS_BLOCK - 1) // LOSS_BLOCK):
-            total += batch.losses[block]
-            correct[0] += batch.correct[block]
-    check_guards(net.params)
-    check_guards(net.running)
+    return batch_sums(p, correct)
+
+
+cdef double batch_sums(const Pass* p, Py_ssize_t* correct) noexcept nogil:
+    """The sum of the loss over the rows; adds to correct."""
+    cdef Py_ssize_t block
+    cdef double total = 0
+    if p.batch.target != NULL:
+        for block in range((p.batch.rows + LOSS_BLOCK - 1) // LOSS_BLOCK):
+            total += p.batch.losses[block]
+            correct[0] += p.batch.correct[block]
+    check_guards(p.net.params)
+    check_guards(p.net.running)
     if p.ws.arena.memory != NULL:       # not the caller's own
         check_guards(p.ws.arena.at)
     return total

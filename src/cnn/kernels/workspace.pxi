@@ -21,6 +21,10 @@ cdef Py_ssize_t lay_out(const Network* net, Workspace* ws, Py_ssize_t rows, bint
         if at != NULL:
             ws.scratch = at + n
         n += rows * net.widest
+    if training:
+        if at != NULL:
+            ws.lanes = at + n
+        n += round_up(sample_sums(net, rows), VL)
     for b in range(net.n_ops):
         size = net.ops[b].does.extra_size(&net.ops[b], rows)
         if at != NULL:

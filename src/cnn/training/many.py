@@ -284,11 +284,18 @@ def models_of(models: Any) -> list[Any]:
 
 def all_native(models: Any, xs: Any = ()) -> bool:
     """Whether models can be run together: none has a loss in Python or an optimiser of the whole data, or sparse x."""
+    programs = {type(model._core.program): model for model in models}
     return not (
-        any(hasattr(model._core.program, "native") for model in models)
-        or any(model.optimizer is not None and model.optimizer.whole_data for model in models)
+        any(hasattr(model._core.program, "native") for model in programs.values())
+        or _whole_data(models)
         or any(hasattr(x, "tocsr") for x in xs)
     )
+
+
+def _whole_data(models: Any) -> bool:
+    """Whether an optimiser of a model needs the whole data."""
+    kinds = {type(model._core.optimizer) for model in models}
+    return any(getattr(kind, "whole_data", False) for kind in kinds)
 
 
 @contextlib.contextmanager
@@ -349,7 +356,7 @@ def train(
     them in the order of the first; bags: a function of the rows' numbers that returns the rows that each takes;
     histories: whether each model gets its own."""
     epochs = integer("epochs", epochs, 1)
-    if any(model.optimizer is not None and model.optimizer.whole_data for model in models):
+    if _whole_data(models):
         batch_size = None if isinstance(batch_size, str) and batch_size == "auto" else batch_size
     elif isinstance(batch_size, str) and batch_size == "auto":
         batch_size = 32
@@ -382,7 +389,9 @@ def train(
             names = Names("validation_data[0]", "validation_data[1]", "validation_data[2]", "validation_data")
             validation = Rows(models, validation_data, names, False, None, shared[1])
         context = Context(models[0], True, batch_size, bool(shuffle), accumulation_steps, steps_per_epoch, drop_last)
-        taken = np.array([context.rows(n) for n in rows.n.tolist()], np.int64)
+        all_n = rows.n.tolist()
+        counts = {n: context.rows(n) for n in set(all_n)}
+        taken = np.array([counts[n] for n in all_n], np.int64)
         if not taken.all():
             raise ValueError(f"drop_last: no batch of {batch_size} rows is left of {rows.n.min()} rows")
         for model, n in zip(models, taken.tolist(), strict=True):
@@ -477,10 +486,14 @@ class Trainer:
         self.accumulate = accumulate
         self.shuffle = shuffle
         self.threads = threads
-        self.mean: np.ndarray = np.array([getattr(model.loss, "reduction", "mean") == "mean" for model in models])
-        self.accuracy: bool = all(model.loss is not None and model.loss.targets == "labels" for model in models)
+        self.losses: list[Any] = [model._loss for model in models]
+        self.mean: np.ndarray = np.array([getattr(loss, "reduction", "mean") == "mean" for loss in self.losses])
+        self.accuracy: bool = all(loss is not None and loss.targets == "labels" for loss in self.losses)
         self.schedules: list[Any] = [core.optimizer.schedule for core in self.cores]
-        self.alike: list[Any] = [_rates_of(i, core.optimizer) for i, core in enumerate(self.cores)]
+        self.scheduled: bool = any(schedule is not None for schedule in self.schedules)
+        self.alike: list[Any] = (
+            [_rates_of(i, core.optimizer) for i, core in enumerate(self.cores)] if self.scheduled else []
+        )
         self.lr: np.ndarray = np.full(len(models), math.nan)
 
     def run(self, epochs: int, stopping: Any, mode: Any) -> ManyHistory:
@@ -489,9 +502,10 @@ class Trainer:
         summed = ["loss", "accuracy"] if self.accuracy else ["loss"]
         names = [*summed, *(self.meters[0].names if self.meters else ())]
         names += [f"val_{name}" for name in names] * (self.validation is not None)
-        plateaus = [(i, s) for i, s in enumerate(self.schedules) if isinstance(s, ReduceLROnPlateau)]
+        schedules = enumerate(self.schedules if self.scheduled else ())
+        plateaus = [(i, s) for i, s in schedules if isinstance(s, ReduceLROnPlateau)]
         watched = {i: schedule.watched(names) for i, schedule in plateaus}
-        if any(schedule is not None for schedule in self.schedules):
+        if self.scheduled:
             names.append("lr")
         if stopping is not None:
             stopping._check(names)
@@ -542,10 +556,11 @@ class Trainer:
                         break
                 best.restore(self)
             finally:
-                for i, core in enumerate(cores):
-                    core.state.epochs_seen, core.state.epoch = int(self.seen[i]), int(history.last_epoch[i])
-                    core.state.position = None
-                    core.state.history = history.of(i) if self.histories else None
+                places = zip(cores, self.seen.tolist(), history.last_epoch.tolist(), strict=True)
+                for i, (core, seen_epochs, last) in enumerate(places):
+                    state = core.state
+                    state.epochs_seen, state.epoch, state.position = seen_epochs, last, None
+                    state.history = history.of(i) if self.histories else None
         history.best_epoch = best.epoch if stopping is not None else None
         return _told(history)
 
@@ -557,11 +572,15 @@ class Trainer:
 
     def epoch(self, active: np.ndarray, epoch: int, bar: Progress) -> None:
         """Train one epoch of the active members."""
-        states = [core.optimizer.states for core in self.cores]
+        cycled = None
+        if self.scheduled:
+            cycled = [schedule is not None and schedule.cycles_momentum for schedule in self.schedules]
         orders = np.full(len(self.seen), self.seen.max()) if self.one_order else self.seen
-        self.crew.begin(active, self.seeds, orders, self.taken, self.batch_size, self.accumulate, self.shuffle, states)
+        self.crew.begin(
+            active, self.seeds, orders, self.taken, self.batch_size, self.accumulate, self.shuffle, cycled,
+        )  # fmt: skip
         group = self.batch_size * self.accumulate
-        by_step = any(schedule is not None and schedule.interval == "step" for schedule in self.schedules)
+        by_step = self.scheduled and any(s is not None and s.interval == "step" for s in self.schedules)
         last = int(self.taken.max())
         stop = 0
         while stop < last:
@@ -576,7 +595,7 @@ class Trainer:
 
     def rates(self, active: Any, stops: Any, group: int) -> Any:
         """What the schedules give for the coming steps, as `Crew.train` wants it."""
-        if not any(schedule is not None for schedule in self.schedules):
+        if not self.scheduled:
             return None
         rates: list[Any] = [None] * len(self.cores)
         known: dict[tuple[Any, ...], np.ndarray] = {}
@@ -614,8 +633,8 @@ class Trainer:
             logs = {"loss": np.where(active, np.where(self.mean, loss / weight, loss), math.nan)}
         if training and (odd := active & (weight == 0)).any():
             raise ValueError(f"x of {int(odd.argmax())}: {NOTHING_COUNTS}")
-        ignores = [getattr(model.loss, "ignore_index", None) is not None for model in self.models]
         if self.accuracy:
+            ignores = [getattr(loss, "ignore_index", None) is not None for loss in self.losses]
             count = np.array(seen) if training else rows.n.astype(float)
             for i in np.flatnonzero(active & ignores).tolist():
                 y = rows.of(i)[1]
@@ -748,10 +767,12 @@ def step(crew: Any, models: Any, rows: Rows, threads: int) -> np.ndarray:
     crew.set_rows(rows.x, rows.y, rows.w)
     crew.lanes = LANES
     active, zeros = np.ones(len(models), bool), np.zeros(len(models), np.int64)
-    states = [core.optimizer.states for core in cores]
-    crew.begin(active, zeros.astype(np.uint64), zeros, rows.n, MOST_ROWS, 1, False, states, False)
+    schedules = [core.optimizer.schedule for core in cores]
+    scheduled = any(schedule is not None for schedule in schedules)
+    cycled = [s is not None and s.cycles_momentum for s in schedules] if scheduled else None
+    crew.begin(active, zeros.astype(np.uint64), zeros, rows.n, MOST_ROWS, 1, False, cycled, False)
     rates = None
-    if any(core.optimizer.schedule is not None for core in cores):
+    if scheduled:
         found = [core.rates() for core in cores]
         rates = [None if rate is None else (np.ascontiguousarray(rate)[None], 0) for rate in found]
     crew.train(rows.n, rates, threads, 1e6)
