@@ -78,6 +78,7 @@ class Core:
         self.program: Any = None
         self.optimizer: Any = None
         self._minimizer: Any = None
+        self.ranks: Any = None  # that train the model together: see distributed.group_of
         self.held: tuple | None = None  # what `Objective.hold` notes
         self._rates: tuple = (0, (), None)  # of some steps or epochs ahead: the first, rates, and what they are made of
         self.fitting = False
@@ -113,7 +114,7 @@ class Core:
                 layer._arrays = {}
         self.kernels, self.dtype, self.nested = kernels, kernels.DTYPE, True
         self.program, self._derivatives, self._first = _Part(self), None, {}
-        self._minimizer = self.held = None
+        self._minimizer = self.held = self.ranks = None
 
     def clone(self, model: Any, layers: list, made: dict[int, Any]) -> None:
         """Give a model that is made of twins of this one's layers a core like this one, in memory of its own.
@@ -136,7 +137,7 @@ class Core:
         core.program = self._with(native, model._loss)
         core._rates, core._derivatives, core._first, core._drawn = (0, (), None), None, {}, []
         core.fitting = False
-        core._minimizer = core.held = None
+        core._minimizer = core.held = core.ranks = None
         for op, place in core.parametric:
             place.layer._view(native, op)
         for op, places in enumerate(core.graph.places):
@@ -170,6 +171,7 @@ class Core:
             native = getattr(self.program, "native", self.program)
             native.set_loss(None if loss is None else loss.spec())
             self.program = self._with(native, loss)
+            self.ranks = None
 
     @classmethod
     def part(cls, model: Any, layers: list) -> Core:
@@ -181,6 +183,7 @@ class Core:
         core.graph = _graph_of(layers)
         core.parametric = core.graph.parameters()
         core.optimizer, core.fitting, core.nested, core._derivatives, core._first = None, False, True, None, {}
+        core.ranks = None
         core.program = _Part(core)
         return core
 
@@ -248,7 +251,7 @@ class Core:
             for op, place in self.parametric:
                 groups[op] = (rows.get(f"{place.key}.weight", 0), rows.get(f"{place.key}.bias", 0))
             self.program.set_optimizer(optimizer.table, groups, optimizer.states)
-        self._minimizer = self.held = None
+        self._minimizer = self.held = self.ranks = None
         self.optimizer = optimizer
         self.state.epochs_seen = self.state.epoch = 0
 

@@ -45,6 +45,7 @@ class Callback:
     model: Any = None
     stop = False
     _turn = 1  # 0 before others, 2 after them
+    _writes = False  # files: with several ranks only the first has it
 
     def on_train_begin(self, logs: dict[str, float]) -> None:
         """Before the first epoch.
@@ -422,6 +423,8 @@ class CSVLogger(Callback):
         In `fit`: if the file that is there has other columns.
     """
 
+    _writes = True
+
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)
         self._names: list[str] | None = None
@@ -466,6 +469,8 @@ class TensorBoardLogger(Callback):
     ImportError
         If neither tensorboardX nor PyTorch's writer is installed.
     """
+
+    _writes = True
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = os.fspath(folder)
