@@ -41,7 +41,7 @@ class ShardProgram:
             self._shards[keep] = made, made.message
         return self._shards[keep][0]
 
-    def run(self, shards, part, batch: int, scale: float, training, fresh, before, out, threads) -> None:
+    def run(self, shards, part, batch, scale, training, fresh, before, out, threads, fuse=False, rates=None) -> None:
         """Forward and backward over a batch; before: rows of the step in batches before it."""
         x, y, w, plan, _ = part
         rows = plan.rows[batch]
@@ -50,7 +50,7 @@ class ShardProgram:
             scale = scale / weight if weight > 0 else 0.0
         shards.run(
             *(x, y, w, plan.order, plan.starts[batch], plan.cuts[batch], before + plan.before[batch], rows),
-            *(scale, training, fresh, out, threads),
+            *(scale, training, fresh, out, threads, fuse, rates),
         )
 
     def train_batches(
@@ -60,15 +60,16 @@ class ShardProgram:
         group, keep = self.group, accumulate > 1
         shards = self.shards(keep)
         message = self._shards[keep][1]
-        mean = self.native.mean
+        mean, fuse = self.native.mean, group.size == 1 and shards.fuses and not step_anyway
         batches = plan.batches(start, stop)
         self.reached = start
         for step, first in enumerate(batches[::accumulate]):
             group.may_stop()
             last = min(first + accumulate, batches.stop)
-            done = 0
+            done, now = 0, None if rates is None else rates[step]
             for batch in range(first, last):
-                self.run(shards, (x, y, w, plan, 0), batch, 1 / (last - first), True, batch == first, done, out, threads)
+                self.run(shards, (x, y, w, plan, 0), batch, 1 / (last - first), True, batch == first, done, out, threads,
+                         fuse, now)
                 done += plan.rows[batch]
             if keep:
                 shards.join()
@@ -76,7 +77,7 @@ class ShardProgram:
             if not math.isfinite(loss) and not step_anyway:
                 return first * batch_size
             shards.count_rows(done)
-            extra = shards.step(None if rates is None else rates[step])
+            extra = 0.0 if fuse else shards.step(now)
             totals += np.array((loss + extra * (weight if mean else 1), weight, right, rows))
             self.reached += done
         return -1

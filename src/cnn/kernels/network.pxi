@@ -217,8 +217,11 @@ cdef struct ShardList:
     bint head               # of a pass over one shard: it is the batch's first
     bint failed             # a sum over all processes could not be had
     bint (*sum)(Pass* p, const Op* op, bint backward) noexcept nogil    # in place of the sums over the batch
+    void (*gradient)(const Pass* p, const Op* op, int thread) noexcept nogil    # in place of weight_gradient
     void* owner
-    real** pointers         # room: of a workspace
+    real* blocks            # of gradients, the first for the sum: a level of the tree each
+    real** pointers         # room: of a workspace for each thread
+    Py_ssize_t n_pointers
     double* columns         # room: two vectors for each shard, twice, and two more
 
 cdef struct Pass:
@@ -251,6 +254,7 @@ cdef struct OpMethods:
     bint single             # has a place in the direct path for one row
     bint sparse             # can read sparse rows
     bint random
+    bint shards             # its weight_gradient adds up shards itself
     const BatchMethods* batch       # NULL, or for an op that needs all rows of the batch at once
 
 # Such an op: sums over the batch between two phases of a pass.

@@ -146,7 +146,13 @@ cdef void weights_task(void* argument, int thread) noexcept nogil:
                 first = units * piece // pieces * unit
                 end = smaller(rows, units * (piece + 1) // pieces * unit)
                 x = pass_input(p, op.src, &x_row)
-                if wants_weight(p, op) or wants_bias(p, op):
+                if not wants_weight(p, op) and not wants_bias(p, op):
+                    pass
+                elif p.shards != NULL and p.shards.count > 1 and not (op.does.shards
+                                                                      and (p.batch.csr.start == NULL or op.src != 0)):
+                    if first == 0:
+                        p.shards.gradient(p, op, thread)
+                else:
                     op.does.weight_gradient(p, op, first, end - first, x, x_row, panel)
                 claimed = atomic_add(&p.phase.claimed, 1)
             at += 1

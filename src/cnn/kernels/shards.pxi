@@ -7,8 +7,9 @@
 # from a multiple of 2**k on has a whole branch of the tree, and sends one sum. Who adds the branches up is no matter of
 # this file: `exchange`, in Python.
 #
-# All rows of the process run forward and backward in one pass; the weights' gradients are a product for each shard.
-# A second shard's product is added to the first's in its epilogue, which is the same sum.
+# All rows of the process run forward and backward in one pass. The products that give weights' gradients add up the
+# shards tile by tile (product.pxi), and if all shards are here, the optimiser's step follows at once; other ops have a
+# block of gradients for each level of the tree.
 
 cdef enum:
     HEADER = 8              # doubles before the root of the gradients: for `exchange`, and sums of the loss
@@ -26,11 +27,11 @@ cdef void add_shards(double* sums, Py_ssize_t n, Py_ssize_t count, Py_ssize_t ro
         stride *= 2
 
 
-cdef void shard_of(const Pass* p, int shard, Pass* q, Workspace* ws) noexcept nogil:
-    """Let q be the pass over one shard alone, after that over all of them. ws has room for pointers."""
+cdef void shard_of(const Pass* p, int shard, Pass* q, Workspace* ws, ShardList* alone, int thread) noexcept nogil:
+    """Let q be the pass over one shard alone, after that over all of them; ws and alone are its memory."""
     cdef const Network* net = p.net
     cdef Py_ssize_t first = p.shards.cuts[shard]
-    cdef real** pointers = ws.value
+    cdef real** pointers = p.shards.pointers + thread * p.shards.n_pointers
     cdef int i
     q[0] = p[0]
     ws[0] = p.ws[0]
@@ -46,7 +47,62 @@ cdef void shard_of(const Pass* p, int shard, Pass* q, Workspace* ws) noexcept no
         q.batch.x += first * p.batch.x_row
     if p.batch.csr.start != NULL:
         ws.spans += first
-    q.shards.head = p.shards.first == 0 and shard == 0
+    alone[0] = p.shards[0]
+    alone.count, alone.head = 1, p.shards.first == 0 and shard == 0
+    q.shards = alone
+
+
+cdef int push_block(real* blocks, Py_ssize_t n_block, Py_ssize_t first, Py_ssize_t n, int depth, int done) noexcept nogil:
+    """After `done` shards: add up what is complete of the tree, numbers `first` and following of each block; how many
+    blocks are left."""
+    cdef real* low
+    while done % 2 == 0:
+        done //= 2
+        depth -= 1
+        low = blocks + (depth - 1) * n_block + first
+        add_block(n, low, low, 1, low + n_block)
+    return depth
+
+
+cdef void shard_gradient(const Pass* p, const Op* op, int thread) noexcept nogil:
+    """The gradient of an op whose weight_gradient knows no shards: of each, in a block of its own, and their sum."""
+    cdef Network into = p.net[0]
+    cdef Workspace ws
+    cdef ShardList alone
+    cdef Pass q
+    cdef const real* x
+    cdef real* panel = p.ws.panel + thread * p.ws.panel_size
+    cdef Py_ssize_t x_row, rows, unit, piece, at, begin, size, n = p.net.n_block
+    cdef int i, depth = 0
+    begin = op.weight if op.has_weight else op.bias
+    size = (op.bias + bias_size(op) if op.has_bias else op.weight + weight_size(op)) - begin
+    for i in range(p.shards.count):
+        shard_of(p, i, &q, &ws, &alone, thread)
+        into.grads = p.shards.blocks + depth * n
+        memset(into.grads + begin, 0, size * sizeof(real))
+        q.net = &into
+        q.wants.update, q.wants.overwrite = NULL, False
+        if q.batch.csr.start != NULL:
+            sort_by_columns(&q.batch.csr, ws.spans, q.batch.rows, &ws.columns)
+            p.ws.columns = ws.columns
+        op.does.pieces(op, 1, &rows, &unit)
+        piece = unit if unit >= COLUMNS else rows
+        x = pass_input(&q, op.src, &x_row)
+        for at from 0 <= at < rows by piece:
+            if q.batch.rows:
+                op.does.weight_gradient(&q, op, at, smaller(piece, rows - at), x, x_row, panel)
+        depth = push_block(p.shards.blocks, n, begin, size, depth + 1, i + 1)
+    while depth > 1:
+        depth -= 1
+        into.grads = p.shards.blocks + (depth - 1) * n + begin
+        add_block(size, into.grads, into.grads, 1, into.grads + n)
+    if p.wants.update != NULL:
+        if wants_weight(p, op):
+            update_rows(1, weight_size(op), p.net.params + op.weight, 0, p.shards.blocks + op.weight, 0,
+                        p.wants.update + op.weight_group)
+        if wants_bias(p, op):
+            update_rows(1, bias_size(op), p.net.params + op.bias, 0, p.shards.blocks + op.bias, 0,
+                        p.wants.update + op.bias_group)
 
 
 cdef class Shards:
@@ -68,6 +124,7 @@ cdef class Shards:
     cdef ShardList list
     cdef Arena memory           # the header and the root, then the other blocks
     cdef double* totals         # of each shard
+    cdef int threads            # that there are pointers for
     cdef void* room             # losses, and rows classified right, of each row
     cdef Py_ssize_t rows        # ... for so many
     cdef bint keep
@@ -76,15 +133,18 @@ cdef class Shards:
 
     def __cinit__(self, Program program, int count, int first, bint keep, exchange):
         cdef const Network* net = &program.net
-        cdef Py_ssize_t widest = 0
+        cdef Py_ssize_t widest = 0, header
         cdef int i, blocks = 1
         self.program, self.keep, self.exchange = program, keep, exchange
-        self.list.count, self.list.first, self.list.sum, self.list.owner = count, first, sum_shards, <void*>self
+        self.list.count, self.list.first, self.list.owner = count, first, <void*>self
+        self.list.sum, self.list.gradient = sum_shards, shard_gradient
         while count >> blocks - 1:
             blocks += 1
         blocks = count if keep else blocks
-        allocate(&self.memory, HEADER * sizeof(double) // sizeof(real) + times(blocks, net.n_block))
-        self.list.pointers = <real**>allocate_plain(pointers_of(net, NULL, NULL, True) * sizeof(real*))
+        header = HEADER * sizeof(double) // sizeof(real)
+        self.list.blocks = allocate(&self.memory, header + times(blocks, net.n_block)) + header
+        self.list.head = first == 0
+        self.list.n_pointers = pointers_of(net, NULL, NULL, True)
         for i in range(net.n_ops):
             if net.ops[i].does.batch != NULL:
                 widest = larger(widest, net.ops[i].row)
@@ -97,9 +157,6 @@ cdef class Shards:
         free(self.totals)
         free(self.list.columns)
         free(self.room)
-
-    cdef inline real* block(self, int i) noexcept nogil:
-        return (self.memory.at + HEADER * sizeof(double) // sizeof(real)) + i * self.program.net.n_block
 
     @property
     def message(self):
@@ -133,14 +190,15 @@ cdef class Shards:
 
     def run(self, x, cnp.ndarray y, cnp.ndarray w, cnp.ndarray order, Py_ssize_t start, cnp.ndarray cuts,
             Py_ssize_t before, Py_ssize_t whole, double scale, bint training, bint fresh, cnp.ndarray out,
-            int threads):
+            int threads, bint fuse=False, cnp.ndarray rates=None):
         """Forward and backward over the shards of a batch that are here: the sum of their gradients, and of the loss,
         is in `message` afterwards; with `keep`, after `join`.
 
         x, y, w and order are as `Program.train_batches` has them. The rows of the shards begin at place `start`;
         cuts, int64 (count + 1,): where each begins and the last ends, from there. before: rows of the batch in shards
         of lower numbers. whole: rows of the batch. scale: of the gradient. fresh: whether the gradients, with `keep`,
-        replace those of the last run. out: None, or gets the outputs from place `start` on.
+        replace those of the last run. out: None, or gets the outputs from place `start` on. fuse: take the optimiser's
+        step too, at these rates, if the loss is finite.
         """
         cdef Program program = self.program
         cdef Network* net = &program.net
@@ -154,7 +212,7 @@ cdef class Shards:
             program.forget("training has gone on since")
             program.reserve(&program.train, larger(rows, 1), True, threads, x,
                             most_entries(x, order, start, start + rows, larger(rows, 1)) if rows else 1)
-            self.make_room(rows)
+            self.make_room(rows, threads)
             self.list.cuts, self.list.whole, self.list.failed = cut, whole, False
             p = program.training_pass(rows, threads)
             program.set_rows(&p, x, y, w)
@@ -170,18 +228,29 @@ cdef class Shards:
             from_row(&p.batch, &all_rows, start)
             p.shards = &self.list
             program.train.training, program.train.row0 = training, program.rows_seen + before
+            if fuse:
+                prepare(&program.stepper, net, rates_of(rates, &program.stepper, 1))
             with nogil:
                 run_pass(&p, &weight, &correct)
                 if not self.list.failed:
                     self.count_losses(&p, fresh)
+                    if fuse and isfinite((<double*>self.memory.at)[1]):
+                        p.wants.update = program.stepper.updates
                     self.gradients(&p, fresh)
+                    if p.wants.update != NULL:
+                        stepped(&program.stepper, net)
         finally:
             program.training_busy = False
         if self.error is not None:
             error, self.error = self.error, None
             raise error
 
-    cdef int make_room(self, Py_ssize_t rows) except -1:
+    cdef int make_room(self, Py_ssize_t rows, int threads) except -1:
+        if threads > self.threads:
+            free(self.list.pointers)
+            self.list.pointers, self.threads = NULL, 0
+            self.list.pointers = <real**>allocate_plain(threads * self.list.n_pointers * sizeof(real*))
+            self.threads = threads
         if rows > self.rows or self.room == NULL:
             free(self.room)
             self.room, self.rows = NULL, 0
@@ -211,62 +280,54 @@ cdef class Shards:
             memcpy(header + 1, self.totals, SUMS * sizeof(double))
 
     cdef void gradients(self, Pass* p, bint fresh) noexcept nogil:
-        """The weights' gradients of each shard; without `keep` their sum, in the first block."""
+        """The weights' gradients: their sum in the first block, or used for the step; with `keep` of each shard."""
         cdef Network into = p.net[0]
         cdef Workspace ws
-        cdef Columns* columns = &p.ws.columns
-        cdef Pass q
-        cdef Py_ssize_t n = p.net.n_block
-        cdef int i, done, depth = 0
-        cdef bint joins
-        for i in range(self.list.count):
-            ws.value = self.list.pointers
-            shard_of(p, i, &q, &ws)
-            joins = not self.keep and i % 2 and q.batch.rows > 0
+        cdef ShardList alone
+        cdef Pass all_shards = p[0], q
+        cdef Pass* now = &all_shards
+        cdef int i
+        for i in range(self.list.count if self.keep else 1):
             if self.keep:
-                into.grads = self.block(i)
-                q.wants.overwrite = fresh
-            else:
-                into.grads = self.block(depth - joins)
-                q.wants.overwrite = not joins
-            if q.wants.overwrite and (q.batch.rows == 0 or into.frozen):
-                memset(into.grads, 0, n * sizeof(real))
-                q.wants.overwrite = False
-            q.net = &into
-            q.wants.weights = True
-            q.phase.claimed = 0
-            if q.batch.rows > 0:
-                if q.batch.csr.start != NULL:
-                    ws.columns = columns[0]
-                    sort_by_columns(&q.batch.csr, ws.spans, q.batch.rows, &ws.columns)
-                    columns[0] = ws.columns
-                parallel(weights_task, &q, q.wants.threads)
-            if self.keep:
+                shard_of(p, i, &q, &ws, &alone, 0)
+                now = &q
+            into.grads = self.list.blocks + i * p.net.n_block
+            now.net = &into
+            now.wants.weights, now.wants.overwrite = True, fresh
+            if fresh and (now.batch.rows == 0 or into.frozen):
+                memset(into.grads, 0, into.n_block * sizeof(real))
+                now.wants.overwrite = False
+            now.phase.claimed = 0
+            if now.batch.rows == 0:
                 continue
-            depth += not joins
-            done = i + 1
-            if joins:
-                done //= 2
-            while done % 2 == 0:
-                depth -= 1
-                done //= 2
-                add_block(n, self.block(depth - 1), self.block(depth - 1), 1, self.block(depth))
-        while depth > 1:
-            depth -= 1
-            add_block(n, self.block(depth - 1), self.block(depth - 1), 1, self.block(depth))
+            if now.batch.csr.start != NULL:
+                if now == &q:
+                    sort_by_columns(&q.batch.csr, ws.spans, q.batch.rows, &ws.columns)
+                    p.ws.columns = ws.columns
+                elif self.list.count == 1:
+                    sort_by_columns(&p.batch.csr, p.ws.spans, p.batch.rows, &p.ws.columns)
+                now.wants.threads = 1       # the entries by columns are those of one shard
+            parallel(weights_task, now, now.wants.threads)
 
     def join(self):
         """With `keep`: add up the shards' gradients and sums of the loss."""
         cdef Py_ssize_t i, stride = 1, n = self.program.net.n_block, count = self.list.count
         cdef double* header = <double*>self.memory.at
+        cdef real* low
         if not self.keep:
             return
         while stride < count:
             for i from 0 <= i < count - stride by 2 * stride:
-                add_block(n, self.block(i), self.block(i), 1, self.block(i + stride))
+                low = self.list.blocks + i * n
+                add_block(n, low, low, 1, low + stride * n)
             stride *= 2
         add_shards(self.totals, SUMS, count, SUMS)
         memcpy(header + 1, self.totals, SUMS * sizeof(double))
+
+    @property
+    def fuses(self):
+        """Whether a step can be taken without the gradients in memory, if all shards are here."""
+        return not self.keep and not needs_gradients(&self.program.stepper)
 
     def count_rows(self, Py_ssize_t rows):
         """So many rows more have been trained on: the random numbers of the next are others."""
@@ -283,7 +344,7 @@ cdef class Shards:
         rate = rates_of(rates, &program.stepper, 1)
         program.enter()
         prepare(&program.stepper, net, rate)
-        net.grads = self.block(0)
+        net.grads = self.list.blocks
         with nogil:
             extra = finish(&program.stepper, net)
             stepped(&program.stepper, net)
@@ -296,7 +357,7 @@ cdef class Shards:
         has them, and the penalties."""
         cdef Network* net = &self.program.net
         cdef double extra
-        memcpy(net.grads, self.block(0), net.n_block * sizeof(real))
+        memcpy(net.grads, self.list.blocks, net.n_block * sizeof(real))
         extra = penalties(net, True)
         return packed(net, net.grads), extra
 
@@ -320,10 +381,10 @@ cdef bint sum_shards(Pass* p, const Op* op, bint backward) noexcept nogil:
     cdef double* mean = moments + 2 * count * row
     cdef double rows, d
     cdef Workspace ws
+    cdef ShardList alone
     cdef Pass q
     for i in range(count):
-        ws.value = p.shards.pointers
-        shard_of(p, i, &q, &ws)
+        shard_of(p, i, &q, &ws, &alone, 0)
         if backward:
             op.does.batch.shard_gradients(&q, op, sums + 2 * i * row)
         else:

@@ -119,8 +119,16 @@ cdef void input_gradient(const Op* op, const Op* before, const real* saved, Py_s
     product(&p)
 
 
+cdef inline void take_runs(Product* p, const ShardList* shards, real* panel) noexcept nogil:
+    """Let a product sum shard by shard, if there are some (NULL: none), and give it its room."""
+    p.panel = panel
+    if shards != NULL and shards.count > 1:
+        p.cuts, p.runs, p.partial = shards.cuts, shards.count, panel
+        p.panel += LEVELS * TILE_SIZE
+
+
 cdef void bias_product(const Op* op, Py_ssize_t batch, const real* dz, Py_ssize_t dz_row, real* params, real* grads,
-                       const Update* update, bint overwrite, real* panel) noexcept nogil:
+                       const Update* update, bint overwrite, const ShardList* shards, real* panel) noexcept nogil:
     """db = sum of dZ over the batch, as `weight_product` has it."""
     cdef Product p
     memset(&p, 0, sizeof(p))
@@ -136,13 +144,14 @@ cdef void bias_product(const Op* op, Py_ssize_t batch, const real* dz, Py_ssize_
     p.act = IDENTITY
     p.c = grads + op.bias
     p.param = params + op.bias
-    p.panel = panel
+    take_runs(&p, shards, panel)
     product(&p)
 
 
 cdef void weight_product(const Op* op, bint weight, bint bias, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t batch,
                          const real* x, Py_ssize_t x_row, const real* dz, Py_ssize_t dz_row, real* params, real* grads,
-                         const Update* update, bint overwrite, real* panel) noexcept nogil:
+                         const Update* update, bint overwrite, const ShardList* shards,
+                         real* panel) noexcept nogil:
     """With `weight` dW = X^T dZ and with `bias` db = sum of dZ over the batch, for `rows` rows of W from `first` on:
     added to the gradients, or stored there, or, with an update, used for the optimiser's step and not kept.
     2 batch in out FLOPs for all rows.
@@ -153,7 +162,7 @@ cdef void weight_product(const Op* op, bint weight, bint bias, Py_ssize_t first,
     cdef bint last = first + rows == (op.n_out if op.transposed else op.n_in)
     cdef bint together = weight and not op.transposed and op.bias_group == op.weight_group
     if bias and last and not together:
-        bias_product(op, batch, dz, dz_row, params, grads, update, overwrite, panel)
+        bias_product(op, batch, dz, dz_row, params, grads, update, overwrite, shards, panel)
     if not weight:
         return
     memset(&p, 0, sizeof(p))
@@ -163,7 +172,7 @@ cdef void weight_product(const Op* op, bint weight, bint bias, Py_ssize_t first,
     p.floor = <real>-INFINITY
     p.update = update + op.weight_group if update != NULL else NULL
     p.act = IDENTITY
-    p.panel = panel
+    take_runs(&p, shards, panel)
     p.a_row = 1
     if op.transposed:
         p.n = round_up(op.n_in, VL)
@@ -420,7 +429,7 @@ cdef void linear_op_weight_gradient(const Pass* p, const Op* op, Py_ssize_t firs
                                   update + op.weight_group if update != NULL else NULL, p.wants.overwrite, panel)
         weight = False
     weight_product(op, weight, wants_bias(p, op), first, rows, p.batch.rows, x, x_row, dz, dz_row, p.net.params,
-                   p.net.grads, update, p.wants.overwrite, panel)
+                   p.net.grads, update, p.wants.overwrite, p.shards, panel)
 
 
 cdef void linear_op_weight_tangent(const Chunk* c, const Op* op) noexcept nogil:
@@ -428,10 +437,10 @@ cdef void linear_op_weight_tangent(const Chunk* c, const Op* op) noexcept nogil:
     cdef Py_ssize_t x_row = c.net.buffers[op.src].row, row = row_size(c, op)
     cdef Py_ssize_t rows = op.n_out if op.transposed else op.n_in
     weight_product(op, True, op.has_bias, 0, rows, c.batch, c.ws.value[op.src], x_row, c.t.grad[op.dst], row,
-                   c.net.params, c.t.grads, NULL, True, c.panel)
+                   c.net.params, c.t.grads, NULL, True, NULL, c.panel)
     if op.src != 0 or c.t.inputs:
         weight_product(op, True, False, 0, rows, c.batch, c.t.value[op.src], x_row, c.ws.grad[op.dst], row,
-                       c.net.params, c.t.grads, NULL, False, c.panel)
+                       c.net.params, c.t.grads, NULL, False, NULL, c.panel)
 
 
 cdef OpMethods LINEAR = plain_op("linear")
@@ -443,5 +452,5 @@ LINEAR.second = linear_op_second
 LINEAR.pieces = linear_op_pieces
 LINEAR.weight_gradient = linear_op_weight_gradient
 LINEAR.weight_tangent = linear_op_weight_tangent
-LINEAR.single = LINEAR.sparse = True
+LINEAR.single = LINEAR.sparse = LINEAR.shards = True
 define(&LINEAR)
