@@ -47,10 +47,8 @@ def cuts_of(sizes: np.ndarray, batch_size: int) -> np.ndarray:
         return np.clip(np.ceil(time[:, None] * sizes - late), 0, sizes).astype(np.int64)
 
     low, high = np.zeros(len(wanted)), np.full(len(wanted), 2.0)
-    while True:
+    for _ in range(56):  # the bits of a double
         middle = (low + high) / 2
-        if ((middle == low) | (middle == high)).all():
-            break
         enough = taken(middle).sum(1) >= wanted
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
     cuts = taken(high)

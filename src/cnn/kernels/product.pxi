@@ -98,22 +98,6 @@ cdef struct Tile:
 cdef real[3 * 16] ZEROS      # a row as wide as a tile can be: never written
 
 
-cdef extern from *:
-    """
-    /* After `done` runs: add up what is complete of the tree of their sums, each of n numbers; how many are left. */
-    static __attribute__((noinline)) int join_runs(real *partial, int depth, int done, Py_ssize_t n)
-    {
-        for (; done % 2 == 0; done /= 2, depth--) {
-            real *low = partial + (depth - 2) * 384, *high = low + 384;
-            for (Py_ssize_t i = 0; i < n; i++)
-                low[i] += high[i];
-        }
-        return depth;
-    }
-    """
-    int join_runs(real* partial, int depth, int done, Py_ssize_t n) nogil
-
-
 cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil:
     cdef const Product* p = t.p
     cdef vf acc[24]
@@ -122,7 +106,7 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
     cdef int r, q
     cdef Py_ssize_t ahead[3]
     cdef Py_ssize_t tile, l, end, row, next_cut
-    cdef int run, depth
+    cdef int run, depth, done
     cdef real* part
     cdef int stream, streams = 0
     cdef Py_ssize_t a_row = t.a_row, a_col = t.a_col, b_row = t.b_row, c_row = p.c_row
@@ -175,13 +159,21 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
                 b += b_row
                 l += 1
             while l == next_cut and run + 1 < p.runs:
+                run += 1
+                done = run
+                while done & 1 == 0:        # a branch of the tree is complete
+                    done >>= 1
+                    depth -= 1
+                    part = p.partial + depth * TILE_SIZE
+                    for r in range(mr):
+                        for q in range(nv):
+                            acc[r * nv + q] = vf_load(part + (r * nv + q) * VL) + acc[r * nv + q]
                 part = p.partial + depth * TILE_SIZE
                 for r in range(mr):
                     for q in range(nv):
                         vf_store(part + (r * nv + q) * VL, acc[r * nv + q])
                         acc[r * nv + q] = vf_set(0)
-                run += 1
-                depth = join_runs(p.partial, depth + 1, run, mr * nv * VL)
+                depth += 1
                 next_cut = p.cuts[run + 1]
         while depth > 0:
             depth -= 1
@@ -394,15 +386,16 @@ cdef void sum_rows(Py_ssize_t k, Py_ssize_t n, const real* b, Py_ssize_t b_row, 
 
 cdef void sum_rows_by_runs(const Product* p, Py_ssize_t n, const real* b, Py_ssize_t b_row, real* sums) noexcept nogil:
     """`sum_rows` of each run, added up in the tree."""
-    cdef int run, depth = 0
-    cdef Py_ssize_t j
+    cdef int run, done, depth = 0
     for run in range(p.runs):
-        sum_rows(p.cuts[run + 1] - p.cuts[run], n, b + p.cuts[run] * b_row, b_row, p.partial + depth * TILE_SIZE)
-        depth = join_runs(p.partial, depth + 1, run + 1, n)
-    memcpy(sums, p.partial + (depth - 1) * TILE_SIZE, n * sizeof(real))
-    for run in range(depth - 2, -1, -1):
-        for j in range(n):
-            sums[j] = p.partial[run * TILE_SIZE + j] + sums[j]
+        sum_rows(p.cuts[run + 1] - p.cuts[run], n, b + p.cuts[run] * b_row, b_row, sums)
+        done = run + 1
+        while done & 1 == 0 or (run + 1 == p.runs and depth > 0):
+            done >>= 1
+            depth -= 1
+            add_rows(1, n, p.partial + depth * TILE_SIZE, 0, True, sums, 0)
+        memcpy(p.partial + depth * TILE_SIZE, sums, n * sizeof(real))
+        depth += 1
 
 
 cdef void product(const Product* p) noexcept nogil:

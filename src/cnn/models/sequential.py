@@ -378,6 +378,8 @@ class Sequential(layers.Chain):
         if core.optimizer is None:
             core.need_optimizer()
         if comm is not None:
+            if core.optimizer.whole_data:
+                raise ValueError(f"optimizer: expected one that takes batches with comm, got {core.optimizer!r}")
             with _shared(self, comm, shards) as (program, threads):
                 return program.train_step(x, y, threads, sample_weight, core.rates())
         if core.optimizer.whole_data:
