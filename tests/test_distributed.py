@@ -5,12 +5,13 @@ The ranks are threads of one process (ranks.py); tests/mpi runs the same under m
 
 import subprocess
 import sys
+import time
 import numpy as np
 import pytest
 from grid.layers import LAYERS
 from grid.losses import CASES, targets
 from grid.optimizers import OPTIMIZERS
-from ranks import World, ran, run
+from ranks import ran, run
 
 import cnn
 import cnn.distributed
@@ -138,7 +139,7 @@ def test_one_array_for_all_ranks_and_files(tmp_path):
     x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", "f4", X.shape)
     x[:] = X
     x.flush()
-    fit = dict(epochs=2, batch_size=20, shard="auto", progress=False)
+    fit = {"epochs": 2, "batch_size": 20, "shard": "auto", "progress": False}
     memory = same_on_all(network, lambda model, comm: dict(model.fit(X.astype("f4"), Y, comm=comm, **fit)))
     files = same_on_all(
         network, lambda model, comm: dict(model.fit(np.load(tmp_path / "x.npy", mmap_mode="r"), Y, comm=comm, **fit))
@@ -347,7 +348,9 @@ def test_stopping_on_one_rank_stops_all():
         def work(comm, batch=batch):
             model = network()
             callback = At(comm, 1, None, batch)
-            return model.fit(*mine(comm, X, Y), epochs=5, batch_size=20, comm=comm, callbacks=[callback], progress=False)
+            return model.fit(
+                *mine(comm, X, Y), epochs=5, batch_size=20, comm=comm, callbacks=[callback], progress=False
+            )
 
         assert [len(history["loss"]) for history in ran(2, work)] == [1, 1]
 
@@ -384,7 +387,7 @@ def test_ranks_that_differ_are_refused():
 
 def test_an_interrupt_on_one_rank_leaves_a_checkpoint_for_other_numbers_of_ranks(tmp_path):
     make = lambda: network(cnn.BatchNorm1d(9), cnn.Dropout(0.2), optimizer=cnn.Adam(lr=0.01))  # noqa: E731
-    fit = dict(batch_size=10, epochs=3, progress=False)
+    fit = {"batch_size": 10, "epochs": 3, "progress": False}
 
     def whole(comm):
         model = make()
@@ -432,7 +435,9 @@ def test_what_is_refused():
     refused(ValueError, "one of your own", lambda c: network(loss=cnn.CallableLoss(own)).train_step(x, x, comm=c))
     refused(ValueError, "got LBFGS", lambda c: network(optimizer=cnn.LBFGS()).fit(x, y, comm=c))
     refused(ValueError, "got LBFGS", lambda c: network(optimizer=cnn.LBFGS()).train_step(x, y, comm=c))
-    refused(ValueError, "expected validation_data with comm", lambda c: network().fit(x, y, validation_split=0.2, comm=c))
+    refused(
+        ValueError, "expected validation_data with comm", lambda c: network().fit(x, y, validation_split=0.2, comm=c)
+    )
     refused(ValueError, "expected a dict with comm", lambda c: network().fit(x, y, class_weight="balanced", comm=c))
     refused(ValueError, "such as 12", lambda c: network().fit(*mine(c, x, y), comm=c, progress=False), 3)
     refused(ValueError, "such as 16", lambda c: network().fit(*mine(c, x, y), comm=c, progress=False), 16)
@@ -472,7 +477,9 @@ def test_sums_over_ranks():
 
 
 def test_a_message_takes_its_time():
-    results = ran(2, lambda comm: comm.Sendrecv(np.zeros(1), 1 - comm.rank, 0, np.zeros(1), 1 - comm.rank, 0), latency=0.01)
+    results = ran(
+        2, lambda comm: comm.Sendrecv(np.zeros(1), 1 - comm.rank, 0, np.zeros(1), 1 - comm.rank, 0), latency=0.01
+    )
     assert results == [None, None]
     assert World(2).size == 2
 

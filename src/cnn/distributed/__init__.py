@@ -33,7 +33,9 @@ def group_of(model: Any, comm: Any, shards: Any, deterministic: Any = True, fres
     group = Group(comm)
     with group.together(end=False):
         if isinstance(core.program, PythonLoss):
-            raise ValueError("comm: expected a loss of the library's: one of your own is a function of all rows at once")
+            raise ValueError(
+                "comm: expected a loss of the library's: one of your own is a function of all rows at once"
+            )
         if core.nested:
             raise RuntimeError("comm: a part of a model is not trained by itself: train the model that it is a part of")
         group.arrange(integer("shards", shards, 1), bool(deterministic))
@@ -83,4 +85,3 @@ def _crc(*arrays: np.ndarray) -> str:
     for array in arrays:
         value = zlib.crc32(np.ascontiguousarray(array), value)
     return f"{value:08x}"
-

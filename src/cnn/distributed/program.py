@@ -68,8 +68,19 @@ class ShardProgram:
             last = min(first + accumulate, batches.stop)
             done, now = 0, None if rates is None else rates[step]
             for batch in range(first, last):
-                self.run(shards, (x, y, w, plan, 0), batch, 1 / (last - first), True, batch == first, done, out, threads,
-                         fuse, now)
+                self.run(
+                    shards,
+                    (x, y, w, plan, 0),
+                    batch,
+                    1 / (last - first),
+                    True,
+                    batch == first,
+                    done,
+                    out,
+                    threads,
+                    fuse,
+                    now,
+                )
                 done += plan.rows[batch]
             if keep:
                 shards.join()

@@ -314,4 +314,3 @@ def own_rows(group: Group, x, y, w) -> tuple:
         raise ValueError(f"y: expected as many rows as x has, {arrays[0].shape[:1]}, got {arrays[1].shape[:1]}")
     rows = share(arrays[0].shape[0], group)
     return arrays[0][rows], arrays[1][rows], None if w is None else np.asarray(w)[rows]
-
