@@ -9,6 +9,7 @@ Contenders take turns, each in processes of its own with a core each; the minima
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -54,7 +55,7 @@ def step_seconds(ranks, parameters, flops, latency, bandwidth, *, speed=1e11, me
 
 def size_of(widths):
     """Parameters, and FLOPs a row of a training step."""
-    pairs = list(zip(widths, widths[1:], strict=False))
+    pairs = list(itertools.pairwise(widths))
     sizes = [a * b for a, b in pairs]
     return sum(sizes) + sum(widths[1:]), 6 * sum(sizes) - 2 * sizes[0]
 
@@ -63,9 +64,7 @@ def crossover():
     """The number of ranks, a power of two to 4,096, at which a step is fastest, and how much faster than one rank."""
     networks = [("10 us, 10 Gbit/s", 10e-6, 10e9 / 8), ("2 us, 100 Gbit/s", 2e-6, 100e9 / 8)]
     for title, latency, bandwidth in networks:
-        print(
-            f"\n| {title} | batch | parameters | best ranks | times as fast | at 4,096 ranks |\n|---|---|---|---|---|---|"
-        )
+        print(f"\n| {title} | batch | parameters | best ranks | times as fast | at 4,096 |\n|---|---|---|---|---|---|")
         for name, (widths, batch) in NETWORKS.items():
             parameters, flops = size_of(widths)
             took = {
@@ -139,7 +138,7 @@ def run_cnn(row, comm, shards):
     rank, ranks = (0, 1) if comm is None else (comm.Get_rank(), comm.Get_size())
     x, y, steps = data_of(row, rank, ranks)
     layers = []
-    for a, b in zip(row.widths, row.widths[1:], strict=False):
+    for a, b in itertools.pairwise(row.widths):
         layers += [cnn.Linear(a, b), cnn.ReLU()]
     optimizer = cnn.Adam(lr=1e-3) if row.optimizer == "adam" else cnn.SGD(lr=1e-3)
     model = cnn.Sequential([*layers[:-1], cnn.MSELoss()], optimizer=optimizer, seed=0)
@@ -166,7 +165,7 @@ def run_ddp(row, rank):
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     x, y, steps = data_of(row, rank, 2)
     layers = []
-    for a, b in zip(row.widths, row.widths[1:], strict=False):
+    for a, b in itertools.pairwise(row.widths):
         layers += [torch.nn.Linear(a, b), torch.nn.ReLU()]
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(*layers[:-1]))
     kind = torch.optim.Adam if row.optimizer == "adam" else torch.optim.SGD
@@ -232,7 +231,7 @@ def main():
         crossover()
     else:
         print(
-            "ms a step; mpi2, mpi8: two ranks with 2 and 8 shards\n| | one | mpi2 | mpi8 | ddp | one / mpi2 | ddp / mpi2 |"
+            "ms a step; mpi2, mpi8: two ranks, 2 and 8 shards\n| | one | mpi2 | mpi8 | ddp | one / mpi2 | ddp / mpi2 |"
         )
         print("|---|---|---|---|---|---|---|")
         for name in IDS if options.workload is None else [options.workload]:

@@ -83,5 +83,5 @@ def tell(array: Any) -> str:
 def _crc(*arrays: np.ndarray) -> str:
     value = 0
     for array in arrays:
-        value = zlib.crc32(np.ascontiguousarray(array), value)
+        value = zlib.crc32(np.ascontiguousarray(array).data, value)
     return f"{value:08x}"

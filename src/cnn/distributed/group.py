@@ -184,7 +184,7 @@ class Group:
             raise RankError(text)
 
     def _walk(self, message, dtype, failure: np.ndarray | None) -> np.ndarray | None:
-        """One sum over the ranks; with a failure, that is sent in place of it. The failure that has been met, if any."""
+        """One sum over the ranks, or with a failure that in place of it; the failure that has been met, if any."""
         send, recv, rank = self.comm.Send, self.comm.Recv, self.rank
         stride = 1
         if self.doubling:

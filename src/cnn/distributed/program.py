@@ -1,5 +1,8 @@
-"""`ShardProgram`: the native program for a model that several ranks train. It has the calls of the native `Program` that
-run over a batch, for rows that are on all ranks; all others go to the program itself."""
+"""`ShardProgram`: the native program for a model that several ranks train.
+
+It has the calls of the native `Program` that run over a batch, for rows that are on all ranks; all others go to the
+program itself.
+"""
 
 from __future__ import annotations
 
@@ -94,15 +97,15 @@ class ShardProgram:
         return -1
 
     def train_step(self, x, y, threads: int, w=None, rates=None) -> float:
-        part = self.batch(x, y, w, "x: training needs at least one row, got an empty batch")
+        x, y, w, plan = self.batch(x, y, w, "x: training needs at least one row, got an empty batch")
         totals = np.zeros(4)
-        self.train_batches(*part, rates, None, threads, 1, totals, True)
+        self.train_batches(x, y, w, plan, 0, len(plan), len(plan), rates, None, threads, 1, totals, step_anyway=True)
         if not math.isfinite(totals[0]):
             self.native.clear_padding()
         return self._loss(totals)
 
     def loss_and_grad(self, x, y, threads: int, training: bool = True) -> tuple[float, np.ndarray]:
-        x, y, w, plan, *_ = self.batch(x, y, None, "the loss of an empty batch is not defined")
+        x, y, w, plan = self.batch(x, y, None, "the loss of an empty batch is not defined")
         shards = self.shards(False)
         self.run(shards, (x, y, w, plan, 0), 0, 1.0, training, True, 0, None, threads)
         totals = self.group.add(self._shards[False][1], self.dtype, BATCH)[1:5]
@@ -112,7 +115,7 @@ class ShardProgram:
         return self._loss(totals) + extra, gradient
 
     def batch(self, x, y, w, empty: str) -> tuple:
-        """The rows of all ranks as one batch: the first arguments of `train_batches`."""
+        """The rows of all ranks as one batch: x, y, w and the plan, as `train_batches` has them."""
         native = self.native
         x, y, w = native.flattened(x, y, w)
         x = native.rows(x)
@@ -124,7 +127,7 @@ class ShardProgram:
         native.check_batches(part.rows, part.rows)
         if part.order.weights == [0.0]:
             raise ValueError("x: no row counts: their weights are 0, or their targets are to be ignored")
-        return x, y, w, part.order, 0, part.rows, part.rows
+        return x, y, w, part.order
 
     def _loss(self, totals) -> float:
         loss, weight = totals[:2].tolist()

@@ -271,7 +271,7 @@ class ShardBatches(Source):
         group, program = self.group, self.context.program
         batches = self.source.parts(epoch)
         while True:
-            part = next(batches, None)
+            part: Any = next(batches, None)
             sizes = sizes_of(group, 0 if part is None else part.rows)
             if not any(sizes):
                 return

@@ -52,7 +52,8 @@ cdef void shard_of(const Pass* p, int shard, Pass* q, Workspace* ws, ShardList* 
     q.shards = alone
 
 
-cdef int push_block(real* blocks, Py_ssize_t n_block, Py_ssize_t first, Py_ssize_t n, int depth, int done) noexcept nogil:
+cdef int push_block(real* blocks, Py_ssize_t n_block, Py_ssize_t first, Py_ssize_t n, int depth,
+                    int done) noexcept nogil:
     """After `done` shards: add up what is complete of the tree, numbers `first` and following of each block; how many
     blocks are left."""
     cdef real* low
