@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE.parents[1] / "tests"))
 from workloads import ROW  # noqa: E402
 
 IDS = ("control32", "mnist1024", "deep128", "large1024")
-LONG = 1 << 16  # bytes from which a vector is summed in parts: cnn.distributed.group.LONG
+LONG = 1 << 16  # bytes from which a vector is summed in parts: cnn.training.distributed.group.LONG
 NETWORKS = {
     **{name: (ROW[name].widths, ROW[name].batch) for name in ("control32", "rl256", "mnist64", "mnist1024", "deep128")},
     "large1024": (ROW["large1024"].widths, 1024),
@@ -83,7 +83,7 @@ def check_model():
     import numpy as np
     import ranks
 
-    from cnn.distributed.group import BATCH, Group
+    from cnn.training.distributed.group import BATCH, Group
 
     print("The work of the ranks themselves, which share the cores here, is measured without delays.\n")
     print("| ranks | latency | Gbit/s | bytes | measured ms | model ms | ratio |\n|---|---|---|---|---|---|---|")

@@ -5,6 +5,7 @@ The ranks are threads of one process (ranks.py); tests/mpi runs the same under m
 
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,10 +15,9 @@ from grid.optimizers import OPTIMIZERS
 from ranks import ran, run
 
 import cnn
-import cnn.distributed
-from cnn.distributed import RankError
-from cnn.distributed.group import Group
-from cnn.distributed.rows import cuts_of, ends_of
+from cnn.training.distributed import RankError, rows
+from cnn.training.distributed.group import Group
+from cnn.training.distributed.rows import cuts_of, ends_of
 
 ROWS, INPUTS, OUTPUTS = 77, 5, 4
 RNG = np.random.default_rng(0)
@@ -148,7 +148,7 @@ def test_one_array_for_all_ranks_and_files(tmp_path):
 
 
 def test_blocks_of_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(cnn.distributed.rows, "BLOCK_BYTES", 30 * 40)  # a block of 20 rows at a time
+    monkeypatch.setattr(rows, "BLOCK_BYTES", 30 * 40)  # a block of 20 rows at a time
     x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", "f8", X.shape)
     x[:] = X
     x.flush()
@@ -160,7 +160,7 @@ def test_blocks_of_files(tmp_path, monkeypatch):
 
 def test_iterables_and_sparse_rows():
     sparse = pytest.importorskip("scipy.sparse")
-    rows = sparse.csr_matrix(np.where(X > 0.5, X, 0))
+    thin = sparse.csr_matrix(np.where(X > 0.5, X, 0))
 
     def batches(model, comm):
         parts = [mine(comm, X[at : at + 16], Y[at : at + 16], W[at : at + 16]) for at in (0, 16, 32, 48)]
@@ -170,11 +170,11 @@ def test_iterables_and_sparse_rows():
     make = lambda: cnn.Sequential(  # noqa: E731
         [cnn.Linear(INPUTS, 40), cnn.Tanh(), cnn.Linear(40, OUTPUTS), cnn.CrossEntropyLoss()], cnn.Adam(lr=0.01), seed=1
     )
-    dense = lambda model, comm: dict(model.fit(*mine(comm, rows.toarray(), Y), comm=comm, progress=False))  # noqa: E731
+    dense = lambda model, comm: dict(model.fit(*mine(comm, thin.toarray(), Y), comm=comm, progress=False))  # noqa: E731
     n = len(Y)
     part = lambda comm: slice(n * comm.rank // comm.world.size, n * (comm.rank + 1) // comm.world.size)  # noqa: E731
-    thin = lambda model, comm: dict(model.fit(rows[part(comm)], Y[part(comm)], comm=comm, progress=False))  # noqa: E731
-    history = same_on_all(make, thin)[1]
+    work = lambda model, comm: dict(model.fit(thin[part(comm)], Y[part(comm)], comm=comm, progress=False))  # noqa: E731
+    history = same_on_all(make, work)[1]
     np.testing.assert_allclose(history["loss"], same_on_all(make, dense)[1]["loss"], rtol=1e-5)
 
 
@@ -442,6 +442,9 @@ def test_what_is_refused():
     refused(ValueError, "expected a dict with comm", lambda c: network().fit(x, y, class_weight="balanced", comm=c))
     refused(ValueError, "such as 12", lambda c: network().fit(*mine(c, x, y), comm=c, progress=False), 3)
     refused(ValueError, "such as 16", lambda c: network().fit(*mine(c, x, y), comm=c, progress=False), 16)
+    refused(ValueError, "expected arrays", lambda c: network().evaluate([(x, y)], comm=c))
+    batches = {"validation_data": [(x, y), (x, y)]}
+    refused(ValueError, "expected arrays", lambda c: network().fit(x, y, comm=c, progress=False, **batches))
     refused(TypeError, "without Get_rank", lambda c: network().fit(x, y, comm="world"))
     refused(ValueError, "shard: expected None, or 'auto'", lambda c: network().fit(x, y, comm=c, shard="mine"))
     refused(ValueError, "shard: expected None, or 'auto'", lambda c: network().fit(x, y, shard="auto"))

@@ -78,7 +78,7 @@ class Core:
         self.program: Any = None
         self.optimizer: Any = None
         self._minimizer: Any = None
-        self.ranks: Any = None  # that train the model together: see distributed.group_of
+        self.ranks: Any = None  # that train the model together: see training/distributed
         self.held: tuple | None = None  # what `Objective.hold` notes
         self._rates: tuple = (0, (), None)  # of some steps or epochs ahead: the first, rates, and what they are made of
         self.fitting = False

@@ -965,7 +965,7 @@ class Sequential(layers.Chain):
 @contextlib.contextmanager
 def _shared(model: Sequential, comm: Any, shards: int):
     """The program and the number of threads for a call that all ranks of a communicator make."""
-    from .. import distributed
+    from ..training import distributed
 
     group = distributed.group_of(model, comm, shards)
     with group.together(end=False):

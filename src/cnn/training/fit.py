@@ -327,7 +327,7 @@ def fit(
                 )
             context.program = group.program
         x, y, sample_weight = _own(group, shard, x, y, sample_weight)
-        if isinstance(validation_data, (tuple, list)) and len(validation_data) in (2, 3):
+        if shard is not None and isinstance(validation_data, (tuple, list)) and len(validation_data) in (2, 3):
             validation_data = _own(group, shard, *validation_data, *[None] * (3 - len(validation_data)))
         source = source_of(context, x, y, sample_weight, Names(), epochs - initial_epoch)
         if group is not None:
@@ -448,7 +448,7 @@ def _ranks(model, comm, shards, deterministic, end=True):
     if comm is None:
         yield None
         return
-    from .. import distributed
+    from . import distributed
 
     with distributed.group_of(model, comm, shards, flag("deterministic", deterministic), True).together(end) as group:
         yield group
@@ -458,7 +458,7 @@ def _threads(group, threads) -> int:
     """How many threads to use: ranks on one machine share its cores."""
     if group is None or threads is not None:
         return threads_for(threads)
-    from .. import distributed
+    from . import distributed
 
     return distributed.threads_of(group.places, group.rank, threads_for(None))
 
@@ -469,14 +469,14 @@ def _own(group, shard, *arrays):
         return arrays
     if shard != "auto" or group is None:
         raise ValueError(f"shard: expected None, or 'auto' with comm, got {shard!r}")
-    from .. import distributed
+    from . import distributed
 
     return distributed.own_rows(group, *arrays)
 
 
 def _of_all(group, source: Source, asked: dict, x, y) -> Source:
     """The source of all ranks, once it is sure that they ask for the same."""
-    from .. import distributed
+    from . import distributed
 
     asked |= {"x": distributed.tell(x), "y": distributed.tell(y), "source": type(source).__name__, "_n": source.rows}
     sizes = [said["_n"] for said in group.check(asked)]

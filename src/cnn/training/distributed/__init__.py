@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .._about import __version__
-from .._checks import integer
-from ..models.python_loss import PythonLoss
-from ..training.state import stateful
+from ..._about import __version__
+from ..._checks import integer
+from ..state import stateful
 from .group import Group, RankError, here, threads_of
 from .program import ShardProgram
 from .rows import ShardRows, own_rows, shard_source
@@ -32,7 +31,7 @@ def group_of(model: Any, comm: Any, shards: Any, deterministic: Any = True, fres
         return known[2]
     group = Group(comm)
     with group.together(end=False):
-        if isinstance(core.program, PythonLoss):
+        if hasattr(core.program, "native"):
             raise ValueError(
                 "comm: expected a loss of the library's: one of your own is a function of all rows at once"
             )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..training.data import _MIX, BLOCK_BYTES, Rows, Source
+from ..data import MIX, BLOCK_BYTES, Rows, Source
 from .group import ROWS, Group
 
 
@@ -199,7 +199,7 @@ class ShardRows(Rows):
         blocks = self.blocks(cuts)
         turn = range(len(blocks))
         if context.shuffle and len(blocks) > 1:
-            turn = context.permutation(len(blocks), (context.seed + _MIX * len(blocks)) % 2**64, epoch).tolist()
+            turn = context.permutation(len(blocks), (context.seed + MIX * len(blocks)) % 2**64, epoch).tolist()
         mine = slice(group.first, group.first + group.count)
         for block in turn:
             first, last = blocks[block]
@@ -225,7 +225,7 @@ class ShardRows(Rows):
         for i, begin in enumerate(begins):
             n = int(taken[-1, i])
             if context.shuffle:
-                seed = context.seed + _MIX * (1 + self.group.first + i + self.group.shards * block)
+                seed = context.seed + MIX * (1 + self.group.first + i + self.group.shards * block)
                 rows.append(begin + context.permutation(n, seed % 2**64, epoch))
             else:
                 rows.append(np.arange(begin, begin + n))
@@ -302,7 +302,11 @@ def one_batch(group: Group, program: Any, x, y, w, sizes: list[int]) -> ShardPar
 
 def shard_source(group: Group, source: Any, sizes: list[int]) -> Source:
     """The source of all ranks, from that of this one; sizes: the rows of each, if they are known."""
-    return ShardRows(group, source, sizes) if isinstance(source, Rows) else ShardBatches(group, source)
+    if isinstance(source, Rows):
+        return ShardRows(group, source, sizes)
+    if not source.context.training:
+        raise ValueError(f"{source.names.all}: expected arrays or memory maps with comm, got an iterable of batches")
+    return ShardBatches(group, source)
 
 
 def own_rows(group: Group, x, y, w) -> tuple:
