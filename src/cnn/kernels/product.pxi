@@ -98,6 +98,23 @@ cdef struct Tile:
 cdef real[3 * 16] ZEROS      # a row as wide as a tile can be: never written
 
 
+cdef extern from *:
+    """
+    /* After `done` runs: add up what is complete of the tree of their sums, each of n numbers; how many are left.
+     * Not inlined: the loop over k needs all registers. */
+    static __attribute__((noinline)) int join_runs(real *partial, int depth, int done, Py_ssize_t n)
+    {
+        for (; done % 2 == 0; done /= 2, depth--) {
+            real *low = partial + (depth - 2) * 384, *high = low + 384;
+            for (Py_ssize_t i = 0; i < n; i += VL)
+                vf_store(low + i, vf_load(low + i) + vf_load(high + i));
+        }
+        return depth;
+    }
+    """
+    int join_runs(real* partial, int depth, int done, Py_ssize_t n) nogil
+
+
 cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil:
     cdef const Product* p = t.p
     cdef vf acc[24]
@@ -106,7 +123,7 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
     cdef int r, q
     cdef Py_ssize_t ahead[3]
     cdef Py_ssize_t tile, l, end, row, next_cut
-    cdef int run, depth, done
+    cdef int run, depth
     cdef real* part
     cdef int stream, streams = 0
     cdef Py_ssize_t a_row = t.a_row, a_col = t.a_col, b_row = t.b_row, c_row = p.c_row
@@ -159,21 +176,13 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
                 b += b_row
                 l += 1
             while l == next_cut and run + 1 < p.runs:
-                run += 1
-                done = run
-                while done & 1 == 0:        # a branch of the tree is complete
-                    done >>= 1
-                    depth -= 1
-                    part = p.partial + depth * TILE_SIZE
-                    for r in range(mr):
-                        for q in range(nv):
-                            acc[r * nv + q] = vf_load(part + (r * nv + q) * VL) + acc[r * nv + q]
                 part = p.partial + depth * TILE_SIZE
                 for r in range(mr):
                     for q in range(nv):
                         vf_store(part + (r * nv + q) * VL, acc[r * nv + q])
                         acc[r * nv + q] = vf_set(0)
-                depth += 1
+                run += 1
+                depth = join_runs(p.partial, depth + 1, run, mr * nv * VL)
                 next_cut = p.cuts[run + 1]
         while depth > 0:
             depth -= 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import MIX, BLOCK_BYTES, Rows, Source
+from ..data import BLOCK_BYTES, MIX, Rows, Source
 from .group import ROWS, Group
 
 
