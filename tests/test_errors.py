@@ -492,7 +492,8 @@ UNKNOWN = [
     (lambda: cnn.Sequential([cnn.Linear(1, 1)]).fit([[1]], n_epochs=2), "fit: unknown argument 'n_epochs': epochs?"),
     (
         lambda: cnn.Sequential([cnn.Linear(1, 1)]).evaluate([[1]], verbose=0),
-        "evaluate: unknown argument 'verbose': expected x, y, sample_weight, metrics, threads, class_weight",
+        "evaluate: unknown argument 'verbose': expected x, y, sample_weight, metrics, threads, class_weight, comm, "
+        "shards, shard",
     ),
 ]
 

@@ -199,6 +199,13 @@ def test_sensors(tmp_path):
     assert is_picture(tmp_path / "sensors.png")
 
 
+def test_mpi_mnist_like(tmp_path):
+    result = run("examples/mpi_mnist_like.py", "--epochs", 2, "--steps", 1, "--ranks", "--out", tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "ms a step" in result.stdout
+    assert is_picture(tmp_path / "mpi_mnist_like.png")
+
+
 def test_transfer(tmp_path):
     """Frozen layers are ahead with few examples, and behind with many."""
     result = run("examples/transfer.py", "--draws", 4, "--out", tmp_path, cwd=tmp_path)

@@ -63,6 +63,7 @@ include "kernels/compile.pxi"           # from Python's description to a network
 include "kernels/parameters.pxi"        # packed vectors and views of the parameters
 include "kernels/targets.pxi"           # losses, targets and weights, checked
 include "kernels/program.pxi"           # the class that Python sees
+include "kernels/shards.pxi"            # batches that several processes share
 include "kernels/members.pxi"           # many models at once, one after the other on each thread
 include "kernels/lanes.pxi"             # ... or one in each lane of the vectors
 include "kernels/crew.pxi"              # ... as Python sees them

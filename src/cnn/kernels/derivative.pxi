@@ -98,7 +98,7 @@ cdef void tangent_rows(const TangentPass* p, const Tangents* t, Py_ssize_t first
             op.does.weight_tangent(&c, op, 0, n)
         elif op.has_weight or op.has_bias:
             weight_product(op, True, op.has_bias, 0, n, rows, source(&c, op.src), source_row(&c, op.src),
-                           output_gradient(&c, op), row_size(&c, op), net.params, t.grads, NULL, False, c.panel)
+                           output_gradient(&c, op), row_size(&c, op), net.params, t.grads, NULL, False, NULL, c.panel)
 
 
 cdef void tangent_task(void* argument, int thread) noexcept nogil:

@@ -197,7 +197,7 @@ cdef struct Batch:
     const real* weight      # of the rows, NULL: one each
     real* out               # NULL, or where the outputs are copied
     Py_ssize_t out_row
-    double* losses          # sum of each LOSS_BLOCK rows
+    double* losses          # sum of each LOSS_BLOCK rows; of a batch in shards, of each row
     Py_ssize_t* correct     # how many of them are classified right
 
 cdef struct Request:
@@ -225,12 +225,29 @@ cdef struct Phase:
     const Op* summed        # between two phases: the op whose columns are summed over the batch
     bint summed_backward
 
+# Shards of a batch that several processes share; see shards.pxi.
+cdef struct ShardList:
+    int count               # that are here
+    int first               # the number of the first of them
+    const int64_t* cuts     # rows of the workspace at which each begins, and at which the last ends
+    Py_ssize_t whole        # rows of the batch, those elsewhere too
+    bint head               # of a pass over one shard: it is the batch's first
+    bint failed             # a sum over all processes could not be had
+    bint (*sum)(Pass* p, const Op* op, bint backward) noexcept nogil    # in place of the sums over the batch
+    void (*gradient)(const Pass* p, const Op* op, int thread) noexcept nogil    # in place of weight_gradient
+    void* owner
+    real* blocks            # of gradients, the first for the sum: a level of the tree each
+    real** pointers         # room: of a workspace for each thread
+    Py_ssize_t n_pointers
+    double* columns         # room: two vectors for each shard, twice, and two more
+
 cdef struct Pass:
     const Network* net
     Workspace* ws
     Batch batch
     Request wants
     Phase phase
+    ShardList* shards       # NULL: the batch is all here
 
 ctypedef void (*op_walk)(const Chunk* chunk, const Op* op) noexcept nogil
 
@@ -258,6 +275,7 @@ cdef struct OpMethods:
     bint single             # has a place in the direct path for one row
     bint sparse             # can read sparse rows
     bint random
+    bint shards             # its weight_gradient adds up shards itself
     const BatchMethods* batch       # NULL, or for an op that needs all rows of the batch at once
 
 # Such an op: sums over the batch between two phases of a pass.
@@ -266,6 +284,10 @@ cdef struct BatchMethods:
     void (*backward_sums)(const Pass* p, const Op* op, Py_ssize_t first, Py_ssize_t columns) noexcept nogil
     void (*track)(Network* net, Op* op, const real* extra, Py_ssize_t batch) noexcept nogil
     void (*use_running)(const Network* net, const Op* op, real* extra) noexcept nogil
+    # the same sums of a batch in shards: of each shard, two vectors `row` apart; and what is made of those of all
+    void (*shard_moments)(const Pass* p, const Op* op, double* moments) noexcept nogil
+    void (*shard_gradients)(const Pass* p, const Op* op, double* sums) noexcept nogil
+    void (*take)(const Pass* p, const Op* op, bint backward, const double* sums) noexcept nogil
 
 
 cdef Py_ssize_t padded_row(Py_ssize_t width, Py_ssize_t rows) noexcept nogil:
@@ -403,6 +425,8 @@ cdef int define(const OpMethods* op) except -1:
         methods |= {
             "batch.sums": op.batch.sums != NULL, "batch.backward_sums": op.batch.backward_sums != NULL,
             "batch.track": op.batch.track != NULL, "batch.use_running": op.batch.use_running != NULL,
+            "batch.shard_moments": op.batch.shard_moments != NULL,
+            "batch.shard_gradients": op.batch.shard_gradients != NULL, "batch.take": op.batch.take != NULL,
         }
     if missing := [method for method, there in methods.items() if not there]:
         raise RuntimeError(f"op {name}: no {', '.join(missing)}")

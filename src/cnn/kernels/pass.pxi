@@ -46,14 +46,15 @@ cdef void pass_rows(const Pass* p, Py_ssize_t first, Py_ssize_t rows, int thread
     cdef Workspace* ws = p.ws
     cdef int last = net.n_buffers - 1
     cdef Py_ssize_t i, at, block, width = net.buffers[0].width * sizeof(real)
+    cdef Py_ssize_t unit = LOSS_BLOCK if p.shards == NULL else 1
     cdef const char* target = batch.target + first * batch.target_bytes
     cdef Chunk c
     c.net, c.ws, c.t = net, ws, NULL
     # rows that nobody comes back to share the room of their thread
     c.first = first if p.wants.keep or p.wants.backward else thread * phase.chunk
-    c.batch, c.all_rows = rows, batch.rows
+    c.batch, c.all_rows = rows, batch.rows if p.shards == NULL else p.shards.whole
     c.x, c.x_row, c.csr = batch.x + first * batch.x_row, batch.x_row, NULL
-    c.keep, c.input_grad, c.few = p.wants.keep, p.wants.input_grad, batch.rows <= FEW_ROWS
+    c.keep, c.input_grad, c.few = p.wants.keep, p.wants.input_grad, c.all_rows <= FEW_ROWS
     c.panel = ws.panel + thread * ws.panel_size
     if batch.csr.start != NULL:
         c.csr = &batch.csr
@@ -80,10 +81,10 @@ cdef void pass_rows(const Pass* p, Py_ssize_t first, Py_ssize_t rows, int thread
             copy_rows(rows, net.outputs, row_of(ws.value, net, last, c.first), net.buffers[last].row,
                       batch.out + first * batch.out_row, batch.out_row)
         if batch.target != NULL:
-            for i from 0 <= i < rows by LOSS_BLOCK:
-                block = (first + i) // LOSS_BLOCK
+            for i from 0 <= i < rows by unit:
+                block = (first + i) // unit
                 batch.correct[block] = 0
-                batch.losses[block] = batch_loss(net, &batch.loss, ws, c.first + i, smaller(LOSS_BLOCK, rows - i),
+                batch.losses[block] = batch_loss(net, &batch.loss, ws, c.first + i, smaller(unit, rows - i),
                                                  target + i * batch.target_bytes, batch.target_bytes,
                                                  batch.weight + first + i if batch.weight != NULL else NULL,
                                                  p.wants.scale, p.wants.keep, &batch.correct[block])
@@ -151,7 +152,13 @@ cdef void weights_task(void* argument, int thread) noexcept nogil:
                 first = units * piece // pieces * unit
                 end = smaller(rows, units * (piece + 1) // pieces * unit)
                 x = pass_input(p, op.src, &x_row)
-                if wants_weight(p, op) or wants_bias(p, op):
+                if not wants_weight(p, op) and not wants_bias(p, op):
+                    pass
+                elif p.shards != NULL and p.shards.count > 1 and not (op.does.shards
+                                                                      and (p.batch.csr.start == NULL or op.src != 0)):
+                    if first == 0:
+                        p.shards.gradient(p, op, thread)
+                else:
                     op.does.weight_gradient(p, op, first, end - first, x, x_row, panel)
                 claimed = atomic_add(&p.phase.claimed, 1)
             at += 1
@@ -257,13 +264,14 @@ cdef double run_pass(Pass* p, double* weight, Py_ssize_t* correct) noexcept nogi
     if batch.target != NULL:
         if batch.order != NULL:
             gather_targets(p)
-        rows_weight = loss_weight(&batch.loss, batch.rows, batch.target, batch.target_bytes, batch.weight)
-        weight[0] += rows_weight
-        wants.scale *= loss_scale(&batch.loss, rows_weight)
+        if p.shards == NULL:
+            rows_weight = loss_weight(&batch.loss, batch.rows, batch.target, batch.target_bytes, batch.weight)
+            weight[0] += rows_weight
+            wants.scale *= loss_scale(&batch.loss, rows_weight)
         wants.leave_out = wants.keep and leave_out_rows(p)
         wants.gather = wants.gather or wants.leave_out
     phase.claimed = 0
-    phase.lanes = samples_serve(p)
+    phase.lanes = p.shards == NULL and samples_serve(p)
     if phase.lanes and wants.weights:
         parallel(samples_task, p, wants.threads)
         samples_finish(p)
@@ -278,8 +286,14 @@ cdef double run_pass(Pass* p, double* weight, Py_ssize_t* correct) noexcept nogi
         for s in range(segments):
             if s > 0:
                 op = &net.ops[net.segments[s]]
-                run_sums(p, op, False)
-                op.does.batch.track(net, op, p.ws.extra[op.index], batch.rows)
+                if p.shards == NULL:
+                    run_sums(p, op, False)
+                    op.does.batch.track(net, op, p.ws.extra[op.index], batch.rows)
+                elif p.shards.sum(p, op, False):
+                    op.does.batch.track(net, op, p.ws.extra[op.index], p.shards.whole)
+                else:
+                    p.shards.failed = True
+                    return 0
             phase.start = net.segments[s]
             phase.stop = net.segments[s + 1] if s + 1 < segments else net.n_ops
             if wants.backward and s + 1 == segments:
@@ -293,7 +307,11 @@ cdef double run_pass(Pass* p, double* weight, Py_ssize_t* correct) noexcept nogi
                 phase.back_stop = <int>larger(lowest, net.segments[s] + (s > 0))
                 run_rows(p)
             if s > 0:
-                run_sums(p, &net.ops[net.segments[s]], True)
+                if p.shards == NULL:
+                    run_sums(p, &net.ops[net.segments[s]], True)
+                elif not p.shards.sum(p, &net.ops[net.segments[s]], True):
+                    p.shards.failed = True
+                    return 0
     phase.claimed = 0
     if wants.weights:
         if batch.csr.start != NULL:
@@ -306,7 +324,7 @@ cdef double batch_sums(const Pass* p, Py_ssize_t* correct) noexcept nogil:
     """The sum of the loss over the rows; adds to correct."""
     cdef Py_ssize_t block
     cdef double total = 0
-    if p.batch.target != NULL:
+    if p.batch.target != NULL and p.shards == NULL:
         for block in range((p.batch.rows + LOSS_BLOCK - 1) // LOSS_BLOCK):
             total += p.batch.losses[block]
             correct[0] += p.batch.correct[block]

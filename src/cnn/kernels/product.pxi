@@ -33,6 +33,8 @@ cdef enum:
     SPREAD = 16         # steps of k between two visits to the next rows' prefetches
     AHEAD = 24          # rows that packing asks memory for before it reads them
     MANY_PANELS = 16    # that read A one after the other: packing it pays
+    LEVELS = 12         # of the tree in which sums over runs of k are added up
+    TILE_SIZE = 8 * 3 * 16
 
 
 cdef inline Py_ssize_t panel_size(Py_ssize_t batch, Py_ssize_t widest) noexcept nogil:
@@ -71,6 +73,9 @@ cdef struct Product:
     real* act_out               # forward: where f(C) goes, laid out like c
     Py_ssize_t act_width        # columns that f is applied to
     real* panel                 # workspace of panel_size reals
+    const int64_t* cuts         # NULL: each element of C is one sum over k; else, in the weight gradient, the sums over
+    int runs                    # k from cuts[i] to cuts[i + 1] - 1, i < runs, added up in a tree (see shards.pxi)
+    real* partial               # ... in this room: LEVELS * TILE_SIZE
 
 
 cdef struct Tile:
@@ -93,6 +98,23 @@ cdef struct Tile:
 cdef real[3 * 16] ZEROS      # a row as wide as a tile can be: never written
 
 
+cdef extern from *:
+    """
+    /* After `done` runs: add up what is complete of the tree of their sums, each of n numbers; how many are left.
+     * Not inlined: the loop over k needs all registers. */
+    static __attribute__((noinline)) int join_runs(real *partial, int depth, int done, Py_ssize_t n)
+    {
+        for (; done % 2 == 0; done /= 2, depth--) {
+            real *low = partial + (depth - 2) * 384, *high = low + 384;
+            for (Py_ssize_t i = 0; i < n; i += VL)
+                vf_store(low + i, vf_load(low + i) + vf_load(high + i));
+        }
+        return depth;
+    }
+    """
+    int join_runs(real* partial, int depth, int done, Py_ssize_t n) nogil
+
+
 cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil:
     cdef const Product* p = t.p
     cdef vf acc[24]
@@ -100,7 +122,9 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
     cdef vf a_k
     cdef int r, q
     cdef Py_ssize_t ahead[3]
-    cdef Py_ssize_t tile, l, end, row
+    cdef Py_ssize_t tile, l, end, row, next_cut
+    cdef int run, depth
+    cdef real* part
     cdef int stream, streams = 0
     cdef Py_ssize_t a_row = t.a_row, a_col = t.a_col, b_row = t.b_row, c_row = p.c_row
     cdef const real* a
@@ -131,9 +155,10 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
             for q in range(nv):
                 acc[r * nv + q] = vf_load(s + r * s_row + q * VL)
         row = 0 if streams else mr
-        l = 0
+        l = run = depth = 0
+        next_cut = t.k if p.cuts == NULL else p.cuts[1]
         while l < t.k:
-            end = t.k
+            end = smaller(t.k, next_cut)
             if row < mr:
                 for stream in range(streams):
                     for q in range(nv):
@@ -150,6 +175,21 @@ cdef inline void tiles(const int mr, const int nv, const Tile* t) noexcept nogil
                 a += a_col
                 b += b_row
                 l += 1
+            while l == next_cut and run + 1 < p.runs:
+                part = p.partial + depth * TILE_SIZE
+                for r in range(mr):
+                    for q in range(nv):
+                        vf_store(part + (r * nv + q) * VL, acc[r * nv + q])
+                        acc[r * nv + q] = vf_set(0)
+                run += 1
+                depth = join_runs(p.partial, depth + 1, run, mr * nv * VL)
+                next_cut = p.cuts[run + 1]
+        while depth > 0:
+            depth -= 1
+            part = p.partial + depth * TILE_SIZE
+            for r in range(mr):
+                for q in range(nv):
+                    acc[r * nv + q] = vf_load(part + (r * nv + q) * VL) + acc[r * nv + q]
         if not t.last:
             for r in range(mr):
                 for q in range(nv):
@@ -353,6 +393,20 @@ cdef void sum_rows(Py_ssize_t k, Py_ssize_t n, const real* b, Py_ssize_t b_row, 
         vf_store(sums + j, (s[0] + s[2]) + (s[1] + s[3]))
 
 
+cdef void sum_rows_by_runs(const Product* p, Py_ssize_t n, const real* b, Py_ssize_t b_row, real* sums) noexcept nogil:
+    """`sum_rows` of each run, added up in the tree."""
+    cdef int run, done, depth = 0
+    for run in range(p.runs):
+        sum_rows(p.cuts[run + 1] - p.cuts[run], n, b + p.cuts[run] * b_row, b_row, sums)
+        done = run + 1
+        while done & 1 == 0 or (run + 1 == p.runs and depth > 0):
+            done >>= 1
+            depth -= 1
+            add_rows(1, n, p.partial + depth * TILE_SIZE, 0, True, sums, 0)
+        memcpy(p.partial + depth * TILE_SIZE, sums, n * sizeof(real))
+        depth += 1
+
+
 cdef void product(const Product* p) noexcept nogil:
     """C = A B with everything that Product asks for; 2 m n k FLOPs.
 
@@ -365,7 +419,7 @@ cdef void product(const Product* p) noexcept nogil:
     cdef bint pack_a
     # an update or an addition needs whole sums: partial ones would have no place to go
     k_block = larger(1, p.k)
-    if p.epilogue != EPILOGUE_UPDATE and p.epilogue != EPILOGUE_ADD:
+    if p.epilogue != EPILOGUE_UPDATE and p.epilogue != EPILOGUE_ADD and p.cuts == NULL:
         k_block = smaller(k_block, K_BLOCK)
     rows = A_BLOCK // k_block // TILE_MR * TILE_MR
     pack_a = p.a_col != 1 and panels >= MANY_PANELS and rows >= 32 * TILE_MR and p.m > 0
@@ -403,6 +457,7 @@ cdef void product_rows(const Product* p, Py_ssize_t i0, Py_ssize_t m, Py_ssize_t
     cdef const real* a = p.a + i0 * p.a_row + k0 * p.a_col
     cdef real* a_packed = p.panel + k * TILE_NV * VL
     cdef real[3 * 16] sums
+    cdef Product whole
     cdef Tile t
     t.p = p
     t.k = k
@@ -440,9 +495,15 @@ cdef void product_rows(const Product* p, Py_ssize_t i0, Py_ssize_t m, Py_ssize_t
             if t.last and p.act != IDENTITY:
                 activate_chunk(p, i, t.i - i, j, nv * VL)
         if p.ones_row and last_rows:
-            sum_rows(k, nv * VL, t.b, t.b_row, sums)
+            if p.cuts == NULL:
+                sum_rows(k, nv * VL, t.b, t.b_row, sums)
+            else:
+                sum_rows_by_runs(p, nv * VL, t.b, t.b_row, sums)
             t.a, t.a_row, t.a_col, t.packed = &ONE, 0, 0, False
             t.b, t.b_row, t.k = sums, 0, 1
+            whole = p[0]
+            whole.cuts, whole.runs = NULL, 0
+            t.p = &whole
             run_tiles(&t, 1, 1, nv)
-            t.k = k
+            t.p, t.k = p, k
         j += nv * VL

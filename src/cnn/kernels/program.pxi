@@ -598,6 +598,11 @@ cdef class Program:
         return self.net.loss.mean
 
     @property
+    def all_off(self):
+        """Whether all ops that differ between the modes are in evaluation mode."""
+        return self.net.all_off
+
+    @property
     def separable(self):
         """Whether the rows do not depend on each other, so that a sweep may be cut anywhere."""
         return self.net.n_segments == 1

@@ -89,7 +89,7 @@ cdef int reserve(const Network* net, Workspace* ws, Py_ssize_t batch, bint train
         raise MemoryError(f"a batch of {batch} rows is too large for this machine's addresses")
     grown.training = ws.training
     grown.row0 = ws.row0
-    grown.panel_size = panel_size(batch, net.widest) if training else panel_size(0, 0)
+    grown.panel_size = panel_size(batch, net.widest) + LEVELS * TILE_SIZE if training else panel_size(0, 0)
     try:
         pointers_of(net, &grown, <real**>allocate_plain(pointers_of(net, NULL, NULL, training) * sizeof(real*)),
                     training)

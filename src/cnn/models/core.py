@@ -81,6 +81,7 @@ class Core:
         self.program: Any = None
         self.optimizer: Any = None
         self._minimizer: Any = None
+        self.ranks: Any = None  # that train the model together: see training/distributed
         self.held: tuple[Any, ...] | None = None  # what `Objective.hold` notes
         self._rates: Any = (0, (), None)  # of some steps or epochs ahead: the first, rates, and what they are made of
         self.fitting = False
@@ -117,7 +118,7 @@ class Core:
                 layer._arrays = {}
         self.kernels, self.dtype, self.nested = kernels, kernels.DTYPE, True
         self.program, self._derivatives, self._first = _Part(self), None, {}
-        self._minimizer = self.held = None
+        self._minimizer = self.held = self.ranks = None
 
     def clone(self, model: Any, layers: list[Any], made: dict[int, Any]) -> None:
         """Give a model that is made of twins of this one's layers a core like this one, in memory of its own.
@@ -140,7 +141,7 @@ class Core:
         core.program = self._with(native, model._loss)
         core._rates, core._derivatives, core._first, core._drawn = (0, (), None), None, {}, []
         core.fitting = False
-        core._minimizer = core.held = None
+        core._minimizer = core.held = core.ranks = None
         for op, place in core.parametric:
             place.layer._view(native, op)
         for op, places in enumerate(core.graph.places):
@@ -176,6 +177,7 @@ class Core:
             native = getattr(self.program, "native", self.program)
             native.set_loss(None if loss is None else loss.spec())
             self.program = self._with(native, loss)
+            self.ranks = None
 
     @classmethod
     def part(cls, model: Any, layers: list[Any]) -> Core:
@@ -188,6 +190,7 @@ class Core:
         core.parametric = core.graph.parameters()
         core.optimizer, core.fitting, core.nested, core._derivatives, core._first = None, False, True, None, {}
         core.loss = None
+        core.ranks = None
         core.program = _Part(core)
         return core
 
@@ -255,7 +258,7 @@ class Core:
             for op, place in self.parametric:
                 groups[op] = (rows.get(f"{place.key}.weight", 0), rows.get(f"{place.key}.bias", 0))
             self.program.set_optimizer(optimizer.table, groups, optimizer.states)
-        self._minimizer = self.held = None
+        self._minimizer = self.held = self.ranks = None
         self.optimizer = optimizer
         self.state.epochs_seen = self.state.epoch = 0
 

@@ -305,7 +305,7 @@ class Sequential(layers.Chain):
         """Set all gradients to zero."""
         self._core.program.zero_grads()
 
-    def loss_and_grad(self, x: Any, y: ArrayLike) -> tuple[float, Array]:
+    def loss_and_grad(self, x: Any, y: ArrayLike, *, comm: Any = None, shards: int = 8) -> tuple[float, Array]:
         """The loss and its gradient as one vector, in the order of `parameters`: what scipy.optimize wants.
 
         The model's gradients are this gradient afterwards. Training or evaluation mode, as it is set.
@@ -315,6 +315,8 @@ class Sequential(layers.Chain):
         x : array_like or sparse matrix of shape (batch, in_features)
         y : array_like
             As `targets` of `forward`.
+        comm, shards
+            As for `fit`: x and y are the rows of this rank, and the loss is that of all rows.
 
         Returns
         -------
@@ -329,6 +331,9 @@ class Sequential(layers.Chain):
             If there is no loss.
         """
         core = self._core
+        if comm is not None:
+            with _shared(self, comm, shards) as (program, threads):
+                return program.loss_and_grad(x, y, threads, core.state.training)
         return core.program.loss_and_grad(x, y, get_num_threads(), core.state.training)
 
     # derivative products (derivatives.py) -----------------------------------------------------------------------------
@@ -346,7 +351,9 @@ class Sequential(layers.Chain):
 
     # native training and prediction -----------------------------------------------------------------------------------
 
-    def train_step(self, x: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+    def train_step(
+        self, x: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, *, comm: Any = None, shards: int = 8
+    ) -> float:
         """Forward, loss, backward and the optimiser's step in one native call.
 
         The step is fused into the computation of the gradients, which are not kept: `gradients` stay as they are. With
@@ -363,6 +370,8 @@ class Sequential(layers.Chain):
             As `targets` of `forward`.
         sample_weight : array_like of shape (batch,), optional
             How much each row counts: finite, at least 0.
+        comm, shards
+            As for `fit`: the arrays are the rows of this rank, and the batch is those of all ranks.
 
         Returns
         -------
@@ -379,6 +388,11 @@ class Sequential(layers.Chain):
         core = self._core
         if core.optimizer is None:
             core.need_optimizer()
+        if comm is not None:
+            if core.optimizer.whole_data:
+                raise ValueError(f"optimizer: expected one that takes batches with comm, got {core.optimizer!r}")
+            with _shared(self, comm, shards) as (program, threads):
+                return program.train_step(x, y, threads, sample_weight, core.rates())
         if core.optimizer.whole_data:
             return core.whole_step(x, y, sample_weight, get_num_threads())
         rates = None if core.optimizer._schedule is None else core.rates()
@@ -959,6 +973,16 @@ class Sequential(layers.Chain):
         part._of = self  # which has the parameters
         part._core = Core.part(self, chosen)
         return part
+
+
+@contextlib.contextmanager
+def _shared(model: Sequential, comm: Any, shards: int):
+    """The program and the number of threads for a call that all ranks of a communicator make."""
+    from ..training import distributed
+
+    group = distributed.group_of(model, comm, shards)
+    with group.together(end=False):
+        yield group.program, distributed.threads_of(group.places, group.rank, get_num_threads())
 
 
 def _shown(i: slice) -> str:

@@ -46,6 +46,7 @@ class Callback:
     model: Any = None
     stop = False
     _turn = 1  # 0 before others, 2 after them
+    _writes = False  # files: with several ranks only the first has it
 
     def on_train_begin(self, logs: dict[str, float]) -> None:
         """Before the first epoch.
@@ -429,6 +430,8 @@ class CSVLogger(Callback):
         In `fit`: if the file that is there has other columns.
     """
 
+    _writes = True
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path: str = os.fspath(path)
         self._names: list[str] | None = None
@@ -473,6 +476,8 @@ class TensorBoardLogger(Callback):
     ImportError
         If neither tensorboardX nor PyTorch's writer is installed.
     """
+
+    _writes = True
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder: str = os.fspath(folder)

@@ -20,7 +20,7 @@ from .._types import ArrayLike
 
 BLOCK_BYTES = 64 << 20  # of a block of a memory map
 PIECE_BYTES = 4 << 20  # of one read, so that Ctrl-C need not wait for a whole block
-_MIX = 0xD1342543DE82EF95  # an odd number (L'Ecuyer's multiplier): blocks have seeds of their own
+MIX = 0xD1342543DE82EF95  # an odd number (L'Ecuyer's multiplier): blocks have seeds of their own
 
 
 class Part(NamedTuple):
@@ -371,7 +371,7 @@ class _Blocks(Rows):
         turn: Any = range(len(bounds))
         shuffled = epoch is not None and context.shuffle
         if shuffled:
-            turn = context.permutation(len(bounds), (context.seed + _MIX * len(bounds)) % 2**64, epoch).tolist()
+            turn = context.permutation(len(bounds), (context.seed + MIX * len(bounds)) % 2**64, epoch).tolist()
         for i in turn:
             start, stop = bounds[i]
             n = stop - start
@@ -380,7 +380,7 @@ class _Blocks(Rows):
             w = None if self.w is None else self.w[start:stop]
             if context.class_weights is not None:
                 w = context.with_classes(y, w)
-            order = context.permutation(n, (context.seed + _MIX * i) % 2**64, epoch) if shuffled else None
+            order = context.permutation(n, (context.seed + MIX * i) % 2**64, epoch) if shuffled else None
             yield Part(x, y, w, order, context.batch_size)
 
 

@@ -11,6 +11,7 @@ import math
 import os
 import time
 import warnings
+import zlib
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -151,6 +152,10 @@ def fit(
     checkpoint_every: int = 1,
     max_to_keep: int = 3,
     resume: bool = False,
+    comm: Any = None,
+    shards: int = 8,
+    shard: str | None = None,
+    deterministic: bool = True,
 ) -> History:
     """Train for a number of epochs, in native code.
 
@@ -241,6 +246,18 @@ def fit(
         How many checkpoints stay: `max_to_keep` of `cnn.ModelCheckpoint`.
     resume : bool
         Whether to go on after the newest checkpoint in that folder, if there is one.
+    comm : mpi4py.MPI.Comm, optional
+        The ranks that train this model together: all of them call `fit`, each with its rows, and `batch_size` is of
+        all. All end with the same parameters. Only rank 0 shows progress and writes files. Not with `validation_split`,
+        "balanced" class weights, a loss of your own, or an optimiser that needs the whole data.
+    shards : int
+        Parts of a batch whose gradients are added up in one order, the ranks times a power of two: runs on other
+        numbers of ranks with as many shards give the same numbers to the bit, if rank r of R has the rows from
+        n r // R to n (r + 1) // R.
+    shard : {None, "auto"}
+        "auto": all ranks pass the same arrays or memory maps, and each takes those rows of it.
+    deterministic : bool
+        False: gradients are summed by the communicator's Allreduce, in an order that may be another one each time.
 
     Returns
     -------
@@ -259,7 +276,8 @@ def fit(
     OSError
         If the file of a memory map cannot be read, or has been cut short; likewise.
     RuntimeError
-        If there is no loss or no optimizer, or a callback calls fit.
+        If there is no loss or no optimizer, or a callback calls fit. With `comm` also if another rank has failed,
+        which it names.
     DivergenceError
         If the loss is no finite number: names epoch, batch and learning rate. The parameters are those from before
         that epoch.
@@ -276,7 +294,7 @@ def fit(
     ``del`` of the original, saves that. The indices of sparse matrices are copied in any case: 4 bytes a number, 8 a
     row. Early stopping and each epoch keep a copy of the parameters and the optimiser's state.
     """
-    with only_fit_of(self):
+    with only_fit_of(self), _ranks(self, comm, shards, deterministic) as group:
         continued = resume or initial_epoch is not None
         initial_epoch = 0 if initial_epoch is None else initial_epoch
         epochs = integer("epochs", epochs, 1)
@@ -294,18 +312,44 @@ def fit(
         steps_per_epoch = None if steps_per_epoch is None else integer("steps_per_epoch", steps_per_epoch, 1)
         drop_last, stratify = flag("drop_last", drop_last), flag("stratify", stratify)
         weigh_validation = flag("weigh_validation", weigh_validation)
-        threads = threads_for(threads)
-        progress = mode_of(progress, verbose)
+        threads = _threads(group, threads)
+        progress = mode_of(progress, verbose) if group is None or group.rank == 0 else False
         if resume and checkpoint is None:
             raise ValueError("resume: expected a folder as checkpoint with it, got none")
 
         context = Context(
             self, True, batch_size, bool(shuffle) and not whole, accumulation_steps, steps_per_epoch, drop_last
         )
+        if group is not None:
+            if whole or (class_weight is not None and not isinstance(class_weight, dict)):
+                raise ValueError(
+                    f"optimizer: expected one that takes batches with comm, got {type(core.optimizer).__name__}"
+                    if whole
+                    else f"class_weight: expected a dict with comm, got {class_weight!r}"
+                )
+            context.program = group.program
+        x, y, sample_weight = _own(group, shard, x, y, sample_weight)
+        if shard is not None and isinstance(validation_data, (tuple, list)) and len(validation_data) in (2, 3):
+            validation_data = _own(group, shard, *validation_data, *[None] * (3 - len(validation_data)))
         source = source_of(context, x, y, sample_weight, Names(), epochs - initial_epoch)
+        if group is not None:
+            asked = {
+                "epochs": (epochs, initial_epoch, steps_per_epoch, resume),
+                "batch_size": (batch_size, accumulation_steps, drop_last),
+                "shuffle": bool(shuffle),
+                "class_weight": class_weight,
+                "validation": (validation_data is not None, validation_freq),
+                "metrics": metrics,
+                "sample_weight": sample_weight is not None,
+                "early_stopping": early_stopping,
+            }
+            source = _of_all(group, source, asked, x, y)
         validation = _validation(self, source, validation_data, validation_split, stratify, epochs - initial_epoch)
         if class_weight is not None:
             context.class_weights = class_weights_of(self, class_weight, source)
+        if group is not None and validation is not None:
+            validation.context.program = context.program
+            validation = _of_all(group, validation, {}, *validation_data[:2])
         if weigh_validation and validation is not None:
             validation.context.class_weights = context.class_weights
         meter, val_meter = (Meter(metrics, self) for _ in range(2))
@@ -330,10 +374,15 @@ def fit(
         if checkpoint is not None:
             saver = ModelCheckpoint(checkpoint, checkpoint_every, max_to_keep)
             chosen.append(saver)
+        if group is not None and group.rank:
+            chosen = [callback for callback in chosen if not callback._writes]
         for callback in chosen:
             callback._check(names)
         if saver is not None and resume:
             initial_epoch = max(initial_epoch, saver.resume(self) or 0)
+            if group is not None:
+                state = core.state
+                group.check({"the checkpoint": (state.epoch, state.position, zlib.crc32(core.program.parameters))})
 
         # A run that is continued begins at the batch where the model was saved, or interrupted, in the next epoch.
         position, core.state.position = core.state.position, None
@@ -358,7 +407,9 @@ def fit(
                 at_end.callback(callback._close)
             at_end.callback(core.state.release)
             bar = at_end.enter_context(Progress(progress, initial_epoch, epochs, rows))
-            trainer = _Trainer(context, self, meter, schedule, chosen, bar, threads)
+            trainer = _Trainer(context, self, meter, schedule, chosen, bar, threads, group)
+            if saver is not None and saver in chosen and group is not None:
+                at_end.push(lambda kind, *_: saver._save() if kind is KeyboardInterrupt else None)
             for call in overridden(chosen, "on_train_begin"):
                 call({})
             for name, callback in names_of(chosen).items():
@@ -391,6 +442,47 @@ def fit(
             for call in overridden(chosen, "on_train_end"):
                 call(dict(logs))
         return history
+
+
+@contextlib.contextmanager
+def _ranks(model, comm, shards, deterministic, end=True):
+    """The group of ranks that make a call together; None without a communicator."""
+    if comm is None:
+        yield None
+        return
+    from . import distributed
+
+    with distributed.group_of(model, comm, shards, flag("deterministic", deterministic), True).together(end) as group:
+        yield group
+
+
+def _threads(group, threads) -> int:
+    """How many threads to use: ranks on one machine share its cores."""
+    if group is None or threads is not None:
+        return threads_for(threads)
+    from . import distributed
+
+    return distributed.threads_of(group.places, group.rank, threads_for(None))
+
+
+def _own(group, shard, *arrays):
+    """The rows of this rank of x, y and the weights, if all ranks have been given the same."""
+    if shard is None:
+        return arrays
+    if shard != "auto" or group is None:
+        raise ValueError(f"shard: expected None, or 'auto' with comm, got {shard!r}")
+    from . import distributed
+
+    return distributed.own_rows(group, *arrays)
+
+
+def _of_all(group, source: Source, asked: dict, x, y) -> Source:
+    """The source of all ranks, once it is sure that they ask for the same."""
+    from . import distributed
+
+    asked |= {"x": distributed.tell(x), "y": distributed.tell(y), "source": type(source).__name__, "_n": source.rows}
+    sizes = [said["_n"] for said in group.check(asked)]
+    return distributed.shard_source(group, source, sizes)
 
 
 def _check_whole(optimizer: Optimizer, source: Source, batch_size: int) -> None:
@@ -607,8 +699,11 @@ class _Trainer:
         Of the last step.
     """
 
-    def __init__(self, context: Context, model, meter: Meter, schedule: _Schedule, callbacks, bar: Progress, threads):
+    def __init__(
+        self, context: Context, model, meter: Meter, schedule: _Schedule, callbacks, bar: Progress, threads, group=None
+    ):
         self.context = context
+        self.group = group  # of ranks, which have to decide alike
         self.program = context.program
         self.accumulate = context.accumulate
         self.model = model
@@ -617,6 +712,7 @@ class _Trainer:
         self.schedule = schedule
         self.callbacks = callbacks
         self.on_batch_end = overridden(callbacks, "on_batch_end")
+        self.by_batch = bool(self.on_batch_end) if group is None else group.any(bool(self.on_batch_end))
         self.bar = bar
         self.threads = threads
         self.groups = 1  # steps of the optimiser in one native call
@@ -629,7 +725,8 @@ class _Trainer:
         self.ignores = getattr(model.loss, "ignore_index", None) is not None
 
     def stopped(self) -> bool:
-        return self.model.stop_training or any(callback.stop for callback in self.callbacks)
+        stop = self.model.stop_training or any(callback.stop for callback in self.callbacks)
+        return stop if self.group is None else self.group.any(stop)
 
     def epoch(self, source: Source, epoch: int, seen: int, position: tuple[Any, ...] | None) -> dict[str, float]:
         """Train one epoch, or what is left of it after a position (epoch, rows, *totals); its scores."""
@@ -659,7 +756,7 @@ class _Trainer:
                 done = self.part(part, epoch, batches, totals, rates, first) if first < part.rows else first
             self.rows += done
             batches += -(-done // part.batch_size)
-            if done < part.rows or (self.on_batch_end and self.stopped()):
+            if done < part.rows or (self.by_batch and self.stopped()):
                 break
         self.core.state.position = None
         with self.undone():
@@ -696,23 +793,30 @@ class _Trainer:
         """Train on a part from row `first` on; the rows that are done, all unless a callback ends the training."""
         n, batch_size = part.rows, part.batch_size
         group = self.accumulate * batch_size
-        out = self.meter.room(n)
+        out = self.meter.room(n if self.group is None else len(part.x))
         schedule, program = self.schedule, self.program
         at = first
         while at < n:
-            stop = min(n, at + (1 if self.on_batch_end else self.groups) * group)
+            stop = min(n, at + (1 if self.by_batch else self.groups) * group)
             steps = -(-(stop - at) // group)
             if schedule:
                 now = np.repeat(rates, steps, axis=0) if rates is not None else schedule.rates(program.steps, steps)
                 self.lr = float(now[-1, 0])
             else:
                 now = None
-            sums = np.zeros(4) if self.on_batch_end else totals
+            sums = np.zeros(4) if self.by_batch else totals
             began = time.perf_counter()
             with self.undone():  # a loss in Python may raise anything
-                bad = program.train_batches(
-                    *part[:4], at, stop, batch_size, now, out, self.threads, self.accumulate, sums
-                )
+                try:
+                    bad = program.train_batches(
+                        *(part.x, part.y, part.w, part.order, at, stop, batch_size, now, out, self.threads),
+                        *(self.accumulate, sums),
+                    )
+                except KeyboardInterrupt:
+                    if self.group is not None:  # between any two steps
+                        totals = totals + sums if self.by_batch else totals
+                        self.core.state.position = (epoch, self.rows + program.reached, *totals.tolist())
+                    raise
             took = time.perf_counter() - began
             if bad >= 0:
                 lr = self.model.optimizer.lr if now is None else now[(bad - at) // group, 0]
@@ -721,10 +825,10 @@ class _Trainer:
                 why = f"; {' and '.join(odd)} has NaN or infinity in this batch" if odd else ""
                 self.diverged(epoch, batches + bad // batch_size, lr, why)
             at = stop
-            if self.on_batch_end:
+            if self.by_batch:
                 totals += sums
             self.core.state.position = (epoch, self.rows + at, *totals.tolist())
-            if self.on_batch_end:
+            if self.by_batch:
                 logs = {"loss": self.meter.loss(sums), "rows": int(sums[3])}
                 if schedule:
                     logs["lr"] = self.lr
@@ -736,12 +840,23 @@ class _Trainer:
                 self.bar.batch(epoch, self.rows + at, self.meter.loss(totals))
             longer = min(4.0, SLICE / max(took, 1e-9))
             self.groups = max(1, int(min(self.groups, n) * longer))
-        if out is not None or self.ignores:
+        if self.group is not None:
+            self.collect(part, first, at, totals, out)
+        elif out is not None or self.ignores:
             y = part.y[:at] if part.order is None else part.y[part.order[:at]]
             totals[3] -= at - counted(self.model, y)
             if out is not None:
                 self.meter.update(y[first:], out[first:at])
         return at
+
+    def collect(self, part: Any, first: int, at: int, totals: np.ndarray, out) -> None:
+        """What `part` does after training, for rows on all ranks."""
+        if self.ignores:
+            y = part.y[part.order[:at]]
+            totals[3] -= self.program.missing(len(y) - counted(self.model, y))
+        if out is not None:
+            for targets, outputs in self.program.gather(part, first, at, out):
+                self.meter.update(targets, outputs)
 
     @contextlib.contextmanager
     def undone(self):
@@ -777,6 +892,10 @@ def evaluate(
     metrics: Any = (),
     threads: int | None = None,
     class_weight: Any = None,
+    *,
+    comm: Any = None,
+    shards: int = 8,
+    shard: str | None = None,
 ) -> dict[str, float]:
     """The loss and the metrics of x and y, in evaluation mode.
 
@@ -794,6 +913,8 @@ def evaluate(
         At most this many; None: as `cnn.set_num_threads` says. The result does not depend on it.
     class_weight : dict or "balanced", optional
         As for `fit`.
+    comm, shards, shard
+        As for `fit`: each rank has its rows, arrays in memory or memory maps, and all get the numbers of all rows.
 
     Returns
     -------
@@ -814,14 +935,19 @@ def evaluate(
         If no row counts, as all have weight 0 or are to be ignored, and the loss is NaN; or x or y make it NaN or
         infinite, since they are so themselves.
     """
-    threads = threads_for(threads)
-    context = Context(self)
-    meter = Meter(metrics, self)
-    source = source_of(context, x, y, sample_weight, Names())
-    if class_weight is not None:
-        context.class_weights = class_weights_of(self, class_weight, source)
-    source.check(meter)
-    return _evaluate(self, source, meter, threads)
+    with _ranks(self, comm, shards, True, end=False) as group:
+        threads = _threads(group, threads)
+        context = Context(self)
+        meter = Meter(metrics, self)
+        x, y, sample_weight = _own(group, shard, x, y, sample_weight)
+        source = source_of(context, x, y, sample_weight, Names())
+        if group is not None:
+            context.program = group.program
+            source = _of_all(group, source, {"metrics": metrics, "class_weight": class_weight}, x, y)
+        if class_weight is not None:
+            context.class_weights = class_weights_of(self, class_weight, source)
+        source.check(meter)
+        return _evaluate(self, source, meter, threads)
 
 
 def _evaluate(model, source: Source, meter: Meter, threads: int) -> dict[str, float]:
@@ -830,7 +956,11 @@ def _evaluate(model, source: Source, meter: Meter, threads: int) -> dict[str, fl
     totals = np.zeros(4)
     meter.reset()
     odd = ""
-    for part in source.parts(None):
+    if program is not model._core.program:
+        totals = program.evaluate_rows(source, step, meter, lambda y: counted(model, y), threads)
+        if not math.isfinite(totals[0]):
+            odd = f"{source.names.x} or {source.names.y} of some rank has NaN or infinity: the loss is {totals[0]:g}"
+    for part in source.parts(None) if program is model._core.program else ():
         for at in range(0, len(part.x), step):
             rows = slice(at, at + step)
             x, y, w = part.x[rows], part.y[rows], None if part.w is None else part.w[rows]

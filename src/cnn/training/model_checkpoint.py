@@ -59,6 +59,7 @@ class ModelCheckpoint(Callback):
     """
 
     _turn = 2
+    _writes = True
 
     def __init__(
         self,
@@ -150,6 +151,10 @@ class ModelCheckpoint(Callback):
             if not gain > self._best:
                 return
             self._best = gain
+        self._save()
+
+    def _save(self) -> None:
+        """Queue the model as it is."""
         parts = checkpoint.parts_of(self.model, True, checkpoint.can_hold(self.model.loss))
         with self._lock:
             self._queued = parts

@@ -128,6 +128,60 @@ cdef void batch_norm_gradient_sums(const Pass* p, const Op* op, Py_ssize_t first
                              p.ws.grad[op.dst], p.net.buffers[op.dst].row, extra + 3 * op.row, extra + 4 * op.row)
 
 
+cdef void batch_norm_shard_moments(const Pass* p, const Op* op, double* moments) noexcept nogil:
+    """The mean of each column, and `row` further the sum of (x - mean)**2: as `batch_norm_statistics`, in double."""
+    cdef real* guess = p.ws.extra[op.index]
+    cdef double[SUM_COLUMNS] total
+    cdef double[SUM_COLUMNS] unused
+    cdef Py_ssize_t i, j = 0, done, x_row, batch = p.batch.rows, n = op.n_out
+    cdef const real* x = pass_input(p, op.src, &x_row)
+    memset(moments, 0, 2 * op.row * sizeof(double))
+    if batch == 0:
+        return
+    for i in range(op.row):
+        guess[i] = x[i] if i < n else 0
+    while j < n:
+        done = sum_columns(SUM_VALUES, j, op.row, n, batch, x, x_row, guess, NULL, x, 0, total, unused)
+        for i in range(smaller(done, n - j)):
+            moments[j + i] = total[i] / batch + guess[j + i]
+        write_columns(guess, j, done, n, moments + j)
+        sum_columns(SUM_SQUARES, j, op.row, n, batch, x, x_row, guess, NULL, x, 0, total, unused)
+        for i in range(smaller(done, n - j)):
+            moments[op.row + j + i] = total[i] - batch * (moments[j + i] - guess[j + i]) ** 2
+        j += done
+
+
+cdef void batch_norm_shard_gradients(const Pass* p, const Op* op, double* sums) noexcept nogil:
+    """The sum of dy xhat, and `row` further of dy."""
+    cdef const real* mean = p.ws.extra[op.index]
+    cdef double[SUM_COLUMNS] total
+    cdef double[SUM_COLUMNS] dot_total
+    cdef Py_ssize_t i, j = 0, done, x_row, n = op.n_out
+    cdef const real* x = pass_input(p, op.src, &x_row)
+    memset(sums, 0, 2 * op.row * sizeof(double))
+    while j < n:
+        done = sum_columns(SUM_GRADIENTS, j, op.row, n, p.batch.rows, x, x_row, mean, NULL, p.ws.grad[op.dst],
+                           p.net.buffers[op.dst].row, total, dot_total)
+        for i in range(smaller(done, n - j)):
+            sums[j + i] = dot_total[i] * mean[op.row + j + i]
+            sums[op.row + j + i] = total[i]
+        j += done
+
+
+cdef void batch_norm_take(const Pass* p, const Op* op, bint backward, const double* sums) noexcept nogil:
+    """Mean and variance of the columns, or the sums going back, from those of all shards."""
+    cdef real* extra = p.ws.extra[op.index]
+    cdef Py_ssize_t j
+    for j in range(op.n_out):
+        if backward:
+            extra[3 * op.row + j], extra[4 * op.row + j] = <real>sums[j], <real>sums[op.row + j]
+        else:
+            extra[j], extra[2 * op.row + j] = <real>sums[j], <real>sums[op.row + j]
+            extra[op.row + j] = <real>(1 / sqrt(sums[op.row + j] + op.param))
+    for j in range(op.n_out, op.row):
+        extra[j] = extra[op.row + j] = extra[2 * op.row + j] = extra[3 * op.row + j] = extra[4 * op.row + j] = 0
+
+
 cdef inline void towards(Network* net, Py_ssize_t i, double a, double momentum) noexcept nogil:
     """running[i] = running[i] + momentum (a - running[i]), in double from step to step: a float32 number would stop
     moving when it is a few roundings from a. What somebody has written there counts."""
@@ -210,7 +264,9 @@ cdef void batch_norm_second(const Chunk* c, const Op* op) noexcept nogil:
 cdef void batch_norm_weight_gradient(const Pass* p, const Op* op, Py_ssize_t first, Py_ssize_t columns, const real* x,
                                      Py_ssize_t x_row, real* sums) noexcept nogil:
     cdef const real* extra = p.ws.extra[op.index]
-    if in_training(p.ws, op):   # they are there already, see batch_norm_gradient_sums
+    if in_training(p.ws, op) and p.shards != NULL and not p.shards.head:    # the batch's sums count once
+        memset(sums, 0, 2 * columns * sizeof(real))
+    elif in_training(p.ws, op):     # they are there already, see batch_norm_gradient_sums
         memcpy(sums, extra + 3 * op.row + first, columns * sizeof(real))
         memcpy(sums + columns, extra + 4 * op.row + first, columns * sizeof(real))
     else:
@@ -224,6 +280,9 @@ BATCH_NORM_PHASES.sums = batch_norm_sums
 BATCH_NORM_PHASES.backward_sums = batch_norm_gradient_sums
 BATCH_NORM_PHASES.track = batch_norm_track
 BATCH_NORM_PHASES.use_running = batch_norm_use_running
+BATCH_NORM_PHASES.shard_moments = batch_norm_shard_moments
+BATCH_NORM_PHASES.shard_gradients = batch_norm_shard_gradients
+BATCH_NORM_PHASES.take = batch_norm_take
 
 cdef OpMethods BATCH_NORM = plain_op("batch_norm")
 BATCH_NORM.place = batch_norm_place

@@ -119,8 +119,16 @@ cdef void input_gradient(const Op* op, const Op* before, const real* saved, Py_s
     product(&p)
 
 
+cdef inline void take_runs(Product* p, const ShardList* shards, real* panel) noexcept nogil:
+    """Let a product sum shard by shard, if there are some (NULL: none), and give it its room."""
+    p.panel = panel
+    if shards != NULL and shards.count > 1:
+        p.cuts, p.runs, p.partial = shards.cuts, shards.count, panel
+        p.panel += LEVELS * TILE_SIZE
+
+
 cdef void bias_product(const Op* op, Py_ssize_t batch, const real* dz, Py_ssize_t dz_row, real* params, real* grads,
-                       const Update* update, bint overwrite, real* panel) noexcept nogil:
+                       const Update* update, bint overwrite, const ShardList* shards, real* panel) noexcept nogil:
     """db = sum of dZ over the batch, as `weight_product` has it."""
     cdef Product p
     memset(&p, 0, sizeof(p))
@@ -136,13 +144,14 @@ cdef void bias_product(const Op* op, Py_ssize_t batch, const real* dz, Py_ssize_
     p.act = IDENTITY
     p.c = grads + op.bias
     p.param = params + op.bias
-    p.panel = panel
+    take_runs(&p, shards, panel)
     product(&p)
 
 
 cdef void weight_product(const Op* op, bint weight, bint bias, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t batch,
                          const real* x, Py_ssize_t x_row, const real* dz, Py_ssize_t dz_row, real* params, real* grads,
-                         const Update* update, bint overwrite, real* panel) noexcept nogil:
+                         const Update* update, bint overwrite, const ShardList* shards,
+                         real* panel) noexcept nogil:
     """With `weight` dW = X^T dZ and with `bias` db = sum of dZ over the batch, for `rows` rows of W from `first` on:
     added to the gradients, or stored there, or, with an update, used for the optimiser's step and not kept.
     2 batch in out FLOPs for all rows.
@@ -153,7 +162,7 @@ cdef void weight_product(const Op* op, bint weight, bint bias, Py_ssize_t first,
     cdef bint last = first + rows == (op.n_out if op.transposed else op.n_in)
     cdef bint together = weight and not op.transposed and op.bias_group == op.weight_group
     if bias and last and not together:
-        bias_product(op, batch, dz, dz_row, params, grads, update, overwrite, panel)
+        bias_product(op, batch, dz, dz_row, params, grads, update, overwrite, shards, panel)
     if not weight:
         return
     memset(&p, 0, sizeof(p))
@@ -163,7 +172,7 @@ cdef void weight_product(const Op* op, bint weight, bint bias, Py_ssize_t first,
     p.floor = <real>-INFINITY
     p.update = update + op.weight_group if update != NULL else NULL
     p.act = IDENTITY
-    p.panel = panel
+    take_runs(&p, shards, panel)
     p.a_row = 1
     if op.transposed:
         p.n = round_up(op.n_in, VL)
@@ -420,17 +429,17 @@ cdef void linear_op_weight_gradient(const Pass* p, const Op* op, Py_ssize_t firs
                                   update + op.weight_group if update != NULL else NULL, p.wants.overwrite, panel)
         weight = False
     weight_product(op, weight, wants_bias(p, op), first, rows, p.batch.rows, x, x_row, dz, dz_row, p.net.params,
-                   p.net.grads, update, p.wants.overwrite, panel)
+                   p.net.grads, update, p.wants.overwrite, p.shards, panel)
 
 
 cdef void linear_op_weight_tangent(const Chunk* c, const Op* op, Py_ssize_t first, Py_ssize_t rows) noexcept nogil:
     """dW' = x^T dz' + x'^T dz and db' = sum of dz', of the rows of the chunk: added to what is there."""
     cdef Py_ssize_t x_row = c.net.buffers[op.src].row, row = row_size(c, op)
     weight_product(op, True, op.has_bias, first, rows, c.batch, row_of(c.ws.value, c.net, op.src, c.first), x_row,
-                   row_of(c.t.grad, c.net, op.dst, c.first), row, c.net.params, c.t.grads, NULL, False, c.panel)
+                   row_of(c.t.grad, c.net, op.dst, c.first), row, c.net.params, c.t.grads, NULL, False, NULL, c.panel)
     if op.src != 0 or c.t.inputs:
         weight_product(op, True, False, first, rows, c.batch, row_of(c.t.value, c.net, op.src, c.first), x_row,
-                       row_of(c.ws.grad, c.net, op.dst, c.first), row, c.net.params, c.t.grads, NULL, False, c.panel)
+                       row_of(c.ws.grad, c.net, op.dst, c.first), row, c.net.params, c.t.grads, NULL, False, NULL, c.panel)
 
 
 cdef void linear_op_jet(const Chunk* c, const Op* op) noexcept nogil:
@@ -451,9 +460,9 @@ cdef void linear_op_jet_backward(const Chunk* c, const Op* op) noexcept nogil:
     if op.act != IDENTITY:
         activate_jet_backward(c, op, c.jets.before[op.dst], c.ws.value[op.dst], dz)
     weight_product(op, True, False, 0, op.n_out if op.transposed else op.n_in, rows, c.ws.value[op.src], x_row, dz, row,
-                   c.net.params, c.t.grads, NULL, False, c.panel)
+                   c.net.params, c.t.grads, NULL, False, NULL, c.panel)
     if op.has_bias:
-        bias_product(op, c.batch, dz, row, c.net.params, c.t.grads, NULL, False, c.panel)
+        bias_product(op, c.batch, dz, row, c.net.params, c.t.grads, NULL, False, NULL, c.panel)
     if wants_gradient(c, op.src):
         input_gradient(op, NULL, NULL, rows, dz, row, c.net.params, dx, x_row, False, c.panel)
         if op.adds[0]:
@@ -471,5 +480,5 @@ LINEAR.jet_backward = linear_op_jet_backward
 LINEAR.pieces = linear_op_pieces
 LINEAR.weight_gradient = linear_op_weight_gradient
 LINEAR.weight_tangent = linear_op_weight_tangent
-LINEAR.single = LINEAR.sparse = True
+LINEAR.single = LINEAR.sparse = LINEAR.shards = True
 define(&LINEAR)

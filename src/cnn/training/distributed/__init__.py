@@ -1,0 +1,86 @@
+"""Training of one model on several ranks: what `fit`, `train_step`, `loss_and_grad` and `evaluate` do with ``comm``.
+
+Imported when a communicator is passed, and not before. Nothing of MPI is imported here: its calls are the
+communicator's.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+
+from ..._about import __version__
+from ..._checks import integer
+from ..state import stateful
+from .group import Group, RankError, here, threads_of
+from .program import ShardProgram
+from .rows import ShardRows, own_rows, shard_source
+
+__all__ = ["RankError", "ShardRows", "group_of", "own_rows", "shard_source", "tell", "threads_of"]
+
+
+def group_of(model: Any, comm: Any, shards: Any, deterministic: Any = True, fresh: bool = False) -> Group:
+    """The group of a model's ranks, with its `ShardProgram`: those of the last call, if they fit and
+    fresh ones are not asked for."""
+    core = model._core
+    asked = shards, bool(deterministic), id(getattr(core.program, "native", core.program))
+    known = core.ranks
+    if known is not None and not fresh and known[0] is comm and known[1] == asked and not known[2].failed:
+        return known[2]
+    group = Group(comm)
+    with group.together(end=False):
+        if hasattr(core.program, "native"):
+            raise ValueError(
+                "comm: expected a loss of the library's: one of your own is a function of all rows at once"
+            )
+        if core.nested:
+            raise RuntimeError("comm: a part of a model is not trained by itself: train the model that it is a part of")
+        group.arrange(integer("shards", shards, 1), bool(deterministic))
+        group.program = ShardProgram(core, group)
+        group.places = [said["_place"] for said in group.check(facts_of(model, group))]
+        group.program.shards(False)
+    core.ranks = comm, asked, group
+    return group
+
+
+def facts_of(model: Any, group: Group) -> dict[str, Any]:
+    """What has to be the same on all ranks, by the names that an error gives it."""
+    core, state = model._core, model._core.state
+    schedule = stateful(core.optimizer)
+    blocks = core.optimizer.states if core.optimizer else 0
+    layers = {f"layer {i}": (layer, layer.trainable, layer.training) for i, layer in enumerate(model.layers)}
+    return {
+        "version": __version__,
+        "dtype": core.dtype.name,
+        "kernels": core.kernels.__name__.rpartition(".")[2],  # sums are rounded otherwise by others
+        "layers": len(model.layers),
+        **layers,
+        "loss": model.loss,
+        "optimizer": core.optimizer,
+        "schedule": schedule and (schedule, schedule.state_dict()),
+        "shards": group.shards,
+        "deterministic": group.deterministic,
+        "parameters (checksum)": _crc(core.program.parameters),
+        "optimizer's state (checksum)": _crc(*core.program.state(blocks).values()),
+        "seed": state.random_seed,
+        "epochs so far": (state.epoch, state.epochs_seen, state.position),
+        "_place": here(),
+    }
+
+
+def tell(array: Any) -> str:
+    """What of an array has to be the same on all ranks."""
+    if array is None:
+        return "none"
+    if not hasattr(array, "shape"):
+        return type(array).__name__
+    return f"rows of shape {tuple(array.shape[1:])}"
+
+
+def _crc(*arrays: np.ndarray) -> str:
+    value = 0
+    for array in arrays:
+        value = zlib.crc32(np.ascontiguousarray(array).data, value)
+    return f"{value:08x}"

@@ -1,0 +1,163 @@
+"""`ShardProgram`: the native program for a model that several ranks train.
+
+It has the calls of the native `Program` that run over a batch, for rows that are on all ranks; all others go to the
+program itself.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .group import BATCH, COLUMNS, EVALUATION, Group
+from .rows import Plan, one_batch, sizes_of, tree
+
+
+class ShardProgram:
+    """A program whose batches are shared by ranks.
+
+    Parameters
+    ----------
+    core : Core
+    group : Group
+    """
+
+    def __init__(self, core: Any, group: Group):
+        self.native = core.program
+        self.group = group
+        self.dtype = core.dtype
+        self._make = core.kernels.Shards
+        self._shards: dict[bool, Any] = {}
+        self.reached = 0  # rows of all that the last `train_batches` has trained on
+
+    def __getattr__(self, name):
+        return getattr(self.native, name)
+
+    def shards(self, keep: bool) -> Any:
+        """The native `Shards`; keep: for several batches a step."""
+        if keep not in self._shards:
+            group = self.group
+            made = self._make(self.native, group.count, group.first, keep, lambda sums: group.sum(sums, COLUMNS))
+            group.reserve(made.message.nbytes)
+            self._shards[keep] = made, made.message
+        return self._shards[keep][0]
+
+    def run(self, shards, part, batch, scale, training, fresh, before, out, threads, fuse=False, rates=None) -> None:
+        """Forward and backward over a batch; before: rows of the step in batches before it."""
+        x, y, w, plan, _ = part
+        rows = plan.rows[batch]
+        if self.native.mean:
+            weight = rows if plan.weights is None else plan.weights[batch]
+            scale = scale / weight if weight > 0 else 0.0
+        shards.run(
+            *(x, y, w, plan.order, plan.starts[batch], plan.cuts[batch], before + plan.before[batch], rows),
+            *(scale, training, fresh, out, threads, fuse, rates),
+        )
+
+    def train_batches(
+        self, x, y, w, plan: Plan, start, stop, batch_size, rates, out, threads, accumulate, totals, step_anyway=False
+    ) -> int:
+        """As `Program.train_batches`, of rows on all ranks, with a `Plan` as their order."""
+        group, keep = self.group, accumulate > 1
+        shards = self.shards(keep)
+        message = self._shards[keep][1]
+        mean, fuse = self.native.mean, group.size == 1 and shards.fuses and not step_anyway
+        batches = plan.batches(start, stop)
+        self.reached = start
+        for step, first in enumerate(batches[::accumulate]):
+            group.may_stop()
+            last = min(first + accumulate, batches.stop)
+            done, now = 0, None if rates is None else rates[step]
+            for batch in range(first, last):
+                self.run(
+                    shards,
+                    (x, y, w, plan, 0),
+                    batch,
+                    1 / (last - first),
+                    True,
+                    batch == first,
+                    done,
+                    out,
+                    threads,
+                    fuse,
+                    now,
+                )
+                done += plan.rows[batch]
+            if keep:
+                shards.join()
+            loss, weight, right, rows = group.add(message, self.dtype, BATCH)[1:5].tolist()
+            if not math.isfinite(loss) and not step_anyway:
+                return first * batch_size
+            shards.count_rows(done)
+            extra = 0.0 if fuse else shards.step(now)
+            totals += np.array((loss + extra * (weight if mean else 1), weight, right, rows))
+            self.reached += done
+        return -1
+
+    def train_step(self, x, y, threads: int, w=None, rates=None) -> float:
+        x, y, w, plan = self.batch(x, y, w, "x: training needs at least one row, got an empty batch")
+        totals = np.zeros(4)
+        self.train_batches(x, y, w, plan, 0, len(plan), len(plan), rates, None, threads, 1, totals, step_anyway=True)
+        if not math.isfinite(totals[0]):
+            self.native.clear_padding()
+        return self._loss(totals)
+
+    def loss_and_grad(self, x, y, threads: int, training: bool = True) -> tuple[float, np.ndarray]:
+        x, y, w, plan = self.batch(x, y, None, "the loss of an empty batch is not defined")
+        shards = self.shards(False)
+        self.run(shards, (x, y, w, plan, 0), 0, 1.0, training, True, 0, None, threads)
+        totals = self.group.add(self._shards[False][1], self.dtype, BATCH)[1:5]
+        if training and not self.native.all_off:
+            shards.count_rows(len(plan))
+        gradient, extra = shards.take()
+        return self._loss(totals) + extra, gradient
+
+    def batch(self, x, y, w, empty: str) -> tuple:
+        """The rows of all ranks as one batch: x, y, w and the plan, as `train_batches` has them."""
+        native = self.native
+        x, y, w = native.flattened(x, y, w)
+        x = native.rows(x)
+        y = native.targets(y, len(x))
+        w = None if w is None else native.weights(w, len(x))
+        if not len(x):
+            raise ValueError(empty)
+        part = one_batch(self.group, self, x, y, w, sizes_of(self.group, len(x)))
+        native.check_batches(part.rows, part.rows)
+        if part.order.weights == [0.0]:
+            raise ValueError("x: no row counts: their weights are 0, or their targets are to be ignored")
+        return x, y, w, part.order
+
+    def _loss(self, totals) -> float:
+        loss, weight = totals[:2].tolist()
+        return (loss / weight if weight > 0 else 0.0) if self.native.mean else loss
+
+    def evaluate_rows(self, source: Any, step: int, meter: Any, counted: Any, threads: int) -> np.ndarray:
+        """The four sums of `Meter.numbers` over the rows of a `ShardRows`; the meter gets the outputs of all ranks."""
+        sums = np.zeros((self.group.count, 4))
+        kept = []
+        for shard, (begin, end) in enumerate(zip(source.bounds[:-1].tolist(), source.bounds[1:].tolist(), strict=True)):
+            for at in range(begin, end, step):
+                x, y, w = source.read(at, min(at + step, end))
+                sums[shard] += np.array((*self.native.evaluate(x, y, w, threads), counted(y)))
+                if meter:
+                    kept.append((y, self.native.predict(x, None, threads)))
+        totals = self.group.sum(tree(sums).copy(), EVALUATION)
+        if meter:
+            for own in self.group.gather(kept, EVALUATION):
+                for y, outputs in own:
+                    meter.update(y, outputs)
+        return totals
+
+    def missing(self, rows: int) -> float:
+        """So many rows here, and on the other ranks."""
+        return float(self.group.sum(np.array([float(rows)]), EVALUATION)[0])
+
+    def gather(self, part: Any, start: int, stop: int, out: np.ndarray) -> list:
+        """Targets and outputs of the batches from one of all rows to another, of each rank, in an order that does not
+        depend on how many there are."""
+        places = part.order.places(start, stop)
+        order = part.order.by_shards(start, stop)
+        own = part.y[part.order[start:stop]][order], out[places][order]
+        return self.group.gather(own, EVALUATION)

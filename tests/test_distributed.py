@@ -1,0 +1,494 @@
+"""Data-parallel training: the same bits on any number of ranks, and no rank that waits for ever.
+
+The ranks are threads of one process (ranks.py); tests/mpi runs the same under mpiexec.
+"""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from grid.layers import LAYERS
+from grid.losses import CASES, targets
+from grid.optimizers import OPTIMIZERS
+from ranks import ran, run
+
+import cnn
+from cnn.training.distributed import RankError, rows
+from cnn.training.distributed.group import Group
+from cnn.training.distributed.rows import cuts_of, ends_of
+
+ROWS, INPUTS, OUTPUTS = 77, 5, 4
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(ROWS, INPUTS))
+Y = RNG.integers(0, OUTPUTS, ROWS)
+W = RNG.random(ROWS)
+
+
+def mine(comm, *arrays):
+    n, r, size = len(arrays[0]), comm.Get_rank(), comm.Get_size()
+    return tuple(a[n * r // size : n * (r + 1) // size] for a in arrays)
+
+
+def network(*middle, loss=None, optimizer=None, dtype="float32", width=9, seed=3):
+    loss = cnn.CrossEntropyLoss() if loss is None else loss
+    parts = [cnn.Linear(INPUTS, 9), cnn.Tanh(), *middle, cnn.Linear(width, OUTPUTS), loss]
+    return cnn.Sequential(parts, optimizer=optimizer or cnn.SGD(lr=0.1, momentum=0.5), dtype=dtype, seed=seed)
+
+
+def bits(model):
+    arrays, _ = model._core.training_state()
+    named = {**model.state_dict(), **arrays}
+    return {name: np.asarray(a).tobytes() for name, a in named.items()}
+
+
+def same_on_all(make, work, sizes=(1, 2, 4), **world):
+    """work(model, comm) leaves all ranks, and any number of them, with the same model, and returns the same."""
+    first = None
+    for size in sizes:
+
+        def job(comm):
+            model = make()
+            value = work(model, comm)
+            return bits(model), value
+
+        for result in ran(size, job, **world):
+            first = result if first is None else first
+            assert result[0] == first[0], f"other parameters or state on {size} ranks"
+            assert repr(result[1]) == repr(first[1]), f"other results on {size} ranks"
+    return first
+
+
+def fitted(**options):
+    def work(model, comm):
+        history = model.fit(*mine(comm, X, Y), comm=comm, progress=False, **({"epochs": 2, "batch_size": 20} | options))
+        return dict(history)
+
+    return work
+
+
+# the same bits --------------------------------------------------------------------------------------------------------
+
+
+def test_every_layer():
+    for layer, dtype in zip(LAYERS.values(), ["float32", "float64"] * len(LAYERS), strict=False):
+        make = lambda layer=layer, dtype=dtype: network(layer.make(9, dtype), width=layer.width(9), dtype=dtype)  # noqa: E731
+        same_on_all(make, fitted(epochs=1), (1, 4))
+
+
+def test_every_optimizer():
+    for case in OPTIMIZERS.values():
+        same_on_all(lambda case=case: network(cnn.BatchNorm1d(9), optimizer=case.make()), fitted(epochs=1), (1, 2))
+
+
+def test_every_loss_and_weights():
+    for name, case in CASES.items():
+        if name == "own":
+            continue
+        y = targets(case.targets, ROWS, OUTPUTS, np.random.default_rng(1))
+
+        def work(model, comm, y=y):
+            x, t, w = mine(comm, X, y, W)
+            model.fit(x, t, sample_weight=w, batch_size=20, comm=comm, progress=False)
+            return model.train_step(x, t, comm=comm), model.evaluate(x, t, w, comm=comm)
+
+        same_on_all(lambda case=case: _of_loss(case), work, (1, 2))
+
+
+def _of_loss(case):
+    parts = [cnn.Linear(INPUTS, 6), cnn.ReLU(), cnn.Linear(6, OUTPUTS), cnn.Softplus(), case.make(OUTPUTS)]
+    return cnn.Sequential(parts, optimizer=cnn.SGD(lr=0.01), seed=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"accumulation_steps": 3},
+        {"batch_size": 5},  # shards without rows
+        {"shuffle": False, "steps_per_epoch": 2},
+        {"drop_last": True, "metrics": ["top_2"]},
+        {"class_weight": {1: 3.0}, "early_stopping": 1, "validation_data": (X, Y)},
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_options_of_fit(options):
+    optimizer = lambda: cnn.AdamW(lr=0.02, clip_norm=0.5, ema_decay=0.9, schedule=cnn.CosineAnnealingLR(8))  # noqa: E731
+    make = lambda: network(cnn.BatchNorm1d(9), cnn.Dropout(0.3), optimizer=optimizer())  # noqa: E731
+    own = options.get("validation_data")
+
+    def work(model, comm):
+        here = options | ({"validation_data": mine(comm, *own)} if own else {})
+        return fitted(**here)(model, comm)
+
+    same_on_all(make, work, (1, 2, 8))
+
+
+def test_other_numbers_of_ranks():
+    make = lambda: network(cnn.BatchNorm1d(9))  # noqa: E731
+    same_on_all(make, fitted(shards=12), (1, 3, 6, 12))
+
+
+def test_long_vectors_are_summed_in_parts():
+    make = lambda: cnn.Sequential([cnn.Linear(300, 123), cnn.MSELoss()], optimizer=cnn.Adam(lr=0.01), seed=1)  # noqa: E731
+    x, y = np.random.default_rng(2).normal(size=(40, 300)), np.random.default_rng(3).normal(size=(40, 123))
+    same_on_all(make, lambda model, comm: model.train_step(*mine(comm, x, y), comm=comm), (1, 2, 4, 8))
+
+
+def test_one_array_for_all_ranks_and_files(tmp_path):
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", "f4", X.shape)
+    x[:] = X
+    x.flush()
+    fit = {"epochs": 2, "batch_size": 20, "shard": "auto", "progress": False}
+    memory = same_on_all(network, lambda model, comm: dict(model.fit(X.astype("f4"), Y, comm=comm, **fit)))
+    files = same_on_all(
+        network, lambda model, comm: dict(model.fit(np.load(tmp_path / "x.npy", mmap_mode="r"), Y, comm=comm, **fit))
+    )
+    assert files == memory  # one block
+
+
+def test_blocks_of_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "BLOCK_BYTES", 30 * 40)  # a block of 20 rows at a time
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", "f8", X.shape)
+    x[:] = X
+    x.flush()
+    work = lambda model, comm: dict(  # noqa: E731
+        model.fit(np.load(tmp_path / "x.npy", mmap_mode="r"), Y, batch_size=10, comm=comm, shard="auto", progress=False)
+    )
+    same_on_all(network, work)
+
+
+def test_iterables_and_sparse_rows():
+    sparse = pytest.importorskip("scipy.sparse")
+    thin = sparse.csr_matrix(np.where(X > 0.5, X, 0))
+
+    def batches(model, comm):
+        parts = [mine(comm, X[at : at + 16], Y[at : at + 16], W[at : at + 16]) for at in (0, 16, 32, 48)]
+        return dict(model.fit(parts, comm=comm, progress=False, epochs=2))
+
+    same_on_all(network, batches)
+    make = lambda: cnn.Sequential(  # noqa: E731
+        [cnn.Linear(INPUTS, 40), cnn.Tanh(), cnn.Linear(40, OUTPUTS), cnn.CrossEntropyLoss()], cnn.Adam(lr=0.01), seed=1
+    )
+    dense = lambda model, comm: dict(model.fit(*mine(comm, thin.toarray(), Y), comm=comm, progress=False))  # noqa: E731
+    n = len(Y)
+    part = lambda comm: slice(n * comm.rank // comm.world.size, n * (comm.rank + 1) // comm.world.size)  # noqa: E731
+    work = lambda model, comm: dict(model.fit(thin[part(comm)], Y[part(comm)], comm=comm, progress=False))  # noqa: E731
+    history = same_on_all(make, work)[1]
+    np.testing.assert_allclose(history["loss"], same_on_all(make, dense)[1]["loss"], rtol=1e-5)
+
+
+# the right numbers ----------------------------------------------------------------------------------------------------
+
+
+def test_loss_and_gradient_are_those_of_all_rows():
+    for layer in LAYERS.values():
+        parts = lambda layer=layer: [layer.make(9, "float64")]  # noqa: E731
+        alone = network(*parts(), width=layer.width(9), dtype="float64")
+        loss, gradient = alone.loss_and_grad(X, Y)
+
+        def work(comm, parts=parts, layer=layer):
+            model = network(*parts(), width=layer.width(9), dtype="float64")
+            return (*model.loss_and_grad(*mine(comm, X, Y), comm=comm), model.gradients, model.state_dict())
+
+        for there in ran(2, work):
+            np.testing.assert_allclose(there[0], loss, rtol=1e-12)
+            np.testing.assert_allclose(there[1], gradient, rtol=1e-9, atol=1e-12)
+            np.testing.assert_array_equal(there[1], there[2])
+            for name, array in alone.state_dict().items():
+                np.testing.assert_allclose(there[3][name], array, rtol=1e-12, atol=1e-14)
+
+
+def test_one_batch_is_that_of_all_rows():
+    weights = np.where(np.arange(ROWS) % 3, W, 0)
+    alone = network(cnn.BatchNorm1d(9), dtype="float64")
+    loss = alone.train_step(X, Y, weights)
+
+    def work(comm):
+        model = network(cnn.BatchNorm1d(9), dtype="float64")
+        x, y, w = mine(comm, X, Y, weights)
+        there = model.train_step(x, y, w, comm=comm, shards=12)
+        return there, model.parameters, model.evaluate(x, y, w, metrics=["top_2"], comm=comm, shards=12)
+
+    scores = alone.evaluate(X, Y, weights, metrics=["top_2"])
+    for there in ran(3, work):
+        np.testing.assert_allclose(there[0], loss, rtol=1e-12)
+        np.testing.assert_allclose(there[1], alone.parameters, rtol=1e-10, atol=1e-13)
+        for name, score in scores.items():
+            np.testing.assert_allclose(there[2][name], score, rtol=1e-10)
+
+
+def test_cuts_take_each_row_once():
+    random = np.random.default_rng(5)
+    for _ in range(30):
+        ranks, count = random.integers(1, 5), 2 ** random.integers(0, 3)
+        sizes = random.integers(1, 60, ranks).tolist()
+        shards = np.diff(ends_of(sizes, ranks * count), prepend=0)
+        assert shards.sum() == sum(sizes)
+        assert [part.sum() for part in np.split(shards, ranks)] == sizes
+        batch_size = int(random.integers(1, 40))
+        cuts = cuts_of(shards, batch_size)
+        assert (cuts[0] == 0).all()
+        assert (cuts[-1] == shards).all()
+        assert (np.diff(cuts, axis=0) >= 0).all()
+        assert (np.diff(cuts.sum(1))[:-1] == batch_size).all()
+    even = cuts_of(np.full(8, 10), 16)
+    assert (np.diff(even, axis=0) == 2).all()
+
+
+def test_allreduce_of_the_communicator():
+    def work(comm):
+        model = network(dtype="float64")
+        model.fit(*mine(comm, X, Y), epochs=2, batch_size=20, comm=comm, deterministic=False, progress=False)
+        return model.parameters
+
+    alone = ran(1, work)[0]
+    for there in ran(4, work):
+        np.testing.assert_allclose(there, alone, rtol=1e-9, atol=1e-12)
+
+
+# failures -------------------------------------------------------------------------------------------------------------
+
+
+class At(cnn.Callback):
+    """Raises or stops on one rank, at the end of an epoch or of a batch."""
+
+    def __init__(self, comm, rank, error, batch=False):
+        self.act = comm.Get_rank() == rank
+        self.error, self.batch = error, batch
+
+    def _raise(self):
+        if self.act and self.error is None:
+            self.model.stop_training = True
+        elif self.act:
+            raise self.error
+
+    def on_epoch_end(self, epoch, logs):
+        if not self.batch:
+            self._raise()
+
+    def on_batch_end(self, batch, logs):
+        if self.batch:
+            self._raise()
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_an_exception_on_one_rank_is_raised_on_all(size):
+    def given(comm, make):
+        model = network(cnn.BatchNorm1d(9))
+        return model.fit(*mine(comm, X, Y), epochs=3, comm=comm, shards=4 * size, progress=False, **make(comm))
+
+    def check(results, error, text):
+        assert isinstance(results[1], error)
+        for rank, result in enumerate(results):
+            if rank != 1:
+                assert isinstance(result, RankError), result
+                assert text in str(result)
+
+    for batch in (False, True):
+        make = lambda comm, batch=batch: {"callbacks": [At(comm, 1, KeyError("oh"), batch)]}  # noqa: E731
+        failed = run(size, lambda comm, make=make: given(comm, make))
+        check(failed, KeyError, "rank 1: KeyError: 'oh'")
+    failed = run(size, lambda comm: given(comm, lambda comm: {"threads": 0 if comm.rank == 1 else None}))
+    check(failed, ValueError, "rank 1: ValueError: threads")
+
+    def no_rows(comm):
+        model = network()
+        keep = slice(0, 0) if comm.rank == 1 else slice(None)
+        return model.fit(X[keep], Y[keep], comm=comm, shards=4 * size, progress=False)
+
+    check(run(size, no_rows), ValueError, "rank 1: ValueError: x: training needs at least one row")
+
+    def broken(comm):
+        def batches():
+            for at in (0, 10, 20):
+                if at == 20 and comm.rank == 1:
+                    raise OSError("the disk is gone")
+                yield X[at : at + 10], Y[at : at + 10]
+
+        model = network()
+        before = model.parameters
+        try:
+            model.fit(batches(), comm=comm, shards=4 * size, progress=False)
+        finally:
+            assert (model.parameters == before).all()
+
+    check(run(size, broken), OSError, "rank 1: OSError: the disk is gone")
+
+
+def test_a_rank_with_fewer_batches_is_named():
+    def work(comm):
+        batches = [(X[:8], Y[:8])] * (3 if comm.rank else 2)
+        return network().fit(batches, comm=comm, progress=False)
+
+    for result in run(2, work):
+        assert isinstance(result, ValueError)
+        assert "the batches of rank 0 have ended before those of rank 1" in str(result)
+
+
+def test_nan_on_one_rank_diverges_on_all():
+    def work(comm):
+        x, y = mine(comm, X.copy(), Y)
+        if comm.rank == 1:
+            x[3, 2] = np.nan
+        model = network()
+        before = model.parameters
+        try:
+            return model.fit(x, y, comm=comm, progress=False)
+        finally:
+            assert (model.parameters == before).all()
+
+    results = run(2, work)
+    assert all(isinstance(result, cnn.DivergenceError) for result in results)
+    assert "x has NaN" in str(results[1])
+
+
+def test_stopping_on_one_rank_stops_all():
+    for batch in (False, True):
+
+        def work(comm, batch=batch):
+            model = network()
+            callback = At(comm, 1, None, batch)
+            return model.fit(
+                *mine(comm, X, Y), epochs=5, batch_size=20, comm=comm, callbacks=[callback], progress=False
+            )
+
+        assert [len(history["loss"]) for history in ran(2, work)] == [1, 1]
+
+
+def test_ranks_that_differ_are_refused():
+    def work(change):
+        def job(comm):
+            model = network(seed=3 if change != "seed" else comm.rank)
+            if comm.rank == 2 and change == "optimizer":
+                model.optimizer = cnn.SGD(lr=0.2)
+            if comm.rank == 2 and change == "layers":
+                model = network(cnn.ReLU())
+            if comm.rank == 2 and change == "loss":
+                model.loss = cnn.CrossEntropyLoss(label_smoothing=0.1)
+            if comm.rank == 2 and change == "dtype":
+                model = network(dtype="float64")
+            x, y = mine(comm, X, Y)
+            if comm.rank == 2 and change == "x":
+                return model.fit([(x, y)], comm=comm, progress=False)
+            options = {"batch_size": 32 if comm.rank == 2 and change == "batch_size" else 16}
+            return model.fit(x, y, comm=comm, progress=False, **options)
+
+        return run(4, job)
+
+    for change in ("seed", "optimizer", "layers", "loss", "dtype", "x", "batch_size"):
+        for result in work(change):
+            assert isinstance(result, ValueError), (change, result)
+            assert "the ranks differ in " in str(result)
+            if change == "batch_size":
+                assert "batch_size: ranks 0, 1, 3 have (16, 1, False); rank 2 has (32, 1, False)" in str(result)
+            if change == "seed":
+                assert "give the model a seed" in str(result)
+
+
+def test_an_interrupt_on_one_rank_leaves_a_checkpoint_for_other_numbers_of_ranks(tmp_path):
+    make = lambda: network(cnn.BatchNorm1d(9), cnn.Dropout(0.2), optimizer=cnn.Adam(lr=0.01))  # noqa: E731
+    fit = {"batch_size": 10, "epochs": 3, "progress": False}
+
+    def whole(comm):
+        model = make()
+        model.fit(*mine(comm, X, Y), comm=comm, **fit)
+        return bits(model)
+
+    truth = ran(1, whole)[0]
+    for folder, batch in ((tmp_path / "epoch", False), (tmp_path / "batch", True)):
+
+        def interrupted(comm, folder=folder, batch=batch):
+            callback = At(comm, 1, KeyboardInterrupt(), batch)
+            make().fit(*mine(comm, X, Y), comm=comm, checkpoint=folder, callbacks=[callback], **fit)
+
+        assert all(isinstance(result, KeyboardInterrupt) for result in run(2, interrupted))
+
+        def resumed(comm, folder=folder):
+            model = make()
+            model.fit(*mine(comm, X, Y), comm=comm, checkpoint=folder, resume=True, **fit)
+            return bits(model)
+
+        for size in (4, 1):
+            for there in ran(size, resumed):
+                for name, array in there.items():
+                    assert array == truth[name], name
+
+
+def test_only_rank_0_prints_and_writes(tmp_path, capsys):
+    def work(comm):
+        log = cnn.CSVLogger(tmp_path / f"log{comm.rank}.csv")
+        network().fit(*mine(comm, X, Y), epochs=2, comm=comm, callbacks=[log], verbose=2)
+
+    ran(2, work)
+    assert capsys.readouterr().err.count("epoch 2/2") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["log0.csv"]
+
+
+def test_what_is_refused():
+    def refused(error, match, call, size=1):
+        for result in run(size, call):
+            assert isinstance(result, error), result
+            assert match in str(result)
+
+    own = lambda outputs, y: ((outputs**2).mean(), 2 * outputs / outputs.size)  # noqa: E731
+    x, y = X, Y
+    refused(ValueError, "one of your own", lambda c: network(loss=cnn.CallableLoss(own)).train_step(x, x, comm=c))
+    refused(ValueError, "got LBFGS", lambda c: network(optimizer=cnn.LBFGS()).fit(x, y, comm=c))
+    refused(ValueError, "got LBFGS", lambda c: network(optimizer=cnn.LBFGS()).train_step(x, y, comm=c))
+    refused(
+        ValueError, "expected validation_data with comm", lambda c: network().fit(x, y, validation_split=0.2, comm=c)
+    )
+    refused(ValueError, "expected a dict with comm", lambda c: network().fit(x, y, class_weight="balanced", comm=c))
+    refused(ValueError, "such as 12", lambda c: network().fit(*mine(c, x, y), comm=c, progress=False), 3)
+    refused(ValueError, "such as 16", lambda c: network().fit(*mine(c, x, y), comm=c, progress=False), 16)
+    refused(ValueError, "expected arrays", lambda c: network().evaluate([(x, y)], comm=c))
+    batches = {"validation_data": [(x, y), (x, y)]}
+    refused(ValueError, "expected arrays", lambda c: network().fit(x, y, comm=c, progress=False, **batches))
+    refused(TypeError, "without Get_rank", lambda c: network().fit(x, y, comm="world"))
+    refused(ValueError, "shard: expected None, or 'auto'", lambda c: network().fit(x, y, comm=c, shard="mine"))
+    refused(ValueError, "shard: expected None, or 'auto'", lambda c: network().fit(x, y, shard="auto"))
+    refused(ValueError, "BatchNorm1d", lambda c: network(cnn.BatchNorm1d(9)).train_step(x[:1], y[:1], comm=c))
+
+
+def test_ranks_that_call_different_methods_are_named():
+    def work(comm):
+        model = network()
+        model.train_step(*mine(comm, X, Y), comm=comm)
+        if comm.rank:
+            return model.loss_and_grad(*mine(comm, X, Y), comm=comm)
+        group = model._core.ranks[2]
+        with group.together():
+            pass
+
+    results = run(2, work)
+    assert all(isinstance(result, RankError) for result in results)
+    assert "rank 0 is at the end of fit, and rank 1 at a count of rows" in str(results[1])
+
+
+def test_sums_over_ranks():
+    for size in (1, 2, 3, 4, 5, 8):
+
+        def work(comm):
+            group = Group(comm)
+            vector = np.arange(20000.0) + comm.rank
+            return group.sum(vector, 0), group.any(comm.rank == 1), group.gather(comm.rank, 0)
+
+        for vector, flag, ranks in ran(size, work):
+            np.testing.assert_array_equal(vector, size * np.arange(20000.0) + size * (size - 1) / 2)
+            assert flag == (size > 1)
+            assert ranks == list(range(size))
+
+
+def test_a_message_takes_its_time():
+    def work(comm):
+        began = time.perf_counter()
+        comm.Sendrecv(np.zeros(1), 1 - comm.rank, 0, np.zeros(1), 1 - comm.rank, 0)
+        return time.perf_counter() - began
+
+    assert max(ran(2, work, latency=0.01)) > 0.009  # the first to begin waits for the other too
+
+
+def test_nothing_is_imported_without_a_communicator():
+    code = "import cnn, sys; cnn.Sequential; print([m for m in sys.modules if 'distributed' in m or 'mpi4py' in m])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
