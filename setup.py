@@ -56,6 +56,7 @@ COMPILE_GCC = [
     *("-fno-tree-vectorize", "-fno-ipa-cp-clone", "-fno-inline-functions", "-fno-unswitch-loops"),
     *("-fno-tree-pre", "-fno-code-hoisting", "-fno-split-paths"),
     *("-fno-unwind-tables", "-fno-asynchronous-unwind-tables"),
+    *("-falign-functions=16", "-falign-jumps=1", "-falign-labels=1"),
     *("--param", "max-completely-peeled-insns=4000"),
     *("--param", "max-completely-peel-times=64"),
 ]
@@ -168,7 +169,8 @@ class BuildExt(build_ext):
         code = Path(path).read_text()
         if cold not in code:
             made = r"__pyx_f_\w*(?:compile_network|define|share_memory|unpack|packed|as_block|as_out|counters|_place)"
-            called = rf"^static (?:PyObject \*|PyArrayObject \*|int )(__pyx_(?:pw|pf|pymod_exec)\w*|{made})(?=\()"
+            made += r"|__pyx_tp_new_vectorcall\w*|__pyx_f_\w*_(?:\w*jets?(?:_\w+)?|activation_slopes|batch_norm_shard_\w+)"
+            called = rf"^static (?:PyObject \*|PyArrayObject \*|int |void )(__pyx_(?:pw|pf|pymod_exec)\w*|{made})(?=\()"
             code, count = re.subn(called, marked, code, flags=re.MULTILINE)
             if count < 2:  # the module's own and a function's at least: Cython names them in another way now
                 raise SystemExit(f"{path}: expected functions that Python calls, found {count}")

@@ -131,3 +131,30 @@ def _mend_of(a: Any, array: np.ndarray) -> str:
     if array.dtype.kind == "O":
         return ": .astype(float) makes numbers of it, if all of them are"
     return ": text has to be made numbers" if array.dtype.kind in "US" else ""
+
+
+def training_state(
+    arrays: Any, states: int, averages: bool, statistics: int, counters: int
+) -> tuple[list[str], np.ndarray, np.ndarray | None]:
+    """The names of the vectors in a training state, its counts, and the exact statistics if it has any.
+
+    Raises
+    ------
+    ValueError
+        If it is that of another network or optimiser.
+    """
+    names = [f"state.{block}" for block in range(states)]
+    ema = ["ema"] if averages and "ema" in arrays else []
+    exact = arrays.get("statistics") if statistics else None  # files of version 0.1 have none
+    expected = [*names, "counters"]
+    if missing := [name for name in expected if name not in arrays]:
+        raise ValueError(f"training state: missing {', '.join(missing)}")
+    known = expected + ema + ["statistics"] * (exact is not None)
+    if unknown := [name for name in arrays if name not in known]:
+        raise ValueError(f"training state: unknown {', '.join(unknown)}; expected {', '.join(expected)}")
+    if exact is not None and np.shape(exact) != (statistics,):
+        raise ValueError(f"statistics: expected shape ({statistics},), got {np.shape(exact)}")
+    counts = np.ascontiguousarray(arrays["counters"], np.int64)
+    if counts.shape != (counters,) or counts.min() < 0:
+        raise ValueError(f"counters: expected {counters} counts, got {counts}")
+    return names + ema, counts, None if exact is None else np.ascontiguousarray(exact, np.float64)

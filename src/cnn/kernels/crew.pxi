@@ -264,7 +264,7 @@ cdef class Crew:
         for i in range(self.crowd.n):
             m = &self.crowd.members[i]
             program = self.programs[i]
-            x, y, w, bag = (None if a is None else a[i if len(a) > 1 else 0] for a in (xs, ys, ws, bags))
+            x, y, w, bag = [None if a is None else a[i if len(a) > 1 else 0] for a in (xs, ys, ws, bags)]
             memset(&m.rows, 0, sizeof(Pass))
             m.rows.net = m.net
             m.rows.wants.scale = 1

@@ -1026,29 +1026,18 @@ cdef class Program:
     def set_state(self, arrays, int states):
         """Put back what `state` returned; ValueError, and nothing changed, if it is another network's."""
         cdef int i
-        names = [f"state.{block}" for block in range(states)] + ["counters"]
-        ema = [] if self.stepper.average.at == NULL or "ema" not in arrays else ["ema"]
-        exact = arrays.get("statistics") if statistics_size(&self.net) else None        # files of version 0.1 have none
-        if missing := [name for name in names if name not in arrays]:
-            raise ValueError(f"training state: missing {', '.join(missing)}")
-        if unknown := [name for name in arrays if name not in names + ema + ["statistics"] * (exact is not None)]:
-            raise ValueError(f"training state: unknown {', '.join(unknown)}; expected {', '.join(names)}")
-        if exact is not None and np.shape(exact) != (statistics_size(&self.net),):
-            raise ValueError(f"statistics: expected shape ({statistics_size(&self.net)},), got {np.shape(exact)}")
-        vectors = [as_vector(arrays[name], self.net.n_parameters, name) for name in names[:states] + ema]
-        counts = np.ascontiguousarray(arrays["counters"], np.int64)
-        expected = len(self.counters())
-        if counts.shape != (expected,) or counts.min() < 0:
-            raise ValueError(f"counters: expected {expected} counts, got {counts}")
+        names, counts, exact = _arrays.training_state(arrays, states, self.stepper.average.at != NULL,
+                                                      statistics_size(&self.net), len(self.counters()))
+        vectors = [as_vector(arrays[name], self.net.n_parameters, name) for name in names]
         self.enter()
         try:
             for i in range(states):
                 unpack(&self.net, vectors[i], names[i], self.net.state + i * self.net.n_block)
-            if ema:
+            if len(names) > states:
                 unpack(&self.net, vectors[states], "ema", self.stepper.average.at)
             self.set_counters(counts)
             if exact is not None:
-                self.set_exact_statistics(np.ascontiguousarray(exact, np.float64))
+                self.set_exact_statistics(exact)
         finally:
             self.training_busy = False
         self.forget("the training state has been set since")
