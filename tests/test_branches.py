@@ -11,7 +11,7 @@ import pytest
 from grid import GATES, SMOOTH, build, graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import assert_close, by_gradient, explicit, fused
+from networks import apart, assert_close, explicit, fused
 
 import cnn
 
@@ -221,7 +221,6 @@ def test_the_fused_step_is_the_explicit_one(isa, dtype, parts, batch, seed, opti
     batch = max(batch, 2)  # batch normalisation
     x, y = numbers(seed, batch, parts[0][0]).astype(dtype), numbers(seed + 1, batch, 3).astype(dtype)
     results = []
-    apart = by_gradient if batch > 16 else explicit
     for threads, step in ((1, fused), (1, apart), (2, fused), (2, apart)):
         model, _ = build(
             parts, cnn.MSELoss(), dtype=dtype, seed=seed, optimizer=type(optimizer)(**optimizer.get_config())
