@@ -6,8 +6,8 @@
 # the weights broadcast. A block goes forward, through the loss and backward before the next is touched: it stays in L1.
 #
 # What leaves a block are sums over its rows, lane by lane and then over the lanes pairwise. They are added up for each
-# of a few segments of the batch, whose number depends on its rows alone, and those in order: so results do not depend on
-# threads.
+# of a few segments of the batch, whose number depends on its rows alone, and those in order: so results do not depend
+# on threads.
 #
 # In prediction, each output is the same sum in the same order as in `affine`, to the last bit: whether a batch goes
 # this way may depend on its rows. Lanes behind its last row have copies of that row, whose gradient is zero.
