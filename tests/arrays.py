@@ -1,8 +1,11 @@
 """Arrays for the tests: the same numbers in every layout, results with guards, covering arrays."""
 
+import functools
+import inspect
 import itertools
 
 import numpy as np
+import pytest
 
 LAYOUTS = (
     "contiguous",
@@ -103,3 +106,26 @@ def zeros_of_padding(view):
     row = view.strides[0] // view.itemsize
     whole = np.lib.stride_tricks.as_strided(view, (view.shape[0], row), view.strides)
     return whole[:, view.shape[1] :]
+
+
+def looped(names, values):
+    """`pytest.mark.parametrize` in one test, for cases that are many and quick: an error says which it was."""
+    names = names.split(", ")
+
+    def decorate(test):
+        signature = inspect.signature(test)
+
+        @functools.wraps(test)
+        def run(**fixtures):
+            for value in values:
+                case = dict(zip(names, value if len(names) > 1 else [value], strict=True))
+                try:
+                    test(**fixtures, **case)
+                except (Exception, pytest.fail.Exception) as error:
+                    raise AssertionError(f"{case}: {type(error).__name__}: {error}") from error
+
+        kept = [parameter for name, parameter in signature.parameters.items() if name not in names]
+        run.__signature__ = signature.replace(parameters=kept)
+        return run
+
+    return decorate

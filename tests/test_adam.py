@@ -5,6 +5,7 @@ Also, for every optimiser: that the step fused into `train_step` is the step of 
 
 import numpy as np
 import pytest
+from arrays import looped
 from grid import build, chain, rule_of
 from networks import apart, assert_close, assert_parameters, batch_for, explicit, fused, native_loop
 
@@ -171,7 +172,7 @@ ALL = {
 
 
 @pytest.mark.parametrize("setting", ALL)
-@pytest.mark.parametrize("batch", [2, 5, 64, 130])
+@looped("batch", [2, 5, 64, 130])
 @pytest.mark.parametrize("widths", [(5, 7, 33, 2), (20, 100, 17, 10)], ids=str)
 def test_fused_step_is_the_explicit_one(isa, dtype, widths, batch, setting):
     """Bit for bit: each gradient is one chain of sums either way, rounded once, and the update the same code."""

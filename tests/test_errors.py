@@ -10,6 +10,7 @@ import pickle
 
 import numpy as np
 import pytest
+from arrays import looped
 from grid import build
 from networks import batch_for
 
@@ -86,7 +87,7 @@ def test_shape_of_x(state, call):
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("kind", ["c8", "c16", "O", "U3", "S3", "M8[s]", "m8[s]", "V4"])
+@looped("kind", ["c8", "c16", "O", "U3", "S3", "M8[s]", "m8[s]", "V4"])
 def test_type_of_x(state, call, kind):
     call = with_x(state.model, lambda x: state.y)[call]
     with pytest.raises(TypeError, match=r"^x: expected real numbers, got dtype "):

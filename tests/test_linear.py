@@ -8,7 +8,7 @@ same error, so the bound doubles. The bound is far below the effect of one produ
 
 import numpy as np
 import pytest
-from arrays import LAYOUTS, Guarded, covering, laid_out, row_id, unit_roundoff
+from arrays import LAYOUTS, Guarded, covering, laid_out, looped, unit_roundoff
 from grid import ACTIVATIONS, WITH_PARAMETERS
 
 from cnn import functional
@@ -72,7 +72,7 @@ def assert_activated(actual, pre, name, param):
     assert (np.abs(actual - expected) <= 8 * u * (np.abs(expected) + np.abs(pre))).all()
 
 
-@pytest.mark.parametrize("case", FORWARD, ids=row_id)
+@looped("case", FORWARD)
 def test_forward(isa, dtype, case):
     batch, n_in, n_out, (name, param) = (case[k] for k in ("batch", "n_in", "n_out", "activation"))
     x, weight, bias, _ = data(dtype, batch, n_in, n_out)
@@ -96,7 +96,7 @@ def test_forward(isa, dtype, case):
     np.testing.assert_array_equal(functional.activation_forward(name, pre.array, param), result)
 
 
-@pytest.mark.parametrize("case", BACKWARD, ids=row_id)
+@looped("case", BACKWARD)
 def test_backward(isa, dtype, case):
     batch, n_in, n_out, accumulate = (case[k] for k in ("batch", "n_in", "n_out", "accumulate"))
     x, weight, start, grad_output = data(dtype, batch, n_in, n_out)

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import numpy as np
 import pandas
 import pytest
-from arrays import LAYOUTS, covering, laid_out, zeros_of_padding
+from arrays import LAYOUTS, covering, laid_out, looped, zeros_of_padding
 from grid import CASES
 from grid.losses import ramp
 
@@ -301,7 +301,7 @@ def test_extreme_counts(isa, dtype):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("n", [1, 5, 16, 40])
+@looped("n", [1, 5, 16, 40])
 def test_nan_comes_through(isa, dtype, name, n):
     """One NaN anywhere makes the loss NaN, and only its row's gradient."""
     outputs, targets, _ = data(name, dtype, 4, n)
@@ -611,7 +611,7 @@ def test_backward(isa, name):
     ],
     ids=lambda value: getattr(value, "__name__", None) or (str(value) if isinstance(value, str) else None),
 )
-@pytest.mark.parametrize(
+@looped(
     "name",
     [name for name, case in LOSSES.items() if not case.loss.by_row and case.make(2).outputs_per_target == 1],
 )

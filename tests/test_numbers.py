@@ -6,6 +6,7 @@ docs/numbers.md says what comes of each; here it does.
 import grid
 import numpy as np
 import pytest
+from arrays import looped
 
 import cnn
 
@@ -77,12 +78,11 @@ def test_losses(isa, dtype, bad, loss):
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("act", [cnn.ReLU, cnn.Tanh])
-@pytest.mark.parametrize(
+@looped(
     "optimizer",
     [cnn.SGD(lr=0.1), cnn.SGD(lr=0.1, momentum=0.9), cnn.Adam(), cnn.SGD(clip_norm=1.0), cnn.SGD(clip_value=1.0)],
-    ids=str,
 )
-@pytest.mark.parametrize(
+@looped(
     "spoil",
     ["x", "grad_output", "gradient of a weight", "x, fused", "target, fused", "x, accumulated", "own loss"],
 )

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from arrays import zeros_of_padding
+from arrays import looped, zeros_of_padding
 from grid import WITH_PARAMETERS, build, chain, specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,7 +127,7 @@ def assert_padding_is_zero(model):
             assert not zeros_of_padding(layer.grad_weight).any()
 
 
-@pytest.mark.parametrize("batch", [1, 3, 6, 33])
+@looped("batch", [1, 3, 6, 33])
 @pytest.mark.parametrize(("name", "param"), WITH_PARAMETERS)
 def test_padding_stays_zero(isa, dtype, name, param, batch):
     """Functions with f(0) != 0 must not leave anything behind a row: later layers would read it."""
