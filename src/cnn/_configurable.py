@@ -142,15 +142,15 @@ def _constructor(init: F) -> F:
 
 
 def names_arguments(function: F) -> F:
-    """A method that names the right argument where an unknown one comes."""
-    known = list(inspect.signature(function).parameters)[1:]
+    """A function or method that names the right argument where an unknown one comes."""
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
 
     @functools.wraps(function)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def method(*args: Any, **kwargs: Any) -> Any:
         for name in kwargs:
             if name not in known:
                 raise TypeError(f"{function.__name__}: unknown argument {name!r}: {_mend(name, known)}")
-        return function(self, *args, **kwargs)
+        return function(*args, **kwargs)
 
     return method  # type: ignore[return-value]
 
