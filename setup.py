@@ -169,7 +169,9 @@ class BuildExt(build_ext):
         code = Path(path).read_text()
         if cold not in code:
             made = r"__pyx_f_\w*(?:compile_network|define|share_memory|unpack|packed|as_block|as_out|counters|_place)"
-            made += r"|__pyx_tp_new_vectorcall\w*|__pyx_f_\w*_(?:\w*jets?(?:_\w+)?|activation_slopes|batch_norm_shard_\w+)"
+            made += (
+                r"|__pyx_tp_new_vectorcall\w*|__pyx_f_\w*_(?:\w*jets?(?:_\w+)?|activation_slopes|batch_norm_shard_\w+)"
+            )
             called = rf"^static (?:PyObject \*|PyArrayObject \*|int |void )(__pyx_(?:pw|pf|pymod_exec)\w*|{made})(?=\()"
             code, count = re.subn(called, marked, code, flags=re.MULTILINE)
             if count < 2:  # the module's own and a function's at least: Cython names them in another way now

@@ -1,6 +1,6 @@
-"""Writes the pages of the API reference: one a topic, one a class or function, from what `cnn` exports.
+"""Writes the pages of the API reference: one per topic, and one per class or function that `cnn` exports.
 
-A page is made for whatever is public, so that a new layer, loss or optimiser needs no line here.
+All public names get a page, so a new layer, loss or optimiser needs no change here.
 """
 
 import inspect
@@ -15,24 +15,28 @@ BASES = [
 ]
 OPTIMISERS = [*optim.optimizers.__all__, *optim.whole_data.__all__, *optim.second_order.__all__]
 TOPICS = {  # title -> module that the names are read from, names, introduction
-    "Models": (cnn, ["Sequential", "load", "clip_grad_norm", "gradcheck"], "A model is a `Sequential`."),
-    "Layers": (cnn, layers.__all__, "Layers stand in a `Sequential`, which compiles them; each also works alone."),
-    "Losses": (cnn, losses.__all__, "A loss may stand last in a `Sequential`; each also works alone."),
-    "Optimisers": (cnn, OPTIMISERS, "Passed to a `Sequential` as `optimizer=`."),
-    "Schedules": (cnn, optim.schedules.__all__, "Passed to an optimiser as `schedule=`."),
-    "Training": (cnn, training.__all__, "What `Sequential.fit` takes and gives."),
+    "Models": (cnn, ["Sequential", "load", "clip_grad_norm", "gradcheck"], "A model is a `Sequential` of layers."),
+    "Layers": (cnn, layers.__all__, "A `Sequential` compiles its layers; each layer also runs standalone."),
+    "Losses": (cnn, losses.__all__, "Pass a loss as the last layer of a `Sequential`, or call it directly."),
+    "Optimisers": (cnn, OPTIMISERS, "Pass an optimiser to a `Sequential` as `optimizer=`."),
+    "Schedules": (cnn, optim.schedules.__all__, "Pass a schedule to an optimiser as `schedule=`."),
+    "Training": (cnn, training.__all__, "Callbacks, data sources, metrics and results of `Sequential.fit`."),
     "Estimators": (
         cnn.sklearn,
         cnn.sklearn.__all__,
-        "`cnn.sklearn`: scikit-learn's estimators, faster, with more options.",
+        "`cnn.sklearn`: classifiers and regressors with scikit-learn's interface.",
     ),
-    "Initialisers": (initializers, initializers.__all__, "Passed to layers as `weight_init=` and `bias_init=`."),
+    "Initialisers": (
+        initializers,
+        initializers.__all__,
+        "Pass an initialiser to a layer as `weight_init=` or `bias_init=`.",
+    ),
     "Functions on arrays": (
         functional,
         [name for name, f in vars(functional).items() if getattr(f, "__module__", "") == functional.__name__],
-        "The kernels on plain NumPy arrays, without a model.",
+        "The kernels as functions on NumPy arrays, without a model.",
     ),
-    "Base classes": (None, BASES, "What the members of each kind share."),
+    "Base classes": (None, BASES, "Base classes, with the methods that all layers, losses or optimisers share."),
 }
 
 
@@ -51,8 +55,8 @@ def topics():
         )
     named = {name for _, several in found.values() for name, _ in several}
     others = [(f"cnn.{name}", getattr(cnn, name)) for name in cnn.__all__ if f"cnn.{name}" not in named]
-    found["Exporters and the machine"] = (
-        "To and from other libraries; threads; what this build can do.",
+    found["Export and configuration"] = (
+        "Conversion to and from other libraries; threads; information about the build.",
         [(name, one) for name, one in others if not inspect.ismodule(one)],
     )
     return found
@@ -83,7 +87,7 @@ def page(name, one):
         lines += [f"   .. {directive}:: {member}", ""]
     base = next((base for base in one.__mro__[1:] if base in BASES), None)
     if base is not None:
-        lines += [f"What it shares with others of its kind: :py:class:`~{base.__module__}.{base.__qualname__}`.", ""]
+        lines += [f"Shared methods and attributes: :py:class:`~{base.__module__}.{base.__qualname__}`.", ""]
     return lines
 
 

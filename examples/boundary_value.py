@@ -1,13 +1,13 @@
-"""A differential equation by a network: u'' = f on [0, 1] with u(0) = u(1) = 0, beside the analytic solution.
+"""A differential equation solved by a network: u'' = f on [0, 1], u(0) = u(1) = 0, and the analytic solution.
 
     python examples/boundary_value.py        writes boundary_value.png
 
-The network u(x) is 1-8-8-1 with tanh. Its residuals are u''(x_i) - f(x_i) at 120 points, and u at both ends. u'' is
-exact: `hvp_input`, the second derivative of the outputs along a direction. Least squares (Levenberg-Marquardt, SciPy)
-need the derivative of each residual in the parameters, which is the third derivative d/dtheta d2u/dx2. `hvp_input`
-with parameters=True gives d/dtheta du/dx exactly; what is left is one derivative in x, taken by central differences of
-order 4 of that exact product: with a step of 1e-3 they are right to 10 digits. A gradient that is a little off slows
-Levenberg-Marquardt down but does not move its solution, where the residuals, which are exact, are least.
+The network u(x) is 1-8-8-1 with tanh. Its residuals are u''(x_i) - f(x_i) at 120 points, and u at both ends.
+`hvp_input`, the second derivative of the outputs along a direction, computes u'' exactly. Least squares
+(Levenberg-Marquardt, SciPy) needs the derivatives of the residuals with respect to the parameters: the third
+derivatives d/dtheta d2u/dx2. `hvp_input` with parameters=True computes d/dtheta du/dx exactly. Central differences of
+order 4 supply the remaining derivative in x; with a step of 1e-3 they are accurate to 10 digits. A small error in
+these derivatives may slow Levenberg-Marquardt down, but does not move the minimum of the exact residuals.
 Needs SciPy and the extra `plot` (matplotlib).
 """
 
@@ -22,7 +22,7 @@ from scipy.optimize import least_squares
 import cnn
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#bdbdbd"
-STEP = 1e-3  # of the differences
+STEP = 1e-3  # of the finite differences
 END = 10.0  # weight of the boundary conditions
 
 
@@ -44,7 +44,7 @@ def inputs(x):
 
 
 class Residuals:
-    """What is to vanish, as a function of the parameters, and its derivatives."""
+    """The residuals as a function of the parameters, and their Jacobian."""
 
     def __init__(self, model, points):
         self.model = model
@@ -60,7 +60,7 @@ class Residuals:
         return np.concatenate([residuals, END * self.model.predict(self.ends)[:, 0]])
 
     def jacobian(self, parameters):
-        """A row for each residual."""
+        """One row per residual."""
         self.model.parameters = parameters
         one = np.ones((1, 1))
 
@@ -78,10 +78,10 @@ class Residuals:
 
 
 def plot(x, before, after, history, name, path):
-    """The solution, its error, and the error from step to step."""
+    """The solution, its error, and the error after each step."""
     figure = Figure(figsize=(11.5, 4.4), dpi=110, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
-    figure.suptitle(f"u'' = f on [0, 1], u(0) = u(1) = 0, by a network {name}", fontsize=14)
+    figure.suptitle(f"u'' = f on [0, 1], u(0) = u(1) = 0, solved by a network {name}", fontsize=14)
     grid = figure.subplot_mosaic([["u", "steps"], ["error", "steps"]], height_ratios=[2, 1])
     grid["u"].plot(x, solution(x), color=GREY, linewidth=6, label="analytic solution")
     grid["u"].plot(x, after, color=BLUE, linewidth=2, label="network")
@@ -106,7 +106,7 @@ def plot(x, before, after, history, name, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--points", type=int, default=120)
-    parser.add_argument("--steps", type=int, default=150, help="at most so many")
+    parser.add_argument("--steps", type=int, default=150, help="maximum number of steps")
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where boundary_value.png goes")
     options = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Handwritten digits: train a network, draw how it went, and read its checkpoint in a new process.
+"""Handwritten digits: train a network, plot the training curves, and load the checkpoint in a new process.
 
     python examples/digits.py                             writes digits.safetensors and digits.png
-    python examples/digits.py --check digits.safetensors  the accuracy of a checkpoint
+    python examples/digits.py --check digits.safetensors  prints the accuracy of a checkpoint
 
-The data are the 1,797 digits of 8 x 8 pixels that come with scikit-learn. A fifth of them is held out for the end; a
-tenth of the others decides which epoch was the best. The network has dropout, the learning rate goes up and down once
-(1cycle), and when nothing has improved for a while, training stops and the best parameters come back.
+The data are the 1,797 digits of 8 x 8 pixels from scikit-learn. A fifth of them is the test set, a tenth of the others
+the validation set. The network uses dropout and a 1cycle learning rate. If the validation loss does not improve for 10
+epochs, training stops and restores the best parameters.
 Needs the extra `demo` (scikit-learn, matplotlib).
 """
 
@@ -32,7 +32,7 @@ RED, GREY = "#c8102e", "#6b6b6b"
 
 
 def data():
-    """Standardised images (n, 64) and labels (n,): training and held-out part, and the held-out images as they are."""
+    """Standardised images (n, 64) and labels (n,) for training and test, and the raw test images."""
     images, labels = load_digits(return_X_y=True)  # pixels from 0 to 16
     x, x_test, y, y_test = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
     scaler = StandardScaler().fit(x)
@@ -40,7 +40,7 @@ def data():
 
 
 def train(x, y, epochs):
-    """A trained model, its history, and the seconds that training took."""
+    """A trained model, its history, and the training time in seconds."""
     x, x_val, y, y_val = train_test_split(x, y, test_size=0.1, stratify=y, random_state=0)
     steps = epochs * -(-len(x) // BATCH)
     model = cnn.Sequential(
@@ -74,11 +74,11 @@ def check(path):
 
 
 def plot(history, images, labels, predicted, seconds, path):
-    """Left the curves of loss, accuracy and learning rate, right held-out digits, those that were misread first."""
+    """Left: loss, accuracy and learning rate. Right: held-out digits, misclassified ones first."""
     figure = Figure(figsize=(11.5, 6.2), dpi=120, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
     figure.suptitle(
-        f"{np.mean(predicted == labels):.1%} of {len(labels)} unseen handwritten digits read right "
+        f"{np.mean(predicted == labels):.1%} of {len(labels)} unseen handwritten digits classified correctly "
         f"after {seconds:.2f} s of training",
         fontsize=15,
     )
@@ -131,7 +131,7 @@ def plot_curves(figure, history):
 def plot_digits(figure, images, labels, predicted, rows=6, columns=8):
     wrong = predicted != labels
     order = np.argsort(~wrong, kind="stable")[: rows * columns]
-    title = f"What it read; the {wrong.sum()} errors come first, with the truth in brackets"
+    title = f"Predictions: the {wrong.sum()} errors first, with the true digit in brackets"
     figure.suptitle(title, fontsize=12)
     for axes, i in zip(figure.subplots(rows, columns).flat, order, strict=False):
         axes.imshow(images[i].reshape(8, 8), cmap="gray_r", vmin=0, vmax=16)
@@ -158,8 +158,7 @@ def main():
     model, history, seconds = train(x, y, options.epochs)
     accuracy = model.evaluate(x_test, y_test)["accuracy"]
     print(
-        f"trained {len(history.epochs)} epochs on {len(x):,} digits in {seconds:.3f} s, "
-        f"the best was epoch {history.best_epoch}"
+        f"trained {len(history.epochs)} epochs on {len(x):,} digits in {seconds:.3f} s; best epoch {history.best_epoch}"
     )
     print(f"accuracy on {len(x_test)} held-out digits: {accuracy:.2%}")
 
@@ -170,10 +169,10 @@ def main():
 
     command = [sys.executable, __file__, "--check", str(checkpoint)]
     again = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    print(f"the same from {checkpoint} in a new process: {float(again):.2%}")
+    print(f"accuracy of {checkpoint} in a new process: {float(again):.2%}")
     print(f"see {picture}")
     if again != f"{accuracy:.6f}":
-        sys.exit("error: the checkpoint gives another accuracy than the model")
+        sys.exit("error: the accuracies of the checkpoint and the model differ")
     if accuracy < REQUIRED:
         sys.exit(f"error: the accuracy is below {REQUIRED:.0%}")
 

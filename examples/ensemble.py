@@ -1,12 +1,12 @@
-"""A deep ensemble: the same network 256 times from other seeds says where it does not know.
+"""A deep ensemble: 256 copies of a network with different seeds estimate the uncertainty of a prediction.
 
     python examples/ensemble.py        writes ensemble.png
 
-Networks that start from other parameters agree where there are data, and go their own ways where there are none
-(Lakshminarayanan, Pritzel and Blundell, 2017). Their mean is the prediction, their spread says how far to trust it.
-Seeds decide the initial parameters and the order of the rows; `cnn.Ensemble` trains all networks at once. In the gap
-between the data the truth lies within the band. Beyond their ends it soon does not: the spread says where a prediction
-is not to be trusted, not how wrong it is.
+Networks with different initial parameters agree where there are data, and diverge where there are none
+(Lakshminarayanan, Pritzel and Blundell, 2017). Their mean is the prediction; their spread is a measure of its
+uncertainty. The seed determines the initial parameters and the order of the rows; `cnn.Ensemble` trains all networks at
+once. In the gap between the data the true function is within the band. Outside the range of the data it soon leaves
+the band: the spread shows where a prediction is unreliable, not how large its error is.
 Needs the extra `plot` (matplotlib).
 """
 
@@ -28,14 +28,14 @@ def truth(x):
 
 
 def data(n, rng):
-    """Noisy points (n, 1) of [-2, 2] without those in the gap, and their values (n,)."""
+    """Points (n, 1) in [-2, 2] outside the gap, and their noisy values (n,)."""
     x = rng.uniform(-2, 2, 4 * n)
     x = x[(x < GAP[0]) | (x > GAP[1])][:n, None]
     return x, truth(x[:, 0]) + 0.1 * rng.normal(size=len(x))
 
 
 def trained(members, x, y, epochs):
-    """The networks. Wide initial parameters let them differ as much as functions like this one do."""
+    """The trained ensemble. Large initial parameters make the networks as diverse as functions like this one."""
     wide, narrow = cnn.initializers.Normal(std=3.0), cnn.initializers.Normal(std=0.25)
     ensemble = cnn.Ensemble(
         [
@@ -55,7 +55,7 @@ def trained(members, x, y, epochs):
 
 
 def plot(x, y, at, outputs, path):
-    """Each network, their mean, and two standard deviations to both sides; below the spread alone."""
+    """Above: each network, their mean, and a band of two standard deviations. Below: the spread."""
     figure = Figure(figsize=(9.5, 5.4), dpi=110, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     mean, spread = outputs.mean(axis=0), outputs.std(axis=0)
@@ -89,13 +89,14 @@ def main():
     x, y = data(options.points, np.random.default_rng(0))
     start = time.perf_counter()
     ensemble = trained(options.members, x, y, options.epochs)
-    print(f"{len(ensemble)} networks of {ensemble.n_parameters:,} parameters in {time.perf_counter() - start:.2f} s")
+    seconds = time.perf_counter() - start
+    print(f"{len(ensemble)} networks of {ensemble.n_parameters:,} parameters trained in {seconds:.2f} s")
 
     at = np.linspace(-2.5, 2.5, 501)
     outputs = ensemble.predict(at[:, None])[:, :, 0]
     spread = outputs.std(axis=0)
     gap, beyond = (at > GAP[0]) & (at < GAP[1]), abs(at) > 2
-    for name, where in (("among the data", ~gap & ~beyond), ("in the gap", gap), ("beyond them", beyond)):
+    for name, where in (("among the data", ~gap & ~beyond), ("in the gap", gap), ("beyond the data", beyond)):
         error = np.sqrt(np.mean((outputs.mean(axis=0) - truth(at))[where] ** 2))
         print(f"{name:<15} spread {spread[where].mean():.3f}, error of the mean {error:.3f}")
     plot(x, y, at, outputs, options.out / "ensemble.png")

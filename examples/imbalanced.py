@@ -1,13 +1,13 @@
-"""Imbalanced classes: what class_weight="balanced" changes when one class has 1 % of the rows.
+"""Imbalanced classes: the effect of class_weight="balanced" if one class has 1 % of the rows.
 
     python examples/imbalanced.py        writes imbalanced.png
 
-The same network twice, on rows of three classes (94, 5 and 1 %) that overlap. Trained on the rows as they are, it
-calls half of the rare ones something else. With class_weight="balanced" every class counts as much as the others: most
-of the rare ones are found, at the price of false alarms. The precision-recall curves show what that is: another point,
-on a lower curve (average precision 0.60 instead of 0.69), since the few rare rows now weigh so much that the network
-fits them too closely. The network of the rows as they are, with a lower threshold for "rare", finds as many with fewer
-false alarms. Accuracy says little here: who calls everything common has 94 %.
+The same network is trained twice on three overlapping classes (94, 5 and 1 % of the rows). Without class weights it
+misclassifies half of the rare rows. With class_weight="balanced" all classes have the same total weight: the network
+finds most of the rare rows, but raises more false alarms. The precision-recall curves show a different point on a lower
+curve (average precision 0.60 instead of 0.69): the few rare rows have such large weights that the network overfits
+them. The unweighted network with a lower threshold for "rare" finds as many with fewer false alarms. Accuracy says
+little here: a constant prediction of the common class has 94 %.
 Needs the extra `demo` (scikit-learn, matplotlib).
 """
 
@@ -29,7 +29,7 @@ BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#6b6b6b"
 
 
 def data(rows):
-    """Standardised rows (n, 12) and their classes (n,), for training and for the test."""
+    """Standardised rows (n, 12) and their classes (n,), for training and test."""
     x, y = make_classification(
         rows,
         n_features=12,
@@ -64,7 +64,7 @@ def train(x, y, class_weight, epochs):
 
 
 def plot_confusion(axes, counts, title, colour):
-    """Rows are the truth; the shade is the part of the row."""
+    """Rows are the true classes; the shade is the fraction of the row."""
     parts = counts / counts.sum(axis=1, keepdims=True)
     axes.imshow(parts, cmap="Blues" if colour == BLUE else "Oranges", vmin=0, vmax=1.15)
     for (i, j), part in np.ndenumerate(parts):
@@ -75,7 +75,7 @@ def plot_confusion(axes, counts, title, colour):
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_title(title, fontsize=12.5, loc="left", color=colour)
-    axes.set_xlabel("what the network says")
+    axes.set_xlabel("predicted class")
 
 
 def plot(results, y_test, path):
@@ -90,9 +90,9 @@ def plot(results, y_test, path):
         said, right = counts[:, RARE].sum(), counts[RARE, RARE]
         point = right / counts[RARE].sum(), right / max(1, said)
         curves.plot(*point, "o", color=colour, markersize=11, mec="white", mew=1.5, zorder=3)
-    first.set_ylabel("truth")
-    curves.set_title("Finding the rare: dots as on the left", fontsize=12.5, loc="left")
-    curves.set(xlabel="recall: how many of the rare are found", ylabel="precision: how many alarms are right")
+    first.set_ylabel("true class")
+    curves.set_title("The rare class (dots: matrices on the left)", fontsize=12.5, loc="left")
+    curves.set(xlabel="recall: rare rows that are found", ylabel="precision: alarms that are correct")
     curves.set(xlim=(0, 1.01), ylim=(0, 1.25), yticks=np.linspace(0, 1, 6))
     curves.legend(frameon=False, loc="upper left", fontsize=10)
     curves.spines[["top", "right"]].set_visible(False)
@@ -107,22 +107,20 @@ def main():
     options = parser.parse_args()
 
     x, y, x_test, y_test = data(options.rows)
-    print(
-        f"{len(x):,} rows to train on: " + ", ".join(f"{n:,} {c}" for n, c in zip(np.bincount(y), CLASSES, strict=True))
-    )
+    print(f"{len(x):,} training rows: " + ", ".join(f"{n:,} {c}" for n, c in zip(np.bincount(y), CLASSES, strict=True)))
     results = []
-    for name, class_weight, colour in (("as they are", None, ORANGE), ("balanced", "balanced", BLUE)):
+    for name, class_weight, colour in (("unweighted", None, ORANGE), ("balanced", "balanced", BLUE)):
         model = train(x, y, class_weight, options.epochs)
         scores = model.evaluate(x_test, y_test, metrics=["f1"])
         logits = model.predict(x_test)
         counts = confusion_matrix(y_test, logits.argmax(axis=1))
-        score = logits[:, RARE] - np.delete(logits, RARE, axis=1).max(axis=1)  # above 0: the network says "rare"
+        score = logits[:, RARE] - np.delete(logits, RARE, axis=1).max(axis=1)  # above 0: predicted as "rare"
         average = average_precision_score(y_test == RARE, score)
         found = counts.diagonal() / counts.sum(axis=1)
         print(
-            f"{name:<12} accuracy {scores['accuracy']:.3f}, F1 {scores['f1']:.3f}, found of each class: "
+            f"{name:<12} accuracy {scores['accuracy']:.3f}, F1 {scores['f1']:.3f}, recall: "
             + ", ".join(f"{c} {part:.0%}" for c, part in zip(CLASSES, found, strict=True))
-            + f"; average precision of the rare {average:.2f}"
+            + f"; average precision of the rare class {average:.2f}"
         )
         results.append((name, score, average, counts, colour))
     plot(results, y_test, options.out / "imbalanced.png")

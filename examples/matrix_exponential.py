@@ -2,8 +2,8 @@
 
     python examples/matrix_exponential.py        writes matrix_exponential.png
 
-A network 4-32-16-4 with tanh, 10,000 random matrices, Adam with the whole training set as one batch; 10,000 more
-matrices test it after each step.
+A network 4-32-16-4 with tanh is trained on 10,000 random matrices, with Adam and the whole training set as one batch.
+After each step it is evaluated on 10,000 other matrices.
 Needs the extra `demo` (matplotlib).
 """
 
@@ -21,7 +21,7 @@ BLUE, ORANGE, GREY = "#0072b2", "#e08e00", "#6b6b6b"
 
 def expm(a):
     """The exponentials of 2 x 2 matrices (n, 2, 2): e^s (cosh(q) I + sinh(q) / q (A - s I)), s half the trace and
-    q^2 = -det(A - s I). SciPy's expm, which takes any size, needs 500 us for one."""
+    q^2 = -det(A - s I). SciPy's expm supports any size, but takes 500 us per matrix."""
     s = np.trace(a, axis1=1, axis2=2)[:, None, None] / 2
     rest = a - s * np.eye(2)
     q = np.emath.sqrt(-np.linalg.det(rest))[:, None, None]
@@ -50,7 +50,7 @@ def network(steps):
 
 
 def plot(history, true, predicted, title, path):
-    """Left the loss, right each element of the exponentials against what the network says."""
+    """Left: the loss. Right: predicted against true values of each element of the exponentials."""
     figure = Figure(figsize=(11.5, 5.2), dpi=110, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
     figure.suptitle(title, fontsize=15)
@@ -77,7 +77,7 @@ def plot(history, true, predicted, title, path):
         axes.set_aspect("equal")
         axes.spines[["top", "right"]].set_visible(False)
     right.supxlabel("element of exp(A)", fontsize=10.5)
-    right.supylabel("network", fontsize=10.5)
+    right.supylabel("prediction", fontsize=10.5)
     figure.savefig(path)
 
 
@@ -94,12 +94,12 @@ def main():
     history = model.fit(x, y, epochs=options.steps, batch_size=len(x), validation_data=(x_test, y_test))
     seconds = time.perf_counter() - start
     error = model.evaluate(x_test, y_test, metrics=["r2", "mae"])
-    print(f"{options.steps:,} steps with 10,000 matrices, each followed by a validation, in {seconds:.2f} s")
+    print(f"{options.steps:,} steps with 10,000 matrices, with a validation after each, in {seconds:.2f} s")
     print(
         f"unseen matrices: mean squared error {error['loss']:.2e}, mean absolute error {error['mae']:.4f}, "
         f"R2 {error['r2']:.5f}"
     )
-    title = f"exp(A) by a network 4-32-16-4 after {options.steps:,} steps of Adam, {seconds:.1f} s"
+    title = f"exp(A), predicted by a network 4-32-16-4 after {options.steps:,} steps of Adam, {seconds:.1f} s"
     plot(history, y_test, model.predict(x_test), title, options.out / "matrix_exponential.png")
     print(f"see {options.out / 'matrix_exponential.png'}")
 

@@ -1,12 +1,12 @@
-"""Second-order training: SciPy's Newton methods with exact Hessian products, beside L-BFGS-B, on one flat vector.
+"""Second-order training: SciPy's Newton methods with exact Hessian products, compared with L-BFGS-B.
 
     python examples/newton.py        writes newton.png
 
 A network 2-12-12-1 with tanh learns a smooth function of two variables from 400 points, in float64 with l2 = 1e-3.
-`loss_and_grad` gives SciPy the loss and the gradient, `hvp` the Hessian times a vector at the cost of some 2.7
-gradients; no Hessian is ever formed. One unit of work is a gradient, and a product counts as 2.7. The Newton methods
-end in a steep fall, as theory has it; on the way there L-BFGS-B, which learns curvatures from gradients, needs less
-work. `hessian_operator` gives the largest curvatures at the end by Lanczos iteration (`eigsh`).
+`loss_and_grad` computes the loss and the gradient for SciPy; `hvp` computes the Hessian times a vector, without forming
+the Hessian. The unit of work is one gradient; a Hessian product costs about 2.7. Near the minimum the Newton methods
+converge superlinearly, as theory predicts; before that L-BFGS-B, which estimates curvature from gradients, needs less
+work. With `hessian_operator` a Lanczos iteration (`eigsh`) finds the largest eigenvalues of the Hessian at the minimum.
 Needs SciPy and the extra `plot` (matplotlib).
 """
 
@@ -23,7 +23,7 @@ from scipy.sparse.linalg import eigsh
 import cnn
 
 METHODS = {"L-BFGS-B": "#7f7f7f", "Newton-CG": "#0072b2", "trust-ncg": "#d55e00", "trust-krylov": "#009e73"}
-PRODUCT = 2.7  # gradients' worth of work
+PRODUCT = 2.7  # work of a Hessian product, in gradients
 
 
 def problem(points):
@@ -40,7 +40,7 @@ def network(width):
 
 
 class Counted:
-    """The loss, its gradient and its Hessian products for SciPy, with the work that they were."""
+    """The loss, its gradient and its Hessian products for SciPy, with a count of the work."""
 
     def __init__(self, model, x, y, most):
         self.model, self.x, self.y, self.most = model, x, y, most
@@ -64,7 +64,7 @@ class Counted:
 
 
 def train(method, model, x, y, most):
-    """Minimise until the gradient is gone or the work is done; the course of it, and the parameters."""
+    """Minimise until the gradient is small or the work is used up. Returns the history and the parameters."""
     counted = Counted(model, x, y, most)
     options = {"L-BFGS-B": {"maxiter": 10**6, "maxfun": 10**6, "maxcor": 20, "ftol": 0.0, "gtol": 1e-9}}
     options["Newton-CG"] = {"xtol": 1e-12}
@@ -78,7 +78,7 @@ def train(method, model, x, y, most):
 
 
 def plot(courses, largest, title, path):
-    """Loss and gradient against work; curvatures."""
+    """Loss and gradient against work; eigenvalues of the Hessian."""
     figure = Figure(figsize=(11.5, 4.4), dpi=110, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
     figure.suptitle(title, fontsize=14)
@@ -94,7 +94,7 @@ def plot(courses, largest, title, path):
         axes.set_xlabel("work, in gradients")
     loss.legend(frameon=False, fontsize=9)
     curvature.semilogy(np.arange(1, len(largest) + 1), largest, "o", color="#0072b2", markersize=4)
-    curvature.set_title("largest curvatures at the end", fontsize=11, loc="left")
+    curvature.set_title("largest Hessian eigenvalues at the end", fontsize=11, loc="left")
     curvature.set_xlabel("number")
     for axes in (loss, gradient, curvature):
         axes.spines[["top", "right"]].set_visible(False)
@@ -105,7 +105,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--points", type=int, default=400)
     parser.add_argument("--width", type=int, default=12)
-    parser.add_argument("--work", type=int, default=20_000, help="gradients' worth of it, at most, for each method")
+    parser.add_argument("--work", type=int, default=20_000, help="maximum for each method, in gradients")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where newton.png goes")
     options = parser.parse_args()
 
@@ -122,7 +122,7 @@ def main():
     start = np.ones(model.parameters.size)
     largest = eigsh(operator, k=20, which="LA", return_eigenvectors=False, v0=start)
     largest = np.sort(largest)[::-1]
-    print(f"curvatures: {largest[0]:.3g}, {largest[1]:.3g}, {largest[2]:.3g}, ...")
+    print(f"Hessian eigenvalues: {largest[0]:.3g}, {largest[1]:.3g}, {largest[2]:.3g}, ...")
     title = f"2-{options.width}-{options.width}-1 tanh, {model.parameters.size} parameters, {options.points} points"
     plot(courses, largest, title, options.out / "newton.png")
     print(f"see {options.out / 'newton.png'}")

@@ -1,11 +1,11 @@
-"""Data larger than memory: training on a file ten times as large as the memory that the process may have.
+"""Data larger than memory: training on a file ten times as large as the memory limit of the process.
 
-    python examples/out_of_core.py        writes out_of_core.png; rows.bin, 320 MB, for as long as it runs
+    python examples/out_of_core.py        writes out_of_core.png, and temporarily rows.bin, 320 MB
 
-Rows of 64 numbers and one target are written to a file. The process then limits itself (RLIMIT_DATA, `ulimit -d`) to a
-tenth of that file beside what it has already; reading the file as an array fails. `fit` on a memory map reads it block
-by block, in another order in each epoch. What for? The same number of steps on the tenth of the rows that would fit
-into memory ends with a larger error on unseen rows.
+The script writes rows of 64 numbers and one target to a file. It limits its additional memory (RLIMIT_DATA,
+`ulimit -d`) to a tenth of the file, so that reading the file as an array fails. `fit` on a memory map reads it block by
+block, in a different order in each epoch. For comparison, the same number of steps on the tenth of the rows that fits
+into memory gives a larger error on unseen rows.
 Linux; needs the extra `plot` (matplotlib).
 """
 
@@ -20,12 +20,12 @@ from matplotlib.ticker import NullLocator
 
 import cnn
 
-WIDTH, CHUNK = 64, 2_500  # numbers and a target in a row; rows that are made, and read, at once
+WIDTH, CHUNK = 64, 2_500  # inputs per row (plus one target); rows per block
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#6b6b6b"
 
 
 def teacher():
-    """The network that the targets come from, before noise."""
+    """The network that computes the targets, before noise."""
     model = cnn.Sequential([cnn.Linear(WIDTH, 32), cnn.Tanh(), cnn.Linear(32, 1)], seed=1)
     model.layers[0].weight = 6 * model.layers[0].weight
     model.layers[2].weight = 6 * model.layers[2].weight
@@ -42,7 +42,7 @@ def rows(n, seed):
 
 
 def write(path, n):
-    """A file of n rows, made piece by piece; a memory map of it."""
+    """Write a file of n rows block by block; return a memory map of it."""
     with open(path, "wb") as file:
         for i in range(0, n, CHUNK):
             file.write(rows(min(CHUNK, n - i), seed=2 + i).data)
@@ -50,13 +50,13 @@ def write(path, n):
 
 
 def used():
-    """Bytes of data that the process has, files that it has mapped not counted."""
+    """Bytes of data in the process, without memory-mapped files."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmData")) << 10
 
 
 class Memory(cnn.Callback):
-    """Watches how much memory the process has."""
+    """Records the largest memory use."""
 
     most = 0
 
@@ -110,7 +110,7 @@ def plot(histories, sizes, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--memory", type=int, default=32, metavar="MB", help="that the process may take")
+    parser.add_argument("--memory", type=int, default=32, metavar="MB", help="limit of additional memory")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where files go")
     options = parser.parse_args()
@@ -141,9 +141,9 @@ def main():
     print(f"mean squared error of unseen rows: {whole['val_loss'][-1]:.3f}, with a tenth {part['val_loss'][-1]:.3f}")
 
     steps = options.epochs * n // 250
-    sizes = {"file": table.nbytes, "allowed": options.memory * 1_000_000, "taken": memory.most - before}
+    sizes = {"file": table.nbytes, "allowed": options.memory * 1_000_000, "used": memory.most - before}
     histories = [
-        ("the tenth that fits into memory, ten times as often", steps, part, ORANGE),
+        ("a tenth that fits into memory, ten times the epochs", steps, part, ORANGE),
         ("the whole file", steps, whole, BLUE),
     ]
     plot(histories, sizes, options.out / "out_of_core.png")

@@ -1,10 +1,10 @@
-"""Regression with uncertainty: one network predicts nine quantiles of noise that depends on x.
+"""Regression with uncertainty: one network predicts nine quantiles of y for noise that depends on x.
 
     python examples/quantiles.py        writes quantiles.png
 
-The truth is known: y = sin(3 x) + noise, whose width grows with x and which is skewed (a gamma distribution), so that
-neither a mean nor a symmetric error bar describes it. The pinball loss (cnn.QuantileLoss) is least at the quantiles.
-Whether they are right, unseen points tell: of those a tenth must lie below the quantile 0.1, and so on.
+The data are y = sin(3 x) + noise. The noise grows with x and is skewed (a gamma distribution), so neither a mean nor a
+symmetric error bar describes it. The pinball loss (cnn.QuantileLoss) is minimal at the quantiles. Unseen points test
+the result: 10 % of them should be below the quantile 0.1, and so on.
 Needs the extra `demo` (matplotlib; SciPy for the true quantiles).
 """
 
@@ -77,16 +77,16 @@ def plot(model, x, y, covered, path):
     for i in (0, middle, -1):
         label = "true 2.5 %, 50 %, 97.5 %" if i == 0 else None
         left.plot(grid, true[:, i], color=ORANGE, linewidth=1.3, linestyle=(0, (5, 3)), label=label)
-    left.set_title("What one network says about y, and the truth (dashed)", fontsize=13, loc="left")
+    left.set_title("Predicted quantiles of y, and true ones (dashed)", fontsize=13, loc="left")
     left.set(xlabel="x", ylabel="y", ylim=(-1.35, 4.2))
     left.legend(frameon=False, loc="upper left", ncols=2, fontsize=9.5)
 
     right.plot([0, 1], [0, 1], color="#bdbdbd", linewidth=5, solid_capstyle="round", zorder=0)
     right.plot(QUANTILES, covered, "o", color=BLUE, markersize=8, mec="white")
     right.set_title("Held-out points below each quantile", fontsize=13, loc="left")
-    right.set(xlabel="quantile", ylabel="part of the points", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    right.set(xlabel="quantile", ylabel="fraction of the points", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     worst = abs(covered - QUANTILES).max()
-    right.text(0.97, 0.05, f"off by {worst:.3f} at most", color=GREY, fontsize=11, ha="right")
+    right.text(0.97, 0.05, f"largest error {worst:.3f}", color=GREY, fontsize=11, ha="right")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     left.margins(x=0.01)

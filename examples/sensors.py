@@ -1,10 +1,10 @@
-"""One model for each of 1,000 sensors, each on readings of its own: trained at once, beside a loop.
+"""Many models: one network for each of 1,000 sensors, trained in one call and compared with a loop.
 
     python examples/sensors.py        writes sensors.png
 
-A sensor's reading drifts with the hour of the day and the temperature, in a way of its own; some have sent for three
-weeks, others for a whole season. `cnn.fit_many` trains a small network for each in one native call on all processors;
-a model that its sensor has taught little stops early by its own validation rows.
+Each sensor depends on the hour of the day and the temperature in a different way, and has a different number of
+readings. `cnn.fit_many` trains a small network for each sensor in one native call on all processors. Early stopping
+uses separate validation rows for each model.
 Needs the extra `plot` (matplotlib).
 """
 
@@ -21,7 +21,7 @@ BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#8c8c8c"
 
 
 class Sensor:
-    """What a sensor reads at hours (n,) and temperatures (n,), without the noise."""
+    """The noise-free readings of a sensor at hours (n,) and temperatures (n,)."""
 
     def __init__(self, rng):
         self.amplitude, self.peak, self.slope = rng.uniform(0.5, 2), rng.uniform(0, 24), rng.normal(scale=0.5)
@@ -53,7 +53,7 @@ SETTINGS = {"epochs": 30, "batch_size": 32, "validation_split": 0.2, "early_stop
 
 
 def plot(sensors, models, data, path):
-    """Nine sensors: their readings, the truth, and the model, over the day at temperature 0."""
+    """Nine sensors: readings, true function and model over the day, at temperature 0."""
     figure = Figure(figsize=(9.5, 6.2), dpi=110, layout="constrained")
     hour = np.linspace(0, 24, 241)
     for i, axes in enumerate(figure.subplots(3, 3, sharex=True, sharey=True).ravel()):
@@ -73,7 +73,7 @@ def plot(sensors, models, data, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sensors", type=int, default=1000)
-    parser.add_argument("--looped", type=int, default=50, help="how many of them to train in a loop, for its time")
+    parser.add_argument("--looped", type=int, default=50, help="number of models in the timed loop")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where sensors.png goes")
     options = parser.parse_args()
 
@@ -85,20 +85,20 @@ def main():
     history = cnn.fit_many(models, data, **SETTINGS)
     once = time.perf_counter() - start
     rows = sum(len(y) for _, y in data)
-    print(f"{len(models):,} models on {rows:,} readings at once: {once:.2f} s")
+    print(f"{len(models):,} models on {rows:,} readings with fit_many: {once:.2f} s")
 
     start = time.perf_counter()
     for model, (x, y) in zip(map(network, range(options.looped)), data, strict=False):
         model.fit(x, y, **SETTINGS)
     looped = (time.perf_counter() - start) * len(models) / min(options.looped, len(models))
-    print(f"in a loop: {looped:.2f} s")
+    print(f"in a loop, extrapolated: {looped:.2f} s")
 
     hour, temperature = rng.uniform(0, 24, 500), rng.normal(size=500)
     errors = np.array([
         np.sqrt(np.mean((model.predict(inputs(hour, temperature))[:, 0] - sensor.reads(hour, temperature)) ** 2))
         for model, sensor in zip(models, sensors, strict=True)
     ])  # fmt: skip
-    print(f"error without the noise of 0.30: median {np.median(errors):.3f}, worst {errors.max():.3f}")
+    print(f"RMS error against noise-free readings: median {np.median(errors):.3f}, worst {errors.max():.3f}")
     print(f"best epochs: {history.best_epoch.min()} to {history.best_epoch.max()}")
     plot(sensors, models, data, options.out / "sensors.png")
     print(f"see {options.out / 'sensors.png'}")

@@ -2,9 +2,9 @@
 
     python examples/sine.py        writes sine.png
 
-Ten passes, a step of gradient descent after each sample, all of it in one call of `fit`. The first
-network, 1-3-1 with ReLU, has three kinks at most and cannot follow six extrema, whatever the
-training; the second can. The networks see 2 x - 1, so that their inputs lie in [-1, 1].
+One call of `fit` makes ten passes, with a step of gradient descent after each sample. The first network, 1-3-1 with
+ReLU, has at most three kinks and cannot represent six extrema; the second can. The inputs are 2 x - 1, scaled to
+[-1, 1].
 Needs the extra `plot` (matplotlib).
 """
 
@@ -46,7 +46,7 @@ def inputs(x):
 
 
 def plot(x, fits, title, path):
-    """Above the two fits over the truth, below what is left."""
+    """Above: both fits and the true function. Below: the errors."""
     figure = Figure(figsize=(11.5, 6.2), dpi=110, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
     figure.suptitle(title, fontsize=15)

@@ -1,10 +1,10 @@
-"""Sobolev training: a network that is fitted to a function's gradients too needs far fewer points.
+"""Sobolev training: a network that also fits the gradients of a function needs far fewer points.
 
     python examples/sobolev.py        writes sobolev.png
 
-Values and gradients of a surface are known at a few random points, as in physics or after an expensive simulation with
-an adjoint (Czarnecki et al., "Sobolev Training for Neural Networks", 2017). The same network is fitted twice by L-BFGS:
-to the values, and to values and gradients, with ``cnn.SobolevLoss``. Needs the extra `plot` (matplotlib).
+Values and gradients of a surface are known at a few random points, for example from a simulation with an adjoint
+(Czarnecki et al., "Sobolev Training for Neural Networks", 2017). The same network is fitted twice by L-BFGS: to the
+values, and to values and gradients, with ``cnn.SobolevLoss``. Needs the extra `plot` (matplotlib).
 """
 
 import argparse
@@ -17,7 +17,7 @@ import cnn
 
 
 def surface(x):
-    """Values (n, 1) and gradients (n, 2) at points (n, 2) of [-1, 1]**2."""
+    """Values (n, 1) and gradients (n, 2) at points (n, 2) in [-1, 1]**2."""
     a, b = 3 * x[:, :1], 3 * x[:, 1:]
     wave, hill = np.sin(a) * np.cos(b), np.exp(-(a**2) - b**2)
     return wave + hill, 3 * np.hstack([np.cos(a) * np.cos(b) - 2 * a * hill, -np.sin(a) * np.sin(b) - 2 * b * hill])
@@ -29,7 +29,7 @@ def network(width, loss):
 
 
 def plot(x, surface, errors, path):
-    """The surface, and the error of each network; images (n, n) by their titles."""
+    """The surface, and the error of each network; `errors` maps titles to images (n, n)."""
     figure = Figure(figsize=(12, 4), dpi=110, layout="constrained")
     axes = figure.subplots(1, 3)
     limit = 0.5

@@ -1,12 +1,12 @@
-"""A stream with drift: a network that learns from each row, after it has predicted it.
+"""A data stream with drift: a network predicts each row first and then learns from it.
 
     python examples/stream.py        writes stream.png
 
-What makes a row "bad" is a curved function of four sensors, and changes abruptly a third of the way, then slowly in the
-last third; a fifth sensor is installed where the slow change begins, and replaces the first one. river's
-`progressive_val_score` lets each model predict a row, counts the error, and then shows it the class. The network of
-`cnn.river` standardises inside, and takes the new feature as it comes. The picture shows its error, beside a logistic
-regression and a Hoeffding tree, over the last 1,000 rows. Needs the extras `river` and `plot`.
+The class is a nonlinear function of four sensors. It changes abruptly after a third of the rows, and slowly in the last
+third. At the start of the slow change a new sensor replaces the first one. In river's progressive validation each model
+predicts a row before it learns the true class. The network of `cnn.river` standardises the features and accepts new
+ones. The picture compares its error over the last 1,000 rows with a logistic regression and a Hoeffding tree.
+Needs the extras `river` and `plot`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ NOISE = 0.02
 
 
 def stream(n):
-    """Rows (a dict, a bool), n of them."""
+    """Yield n rows (dict, bool)."""
     random = np.random.default_rng(0)
     x = random.standard_normal((n, 4))
     time = np.arange(n) / n
@@ -60,7 +60,7 @@ def plot(curves, rows, path):
     axes.axvspan(2 * rows / 3, rows, color="#eeeeee", zorder=0)
     axes.set(xlim=(0, rows), ylim=(0, 0.7), xlabel="rows seen", ylabel="error over the last 1,000 rows")
     axes.text(rows / 3, 0.69, " abrupt drift", color=GREY, va="top")
-    axes.text(2 * rows / 3, 0.69, " slow drift, and a sensor replaced", color=GREY, va="top")
+    axes.text(2 * rows / 3, 0.69, " slow drift, and a new sensor", color=GREY, va="top")
     axes.set_title("Predict, then learn: errors on a stream with drift", fontsize=12.5, loc="left")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

@@ -2,11 +2,11 @@
 
     python examples/swing_up.py        writes swing_up.png
 
-The network learns the accelerations of cart and pole from simulated motions that somebody has measured: from angle,
-angular velocity and force. `cnn.to_c` writes it with CasADi's interface; `casadi.external` makes a function of it that
-has exact derivatives, and ipopt solves the nonlinear program of each 0.05 s: 30 steps ahead, the cart within its rails.
-The control acts on the true pendulum. With `--compare` the same program is solved with CasADi's own graph of the
-network too: the same optimum and iterations, and what each costs.
+The network learns the accelerations of cart and pole from simulated motions; its inputs are angle, angular velocity and
+force. `cnn.to_c` exports it with CasADi's interface, and `casadi.external` loads it as a function with exact
+derivatives. Every 0.05 s ipopt solves a nonlinear program: 30 steps ahead, with the cart within its rails. The force
+acts on the true pendulum. With `--compare` the script also solves the program with CasADi's own graph of the network,
+and compares states, iterations and times.
 Needs gcc, CasADi (pip install casadi) and the extra `plot` (matplotlib).
 """
 
@@ -28,8 +28,8 @@ DT, HORIZON, RAIL, FORCE = 0.05, 30, 1.0, 12.0
 
 
 def accelerations(state, force):
-    """The truth: accelerations of the cart and of the angle, which is 0 where the pole stands up. state (..., 4) is
-    position, angle, and their velocities."""
+    """True accelerations of the cart and of the angle, which is 0 for an upright pole. state (..., 4) is position,
+    angle, and their velocities."""
     angle, spin = state[..., 1], state[..., 3]
     s, c = np.sin(angle), np.cos(angle)
     cart = (force + POLE * s * (LENGTH * spin**2 - GRAVITY * c)) / (CART + POLE * s**2)
@@ -37,7 +37,7 @@ def accelerations(state, force):
 
 
 def simulate(state, force, substeps=10):
-    """The true pendulum, DT later (Runge and Kutta, order 4)."""
+    """The true pendulum after DT (Runge-Kutta, order 4)."""
 
     def slope(s):
         return np.concatenate([s[..., 2:], accelerations(s, force)], axis=-1)
@@ -52,12 +52,12 @@ def simulate(state, force, substeps=10):
 
 
 def features(angle, spin, force, m):
-    """What the network reads; m is numpy or casadi."""
+    """The inputs of the network; m is numpy or casadi."""
     return m.sin(angle), m.cos(angle), spin / 8, force / FORCE
 
 
 def learn(rows, epochs, width):
-    """A network from the features to the accelerations, which it gives divided by 10."""
+    """A network from the features to the accelerations divided by 10, and its error."""
     random = np.random.default_rng(0)
     state = random.uniform([0, -np.pi, 0, -10], [0, np.pi, 0, 10], (rows, 4))
     force = random.uniform(-FORCE, FORCE, rows)
@@ -79,7 +79,7 @@ def learn(rows, epochs, width):
 
 
 def external(model, folder):
-    """The network as CasADi calls C, and the seconds that its compiler took."""
+    """The network as compiled C with CasADi's interface, and the compile time in seconds."""
     cnn.to_c(model, folder / "dynamics.c", abi="casadi")
     began = time.perf_counter()
     command = ["gcc", "-O3", "-march=native", "-shared", "-fPIC", "dynamics.c", "-o", "dynamics.so", "-lm"]
@@ -97,7 +97,7 @@ def own_graph(model):
 
 
 def controller(dynamics):
-    """The nonlinear program of one step, by multiple shooting: a solver, and its bounds."""
+    """The nonlinear program of one step (multiple shooting): a solver and its bounds."""
     state, force = casadi.MX.sym("state", 4), casadi.MX.sym("force")
 
     def slope(s):
@@ -126,7 +126,7 @@ def controller(dynamics):
 
 
 def drive(dynamics, steps):
-    """Control the true pendulum from hanging down: states, forces, and of each solve the iterations and seconds."""
+    """Control the true pendulum, initially hanging at rest: states, forces, iterations and seconds per solve."""
     solver, bounds = controller(dynamics)
     state = np.array([0.0, np.pi, 0.0, 0.0])
     guess = np.concatenate([np.tile(state, HORIZON + 1), np.tile([1.0, -1.0], HORIZON // 2)])
@@ -181,7 +181,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--compare", action="store_true", help="with CasADi's own graph of the network")
+    parser.add_argument("--compare", action="store_true", help="also solve with CasADi's own graph of the network")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where swing_up.png goes")
     options = parser.parse_args()
 

@@ -1,13 +1,13 @@
-"""A table with text, categories and missing values: preparation, search and calibrated probabilities in one pipeline.
+"""A table with text, categories and missing values: preprocessing, grid search and calibration in one pipeline.
 
     python examples/tabular.py        writes tabular.png
 
-Customers of a telephone company, made up: who leaves within a year? Numbers have gaps, towns are text, plans a
-category. A `ColumnTransformer` prepares them, `GridSearchCV` chooses the dropout and the activation of
-`cnn.sklearn.MLPClassifier`, which counts the few who leave as much as the others (class_weight="balanced"). That finds
-them, but its probabilities are far too high: the reliability diagram (left) shows it, and that `CalibratedClassifierCV`
-mends it. The order of the customers, and with it the ROC curve (right), hardly changes: it is close to that of the true
-probabilities, which nobody can beat. Needs the extras `demo` and `sklearn`, and pandas.
+The data are synthetic customers of a telephone company; the target is whether a customer leaves within a year. Numbers
+are missing, towns are text, plans are categories. A `ColumnTransformer` encodes them, and `GridSearchCV` chooses the
+dropout and the activation of `cnn.sklearn.MLPClassifier`. With class_weight="balanced" the classifier finds the few
+customers that leave, but its probabilities are far too high. `CalibratedClassifierCV` corrects them, as the reliability
+diagram (left) shows. The ROC curve (right) hardly changes, and is close to that of the true probabilities, which is the
+best possible. Needs the extras `demo` and `sklearn`, and pandas.
 """
 
 import argparse
@@ -34,7 +34,7 @@ BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#6b6b6b"
 
 
 def customers(rows):
-    """A table (n, 6), whether each leaves (n,), and the probability that it does (n,)."""
+    """A table (n, 6), whether each customer leaves (n,), and the probability of it (n,)."""
     random = np.random.default_rng(1)
     age = random.uniform(18, 85, rows)
     income = np.exp(random.normal(10.3, 0.5, rows)) * (0.7 + np.sin((age - 18) / 67 * np.pi) * 0.6)
@@ -42,7 +42,7 @@ def customers(rows):
     town, plan = random.integers(len(TOWNS), size=rows), random.choice(3, rows, p=[0.3, 0.5, 0.2])
     logit = (
         -3.6
-        + 0.7 * calls * (plan != 2)  # who calls for help is unhappy, and leaves if the contract allows it
+        + 0.7 * calls * (plan != 2)  # calls are a sign of dissatisfaction; a long contract prevents leaving
         + 1.6 * np.exp(-months / 12)
         + 1.2 * np.cos((age - 30) / 9) * (plan == 1)
         + np.linspace(-0.8, 0.8, len(TOWNS))[town]
@@ -88,12 +88,12 @@ def plot(y, found, path):
         roc.plot(
             false, true, label=f"{name}, area {roc_auc_score(y, p):.3f}", zorder=1 if colour == GREY else 2, **style
         )
-    reliability.set(xlabel="probability of leaving, as predicted", ylabel="part of them that left")
+    reliability.set(xlabel="probability of leaving, as predicted", ylabel="fraction that left")
     reliability.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    reliability.set_title("Calibration makes probabilities of the scores", fontsize=12.5, loc="left")
-    roc.set(xlabel="false alarms, part of those who stayed", ylabel="found, part of those who left", aspect="equal")
+    reliability.set_title("Calibration corrects the probabilities", fontsize=12.5, loc="left")
+    roc.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
     roc.set(xlim=(0, 1), ylim=(0, 1))
-    roc.set_title("Their order hardly changes", fontsize=12.5, loc="left")
+    roc.set_title("The ROC curve hardly changes", fontsize=12.5, loc="left")
     for axes in (reliability, roc):
         axes.legend(frameon=False, loc="lower right" if axes is roc else "upper left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
@@ -104,26 +104,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=16_000)
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument(
-        "--workers", type=int, default=None, help="processes of the search; each has its share of cores"
-    )
+    parser.add_argument("--workers", type=int, default=None, help="processes of the search, which share the cores")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where tabular.png goes")
     options = parser.parse_args()
-    warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is chosen, not waited for
+    warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed number of epochs is intended
 
     table, y, truth = customers(options.rows)
     train, test, y_train, y_test, _, truth = train_test_split(
         table, y, truth, test_size=0.5, stratify=y, random_state=0
     )
     gaps = table.isna().any(axis=1).mean()
-    print(f"{len(train):,} customers to train on, {gaps:.0%} of them with gaps; {y_train.mean():.1%} leave")
+    print(f"{len(train):,} training customers, {gaps:.0%} with missing values; {y_train.mean():.1%} leave")
     grid = {"mlpclassifier__dropout": [0.0, 0.3], "mlpclassifier__activation": ["relu", ["gelu", "tanh"]]}
     search = GridSearchCV(pipeline(options.epochs), grid, scoring="roc_auc", cv=3, n_jobs=options.workers)
     search.fit(train, y_train)
     chosen = {name.rpartition("_")[2]: value for name, value in search.best_params_.items()}
-    print(
-        f"chosen of {len(search.cv_results_['params'])}: {chosen}, area under ROC {search.best_score_:.3f} in training"
-    )
+    print(f"best of {len(search.cv_results_['params'])}: {chosen}, cross-validated ROC area {search.best_score_:.3f}")
     calibrated = CalibratedClassifierCV(search.best_estimator_, cv=3).fit(train, y_train)
     found = [("true probabilities", truth, GREY)]
     for name, model, colour in (("as trained", search, ORANGE), ("calibrated", calibrated, BLUE)):
@@ -133,7 +129,7 @@ def main():
             f"{name:<11} Brier score {brier_score_loss(y_test, p):.4f}, area under ROC {roc_auc_score(y_test, p):.3f}, "
             f"predicted {p.mean():.1%} leave, {y_test.mean():.1%} did"
         )
-    print(f"{'the truth':<11} Brier score {brier_score_loss(y_test, truth):.4f}")
+    print(f"{'true':<11} Brier score {brier_score_loss(y_test, truth):.4f}")
     plot(y_test, found, options.out / "tabular.png")
     print(f"see {options.out / 'tabular.png'}")
 

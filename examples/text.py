@@ -1,12 +1,12 @@
-"""Text: which department a message is for, learned from sparse TF-IDF.
+"""Text classification: which department a message is for, learned from sparse TF-IDF features.
 
     python examples/text.py        writes text.png
 
-The messages are made up here, from phrases: some are about the subject, others about anything, with slips of the
-finger and numbers. `TfidfVectorizer` of scikit-learn counts words and pairs of words: tens of thousands of columns,
-of which a message has some dozens. The network takes that matrix as it is, as CSR: the first layer reads the rows of
-its weights that belong to a message's words. What a word tells is what `predict_proba` says to a message of this word
-alone; all such messages are a matrix too, the identity. Needs the extra `demo` (scikit-learn, matplotlib).
+The messages are synthetic, made of phrases on and off the subject, with typos and numbers. scikit-learn's
+`TfidfVectorizer` turns words and word pairs into tens of thousands of columns, of which a message uses a few dozen. The
+network reads the CSR matrix directly: its first layer uses only the weight rows of the words in a message. To show the
+effect of each word, `predict_proba` is called with messages of a single word: the identity matrix.
+Needs the extra `demo` (scikit-learn, matplotlib).
 """
 
 import argparse
@@ -23,7 +23,7 @@ from sklearn.model_selection import train_test_split
 import cnn
 
 BLUE = "#0072b2"
-# A subject, what is said of it, and what is done about it: a phrase takes one of each.
+# Per department: subjects, problems and requests. A phrase combines one of each.
 SUBJECTS = {
     "billing": (
         "invoice,payment,refund,card,receipt,price,discount,charge,tax,amount,bank,transfer",
@@ -55,7 +55,7 @@ NAMES = tuple(SUBJECTS)
 
 
 def messages(n, rng):
-    """So many texts, and the indices of their subjects (n,)."""
+    """n texts, and the indices of their departments (n,)."""
     parts = [[column.split(",") for column in SUBJECTS[name]] for name in NAMES]
     texts, subjects = [], []
     for _ in range(n):
@@ -70,7 +70,7 @@ def messages(n, rng):
 
 
 def slip(word, rng):
-    """The word, one in ten times with two letters exchanged, or a letter twice."""
+    """The word; with probability 0.1 with a typo: two letters exchanged, or one doubled."""
     at = rng.randrange(len(word))
     chance = rng.random()
     if chance < 0.05:
@@ -84,7 +84,7 @@ def network(columns):
 
 
 def telling(model, words, count=9):
-    """For each class the words that tell most: lists of (word, probability)."""
+    """The words with the highest probability of each class: lists of (word, probability)."""
     alone = model.predict_proba(scipy.sparse.identity(len(words), format="csr"))
     single = [i for i, word in enumerate(words) if " " not in word]
     return [
@@ -93,10 +93,10 @@ def telling(model, words, count=9):
 
 
 def plot(found, confusion, path):
-    """Left the words of each class, right the confusion matrix."""
+    """Left: the words of each class. Right: the confusion matrix."""
     figure = Figure(figsize=(12, 4.8), dpi=110, layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.5, 1))
-    left.suptitle("Words, and the probability of the class in a message of this word", x=0.02, ha="left", fontsize=12)
+    left.suptitle("Probability of the class for a message of one word", x=0.02, ha="left", fontsize=12)
     for axes, name, words in zip(left.subplots(1, len(NAMES)), NAMES, found, strict=True):
         axes.barh(range(len(words)), [p for _, p in words], color=BLUE, alpha=0.35)
         for at, (word, _) in enumerate(words):
@@ -109,7 +109,7 @@ def plot(found, confusion, path):
     for (i, j), count in np.ndenumerate(confusion):
         axes.text(j, i, f"{count}", ha="center", va="center", color="white" if i == j else "black")
     ticks = range(len(NAMES))
-    axes.set(xticks=ticks, yticks=ticks, xticklabels=NAMES, yticklabels=NAMES, xlabel="predicted", ylabel="meant")
+    axes.set(xticks=ticks, yticks=ticks, xticklabels=NAMES, yticklabels=NAMES, xlabel="predicted", ylabel="true")
     axes.set_title("Unseen messages", fontsize=12, loc="left")
     axes.tick_params(length=0)
     figure.savefig(path)
@@ -127,14 +127,14 @@ def main():
     tfidf = TfidfVectorizer(ngram_range=(1, 2), dtype=np.float32)
     x, x_test = tfidf.fit_transform(texts), tfidf.transform(texts_test)
     rows, columns = x.shape
-    print(f"{rows:,} messages, {columns:,} columns, of which a message has {x.nnz / rows:.0f}")
+    print(f"{rows:,} messages, {columns:,} columns, {x.nnz / rows:.0f} of them non-zero in a message")
 
     model = network(columns)
     began = time.perf_counter()
     model.fit(x, y, epochs=5, batch_size=64, validation_split=0.1, early_stopping=1, progress=False)
     took = time.perf_counter() - began
-    print(f"trained in {took:.1f} s; as an array x would have {x.dtype.itemsize * rows * columns / 1e6:,.0f} MB")
-    print(f"unseen messages told right: {model.evaluate(x_test, y_test)['accuracy']:.1%}")
+    print(f"trained in {took:.1f} s; a dense x would need {x.dtype.itemsize * rows * columns / 1e6:,.0f} MB")
+    print(f"accuracy on unseen messages: {model.evaluate(x_test, y_test)['accuracy']:.1%}")
     confusion = np.zeros((len(NAMES), len(NAMES)), int)
     np.add.at(confusion, (y_test, model.predict(x_test).argmax(axis=1)), 1)
     plot(telling(model, tfidf.get_feature_names_out()), confusion, options.out / "text.png")

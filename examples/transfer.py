@@ -1,11 +1,11 @@
-"""Transfer: what a network has learned about one question, frozen, answers another one after a few examples.
+"""Transfer learning: frozen layers from one task help with another task that has few examples.
 
     python examples/transfer.py        writes transfer.png
 
-A network learns to read digits. ``model.hidden(x, 2)``, the outputs of its second layer, tells unseen digits apart. A
-new network is asked something else: is there a closed loop in the digit (0, 6, 8, 9)? It gets a copy of these layers,
-with ``trainable = False``, and a last layer of its own; beside it the same network learns from scratch. With few
-examples the frozen layers help. With hundreds the other network overtakes, since it may change all its layers.
+A network learns to classify digits. ``model.hidden(x, 2)``, the outputs of its second layer, separates unseen digits. A
+second network learns another task: does the digit have a closed loop (0, 6, 8, 9)? It uses a copy of these layers, with
+``trainable = False``, and a new last layer. For comparison, the same network learns from scratch. With few examples the
+frozen layers help. With hundreds of examples training from scratch is better, since it adapts all layers.
 Needs the extra `demo` (scikit-learn, matplotlib).
 """
 
@@ -28,13 +28,13 @@ COUNTS = 10, 20, 50, 100, 200, 400
 
 
 def data():
-    """Images (n, 64), scaled to [0, 1], and labels (n,): one half to learn to read, one half for the new question."""
+    """Images (n, 64), scaled to [0, 1], and labels (n,): one half for the digits, one half for the loops."""
     x, y = load_digits(return_X_y=True)
     return train_test_split(x / 16, y, test_size=0.5, stratify=y, random_state=0)
 
 
 def network(first, classes, seed):
-    """`first`: the layers up to the features."""
+    """`first` are the layers up to the features."""
     layers = [*first, cnn.Linear(FEATURES, classes), cnn.CrossEntropyLoss()]
     return cnn.Sequential(layers, optimizer=cnn.Adam(lr=0.01), seed=seed)
 
@@ -44,13 +44,13 @@ def untrained():
 
 
 def accuracy(model, x, y, x_test, y_test):
-    """After training on a few rows."""
+    """Accuracy after training on a few rows."""
     model.fit(x, y, epochs=60, batch_size=16, progress=False)
     return model.evaluate(x_test, y_test)["accuracy"]
 
 
 def compare(model, x, y, draws):
-    """Accuracies of frozen layers and from scratch, (2, draws, counts); the rows are drawn, the others are the test."""
+    """Accuracies with frozen layers and from scratch, (2, draws, counts), for random rows; the others are the test."""
     scores = np.zeros((2, draws, len(COUNTS)))
     for draw in range(draws):
         order = np.random.default_rng(draw).permutation(len(x))
@@ -65,7 +65,7 @@ def compare(model, x, y, draws):
 
 
 def plot(hidden, y, scores, path):
-    """Left digits in the network's second layer, right the accuracies over the number of examples."""
+    """Left: digits in the second layer. Right: accuracy against the number of examples."""
     figure = Figure(figsize=(11, 4.6), dpi=110, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
     left, right = figure.subplots(1, 2)
@@ -75,7 +75,7 @@ def plot(hidden, y, scores, path):
             left.text(*at, str(digit), color=colour, fontsize=8.5, ha="center", va="center")
     left.set(xlim=(hidden[:, 0].min(), hidden[:, 0].max()), ylim=(hidden[:, 1].min(), hidden[:, 1].max()))
     left.set(xticks=(), yticks=(), xlabel="blue: with a closed loop")
-    left.set_title("Unseen digits in the second layer (two main axes)", fontsize=12, loc="left")
+    left.set_title("Unseen digits in the second layer (two principal components)", fontsize=12, loc="left")
     for values, name, colour in zip(scores, ("frozen layers", "from scratch"), (BLUE, ORANGE), strict=True):
         mean, spread = values.mean(axis=0), values.std(axis=0)
         right.fill_between(COUNTS, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
@@ -98,10 +98,10 @@ def main():
     x_read, x, y_read, y = data()
     model = network(untrained(), 10, seed=0)
     model.fit(x_read, y_read, epochs=20, batch_size=32, progress=False)
-    print(f"digits read right: {model.evaluate(x, y)['accuracy']:.1%}")
+    print(f"accuracy on unseen digits: {model.evaluate(x, y)['accuracy']:.1%}")
     before = model.parameters.copy()
     scores = compare(model, x, np.isin(y, LOOPS).astype(int), options.draws)
-    assert np.array_equal(model.parameters, before)  # the copies alone have been trained
+    assert np.array_equal(model.parameters, before)  # only the copies were trained
     print(f"{'examples':<15}" + " ".join(f"{count:6d}" for count in COUNTS))
     for name, values in zip(("frozen layers", "from scratch"), scores.mean(axis=1), strict=True):
         print(f"{name:<15}" + " ".join(f"{value:6.1%}" for value in values))

@@ -78,8 +78,11 @@ def explicit(model, x, y):
     return loss
 
 
-def by_gradient(model, x, y):
-    """The explicit step of many rows of a narrow network: in the lanes of the vectors, where `backward` is not."""
+def apart(model, x, y):
+    """The step that `train_step` fuses, in two calls whose sums have the same order: of rows in the lanes of vectors
+    `loss_and_grad` and `step`, of others `explicit`."""
+    if not model._core.program.in_lanes(len(x)):
+        return explicit(model, x, y)
     loss, _ = model.loss_and_grad(x, y)
     model.step()
     return loss

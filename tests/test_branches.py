@@ -11,7 +11,7 @@ import pytest
 from grid import GATES, SMOOTH, build, graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import assert_close, by_gradient, explicit, fused
+from networks import apart, assert_close, explicit, fused
 
 import cnn
 
@@ -89,7 +89,7 @@ def test_a_layer_stands_in_a_model_once():
     for layers, message in [
         (
             [shared, cnn.Tanh(), shared],
-            r"^layer 2, Linear\(4, 4\): stands in the model twice, the first time as layer 0",
+            r"^layer 2, Linear\(4, 4\): used twice in the model, first as layer 0",
         ),
         (
             [
@@ -97,16 +97,16 @@ def test_a_layer_stands_in_a_model_once():
                 cnn.Add(cnn.Identity(), cnn.Sequential([cnn.Tanh(), cnn.Linear(4, 4)])),
                 cnn.Add(cnn.Tanh(), shared),
             ],
-            r"^layer 2\.Add\[1\], Linear\(4, 4\): stands in the model twice, the first time as layer 0$",
+            r"^layer 2\.Add\[1\], Linear\(4, 4\): used twice in the model, first as layer 0: create a second layer$",
         ),
     ]:
         with pytest.raises(ValueError, match=message):
             cnn.Sequential(layers)
     inner = chain(4, 4, 4)
-    with pytest.raises(ValueError, match=r"^layer 1, Sequential.*: stands in the model twice"):
+    with pytest.raises(ValueError, match=r"^layer 1, Sequential.*: used twice in the model"):
         cnn.Sequential([inner, inner])
     block = cnn.Add(cnn.Identity(), cnn.Linear(4, 4))
-    with pytest.raises(ValueError, match=r"^layer 1, Add.*: stands in the model twice"):
+    with pytest.raises(ValueError, match=r"^layer 1, Add.*: used twice in the model"):
         cnn.Sequential([block, block])
 
 
@@ -221,7 +221,6 @@ def test_the_fused_step_is_the_explicit_one(isa, dtype, parts, batch, seed, opti
     batch = max(batch, 2)  # batch normalisation
     x, y = numbers(seed, batch, parts[0][0]).astype(dtype), numbers(seed + 1, batch, 3).astype(dtype)
     results = []
-    apart = by_gradient if batch > 16 else explicit
     for threads, step in ((1, fused), (1, apart), (2, fused), (2, apart)):
         model, _ = build(
             parts, cnn.MSELoss(), dtype=dtype, seed=seed, optimizer=type(optimizer)(**optimizer.get_config())

@@ -98,7 +98,7 @@ a3, a4 = np.zeros((2, 3)), np.zeros((2, 4))
 WRONG = [
     (lambda: model().predict([a3, a4]), "x: expected arrays whose columns add up to 8, got 3 + 4 = 7"),
     (lambda: model().fit([a3, a3, a3], a3), "x: expected arrays whose columns add up to 8, got 3 + 3 + 3 = 9"),
-    (lambda: model()([a3, np.zeros((3, 5))]), "x: expected arrays of as many rows, got 2, 3"),
+    (lambda: model()([a3, np.zeros((3, 5))]), "x: expected arrays with the same number of rows, got 2, 3"),
     (lambda: cnn.Columns(2, 2), "stop: expected at least 3, got 2"),
     (lambda: cnn.Columns(0, 4, 3), "in_features: expected at least 4, got 3"),
     (
@@ -111,13 +111,12 @@ WRONG = [
     ),
     (
         lambda: cnn.Concat(cnn.Tanh(), cnn.Linear(2, 2), split=True),
-        "split: Concat[0], Tanh(), takes any number of inputs: let the branch begin with cnn.Columns, and leave split "
-        "out",
+        "split: Concat[0], Tanh(), accepts any number of inputs: begin each branch with cnn.Columns, and omit split",
     ),
     (
         lambda: cnn.Sequential([cnn.Add(cnn.Linear(3, 2), cnn.Linear(5, 2))]),
         "layer 0.Add[0], Linear(3, 2): expects 3 inputs, but the input, gives 5: with split=True each branch reads "
-        "columns of its own",
+        "its own columns",
     ),
 ]
 

@@ -322,8 +322,8 @@ def test_a_generator_gives_each_model_its_seed():
 @pytest.mark.parametrize(
     ("make", "name", "message"),
     [
-        (lambda: built(), "seed", "seed: can only be set when"),
-        (lambda: built(), "layers", "layers: can only be set when"),
+        (lambda: built(), "seed", "seed: can only be set in the constructor"),
+        (lambda: built(), "layers", "layers: can only be set in the constructor"),
         (lambda: built(), "optimiser", r"Sequential has no attribute 'optimiser': optimizer\?"),
         (lambda: built(), "requires_grad", r"has no attribute 'requires_grad': trainable\?"),
         (lambda: built()[0], "requires_grad", r"Linear has no attribute 'requires_grad': trainable\?"),

@@ -155,7 +155,7 @@ def test_type_of_targets(state, targets_of):
             targets_of(np.full(shape, None) if kind == "O" else np.zeros(shape, kind))
     if state.loss == "cross_entropy":
         for bad in (0.5, np.nan, np.inf):
-            with pytest.raises(TypeError, match="and numbers that are not whole, or not finite: where targets are num"):
+            with pytest.raises(TypeError, match="and numbers that are not whole, or not finite: for numeric targets"):
                 targets_of(np.full(6, bad))
 
 
@@ -167,7 +167,7 @@ def test_class_index_out_of_range(isa, dtype, bad, place):
     for call in with_y(state.model, state.x, state.y).values():
         labels = state.y.copy()
         labels[place] = bad
-        message = rf"\[{place}\] is {bad}, expected a class index from 0 to 2(: the indices begin at 1\? .*)?$"
+        message = rf"\[{place}\] is {bad}, expected a class index from 0 to 2(: do the indices begin at 1\? .*)?$"
         with pytest.raises(ValueError, match=message):
             call(labels)
     state.assert_unchanged()
@@ -357,9 +357,9 @@ def test_layers_one_after_another(more):
 
 def test_a_layer_stands_in_one_place_of_one_model():
     shared, relu = cnn.Linear(4, 4), cnn.ReLU()
-    with pytest.raises(ValueError, match=r"^layer 1, Linear\(4, 4\): stands in the model twice"):
+    with pytest.raises(ValueError, match=r"^layer 1, Linear\(4, 4\): used twice in the model"):
         cnn.Sequential([shared, shared])
-    with pytest.raises(ValueError, match=r"^layer 2, ReLU\(\): stands in the model twice"):
+    with pytest.raises(ValueError, match=r"^layer 2, ReLU\(\): used twice in the model"):
         cnn.Sequential([relu, cnn.Linear(4, 4), relu])
     model = cnn.Sequential([shared, cnn.ReLU()], seed=0)
     before = model.parameters
@@ -473,15 +473,15 @@ UNKNOWN = [
     ),
     (
         lambda: cnn.Sequential([cnn.Linear(1, 1)], loss="mse"),
-        "Sequential: unknown argument 'loss': a loss stands last in layers",
+        "Sequential: unknown argument 'loss': the loss is the last of the layers, as cnn.MSELoss()",
     ),
     (
         lambda: cnn.Linear(1, 2, activation="relu"),
-        "Linear: unknown argument 'activation': an activation is a layer of its own behind it, as cnn.ReLU()",
+        "Linear: unknown argument 'activation': an activation is a separate layer after this one, as cnn.ReLU()",
     ),
     (
         lambda: cnn.Sequential([cnn.Linear(1, 1)]).fit([[1]], lr=1),
-        "fit: unknown argument 'lr': it is the optimizer's, as cnn.Adam(lr=0.001)",
+        "fit: unknown argument 'lr': pass it to the optimizer, as cnn.Adam(lr=0.001)",
     ),
     (
         lambda: cnn.Sequential([cnn.Linear(1, 1)], "adam"),
@@ -556,7 +556,7 @@ def test_unknown_attributes_name_the_right_one(kind, name, right):
 def test_what_only_the_constructor_uses_is_fixed(kind, name):
     one = parts()[kind]
     before = getattr(one, name)
-    with pytest.raises(AttributeError, match=f"^{name}: can only be set when the layer is made"):
+    with pytest.raises(AttributeError, match=f"^{name}: can only be set in the constructor: create a new layer"):
         setattr(one, name, 5)
     assert getattr(one, name) is before
 

@@ -95,7 +95,7 @@ def test_what_clip_grad_norm_refuses():
     with pytest.raises(ValueError, match="the same model was passed twice"):
         cnn.clip_grad_norm([model, model], 1.0)
     for part in (model[:1], model[1:]):
-        with pytest.raises(ValueError, match="models: one is a part of another"):
+        with pytest.raises(ValueError, match="models: one is part of another"):
             cnn.clip_grad_norm([model, part], 1.0)
     with pytest.raises(ValueError, match="max_norm: expected"):
         cnn.clip_grad_norm(model, 0)

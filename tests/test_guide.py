@@ -23,7 +23,7 @@ def run_blocks(guide, count):
 def test_python_blocks(tmp_path, monkeypatch, capsys):
     pytest.importorskip("scipy")
     monkeypatch.chdir(tmp_path)
-    names = run_blocks(DOCS / "training.md", 16)
+    names = run_blocks(DOCS / "training.md", 18)
     printed = capsys.readouterr().out
     assert "1  BatchNorm1d(num_features=64)  " in printed
     assert "['accuracy', 'f1', 'loss', 'lr', 'top_2', 'val_accuracy', 'val_f1'" in printed

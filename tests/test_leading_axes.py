@@ -148,5 +148,7 @@ def test_one_output_is_a_column():
     own = model_of(1, cnn.CallableLoss(squared), dtype="float64")
     with pytest.raises(ValueError, match=r"got \(50, 50\): outputs are a column, targets are not: targets\[:, None\]"):
         own.train_step(x, y)
-    with pytest.raises(ValueError, match=r"^x: expected shape \(batch, 1\) .*got \(50,\): a column is \[:, None\]"):
+    with pytest.raises(
+        ValueError, match=r"^x: expected shape \(batch, 1\) .*got \(50,\): \[:, None\] makes it a column"
+    ):
         cnn.Sequential([cnn.Linear(1, 1)]).predict(y)

@@ -596,7 +596,12 @@ def test_backward(isa, name):
         (np.ones((3, 2)), np.ones((3, 3)), ValueError, r"^targets: expected shape \(batch, 2\), got \(3, 3\)"),
         (np.ones((3, 2)), np.ones(3), ValueError, r"^targets: expected shape \(batch, 2\), got \(3,\)"),
         (np.ones((3, 2)), np.ones((2, 2)), ValueError, "^targets: expected 3 rows, as many as outputs has, got 2"),
-        (np.ones(3), np.ones(3), ValueError, r"^outputs: expected shape \(rows, columns\), got \(3,\): a row is"),
+        (
+            np.ones(3),
+            np.ones(3),
+            ValueError,
+            r"^outputs: expected shape \(rows, columns\), got \(3,\): \[None, :\] makes it a row",
+        ),
         (np.ones((0, 2)), np.ones((0, 2)), ValueError, r"^outputs: expected at least one row .*\(0, 2\)"),
         (np.ones((2, 0)), np.ones((2, 0)), ValueError, r"^outputs: expected at least one row .*\(2, 0\)"),
         (np.ones((3, 2), complex), np.ones((3, 2)), TypeError, "^outputs: expected real numbers"),

@@ -240,7 +240,7 @@ BAD = [
     (
         lambda: cnn.SequentialLR([cnn.StepLR(2), cnn.ReduceLROnPlateau()], [3]),
         ValueError,
-        r"schedules\[1\]: ReduceLROnPlateau has no course",
+        r"schedules\[1\]: ReduceLROnPlateau cannot be part of a SequentialLR",
     ),
     (
         lambda: cnn.SequentialLR([cnn.StepLR(2), cnn.StepLR(2, interval="step")], [3]),
@@ -250,7 +250,7 @@ BAD = [
     (
         lambda: cnn.SequentialLR([cnn.StepLR(2), cnn.StepLR(2)], []),
         ValueError,
-        r"milestones: expected 1, one less than schedules, got \[\]",
+        r"milestones: expected 1, one fewer than schedules, got \[\]",
     ),
     (
         lambda: cnn.SequentialLR([cnn.StepLR(2)] * 3, [4, 4]),

@@ -1,6 +1,6 @@
-"""Cython neural networks: multilayer perceptrons on the CPU at the speed of the hardware.
+"""Cython neural networks: compiled multilayer perceptrons for the CPU.
 
-A model is a list of layers with a loss at its end, and an optimiser:
+A model is a list of layers, the last of which is the loss, with an optimiser:
 
 >>> import numpy as np
 >>> import cnn
@@ -19,7 +19,7 @@ Training       `model.fit`, or `model.train_step` in a loop; `EarlyStopping`, `M
 Estimators     `cnn.sklearn` and `cnn.river`: `MLPClassifier`, `MLPRegressor`
 Other formats  `to_c`, `to_onnx`, `to_torch`, `as_torch`; `from_onnx`, `from_torch`, `from_sklearn`
 
-``help(cnn.Sequential.fit)`` explains one of them, `show_config` what runs here.
+For details use ``help(cnn.Sequential.fit)``, for example; `show_config` prints the build and the instruction set.
 """
 
 from . import functional, initializers, layers, losses, optim

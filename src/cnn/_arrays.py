@@ -1,6 +1,6 @@
-"""Arrays that callers hand in, where the kernels cannot read them as they lie: conversions and errors.
+"""Conversions and errors for arrays that the kernels cannot read directly.
 
-The quick checks stand in kernels/arrays.pxi, which calls these functions when one of them fails.
+The fast checks are in kernels/arrays.pxi, which calls these functions if one of them fails.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import numpy as np
 
 
 def as_array(a: Any, name: str) -> np.ndarray:
-    """a as a NumPy array, over a's own memory if that can be: by the buffer protocol, __array__ or DLPack.
+    """a as a NumPy array, without a copy if possible: by the buffer protocol, __array__ or DLPack.
 
     Raises
     ------
     TypeError
-        If it does not let its memory go: a tensor that requires grad, or on another device.
+        If its memory is not accessible: a tensor that requires grad, or on another device.
     """
     try:
         if hasattr(a, "__dlpack__") and not hasattr(a, "__array__"):
@@ -29,7 +29,7 @@ def as_array(a: Any, name: str) -> np.ndarray:
 
 
 def real_array(a: Any, name: str) -> np.ndarray:
-    """as_array of what has to be real numbers: TypeError if it is not."""
+    """as_array, and TypeError unless it consists of real numbers."""
     array = as_array(a, name)
     if array.dtype.kind == "O" and _is_frame(a) and not _odd_columns(a):
         array = a.to_numpy(np.float64)  # columns of several types
@@ -39,13 +39,13 @@ def real_array(a: Any, name: str) -> np.ndarray:
 
 
 def converted(a: Any, name: str, dtype: np.dtype) -> np.ndarray:
-    """a as an array of this dtype: over a's own memory if that can be, else a C-contiguous copy."""
+    """a as an array of this dtype: without a copy if possible, else a C-contiguous copy."""
     array = real_array(a, name)
     return array if array.dtype == dtype else np.ascontiguousarray(array, dtype).reshape(array.shape)
 
 
 def side_by_side(a: Any, columns: int, name: str, dtype: np.dtype) -> Any:
-    """A list of matrices whose columns add up to those of a model's input as one matrix; anything else as it is."""
+    """Concatenate a list of matrices whose columns add up to the model's inputs; anything else is returned as is."""
     if not isinstance(a, (list, tuple)) or len(a) < 2 or not all(len(getattr(one, "shape", ())) == 2 for one in a):
         return a
     arrays = [real_array(one, f"{name}[{i}]") for i, one in enumerate(a)]
@@ -58,12 +58,12 @@ def side_by_side(a: Any, columns: int, name: str, dtype: np.dtype) -> Any:
             f"{sum(widths)}"
         )
     if len(set(rows)) > 1:
-        raise ValueError(f"{name}: expected arrays of as many rows, got {', '.join(map(str, rows))}")
+        raise ValueError(f"{name}: expected arrays with the same number of rows, got {', '.join(map(str, rows))}")
     return np.concatenate(arrays, axis=1, dtype=dtype)
 
 
 def flat(a: Any, leading: tuple[int, ...], name: str) -> Any:
-    """An array with these leading axes, with one in their place; of a tuple each array; None of None."""
+    """Merge these leading axes of an array, or of each array of a tuple, into one; None stays None."""
     if a is None:
         return None
     if isinstance(a, tuple):
@@ -75,24 +75,24 @@ def flat(a: Any, leading: tuple[int, ...], name: str) -> Any:
 
 
 def refuse_matrix(array: np.ndarray, columns: int, name: str, where: str) -> NoReturn:
-    """ValueError for what is no matrix of so many columns; columns < 0: of any number of them."""
+    """ValueError for an array that is not a matrix with this number of columns; columns < 0: with any number."""
     mend = ""
     if array.ndim == 1 and array.size > 1 and columns in (1, -1):
-        mend = ": a column is [:, None] of it" if columns == 1 else ": a row is [None, :] of it, a column [:, None]"
+        mend = ": [:, None] makes it a column" if columns == 1 else ": [None, :] makes it a row, [:, None] a column"
     elif array.ndim == 2 and array.shape[0] == columns:
-        mend = ": the axes are exchanged? .T exchanges them"
+        mend = ": are the axes exchanged? .T exchanges them"
     wanted = f"(batch, {columns})" if columns >= 0 else "(rows, columns)"
     raise ValueError(f"{name}: expected shape {wanted}{where}, got {array.shape}{mend}")
 
 
 def refuse_vector(array: np.ndarray, n: int, name: str) -> NoReturn:
-    """ValueError for what has not the shape (n,)."""
-    mend = f": a vector is .reshape({n}) of it" if array.size == n and array.ndim > 1 else ""
+    """ValueError for an array that does not have the shape (n,)."""
+    mend = f": .reshape({n}) makes it a vector" if array.size == n and array.ndim > 1 else ""
     raise ValueError(f"{name}: expected shape ({n},), got {array.shape}{mend}")
 
 
 def refuse_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, name: str) -> NoReturn:
-    """TypeError or ValueError for what results of this shape and dtype cannot be written into."""
+    """TypeError or ValueError for an `out` that cannot hold results of this shape and dtype."""
     if not isinstance(out, np.ndarray):
         raise TypeError(f"{name}: expected a NumPy array, got {type(out).__name__}")
     if out.shape != shape or out.dtype != dtype:
@@ -107,7 +107,7 @@ def _is_frame(a: Any) -> bool:
 
 
 def _odd_columns(frame: Any) -> list[str]:
-    """The columns of a DataFrame that are not numbers, or lack some, in words."""
+    """Descriptions of the columns of a DataFrame that are not numeric or have missing values."""
     return [
         f"column {key!r} is {kind}"
         for key, kind in frame.dtypes.items()
@@ -116,21 +116,21 @@ def _odd_columns(frame: Any) -> list[str]:
 
 
 def _mend_of(a: Any, array: np.ndarray) -> str:
-    """What to do about an object that is not made of real numbers; array: it as NumPy has it."""
+    """A hint for an object that does not consist of real numbers; `array` is the object as a NumPy array."""
     if hasattr(a, "toarray"):
-        return f": {type(a).__name__} is sparse: pass .toarray() of it"
+        return f": {type(a).__name__} is sparse: pass .toarray()"
     if _is_frame(a) and (odd := _odd_columns(a)):
         return (
-            f": {', '.join(odd[:5])}{', ...' * (len(odd) > 5)}: pandas.get_dummies makes numbers of categories and "
-            "text, .fillna of missing values; or leave it out"
+            f": {', '.join(odd[:5])}{', ...' * (len(odd) > 5)}: encode categories and text with "
+            "pandas.get_dummies, fill missing values with .fillna, or drop the column"
         )
     if str(getattr(a, "dtype", "")) == "category":
-        return ": the numbers of a category are its .cat.codes"
+        return ": pass the category codes, .cat.codes"
     if array.dtype.kind == "O" and array.ndim == 0:
         return f", of {type(a).__name__}" + (": a dict's arrays are x[key]" if isinstance(a, dict) else "")
     if array.dtype.kind == "O":
-        return ": .astype(float) makes numbers of it, if all of them are"
-    return ": text has to be made numbers" if array.dtype.kind in "US" else ""
+        return ": if all elements are numbers, pass .astype(float)"
+    return ": encode text as numbers" if array.dtype.kind in "US" else ""
 
 
 def training_state(

@@ -1,4 +1,4 @@
-"""Arguments that are numbers or choices: checked, with errors that name them and say what came."""
+"""Checks of arguments that are numbers or choices. Errors name the argument and the value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def number(name: str, value, low: float = -np.inf, high: float = np.inf) -> floa
     Raises
     ------
     TypeError
-        If it is no real number; bool is none.
+        If it is not a real number; bool is not accepted.
     ValueError
         If it is out of range, or not finite.
     """
@@ -48,7 +48,7 @@ def integer(name: str, value, low: float = -np.inf, high: float = np.inf) -> int
     Raises
     ------
     TypeError
-        If it is no integer; bool is none.
+        If it is not an integer; bool is not accepted.
     ValueError
         If it is out of range.
     """
@@ -82,35 +82,35 @@ def flag(name: str, value) -> bool:
 
 
 def choice(name: str, value, known: Sequence[str]) -> Any:
-    """value, if it is one of the known: ValueError otherwise."""
+    """value, if it is in known: ValueError otherwise."""
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
     return value
 
 
 def in_range(name: str, array: np.ndarray, dtype: np.dtype) -> None:
-    """ValueError if a number of a parameter or a statistic is infinite in the dtype, or must not be negative."""
+    """ValueError if a value overflows the dtype, or is negative in an array that must not have negative values."""
     if array.dtype.kind == "f" and array.dtype != dtype:
         with np.errstate(over="ignore"):
             lost = np.isinf(array.astype(dtype)) & np.isfinite(array)
         if lost.any():
             where, value = _first(name, array, lost)
-            raise ValueError(f"{where} is {value}, too large for {dtype}: a model of dtype='float64' takes it")
+            raise ValueError(f"{where} is {value}, too large for {dtype}: build the model with dtype='float64'")
     if name.endswith(("running_var", "num_batches_tracked")) and (array < 0).any():
         where, value = _first(name, array, array < 0)
         raise ValueError(f"{where} is {value}, expected at least 0")
 
 
 def _first(name: str, array: np.ndarray, which: np.ndarray) -> tuple[str, Any]:
-    """The place of the first element of some, and the element."""
+    """The name and value of the first selected element."""
     place = np.unravel_index(which.argmax(), array.shape)
     return f"{name}[{', '.join(map(str, place))}]" if place else name, array[place]
 
 
 def foreign(value: Any, state: Any) -> str | None:
-    """What holds the memory of an array, if it came from PyTorch or as bytes, row after row as it lay there.
+    """The owner of an array's memory, if that is a PyTorch tensor or bytes: its weights are then (out, in).
 
-    An OrderedDict is what `state_dict` returns: its arrays are (in, out), also if a pickle brings them back as bytes.
+    An OrderedDict comes from `state_dict`: its arrays are (in, out), even if pickle restored them from bytes.
     """
     if not isinstance(value, np.ndarray) or value.size < 2 or not value.flags.c_contiguous:
         return None
@@ -126,6 +126,6 @@ def foreign(value: Any, state: Any) -> str | None:
 
 
 def transposed(expected: tuple[int, ...], got: tuple[int, ...]) -> str:
-    """What to do about a weight of another shape, if its axes are exchanged."""
-    hint = ": (out, in)? PyTorch and files keep weights so, here they are (in, out): use cnn.load(path), or .T"
+    """A hint for a weight with exchanged axes."""
+    hint = ": cnn's weights are (in, out), those of PyTorch and of files (out, in): use cnn.load(path), or .T"
     return hint if len(expected) == 2 and got == expected[::-1] else ""

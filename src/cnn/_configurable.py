@@ -1,8 +1,8 @@
-"""`Configurable`: objects that are made of a class and arguments, written down as JSON can hold them and built again.
+"""`Configurable`: objects that are defined by a class and arguments, with a JSON-serialisable configuration.
 
-The base of layers, losses, optimisers, schedules and initialisers. Each of these kinds has a registry of the library's
-own classes, which fills itself when they are defined; nothing but these classes is ever built from a configuration. The
-same place makes sure that a class says all the facts of its kind.
+The base of layers, losses, optimisers, schedules and initialisers. Each kind has a registry of the library's classes;
+a class is registered when it is defined. Only registered classes are created from a configuration. Registration also
+checks that a class defines all required attributes of its kind.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _arguments: dict[type, dict[str, Any]] = {}
 _keywords: dict[type, list[str]] = {}
 
-# Other libraries' names, and ours.
+# Names in other libraries, and the names here.
 OTHER_NAMES = {
     "learning_rate": ("lr",),
     "eta": ("lr",),
@@ -80,25 +80,25 @@ OTHER_NAMES = {
     "workers": ("threads",),
 }
 
-# What stands somewhere else here.
+# Arguments of other libraries that have another place here.
 ELSEWHERE = {
-    "loss": "a loss stands last in layers",
-    "loss_fn": "a loss stands last in layers",
-    "activation": "an activation is a layer of its own behind it, as cnn.ReLU()",
-    "learning_rate": "it is the optimizer's, as cnn.Adam(lr=0.001)",
-    "lr": "it is the optimizer's, as cnn.Adam(lr=0.001)",
-    "optimizer": "it is the model's: model.optimizer = cnn.Adam()",
-    "device": "everything is computed on the CPU",
+    "loss": "the loss is the last of the layers, as cnn.MSELoss()",
+    "loss_fn": "the loss is the last of the layers, as cnn.MSELoss()",
+    "activation": "an activation is a separate layer after this one, as cnn.ReLU()",
+    "learning_rate": "pass it to the optimizer, as cnn.Adam(lr=0.001)",
+    "lr": "pass it to the optimizer, as cnn.Adam(lr=0.001)",
+    "optimizer": "set it on the model: model.optimizer = cnn.Adam()",
+    "device": "cnn runs on the CPU only: omit it",
 }
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The name of `known` that `name` stands for, by other libraries' names or by its letters; "" if there is none."""
+    """The most likely meaning of `name` in `known`, from other libraries' names or the spelling; "" if none."""
     known = list(known)
     for other in OTHER_NAMES.get(name, ()):
         if other in known:
             return other
-    from difflib import get_close_matches  # for errors alone
+    from difflib import get_close_matches  # only for errors
 
     lower = {one.lower().replace("_", ""): one for one in known}
     letters = name.lower().replace("_", "")
@@ -107,7 +107,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def keywords_of(cls: type) -> list[str]:
-    """The constructor's arguments by name, with those that it hands on to its bases as **kwargs."""
+    """The names of the constructor's arguments, including those that it passes to its bases as **kwargs."""
     if cls in _keywords:
         return _keywords[cls]
     names: list[str] = []
@@ -123,7 +123,7 @@ def keywords_of(cls: type) -> list[str]:
 
 
 def _constructor(init: F) -> F:
-    """`init` that names the right argument where an unknown one comes, and notes when the object is complete."""
+    """Wrap `init`: suggest the right name for an unknown argument, and record when the object is complete."""
 
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -142,7 +142,7 @@ def _constructor(init: F) -> F:
 
 
 def names_arguments(function: F) -> F:
-    """A function or method that names the right argument where an unknown one comes."""
+    """Wrap a function or method: suggest the right name for an unknown argument."""
     known = [name for name in inspect.signature(function).parameters if name != "self"]
 
     @functools.wraps(function)
@@ -172,7 +172,7 @@ def _mend(name: str, known: list[str]) -> str:
 
 
 def object_for(given: Any, known: Iterable[str]) -> str:
-    """The mend where an object of the library is expected and a class or a name came, or nothing to say."""
+    """A hint if a class or a name was passed where an object of the library was expected; otherwise ""."""
     if isinstance(given, type):
         return " (pass an object, not the class)"
     likely = nearest(given, known) if isinstance(given, str) else ""
@@ -180,9 +180,9 @@ def object_for(given: Any, known: Iterable[str]) -> str:
 
 
 def arguments_of(cls: type) -> dict[str, Any]:
-    """The constructor's arguments, without *args and **kwargs: defaults by name, as JSON can hold them.
+    """The constructor's arguments, without *args and **kwargs: JSON-serialisable defaults by name.
 
-    Where there is no default it is `inspect.Parameter.empty`.
+    An argument without a default has `inspect.Parameter.empty`.
     """
     if cls not in _arguments:
         parameters = inspect.signature(cls).parameters
@@ -191,7 +191,7 @@ def arguments_of(cls: type) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it: arrays and tuples as lists, configurable objects as tables."""
+    """A JSON-serialisable value: arrays and tuples become lists, configurable objects dicts."""
     if type(value) in (int, float, str, bool):
         return value
     if isinstance(value, Configurable):
@@ -204,22 +204,21 @@ def plain(value: Any) -> Any:
 
 
 class Configurable:
-    """An object that its class and its constructor's arguments describe.
+    """An object that is defined by its class and its constructor's arguments.
 
-    The arguments are attributes of the same names (`_argument` says where they are not). A class of the library
-    enters the registry of its kind under its name, unless it is declared with ``abstract=True``; ``kind="layer"``
-    begins a registry.
+    The arguments are attributes of the same names (`_argument` handles exceptions). A class of the library is
+    registered under its name, unless it is declared with ``abstract=True``; ``kind="layer"`` starts a new registry.
 
     Attributes
     ----------
     kind_of_class : str
-        What error messages call the kind.
+        Name of the kind in error messages.
     known : dict of str to type
-        The registry: the kind's classes by the names that configurations have for them.
+        The registry: the classes of the kind, by their names in configurations.
     facts : tuple of str
-        Attributes that a registered class has to define: itself, or by an abstract base.
+        Attributes that a registered class must define, directly or through an abstract base.
     names : tuple of str
-        What the class is registered as, the first of them in configurations; by default its own name.
+        The names under which the class is registered, by default its own; configurations use the first.
     """
 
     kind_of_class: ClassVar[str]
@@ -238,7 +237,7 @@ class Configurable:
 
     @classmethod
     def _register(cls) -> None:
-        """Enter the registry. TypeError if a fact is missing, or would be that of another registered class."""
+        """Register the class. TypeError if it lacks a required attribute, or inherits it from a registered class."""
         registered = set(cls.known.values())
         for fact in cls.facts:
             owner = next((base for base in cls.__mro__ if fact in vars(base)), None)
@@ -253,7 +252,7 @@ class Configurable:
             cls.known[name] = cls
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse, once the object is complete, attributes that it does not have: they would do nothing."""
+        """Reject unknown attributes once the object is complete: they would have no effect."""
         own = self.__dict__
         if "_complete" in own and name not in own and not name.startswith("_") and not hasattr(type(self), name):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}: {_mend(name, _settable(self))}")
@@ -264,7 +263,7 @@ class Configurable:
         pass
 
     def __dir__(self) -> list[str]:
-        """The public attributes, for completion: without what the library says of the class."""
+        """The public attributes, for completion: without internals of the class."""
         hidden = {"kind_of_class", "known", "facts", "names", "positional", *self.facts} - {*vars(self)}
         return [name for name in super().__dir__() if not name.startswith("_") and name not in hidden]
 
@@ -278,29 +277,29 @@ class Configurable:
         Returns
         -------
         dict
-            By name, as JSON can hold them.
+            By name, JSON-serialisable.
         """
         return {name: plain(self._argument(name)) for name in arguments_of(type(self))}
 
     def to_config(self) -> dict[str, Any]:
-        """What `from_config` makes the same object of.
+        """The configuration from which `from_config` creates the same object.
 
         Returns
         -------
         dict
-            ``{"name": ..., argument: value, ...}``, as JSON can hold it.
+            ``{"name": ..., argument: value, ...}``, JSON-serialisable.
         """
         names = vars(type(self)).get("names") or (type(self).__name__,)
         return {"name": names[0], **self.get_config()}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Any:
-        """The object that a configuration describes.
+        """Create the object from its configuration.
 
         Parameters
         ----------
         config : mapping
-            As `to_config` returns it, or, for a class that is no base class, as `get_config` does: without a name.
+            What `to_config` returned. A registered class also accepts what `get_config` returned, without a name.
 
         Returns
         -------
@@ -310,9 +309,9 @@ class Configurable:
         Raises
         ------
         TypeError
-            If config is no mapping, or has arguments that the class does not take.
+            If config is not a mapping, or has arguments that the class does not have.
         ValueError
-            If the name is none of this kind, or a value is out of range.
+            If this kind has no such name, or a value is out of range.
         """
         if not isinstance(config, Mapping):
             raise TypeError(f"{cls.kind_of_class}: expected a dict with a name and arguments, got {config!r}")
@@ -327,14 +326,14 @@ class Configurable:
 
     @classmethod
     def _from_arguments(cls, arguments: dict[str, Any]) -> Any:
-        """The object with the arguments that `get_config` gave."""
+        """Create the object from what `get_config` returned."""
         return cls(**arguments)
 
-    # `repr` shows what makes the same object: `positional` arguments without their names, the rest where `_shows` it.
+    # `repr` shows a call that creates the same object: `positional` arguments without names, the rest if `_shows` it.
     positional: ClassVar[tuple[str, ...]] = ()
 
     def _shows(self, name: str, differs: bool) -> bool:
-        """Whether `repr` shows an argument; `differs`: whether it is another than the default."""
+        """Whether `repr` shows an argument; `differs`: whether it differs from the default."""
         return differs
 
     def _shown(self, name: str) -> Any:

@@ -1,9 +1,8 @@
-"""Picks the compiled kernels: the instruction set at import, the dtype at each call of `kernels`.
+"""Selects the compiled kernels: the instruction set at import, the dtype at each call of `kernels`.
 
-The kernels are compiled once for each instruction set and dtype, into `_kernels_{isa}_{real}`. The
-best instruction set that the processor's feature flags allow is taken; the environment variable
-CNN_ISA forces one. A module that cannot be imported is an error: there is no fall-back to a slower
-one.
+The kernels are compiled once for each instruction set and dtype, into `_kernels_{isa}_{real}`. By default the best
+instruction set that the processor supports is used; the environment variable CNN_ISA forces one. If a module cannot be
+imported, an error is raised: there is no fallback to a slower one.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Sparse matrices: what has a method `tocsr`, as SciPy's have, is checked and becomes `SparseRows`, without SciPy."""
+"""Sparse matrices: objects with a method `tocsr`, such as SciPy's, are checked and converted to `SparseRows`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ MOST_COLUMNS = 2**31 - 1
 
 
 def is_sparse(x: Any) -> bool:
-    """Whether x is a sparse matrix that can be had as CSR, or SparseRows."""
+    """Whether x is a sparse matrix that converts to CSR, or SparseRows."""
     return hasattr(x, "tocsr") or type(x) is SparseRows
 
 
 class SparseRows:
-    """Rows of sparse numbers, as the kernels read them: those of row i are `start[i]` to `start[i + 1] - 1`.
+    """Sparse rows in CSR format for the kernels: row i has the entries `start[i]` to `start[i + 1] - 1`.
 
-    What has been checked is its own: `start` and `column` are copies, which nobody can change afterwards. Numbers of
-    the right dtype are used where they lie.
+    `start` and `column` are checked copies, so that later changes by the caller cannot invalidate them. Values of the
+    right dtype are not copied.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class SparseRows:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> SparseRows:
-        """Some of the rows, by a slice or an array of indices or of bools: slices share memory."""
+        """Select rows by a slice, or by an array of indices or bools. Slices share memory."""
         if isinstance(rows, slice) and rows.step in (None, 1):
             first, stop, _ = rows.indices(len(self))
             return SparseRows(self.start[first : max(first, stop) + 1], self.column, self.value, self.shape[1])
@@ -60,14 +60,14 @@ class SparseRows:
 
     @property
     def entries(self) -> slice:
-        """Where the rows' entries lie."""
+        """The range of the rows' entries."""
         return slice(self.start[0], self.start[-1])
 
     def copy(self) -> SparseRows:
         return SparseRows(self.start, self.column, self.value.copy(), self.shape[1])
 
     def most_entries(self, order: np.ndarray | None, first: int, stop: int, batch_size: int) -> int:
-        """The entries of the batch that has most of them, of rows first .. stop - 1 of an order."""
+        """The largest number of entries in a batch, over rows first, ..., stop - 1 of an order."""
         if order is None and stop - first <= batch_size:
             return int(self.start[stop] - self.start[first])
         rows = np.arange(first, stop) if order is None else order[first:stop]
@@ -76,7 +76,7 @@ class SparseRows:
 
 
 def joined(parts: list[SparseRows]) -> SparseRows:
-    """The rows of several, one after another."""
+    """Concatenate the rows of several."""
     ends = np.cumsum([0] + [part.start[-1] - part.start[0] for part in parts])
     starts = [part.start[:-1] - part.start[0] + end for part, end in zip(parts, ends, strict=False)]
     column, value = (np.concatenate([getattr(p, name)[p.entries] for p in parts]) for name in ("column", "value"))
@@ -84,14 +84,14 @@ def joined(parts: list[SparseRows]) -> SparseRows:
 
 
 def sparse_rows(x: Any, columns: int, name: str, where: str, dtype: np.dtype) -> SparseRows:
-    """A sparse matrix of so many columns, checked.
+    """Check and convert a sparse matrix with this number of columns.
 
     Raises
     ------
     TypeError
-        If its numbers are not real.
+        If its values are not real.
     ValueError
-        If it has another shape, or is damaged.
+        If it has the wrong shape, or its arrays are inconsistent.
     """
     if type(x) is SparseRows:
         return x
@@ -104,7 +104,7 @@ def sparse_rows(x: Any, columns: int, name: str, where: str, dtype: np.dtype) ->
     start, indices, value = np.array(csr.indptr, np.int64), np.asarray(csr.indices), np.asarray(csr.data)
     damaged = f"{name}: damaged {type(x).__name__}"
     if start.shape != (shape[0] + 1,) or start[0] != 0 or (np.diff(start) < 0).any():
-        raise ValueError(f"{damaged}: expected an indptr of {shape[0] + 1} numbers that rise from 0")
+        raise ValueError(f"{damaged}: expected an indptr of {shape[0] + 1} non-decreasing numbers from 0")
     n = start[-1]
     if n > min(indices.size, value.size):
         raise ValueError(

@@ -1,6 +1,6 @@
-"""What a loss says of itself, and targets in other forms than the kernels read: checked and converted, with errors.
+"""The description of a loss for the kernels, and conversions and errors for targets that they cannot read directly.
 
-The quick checks stand in kernels/targets.pxi, which calls these functions where they do not do.
+The fast checks are in kernels/targets.pxi, which calls these functions if one of them fails.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from ._arrays import as_array, converted
 
 
 class Terms(NamedTuple):
-    """A loss for so many outputs, as kernels/targets.pxi reads it."""
+    """A loss for a given number of outputs, as kernels/targets.pxi reads it."""
 
     name: str
     kind: int
     may_be_labels: bool
     may_be_numbers: bool
     per_target: int  # outputs of one target
-    repeat: bool  # that many outputs in turn share a target
+    repeat: bool  # consecutive groups of that many outputs share a target
     chosen: bool  # targets may be a pair: a column for each row, and its target
     targets: int  # numbers of a row of targets
     mean: bool
@@ -29,31 +29,31 @@ class Terms(NamedTuple):
     ignore_nan: bool
     parameters: list[float]  # of the formula
     column: list[float] | None  # a number for each output
-    high: float | None  # what targets are to be at most, and are to be, in words
+    high: float | None  # the largest valid target; `expected` describes valid targets
     expected: str
 
 
 def terms(spec: Mapping[str, Any], outputs: int, kinds: Mapping[str, int], most: int, dtype: np.dtype) -> Terms:
-    """The terms of a loss for so many outputs.
+    """The terms of a loss for this number of outputs.
 
     Parameters
     ----------
     spec : dict
-        What `Loss.spec` gives: kind (a key of kinds), name, mean, parameters (numbers), targets ("numbers", "labels"
-        or "labels or probabilities"), high, expected, per_target (1 without), repeat, ignore_nan, chosen, ignore_index,
+        What `Loss.spec` returns: kind (a key of kinds), name, mean, parameters (numbers), targets ("numbers", "labels"
+        or "labels or probabilities"), high, expected, per_target (default 1), repeat, ignore_nan, chosen, ignore_index,
         column (numbers, or one for all) and column_name.
     outputs : int
     kinds : dict
         The kernels' losses.
     most : int
-        Parameters that a formula may have.
+        Maximum number of parameters of a formula.
     dtype : numpy.dtype
         Of the kernels.
 
     Raises
     ------
     ValueError
-        If the loss is made for another number of outputs, or a number is too large for the dtype.
+        If the loss does not fit this number of outputs, or a number is too large for the dtype.
     """
     name = spec["name"]
     if spec["kind"] not in kinds:
@@ -98,7 +98,7 @@ def terms(spec: Mapping[str, Any], outputs: int, kinds: Mapping[str, int], most:
 
 
 def class_indices(given: np.ndarray, name: str, loss: Terms, outputs: int) -> np.ndarray:
-    """What else may stand for class indices: bools, whole floats, a column of them, rows of one 1 among zeros."""
+    """Convert other forms of class indices: bools, whole floats, a column, one-hot rows."""
     expects = f"{name}: {loss.name} expects integer class indices"
     if given.dtype.kind == "O" and given.size and all(isinstance(one, (int, np.integer)) for one in given.flat):
         given = given.astype(np.int64)
@@ -110,8 +110,8 @@ def class_indices(given: np.ndarray, name: str, loss: Terms, outputs: int) -> np
         whole = given.astype(np.int64) if given.dtype.kind == "b" or np.isfinite(given).all() else None
         if whole is None or not (whole == given).all():
             raise TypeError(
-                f"{expects}, got dtype {given.dtype} and numbers that are not whole, or not finite: where targets are "
-                "numbers, the loss is MSELoss or another of its kind"
+                f"{expects}, got dtype {given.dtype} and numbers that are not whole, or not finite: for numeric "
+                "targets use MSELoss or another regression loss"
             )
         given = whole
     if given.ndim == 2 and given.shape[1] == 1:
@@ -130,17 +130,17 @@ def class_indices(given: np.ndarray, name: str, loss: Terms, outputs: int) -> np
 
 
 def refuse_index(given: np.ndarray, i: int, name: str, outputs: int) -> NoReturn:
-    """ValueError for a class index that is no class."""
+    """ValueError for a class index out of range."""
     from_1 = given.min() == 1 and given.max() == outputs
     raise ValueError(
         f"{name}[{i}] is {given[i]}, expected a class index from 0 to {outputs - 1}"
-        + (f": the indices begin at 1? {name} - 1" if from_1 else "")
+        + (f": do the indices begin at 1? Pass {name} - 1" if from_1 else "")
     )
 
 
 def numbers(y: Any, batch: int, name: str, where: str, loss: Terms, outputs: int, dtype: np.dtype) -> Any:
-    """What else may stand for rows of numbers: a vector for one output, a pair for chosen columns, a number for several
-    outputs that share it."""
+    """Convert other forms of numeric targets: a vector for one output, a pair for chosen columns, one number for
+    several outputs that share it."""
     if loss.chosen and isinstance(y, tuple):
         return _scattered(y, batch, name, outputs, dtype)
     axes = np.ndim(y)
@@ -150,14 +150,14 @@ def numbers(y: Any, batch: int, name: str, where: str, loss: Terms, outputs: int
         y = np.repeat(y, loss.per_target, axis=1)
     if axes == 1 and loss.targets > 1:
         raise ValueError(
-            f"{name}: expected shape (batch, {loss.targets}){where}, got {np.shape(y)}: {loss.name} takes a number for "
-            "each output; class indices are CrossEntropyLoss's"
+            f"{name}: expected shape (batch, {loss.targets}){where}, got {np.shape(y)}: {loss.name} expects a number "
+            "for each output; for class indices use CrossEntropyLoss"
         )
     return y
 
 
 def _scattered(pair: tuple[Any, ...], batch: int, name: str, outputs: int, dtype: np.dtype) -> np.ndarray:
-    """A pair (columns, values) as rows of targets that are NaN but for the chosen column."""
+    """Convert a pair (columns, values) to rows of targets that are NaN except in the chosen column."""
     if len(pair) != 2:
         raise ValueError(f"{name}: expected a pair (columns, values), got a tuple of {len(pair)}")
     columns = as_array(pair[0], f"{name}[0]")

@@ -1,4 +1,4 @@
-"""How many threads training and prediction may use."""
+"""The number of threads for training and prediction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from ._dispatch import kernels
 
-MOST: int = kernels("float32").LIMITS["threads"]  # that the kernels' pool can have
+MOST: int = kernels("float32").LIMITS["threads"]  # the maximum of the kernels' pool
 
 
 def available() -> int:
@@ -31,7 +31,7 @@ def available() -> int:
 
 
 def checked(n, name: str) -> int:
-    """n as a number of threads."""
+    """n, if it is a valid number of threads."""
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
         raise TypeError(f"{name}: expected an int, got {n!r}")
     if not 1 <= n <= MOST:
@@ -42,8 +42,8 @@ def checked(n, name: str) -> int:
 def _initial() -> int:
     text = os.environ.get("CNN_NUM_THREADS")
     if not text:
-        # OpenMP's limit is one for this library too: joblib's workers have it, so that all together have a thread a
-        # processor. It may be a list, for nested loops, and whoever made it will be told by OpenMP if it is wrong.
+        # OpenMP's limit applies here too: joblib sets it for its workers, so that together they use one thread per
+        # processor. It may be a list, for nested loops; OpenMP itself reports invalid values.
         first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
         return min(available(), int(first)) if first.isdecimal() and int(first) else available()
     try:
@@ -53,7 +53,7 @@ def _initial() -> int:
 
 
 def _obey_threadpoolctl() -> None:
-    """Let `threadpoolctl.threadpool_limits` set the number, if it is installed, as that of BLAS and OpenMP."""
+    """If threadpoolctl is installed, let `threadpool_limits` set the number, as for BLAS and OpenMP."""
     try:
         from threadpoolctl import LibController, register
     except ImportError:
@@ -61,7 +61,7 @@ def _obey_threadpoolctl() -> None:
 
     class Controller(LibController):
         user_api = internal_api = "cnn"
-        filename_prefixes = (kernels("float32").__name__.rpartition(".")[2],)  # how it knows that we are loaded
+        filename_prefixes = (kernels("float32").__name__.rpartition(".")[2],)  # by which it finds this library
 
         def get_num_threads(self):
             return _threads
@@ -79,28 +79,29 @@ _threads = _initial()
 
 
 def set_num_threads(n: int) -> None:
-    """Let training and prediction use up to n threads, from 1 to 255, until this is called again.
+    """Set the maximum number of threads for training and prediction.
 
-    Work that does not repay the hand-over to another thread stays on one, whatever n. Results are the same, bit for
-    bit, for any number of threads. The environment variable CNN_NUM_THREADS sets the number at import; without it, it
-    is the number of processors that the process may use, or OMP_NUM_THREADS, if that is less: joblib's workers have
-    one thread each where there are as many workers as processors. `threadpoolctl.threadpool_limits` holds as well.
+    Results are bit-identical for any number of threads. Work that is too small to benefit uses one thread. The
+    default is the environment variable CNN_NUM_THREADS at import; without it, the number of processors that the process
+    may use, or OMP_NUM_THREADS if that is less (joblib sets it for its workers). `threadpoolctl.threadpool_limits`
+    works too.
 
     Parameters
     ----------
     n : int
+        From 1 to 255.
 
     Raises
     ------
     ValueError, TypeError
-        If n is no number of threads.
+        If n is not an int from 1 to 255.
     """
     global _threads
     _threads = checked(n, "n")
 
 
 def get_num_threads() -> int:
-    """How many threads training and prediction may use.
+    """The maximum number of threads for training and prediction.
 
     Returns
     -------
@@ -110,7 +111,7 @@ def get_num_threads() -> int:
 
 
 def threads_for(threads: int | None) -> int:
-    """What an argument `threads` means: None is the number set for all."""
+    """The number for an argument `threads`; None means the global setting."""
     return _threads if threads is None else checked(threads, "threads")
 
 

@@ -1,8 +1,8 @@
-"""The kernels on plain NumPy arrays: no layers, no state. Every result array can be passed in.
+"""The kernels on plain NumPy arrays, without layers or state. Results can be written into existing arrays.
 
-The dtype is that of the first array: float32, or float64 for everything else (lists, integers); the others are
-converted to it. Arrays that have that dtype and whose rows lie together are used where they are. Result arrays must be
-C-contiguous, of the right shape and dtype, and share no memory with the inputs: ValueError otherwise, never a copy.
+The first array determines the dtype: float32 for float32 and float16, float64 for everything else (lists, integers).
+The other arrays are converted to it. Arrays of that dtype with contiguous rows are not copied. Result arrays must be
+C-contiguous, have the right shape and dtype, and not overlap the inputs; otherwise a ValueError is raised.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 from ._dispatch import kernels
 from ._types import Array, ArrayLike
 
-DEFAULT_PARAM: dict[str, float] = {}  # of each activation, by name; its class enters it
+DEFAULT_PARAM: dict[str, float] = {}  # by activation name; the classes register theirs
 
 
 def real_dtype(x: ArrayLike) -> np.dtype:
-    """The dtype in which x is computed with: float32 if it is that or float16, float64 otherwise.
+    """The dtype of computations with x: float32 for float32 and float16, float64 otherwise.
 
     Parameters
     ----------
@@ -54,8 +54,7 @@ def linear_forward(
     Parameters
     ----------
     x : array_like of shape (batch, in_features)
-        Of an array with other leading axes each (in_features,) is a row; the result has its leading axes, unless it
-        goes into `out`.
+        More leading axes are allowed; the result has the same, except with `out`.
     weight : array_like of shape (in_features, out_features)
     bias : array_like of shape (out_features,), optional
     activation : str
@@ -64,9 +63,9 @@ def linear_forward(
     param : float, optional
         Slope of leaky_relu (default 0.01), alpha of elu and celu (default 1).
     out : ndarray of shape (batch, out_features), optional
-        Where the result goes.
+        Array for the result.
     pre : ndarray of shape (batch, out_features), optional
-        Where x W + b is kept, if it is wanted too.
+        Array for x W + b.
 
     Returns
     -------
@@ -75,9 +74,9 @@ def linear_forward(
     Raises
     ------
     ValueError
-        If shapes do not fit, a result array is not as it must be, or the activation is unknown.
+        If shapes do not match, a result array is unsuitable, or the activation is unknown.
     TypeError
-        If an array is not made of real numbers.
+        If an array does not consist of real numbers.
     """
     k = kernels(real_dtype(x))
     return k.linear_forward(x, weight, bias, *_activation(k, activation, param), out, pre)
@@ -93,7 +92,7 @@ def linear_backward(
     grad_input: np.ndarray | None = None,
     accumulate: bool = False,
 ) -> tuple[np.ndarray, ...]:
-    """The gradients of x W + b: of x, W and b, from that of the result.
+    """The gradients of x W + b with respect to x, W and b, from the gradient of the result.
 
     grad_input = grad_output W^T, grad_weight = x^T grad_output, grad_bias = the sum of grad_output over the batch.
 
@@ -103,9 +102,9 @@ def linear_backward(
     x : array_like of shape (batch, in_features)
     weight : array_like of shape (in_features, out_features)
     grad_weight, grad_bias, grad_input : ndarray, optional
-        Where the results go, of the shapes of weight, bias and x.
+        Arrays for the results, with the shapes of weight, bias and x.
     accumulate : bool
-        Whether to add to grad_weight and grad_bias, which must be given then.
+        Whether to add to grad_weight and grad_bias; both must then be passed.
 
     Returns
     -------
@@ -122,18 +121,18 @@ def linear_backward(
 
 
 def activation_forward(name: str, z: ArrayLike, param: float | None = None, *, out: np.ndarray | None = None) -> Array:
-    """f(z) element by element.
+    """f(z), elementwise.
 
     Parameters
     ----------
     name : str
-        Of the activation, see `linear_forward`.
+        The activation, see `linear_forward`.
     z : array_like
         Of any shape.
     param : float, optional
         See `linear_forward`.
     out : ndarray of z's shape, optional
-        Where the result goes; it may be z itself.
+        Array for the result; it may be z itself.
 
     Returns
     -------
@@ -151,19 +150,19 @@ def activation_forward(name: str, z: ArrayLike, param: float | None = None, *, o
 def activation_backward(
     name: str, grad_output: ArrayLike, z: ArrayLike, param: float | None = None, *, out: np.ndarray | None = None
 ) -> Array:
-    """grad_output * f'(z) element by element.
+    """grad_output * f'(z), elementwise.
 
     Parameters
     ----------
     name : str
-        Of the activation, see `linear_forward`.
+        The activation, see `linear_forward`.
     grad_output : array_like of z's shape
     z : array_like
-        Of any shape: what the activation was applied to.
+        Of any shape: the input of the activation.
     param : float, optional
         See `linear_forward`.
     out : ndarray of z's shape, optional
-        Where the result goes; it may be grad_output itself.
+        Array for the result; it may be grad_output itself.
 
     Returns
     -------
@@ -190,21 +189,21 @@ def sgd_step(
     nesterov: bool = False,
     first: bool = False,
 ) -> None:
-    """One step of stochastic gradient descent, in place, by the formulas of torch.optim.SGD.
+    """One step of stochastic gradient descent, in place, as in torch.optim.SGD.
 
     Parameters
     ----------
     param : ndarray
-        C-contiguous, float32 or float64; changed.
+        C-contiguous, float32 or float64; updated in place.
     grad : array_like of param's shape
     momentum_buffer : ndarray of param's shape, optional
-        Changed; needed where momentum is not 0.
+        Updated in place; required if momentum is not 0.
     lr, momentum, dampening, weight_decay : float
         As for `SGD`.
     nesterov : bool
         As for `SGD`.
     first : bool
-        Whether the momentum buffer holds nothing yet: it becomes the gradient, without dampening.
+        Whether this is the first step: the momentum buffer is set to the gradient, without dampening.
 
     Raises
     ------

@@ -1,13 +1,13 @@
 """Initial values of parameters: Kaiming, Xavier, LeCun, orthogonal, uniform, normal, constant.
 
-An initialiser is a callable (shape, rng) -> array, rng a `numpy.random.Generator`. Those of this file are objects
-with the arguments of their namesakes in torch.nn.init, known by names as well: `Linear(64, 10,
-weight_init="kaiming_normal")` is `weight_init=cnn.initializers.KaimingNormal()`. Weights are (in, out): fan_in is
+An initialiser is a callable (shape, rng) -> array, where rng is a `numpy.random.Generator`. The classes here have the
+arguments of their namesakes in torch.nn.init. A name selects the defaults: `Linear(64, 10,
+weight_init="kaiming_normal")` means `weight_init=cnn.initializers.KaimingNormal()`. Weights are (in, out): fan_in is
 shape[0], fan_out is shape[1].
 
-Their numbers are computed in float64 from raw bits of the generator, with +, -, *, / and sqrt alone: the same seed
-gives the same numbers with every version of NumPy, on every processor, and rounded to float32 if the layer is.
-(Orthogonal matrices come from LAPACK, whose last bits may differ.)
+Values are computed in float64 from the generator's raw bits, with only +, -, *, / and sqrt, and rounded to the layer's
+dtype: a seed gives the same values with every version of NumPy and on every processor. (Orthogonal matrices come from
+LAPACK, whose last bits may differ.)
 """
 
 from __future__ import annotations
@@ -40,20 +40,19 @@ __all__ = [
     "get",
 ]
 
-# By the name of the activation, a number or a function of its parameter. The activations enter theirs; "linear" stands
-# for none.
+# By activation name: a number, or a function of its parameter. Activations register theirs; "linear" means none.
 GAINS: dict[str, float | Callable[[float], float]] = {"linear": 1.0}
 
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
-    """What an activation asks the standard deviation of the weights before it to be multiplied by.
+    """The recommended factor for the standard deviation of the weights before an activation.
 
     Parameters
     ----------
     nonlinearity : {"linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"}
         1, 1, 5/3, sqrt(2), sqrt(2 / (1 + param**2)) and 3/4, as in torch.nn.init.calculate_gain.
     param : float, optional
-        The negative slope of leaky_relu, by default 0.01.
+        The negative slope of leaky_relu (default 0.01).
 
     Returns
     -------
@@ -64,7 +63,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     ValueError
         If the name is unknown.
     TypeError
-        If param is no number.
+        If param is not a number.
 
     Examples
     --------
@@ -81,7 +80,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
 
 
 def _bits(rng: np.random.Generator, shape, n: int) -> np.ndarray:
-    """n random bits for each element; NumPy promises to keep the stream of raw bits."""
+    """n random bits for each element; NumPy guarantees the stream of raw bits."""
     return (rng.bit_generator.random_raw(math.prod(shape)) >> np.uint64(64 - n)).reshape(shape)
 
 
@@ -102,9 +101,9 @@ def symmetric(rng: np.random.Generator, shape: tuple[int, ...], bound: float) ->
 
 
 def standard_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Normal with mean 0 and standard deviation 1: the inverse of the distribution function of uniform numbers.
+    """Normal with mean 0 and standard deviation 1: the inverse distribution function of uniform numbers.
 
-    Wichura's PPND16 (Algorithm AS 241, Applied Statistics 37, 1988), of relative error 1e-16.
+    Wichura's PPND16 (Algorithm AS 241, Applied Statistics 37, 1988), with a relative error of 1e-16.
 
     Parameters
     ----------
@@ -127,7 +126,7 @@ def standard_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndar
 
 
 def _log(x: np.ndarray) -> np.ndarray:
-    """log(x) by its series in (m - 1) / (m + 1), x = m 2**e with m in [0.7, 1.42): nothing of the platform's libm."""
+    """log(x) by its series in (m - 1) / (m + 1), x = m 2**e with m in [0.7, 1.42): independent of libm."""
     m, e = np.frexp(x)
     low = m < math.sqrt(0.5)
     m, e = np.where(low, 2 * m, m), e - low
@@ -220,9 +219,9 @@ class Initializer(Configurable, kind="initializer"):
     Attributes
     ----------
     names : tuple of str
-        What it is called in arguments, the first of them in configurations.
+        Its names as an argument; configurations use the first.
     weights_only : bool
-        Whether it needs a matrix, and cannot initialise biases.
+        Whether it only initialises matrices, not biases.
     """
 
     facts: ClassVar[tuple[str, ...]] = ("names",)
@@ -244,9 +243,9 @@ class Initializer(Configurable, kind="initializer"):
         Raises
         ------
         ValueError
-            If `weights_only`, and the shape is not that of a matrix.
+            If `weights_only` and the shape is not two-dimensional.
         """
-        raise NotImplementedError(f"{type(self).__name__} draws nothing")
+        raise NotImplementedError(f"{type(self).__name__} does not define __call__")
 
     def _shows(self, name, differs):
         return True
@@ -336,7 +335,7 @@ class Normal(Initializer):
 
 
 class Scaled(Initializer, abstract=True):
-    """Mean 0 and a standard deviation that follows from the matrix's shape: what the named ones have in common."""
+    """Base class: mean 0, and a standard deviation that depends on the shape of the matrix."""
 
     weights_only = True
     distribution = "uniform"
@@ -372,7 +371,7 @@ class KaimingUniform(Scaled):
     a : float
         The negative slope, for "leaky_relu".
     mode : {"fan_in", "fan_out"}
-        Whether the variance is kept on the way forward or on the way back.
+        Whether to preserve the variance in the forward pass or in the backward pass.
     """
 
     names: ClassVar[tuple[str, ...]] = ("kaiming_uniform",)
@@ -442,7 +441,7 @@ class LeCunUniform(Scaled):
 
 
 class LeCunNormal(LeCunUniform):
-    """Normal, not truncated, with standard deviation 1 / sqrt(fan_in): for SELU (Klambauer et al., 2017)."""
+    """Normal (not truncated) with standard deviation 1 / sqrt(fan_in), for SELU (Klambauer et al., 2017)."""
 
     names: ClassVar[tuple[str, ...]] = ("lecun_normal",)
     distribution = "normal"
@@ -451,8 +450,8 @@ class LeCunNormal(LeCunUniform):
 class Orthogonal(Initializer):
     """gain times a matrix with orthonormal columns, or rows if there are fewer rows than columns.
 
-    All such matrices are equally likely: Q of a normal matrix's QR decomposition, its columns' signs so that the
-    diagonal of R is positive (Saxe, McClelland and Ganguli, 2014; Mezzadri, Notices of the AMS 54, 2007).
+    The distribution is uniform: Q of the QR decomposition of a normal matrix, with signs that make the diagonal of R
+    positive (Saxe, McClelland and Ganguli, 2014; Mezzadri, Notices of the AMS 54, 2007).
 
     Parameters
     ----------
@@ -480,7 +479,7 @@ def _fans(shape, initializer) -> tuple[int, int]:
 
 
 def _gain(gain):
-    """As an attribute: the number, or the activation's name."""
+    """The checked argument: a number, or the name of an activation."""
     return choice("gain", gain, [*GAINS]) if isinstance(gain, str) else number("gain", gain)
 
 
@@ -492,15 +491,15 @@ def _factor(gain) -> float:
 
 
 def get(initializer: Any, name: str = "initializer") -> Callable[..., Any]:
-    """The initialiser that a layer's argument stands for.
+    """Return the initialiser for a layer's argument.
 
     Parameters
     ----------
     initializer : str, dict or callable
-        A name, as "kaiming_uniform": the object with its default arguments; {"name": ..., argument: value, ...}: the
-        object with these; or a callable (shape, rng) -> array, which is returned as it is.
+        A name such as "kaiming_uniform", for the default arguments; {"name": ..., argument: value, ...}, for these
+        arguments; or a callable (shape, rng) -> array, which is returned unchanged.
     name : str
-        What error messages call it.
+        Name of the argument in error messages.
 
     Returns
     -------
@@ -509,7 +508,7 @@ def get(initializer: Any, name: str = "initializer") -> Callable[..., Any]:
     Raises
     ------
     ValueError, TypeError
-        If the name is unknown, its arguments do not fit, or it is none of these.
+        If the name is unknown, the arguments are invalid, or `initializer` has another type.
 
     Examples
     --------
@@ -532,7 +531,7 @@ def get(initializer: Any, name: str = "initializer") -> Callable[..., Any]:
 
 
 def config_of(initializer: Any) -> Any:
-    """What `get` makes the same initialiser of, as JSON can hold it.
+    """The JSON-serialisable argument from which `get` rebuilds the initialiser.
 
     Parameters
     ----------
@@ -541,7 +540,7 @@ def config_of(initializer: Any) -> Any:
     Returns
     -------
     str, dict or None
-        None for a callable of the user's own.
+        None for a user's callable.
     """
     if type(initializer) not in Initializer.known.values():
         return None

@@ -7,8 +7,8 @@
 #     gradient dW = x^T dz        in x out, sums over rows        in x out, sums over vectors of rows and their lanes
 #
 # All are one product C = start + A B with other strides, where B and C are vectors and A is vectors or numbers that are
-# broadcast (x that all models share; the weights, where rows are in the lanes): register blocks of 4 rows x 4 columns of
-# vectors (4 x 2 with 16 registers), 8 loads for 16 multiply-adds. Each sum is one chain in the order of its terms.
+# broadcast (x that all models share; the weights, where rows are in the lanes): register blocks of 4 rows x 4 columns
+# of vectors (4 x 2 with 16 registers), 8 loads for 16 multiply-adds. Each sum is one chain in the order of its terms.
 
 cdef struct LaneProduct:
     Py_ssize_t rows

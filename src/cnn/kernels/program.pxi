@@ -607,6 +607,11 @@ cdef class Program:
         """Whether the rows do not depend on each other, so that a sweep may be cut anywhere."""
         return self.net.n_segments == 1
 
+    def in_lanes(self, Py_ssize_t rows):
+        """Whether a training step puts so many rows into the lanes of vectors, whose sums are rounded otherwise than
+        `backward`'s."""
+        return self.net.lanes_train and not self.net.frozen and rows >= SAMPLE_TRAINED * VL
+
     @property
     def repeatable(self):
         """Whether training mode gives what evaluation mode does: no op drops, or takes the statistics of the batch."""

@@ -5,12 +5,12 @@
 # [unit][row], a block of BLOCK_VECTORS vectors of rows after the other, and the products are those of blocks.pxi with
 # the weights broadcast. A block goes forward, through the loss and backward before the next is touched: it stays in L1.
 #
-# What leaves a block are sums over its rows, lane by lane and then over the lanes pairwise. They are added up for each of
-# a few segments of the batch, whose number depends on its rows alone, and those in order: so results do not depend on
-# threads.
+# What leaves a block are sums over its rows, lane by lane and then over the lanes pairwise. They are added up for each
+# of a few segments of the batch, whose number depends on its rows alone, and those in order: so results do not depend
+# on threads.
 #
-# In prediction, each output is the same sum in the same order as in `affine`, to the last bit: whether a batch goes this
-# way may depend on its rows. Lanes behind its last row have copies of that row, whose gradient is zero.
+# In prediction, each output is the same sum in the same order as in `affine`, to the last bit: whether a batch goes
+# this way may depend on its rows. Lanes behind its last row have copies of that row, whose gradient is zero.
 
 cdef enum:
     BLOCK_VECTORS = 8           # of rows
@@ -96,7 +96,8 @@ cdef bint samples_pay(const Network* net, bint train) noexcept nogil:
     for i in range(net.n_ops):
         op = &net.ops[i]
         wide, turned = op.n_in * (round_up(op.n_out, VL) // VL), op.n_out * (round_up(op.n_in, VL) // VL)
-        rows += (turned + 3 * op.n_out if op.transposed else wide) * (2 if train else 1) + (turned if train and i else 0)
+        rows += (turned + 3 * op.n_out if op.transposed else wide) * (2 if train else 1)
+        rows += turned if train and i else 0
         lanes += op.n_in * op.n_out * ((3 if i else 2) + 0.35 if train else 1.1) / VL
         lanes += 2 * op.n_out if op.transposed and not train else 0
         if op.act != IDENTITY and op.act != RELU:
@@ -128,7 +129,9 @@ cdef Py_ssize_t segments_of(Py_ssize_t rows) noexcept nogil:
 
 cdef Py_ssize_t sample_sums(const Network* net, Py_ssize_t rows) noexcept nogil:
     """Reals of the workspace for a weight's gradient as it lies, with its padding, and the sums of each segment."""
-    return net.n_block + segments_of(rows) * sample_weights(net) if net.lanes_train and rows >= SAMPLE_TRAINED * VL else 0
+    if not net.lanes_train or rows < SAMPLE_TRAINED * VL:
+        return 0
+    return net.n_block + segments_of(rows) * sample_weights(net)
 
 
 cdef inline bint counts(const Batch* batch, Py_ssize_t place) noexcept nogil:
@@ -232,7 +235,7 @@ cdef void take_block(const Pass* p, Py_ssize_t first, Py_ssize_t rows, SampleRoo
 # Forward --------------------------------------------------------------------------------------------------------------
 
 cdef inline void lane_dots "lane_dots"(const int nc, const LaneProduct* p, Py_ssize_t column) noexcept nogil:
-    """`lane_product` of numbers by vectors in the order of `dot_rows`: VL chains of terms, added pairwise, and start."""
+    """`lane_product` of numbers by vectors in the order of `dot_rows`: VL chains of terms, added pairwise; start."""
     cdef vf part[16]
     cdef vf total[16]
     cdef vf a_k

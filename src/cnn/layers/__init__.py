@@ -1,4 +1,4 @@
-"""Layers, one concept a file. Each works alone, forward and backward; a `Sequential` compiles them together."""
+"""Layers, one concept per file. Each runs standalone, forward and backward; a `Sequential` compiles them together."""
 
 from . import activations, branches, columns, constant, dropout, linear, normalization, prelu, softmax
 from .activations import *

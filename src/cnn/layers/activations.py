@@ -1,7 +1,7 @@
-"""Activations: functions of every element. Their kernels are in kernels/activation.pxi.
+"""Activations: elementwise functions. Their kernels are in kernels/activation.pxi.
 
-A class here is all that Python knows of an activation: its name in the kernels, its parameter, the gain that
-initialisers ask for, and its faces. A new one needs no other place.
+A class here holds everything that Python needs for an activation: its name in the kernels, its parameter, the gain
+for initialisers, and its forms in the export formats. A new activation needs no other Python file.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Onnx:
-    """An activation's operator in ONNX; where it cannot be used, the class's `onnx_formula` is written instead.
+    """An activation's operator in ONNX. Where the operator cannot be used, the export writes `onnx_formula` instead.
 
     Attributes
     ----------
@@ -50,9 +50,9 @@ class Onnx:
     attributes : mapping of str to str
         Our argument for each attribute of the operator. The defaults are the same.
     opset : int
-        The version of the operators that brought it.
+        The opset that introduced it.
     float64 : bool
-        Whether ONNX Runtime computes it in float64 (it lists that in docs/OperatorKernels.md).
+        Whether ONNX Runtime supports it in float64 (see docs/OperatorKernels.md there).
     """
 
     operator: str | None = None
@@ -62,26 +62,25 @@ class Onnx:
 
 
 class Activation(Layer, abstract=True):
-    """A function applied to every element. Alone it takes arrays of any shape, float32 or float64.
+    """A function applied elementwise. Standalone it accepts arrays of any shape, float32 or float64.
 
     Attributes
     ----------
     function : str
         Its name in the kernels, and in `cnn.functional`.
     param : float
-        The parameter, 0 where there is none; of the class, its default.
+        The parameter, or 0 without one; on the class, its default.
     gain : float or callable or None
-        What `initializers.calculate_gain` returns: a number, or a function of the parameter; None if it knows none.
+        What `initializers.calculate_gain` returns: a number, or a function of the parameter; None if not defined.
     onnx : Onnx
         The operator.
     c : tuple of (str, str)
-        Statements for each number v, in loops that follow one another; t is a second array. Numbers and functions in
-        braces get the form of the type, {a} is the parameter; "clamp" assigns to t, within the range of exp.
-        A choice between v and a computed number stands in a loop of its own: GCC makes a branch of it otherwise, and no
-        vectors.
+        C statements for each number v, one loop each; t is a second array. Numbers and functions in braces are written
+        for the dtype; {a} is the parameter; "clamp" assigns to t, limited to the range of exp. A choice between v and
+        a computed number needs a separate loop: otherwise GCC emits a branch and does not vectorise.
     c_derivatives : tuple of (str, str)
-        The same for s = f'(x) and c = f''(x), x being the inputs, y = f(x). Without c, or both, a model is exported to
-        C without such derivatives.
+        The same for s = f'(x) and c = f''(x), with inputs x and y = f(x). Without c, or without both, the exported C
+        code lacks these derivatives.
     """
 
     function: str
@@ -113,7 +112,7 @@ class Activation(Layer, abstract=True):
         return super()._compile(graph, source, place)
 
     def onnx_formula(self, x: Any) -> Any:
-        """What stands for the operator: a formula in other operators.
+        """The activation as a formula of other ONNX operators.
 
         Parameters
         ----------
@@ -139,7 +138,7 @@ class Activation(Layer, abstract=True):
 
     @classmethod
     def _forms(cls, numbers: Iterable[float]) -> Iterator[Activation]:
-        """The activations of this class that a formula with these numbers may be."""
+        """Candidates for a formula with these numbers: activations of this class."""
         yield cls()
         for name in signature(cls).parameters:
             if name != "dtype":
@@ -177,7 +176,7 @@ class Activation(Layer, abstract=True):
         return functional.activation_backward(self.function, grad_output, self._last, self.param)
 
     def derivative(self, z: ArrayLike) -> Array:
-        """f'(z), element by element.
+        """f'(z), elementwise.
 
         Parameters
         ----------
@@ -191,7 +190,7 @@ class Activation(Layer, abstract=True):
         Raises
         ------
         TypeError
-            If z is not made of real numbers.
+            If z does not consist of real numbers.
         """
         dtype = functional.real_dtype(z)
         return functional.activation_backward(self.function, np.ones(np.shape(z), dtype), z, self.param)
@@ -294,7 +293,7 @@ class ELU(Activation):
 
     @property
     def alpha(self) -> float:
-        """What -f(z) tends to for z to -infinity."""
+        """The limit of -f(z) as z goes to -infinity."""
         return self.param
 
     def onnx_formula(self, x: Any) -> Any:
@@ -333,12 +332,12 @@ _ZERO_BELOW = ("v", "v < {-750.0} ? {-0.0} : v")
 
 
 class GELU(Activation):
-    """f(z) = z Phi(z), Phi the normal distribution function (Hendrycks and Gimpel, 2016).
+    """f(z) = z Phi(z), where Phi is the standard normal distribution function (Hendrycks and Gimpel, 2016).
 
     Parameters
     ----------
     approximate : {"none", "tanh"}
-        "none": Phi by the error function. "tanh": f(z) = z/2 (1 + tanh(sqrt(2/pi) (z + 0.044715 z**3))).
+        "none": exact, with the error function. "tanh": f(z) = z/2 (1 + tanh(sqrt(2/pi) (z + 0.044715 z**3))).
     """
 
     function: str = "gelu"
@@ -367,7 +366,7 @@ class GELU(Activation):
 
     @property
     def c_derivatives(self) -> tuple[tuple[str, str], ...]:  # type: ignore[override]
-        """Those of its derivatives; x is brought to where they are not 0 or 1 yet, lest its square overflows."""
+        """C statements for its derivatives. x is clamped, so that its square cannot overflow."""
         if self.approximate == "none":
             return (
                 ("s", "x > {38.0} ? {38.0} : x"),
@@ -432,8 +431,8 @@ class Softplus(Activation):
         ("c", "s * ({1.0} - s)"),
     )
 
-    # PyTorch's Softplus is the identity from `threshold` on. At its default, 20, that is 2e-9 from log(1 + exp(z));
-    # from 40 on the two are one number in float64.
+    # PyTorch's Softplus is the identity above `threshold`. At its default, 20, the error is 2e-9; above 40 the two are
+    # equal in float64.
     _THRESHOLD_LEAST, _THRESHOLD_EXACT = 20, 40
 
     def onnx_formula(self, x: Any) -> Any:
@@ -452,7 +451,8 @@ class Softplus(Activation):
 class SELU(Activation):
     """f(z) = scale z for z > 0, scale alpha (exp(z) - 1) otherwise, with scale = 1.0507 and alpha = 1.6733.
 
-    With them, mean 0 and variance 1 are kept from layer to layer (Klambauer, Unterthiner, Mayr and Hochreiter, 2017).
+    These constants preserve mean 0 and variance 1 from layer to layer (Klambauer, Unterthiner, Mayr and Hochreiter,
+    2017).
     """
 
     function = "selu"
@@ -506,7 +506,7 @@ class CELU(Activation):
 
     @property
     def alpha(self) -> float:
-        """What -f(z) tends to for z to -infinity."""
+        """The limit of -f(z) as z goes to -infinity."""
         return self.param
 
     @classmethod

@@ -1,10 +1,10 @@
-"""What every layer has: `Layer`, `Parametric` for layers with arrays of their own, and `Chain` for layers of layers.
+"""Base classes of layers: `Layer`, `Parametric` for layers with arrays, and `Chain` for layers made of layers.
 
-A layer in a `Sequential` keeps no memory of its own: its arrays become views into the model's parameter block.
+In a `Sequential` the arrays of a layer are views into the model's parameter block.
 
-What the rest of the library knows about a layer stands on its class: the op that it adds to a model, shapes, costs, and
-how it is written in PyTorch, ONNX and C. The exporters walk over a model and ask its layers. A class of the library
-that lacks one of these facts cannot be defined, see `Configurable`.
+The class of a layer defines everything that the rest of the library uses: the op that it adds to a model, shapes,
+costs, and how it is written in PyTorch, ONNX and C. The exporters call these methods. A layer class of this library
+must define all of them, see `Configurable`.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from .graph import Graph, Place, chain, part, program, tell_modes
 
 
 class Layer(Configurable, kind="layer"):
-    """What every layer has: a place in a model, a configuration, and `forward` and `backward` of its own.
+    """Base class of all layers: configuration, training mode, `forward` and `backward`.
 
-    A layer that is used alone compiles itself as a model would, for the width and dtype that it is given.
+    A standalone layer compiles a program of its own, for the width and dtype of its input.
 
     Attributes
     ----------
     op : str or None
-        The op that it adds to a model, by the kernels' name; None if it adds none of its own.
+        The kernel op that it adds to a model; None if it adds none.
     function : str or None
-        Of an activation, its name in `cnn.functional`.
+        An activation's name in `cnn.functional`.
     outputs : {"probabilities", "log_probabilities"} or None
-        What its outputs are, whatever its inputs; None if that depends on them.
+        What its outputs are for any input; None if that depends on the input.
     only_training : bool
-        Whether it does nothing in evaluation mode, so that exports leave it out.
+        Whether it does nothing in evaluation mode, so that exports omit it.
     children : tuple of Layer
-        The layers inside, in the order of their names.
+        The nested layers, in the order of their names.
     torch_name : str or None
         The class in torch.nn; None if there is none.
     """
@@ -65,26 +65,26 @@ class Layer(Configurable, kind="layer"):
     statistic_names: ClassVar[tuple[str, ...]] = ()
 
     _fixed: ClassVar[tuple[str, ...]] = ()  # what only the constructor may set, since models are compiled from it
-    _alone: Any = None  # (width and dtype, program) of the layer used alone
+    _alone: Any = None  # (width and dtype, program) of the standalone layer
     _op: Any = None  # in a model, its program and the number of the op there
     _last: Any = None  # what `_backward` needs of the last `forward`; None before it
     _model: Any = None  # weak reference to the Sequential that holds it
     _training = True
-    _trainable: dict[str, bool] = {}  # noqa: RUF012  of parameters, True where nothing is said; never changed in place
+    _trainable: dict[str, bool] = {}  # noqa: RUF012  by parameter, True by default; never changed in place
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._fixed and name in self.__dict__:
-            raise AttributeError(f"{name}: can only be set when the layer is made")
+            raise AttributeError(f"{name}: can only be set in the constructor: create a new layer")
         super().__setattr__(name, value)
 
     # mode -------------------------------------------------------------------------------------------------------------
 
     @property
     def training(self) -> bool:
-        """Whether the layer is in training mode: dropout drops, batch normalisation takes the batch's statistics.
+        """Whether the layer is in training mode: dropout drops, batch normalisation uses the batch's statistics.
 
-        A model sets the mode of all its layers; a layer may have another one, in the model as well as alone. Assigning
-        sets it for the layers inside too.
+        A model sets the mode of all its layers. You may set another mode for single layers, in a model or standalone.
+        Assigning also sets the mode of nested layers.
         """
         return self._training
 
@@ -96,7 +96,7 @@ class Layer(Configurable, kind="layer"):
         self._tell()
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode, for the layers inside too.
+        """Set training mode, for nested layers too.
 
         Parameters
         ----------
@@ -123,12 +123,11 @@ class Layer(Configurable, kind="layer"):
 
     @property
     def trainable(self) -> bool | dict[str, bool]:
-        """Whether the optimiser changes the parameters; a dict by their names, if it changes some of them only.
+        """Whether the optimiser updates the parameters; a dict by parameter name if it updates only some of them.
 
-        Assign True or False, for the layers inside too, or a dict such as ``{"weight": False}``. Parameters that are
-        not trained have gradients of zero, and the backward pass ends before the first layer that is trained. A
-        `BatchNorm1d` that is not trained at all also keeps its running statistics, and uses them in training. Files do
-        not hold it.
+        Assign True or False (also applied to nested layers), or a dict such as ``{"weight": False}``. Frozen parameters
+        have zero gradients, and the backward pass stops at the first trainable layer. A fully frozen `BatchNorm1d`
+        also freezes its running statistics, and uses them in training. Files do not store this setting.
         """
         inside = [child.trainable for child in self.children if child.n_parameters or child.children]
         values = [self._trainable.get(name, True) for name in self.parameter_names] + inside
@@ -142,7 +141,7 @@ class Layer(Configurable, kind="layer"):
     def trainable(self, value: Any) -> None:
         if isinstance(value, dict):
             if unknown := [name for name in value if name not in self.parameter_names]:
-                known = ", ".join(self.parameter_names) or "no parameters of its own"
+                known = ", ".join(self.parameter_names) or "no parameters"
                 raise ValueError(f"trainable: unknown {', '.join(map(repr, unknown))}: {self!r} has {known}")
             checked = {name: flag(f"trainable[{name!r}]", v) for name, v in value.items()}
             self._trainable = {**self._trainable, **checked}
@@ -159,7 +158,7 @@ class Layer(Configurable, kind="layer"):
         return self._training and (any(trained) or not trained)
 
     def _tell(self) -> None:
-        """Let the model's program know the mode and what is trained."""
+        """Pass the mode and the trainable parameters on to the model's program."""
         if self._op is not None:
             program, op = self._op
             trained = [self._trainable.get(name, True) for name in self.parameter_names]
@@ -168,7 +167,7 @@ class Layer(Configurable, kind="layer"):
                 program.set_trainable(op, *trained)
 
     def _placed(self, program, op: int) -> None:
-        """The layer computes an op of a program now."""
+        """Record that the layer computes this op of a program."""
         self._op = program, op
         self._tell()
 
@@ -178,14 +177,14 @@ class Layer(Configurable, kind="layer"):
 
     # copies -----------------------------------------------------------------------------------------------------------
 
-    _of_model = ("_alone", "_last", "_model", "_op")  # attributes that a copy does not take along
+    _of_model = ("_alone", "_last", "_model", "_op")  # attributes that are not copied
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copy: the layer as it is alone, in no model, with copies of its arrays."""
+        """For pickle and copy: the layer outside any model, with copies of its arrays."""
         return {name: value for name, value in self.__dict__.items() if name not in self._of_model}
 
     def _twin(self, made: dict[int, Layer]) -> Any:
-        """A layer of the same settings, without arrays; it is entered in made by this one's id, as those inside are."""
+        """A layer with the same settings, without arrays. It is added to `made` by this id, as are nested layers."""
         twin = made[id(self)] = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         for name in self._of_model:
@@ -196,11 +195,11 @@ class Layer(Configurable, kind="layer"):
 
     @property
     def n_parameters(self) -> int:
-        """How many trainable numbers the layer has, without those of the layers inside."""
+        """Number of parameters of the layer, without those of nested layers."""
         return 0
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of a row of outputs, for inputs whose rows have this shape; by default the same.
+        """The shape of an output row, for input rows of this shape; by default the same.
 
         Parameters
         ----------
@@ -214,12 +213,12 @@ class Layer(Configurable, kind="layer"):
         return shape
 
     def flops(self, shape: tuple[int, ...]) -> int:
-        """Floating-point operations of matrix products for a row forward; those of the layers inside are not counted.
+        """Floating-point operations of the matrix products in the forward pass of one row, without nested layers.
 
         Parameters
         ----------
         shape : tuple of int
-            Of a row of inputs.
+            Shape of an input row.
 
         Returns
         -------
@@ -229,9 +228,9 @@ class Layer(Configurable, kind="layer"):
 
     @classmethod
     def stored_numbers(cls, config: dict[str, Any]) -> tuple[int, int]:
-        """How many numbers a checkpoint holds at least and at most for a layer, as its configuration tells.
+        """The fewest and the most numbers that a checkpoint may hold for a layer with this configuration.
 
-        For files that are not trusted: no layer is made. Layers inside are tables of their own and are not counted.
+        For untrusted files: no layer is created. Nested layers have separate tables and are not counted.
 
         Parameters
         ----------
@@ -246,7 +245,7 @@ class Layer(Configurable, kind="layer"):
         Raises
         ------
         TypeError, ValueError
-            If a width that decides it is missing, no int or below 1.
+            If a required width is missing, not an int, or below 1.
         """
         name = config.get("name")
         named = cls.known.get(name) if isinstance(name, str) else None
@@ -259,7 +258,7 @@ class Layer(Configurable, kind="layer"):
     # in other formats -------------------------------------------------------------------------------------------------
 
     def _to_torch(self, nn: Any, dtype: Any) -> Any:
-        """The module of torch.nn that computes the same. The exporter fills its tensors with `_torch_arrays`."""
+        """The equivalent module of torch.nn. The exporter fills its tensors with `_torch_arrays`."""
         return getattr(nn, self.torch_name)(**self.get_config())
 
     def _torch_arrays(self) -> dict[str, Any]:
@@ -268,18 +267,18 @@ class Layer(Configurable, kind="layer"):
 
     @classmethod
     def _from_torch(cls, module: Any, dtype: str) -> Layer:
-        """The layer that computes what a module of torch.nn does; TypeError if it has an option that we lack."""
+        """The layer equivalent to a module of torch.nn; TypeError if the module has an unsupported option."""
         return cls(**{name: getattr(module, name) for name in arguments_of(cls)})
 
-    # `_to_onnx(self, graph, *x)` returns the layer's outputs, a `Value` of export/onnx.py, for its inputs, Values too.
-    # `_to_c(self, code)` writes statements by the methods of `Code` of export/c_code.py. There are no defaults.
+    # `_to_onnx(self, graph, *x)` returns the layer's outputs for its inputs x, all `Value`s of export/onnx.py.
+    # `_to_c(self, code)` writes statements with the methods of `Code` in export/c_code.py. There are no defaults.
     _to_onnx: Any
     _to_c: Any
 
-    # Of derivatives in C, each for one walk; d, g and e are names of arrays, of which x and y are `code.sources` and
-    # `code.target`. Without the first two a model is exported without derivatives, without the third with first ones.
-    #   _c_tangent(self, code, dx, dy)     assigns to dy, the tangent of y; dx are those of x
-    #   _c_backward(self, code, g)         sends g J, the adjoints of x; g is that of y
+    # Derivatives in C, one method per pass. Arguments are names of arrays; x is `code.sources` and y `code.target`.
+    # Without the first two a model is exported without derivatives; without the third only with first derivatives.
+    #   _c_tangent(self, code, dx, dy)     assigns dy, the tangent of y; dx are the tangents of x
+    #   _c_backward(self, code, g)         sends g J, the adjoints of x; g is the adjoint of y
     #   _c_second(self, code, dx, g)       sends the derivative of g J along dx, with g constant
     #   _c_gradient(self, code, g)         adds to the gradients of the parameters
     _c_tangent: Any = None
@@ -287,13 +286,13 @@ class Layer(Configurable, kind="layer"):
     _c_second: Any = None
 
     def _c_gradient(self, code: Any, g: str) -> None:
-        """There are no parameters."""
+        """Nothing: there are no parameters."""
 
     def _c_slopes(self, code: Any, order: int) -> None:
-        """Behind `_to_c`: what the derivatives up to this order need and do not compute themselves."""
+        """Written after `_to_c`: intermediate results that the derivatives up to this order share."""
 
     def _c_order(self) -> int:
-        """Up to which order there are derivatives in C."""
+        """The highest order of derivatives that the layer can write in C."""
         return 0 if None in (self._c_tangent, self._c_backward) else 1 if self._c_second is None else 2
 
     def _c_no_second(self, code: Any, dx: list[str], g: str) -> None:
@@ -302,22 +301,22 @@ class Layer(Configurable, kind="layer"):
     # in a model -------------------------------------------------------------------------------------------------------
 
     def _in_features(self) -> int | None:
-        """How many inputs the layer takes; None if any number."""
+        """Number of inputs that the layer expects; None for any number."""
         return None
 
     def _changes_width(self) -> bool:
-        """Whether the layer can have another number of outputs than of inputs."""
+        """Whether the numbers of inputs and outputs may differ."""
         return False
 
     def _may_nest(self, where: str) -> None:
-        """ValueError if the layer cannot stand in a branch or in a chain in a model."""
+        """ValueError if the layer cannot be nested in a branch or a chain."""
 
     def _options(self) -> dict[str, Any]:
-        """Entries of the op beside those that all have, by the kernels' names."""
+        """Op entries specific to this layer, under the kernels' names."""
         return {}
 
     def _compile(self, graph: Graph, source: int, place: Place) -> int:
-        """Add the layer's op to a graph, reading the buffer `source`; the buffer that it writes."""
+        """Add the layer's op to a graph. It reads the buffer `source`; the result is the buffer that it writes."""
         if getattr(self, "op", None) is None:
             raise NotImplementedError(f"{place}: cannot be part of a model")
         features = self._in_features()
@@ -337,8 +336,8 @@ class Layer(Configurable, kind="layer"):
         return self._alone[1]
 
     def _program_inside(self, width: int):
-        """The program of a layer whose parameters are those of layers inside: on the memory of the model that it
-        stands in; alone, with memory of its own that these move into."""
+        """The program of a layer whose parameters belong to nested layers. In a model it uses the model's memory;
+        standalone it allocates memory and moves the parameters there."""
         graph = Graph([(width,)])
         chain(graph, [self], 0)
         inside = [place.layer for _, place in graph.parameters()]
@@ -356,28 +355,28 @@ class Layer(Configurable, kind="layer"):
         return self._alone[1]
 
     def forward(self, x: ArrayLike) -> Array:
-        """The layer's outputs. What `backward` needs is kept.
+        """Compute the layer's outputs, and keep what `backward` needs.
 
         Parameters
         ----------
         x : array_like of shape (batch, in_features)
-            Of an array with other leading axes each (in_features,) is a row; the result has its leading axes.
-            Activations take any shape.
+            More leading axes are allowed; the result has the same. Activations accept any shape.
 
         Returns
         -------
         ndarray of shape (batch, out_features)
-            Of the dtype of the layer's parameters. Without any it is float32 for float32, float64 for everything else.
+            Of the dtype of the layer's parameters. Without parameters: float32 for float32 and float16, else float64.
 
         Raises
         ------
         ValueError, TypeError
-            If x has another shape, is not made of real numbers, or has one row where a batch's statistics are needed.
+            If x has the wrong shape, does not consist of real numbers, or has one row where batch statistics are
+            needed.
         """
         return self._forward(x)
 
     def backward(self, grad_output: ArrayLike) -> Array:
-        """Go back over the last `forward`; the gradients of parameters are added to.
+        """Backpropagate through the last `forward`, and accumulate the gradients of the parameters.
 
         Parameters
         ----------
@@ -387,14 +386,14 @@ class Layer(Configurable, kind="layer"):
         Returns
         -------
         ndarray of shape (batch, in_features)
-            The gradient of x.
+            The gradient with respect to x.
 
         Raises
         ------
         RuntimeError
             If there was no `forward`.
         ValueError, TypeError
-            If grad_output does not fit it.
+            If grad_output has the wrong shape or dtype.
         """
         if self._last is None:
             raise RuntimeError("backward needs a forward pass to go back over, but there was none")
@@ -404,7 +403,7 @@ class Layer(Configurable, kind="layer"):
         return self.forward(x)
 
     def _forward(self, x):
-        """What `forward` computes; sets `_last`."""
+        """Implementation of `forward`; sets `_last`."""
         x = np.asarray(x)
         if not x.ndim:
             raise ValueError("x: expected shape (batch, in_features), got ()")
@@ -416,14 +415,14 @@ class Layer(Configurable, kind="layer"):
         return self._last.forward(x, None, get_num_threads())
 
     def _backward(self, grad_output):
-        """What `backward` computes, after a `forward`."""
+        """Implementation of `backward`, after a `forward`."""
         return self._last.backward(grad_output, get_num_threads())
 
 
 class Chain(Layer, abstract=True):
-    """Layers that follow one another, in the attribute `layers`: what `Sequential` is as a layer."""
+    """Layers in sequence, in the attribute `layers`: the base of `Sequential`."""
 
-    facts: ClassVar[tuple[str, ...]] = Layer.facts[:-2]  # its layers have the other faces
+    facts: ClassVar[tuple[str, ...]] = Layer.facts[:-2]  # the nested layers have the others
     op = None
     torch_name = "Sequential"
     layers: list[Layer]
@@ -435,7 +434,7 @@ class Chain(Layer, abstract=True):
 
     @property
     def outputs(self) -> str | None:  # type: ignore[override]
-        """What the outputs of the last layer are."""
+        """The kind of outputs of the last layer."""
         return self.layers[-1].outputs
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -452,15 +451,15 @@ class Chain(Layer, abstract=True):
 
 
 class Parametric(Layer, abstract=True):
-    """A layer with arrays: parameters, their gradients, running statistics. In a model they are views of its memory.
+    """A layer with arrays: parameters, gradients, running statistics. In a model they are views into its memory.
 
-    They are made when they are first asked for. A layer that is handed to a model before that gets them from the
-    model's seed; afterwards it brings its own.
+    The arrays are created on first access. If the layer joins a model before that, the model's seed initialises them;
+    otherwise the layer keeps its values.
 
     Parameters
     ----------
     dtype : {"float32", "float64"}
-        Of the arrays, as long as the layer is used alone.
+        Of the arrays of a standalone layer.
     """
 
     parameter_names: ClassVar[tuple[str, ...]] = ("weight", "bias")
@@ -489,12 +488,12 @@ class Parametric(Layer, abstract=True):
         return self.has_bias if name == "bias" else super()._argument(name)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, without dtype and seed, which are for a layer that is used alone.
+        """The constructor's arguments, without dtype and seed, which only standalone layers use.
 
         Returns
         -------
         dict
-            By name, as JSON can hold them.
+            By name, JSON-serialisable.
         """
         return {name: value for name, value in super().get_config().items() if name not in ("dtype", "seed")}
 
@@ -516,7 +515,7 @@ class Parametric(Layer, abstract=True):
         raise NotImplementedError
 
     def _own(self) -> None:
-        """Make the arrays of a layer that is used alone."""
+        """Create the arrays of a standalone layer."""
         arrays = self._draw(np.random.PCG64(self.seed))
         grads = {name: arrays[name] for name in self.parameter_names}
         self._arrays = arrays | {f"grad_{k}": None if a is None else np.zeros_like(a) for k, a in grads.items()}
@@ -531,12 +530,12 @@ class Parametric(Layer, abstract=True):
         return twin
 
     def _view(self, program, op: int) -> None:
-        """Let the arrays be views of the memory of a program, for an op of the layer's."""
+        """Replace the arrays by views into the memory of a program, for this op."""
         names = [*self.parameter_names, *(f"grad_{name}" for name in self.parameter_names), *self.statistic_names]
         self._arrays = {name: program.view(op, name) for name in names}
 
     def _made(self) -> dict[str, np.ndarray | None]:
-        """The arrays by name, for the library's own use: they are not changed behind the program's back."""
+        """The arrays by name, for internal use: callers must not write into them."""
         if not self._arrays:
             self._own()
         return self._arrays
@@ -582,7 +581,7 @@ class Parametric(Layer, abstract=True):
 
     @property
     def weight(self) -> Any:
-        """The weight, or None. Assigning copies the numbers into it."""
+        """The weight, or None. Assignment copies the values into the array."""
         return self._array("weight")
 
     @weight.setter
@@ -591,7 +590,7 @@ class Parametric(Layer, abstract=True):
 
     @property
     def bias(self) -> Any:
-        """The bias, or None. Assigning copies the numbers into it."""
+        """The bias, or None. Assignment copies the values into the array."""
         return self._array("bias")
 
     @bias.setter
@@ -600,12 +599,12 @@ class Parametric(Layer, abstract=True):
 
     @property
     def grad_weight(self) -> Any:
-        """The gradient of the weight, of its shape, or None."""
+        """The gradient of the weight, with its shape, or None."""
         return self._array("grad_weight")
 
     @property
     def grad_bias(self) -> Any:
-        """The gradient of the bias, of its shape, or None."""
+        """The gradient of the bias, with its shape, or None."""
         return self._array("grad_bias")
 
     def _forward(self, x):
@@ -652,5 +651,5 @@ class Parametric(Layer, abstract=True):
 
 
 def width_of(config: dict[str, Any], name: str) -> int:
-    """A width in a configuration that is not trusted. TypeError or ValueError if it is no int of at least 1."""
+    """A width from an untrusted configuration. TypeError or ValueError unless it is an int of at least 1."""
     return integer(name, config.get(name), 1)

@@ -1,9 +1,9 @@
-"""Branches: `Add`, `Multiply`, `Maximum` and `Concat` join layers or whole chains that all read the same input.
+"""Branches: `Add`, `Multiply`, `Maximum` and `Concat` combine layers or whole chains that read the same input.
 
-With ``split=True`` each reads columns of its own of that input, one branch after the other: several inputs.
+With ``split=True`` each branch reads different columns of that input, in order: several inputs.
 
-Going back, the gradient of that input is the sum over the branches (the copy gate). `Identity` among the branches makes
-a residual connection, `Multiply` a gated unit, `Maximum` a maxout unit.
+In the backward pass the gradient of the input is the sum over the branches. An `Identity` branch in `Add` makes a
+residual connection, `Multiply` a gated unit, `Maximum` a maxout unit.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ __all__ = ["Add", "Concat", "Maximum", "Multiply"]
 
 
 class Branches(Layer, abstract=True):
-    """What joins branches: each branch is a layer or a `Sequential` without a loss, and reads the same input.
+    """Base class: each branch is a layer or a `Sequential` without a loss, and reads the same input.
 
     Parameters
     ----------
     *branches : Layer or Sequential
         At least two.
     split : bool
-        True: the branches do not read the same columns, but each those that follow the ones of the branch before it.
+        True: each branch reads its own columns; they follow those of the branch before it.
 
     Attributes
     ----------
     symbol : str
-        What stands for it in pictures.
+        Its label in pictures.
 
     Raises
     ------
     TypeError
-        If one is no layer.
+        If a branch is not a layer.
     ValueError
-        If there are fewer than two, or more than the kernels take (64); in the model, if their widths disagree.
+        If there are fewer than 2 or more than 64 branches; in a model, if their widths differ.
     """
 
     facts: ClassVar[tuple[str, ...]] = (*Layer.facts, "symbol")
@@ -60,7 +60,7 @@ class Branches(Layer, abstract=True):
         if not 2 <= len(branches) <= most:
             raise ValueError(f"{name}: expected 2 to {most} branches, got {len(branches)}")
         if len({id(branch) for branch in branches}) < len(branches):
-            raise ValueError(f"{name}: the same branch was passed twice; a layer can stand in a model once")
+            raise ValueError(f"{name}: the same branch was passed twice; a model can use a layer only once")
         self.branches: Any = _split(branches, name) if flag("split", split) else branches
 
     @property
@@ -87,7 +87,7 @@ class Branches(Layer, abstract=True):
         return graph.add(place, self.op, ends, shape)
 
     def _joined(self, shapes: list[tuple[int, ...]], at: str) -> tuple[int, ...]:
-        """The shape of the result, for those of the branches' outputs; ValueError, naming the place, if they differ."""
+        """The shape of the result for these output shapes of the branches. ValueError if they differ."""
         for i, shape in enumerate(shapes):
             if shape != shapes[0]:
                 expected, got = (shapes[0][0], shape[0]) if len(shape) == len(shapes[0]) == 1 else (shapes[0], shape)
@@ -98,7 +98,7 @@ class Branches(Layer, abstract=True):
         return self._joined([branch.output_shape(shape) for branch in self.branches], type(self).__name__)
 
     def get_config(self) -> dict[str, Any]:
-        """The branches, as JSON can hold them.
+        """The branches, JSON-serialisable.
 
         Returns
         -------
@@ -126,15 +126,15 @@ class Branches(Layer, abstract=True):
 
 
 class Add(Branches):
-    """y = a + b + ..., element by element.
+    """y = a + b + ..., elementwise.
 
     Parameters
     ----------
     *branches : Layer or Sequential
         From 2 to 64, of one width.
     split : bool
-        True: each branch reads columns of its own, as many as it takes, one branch after the other: the first ones are
-        those of the first branch. The model takes them as one array or, at its beginning, as a list of arrays.
+        True: each branch reads its own columns of the input: the first branch the first ones, and so on. If a model
+        begins with this layer, you may also pass a list of arrays, one per branch.
     """
 
     op = "add"
@@ -157,15 +157,15 @@ class Add(Branches):
 
 
 class Multiply(Branches):
-    """y = a b ..., element by element.
+    """y = a b ..., elementwise.
 
     Parameters
     ----------
     *branches : Layer or Sequential
         From 2 to 64, of one width.
     split : bool
-        True: each branch reads columns of its own, as many as it takes, one branch after the other: the first ones are
-        those of the first branch. The model takes them as one array or, at its beginning, as a list of arrays.
+        True: each branch reads its own columns of the input: the first branch the first ones, and so on. If a model
+        begins with this layer, you may also pass a list of arrays, one per branch.
     """
 
     op = "multiply"
@@ -204,15 +204,15 @@ class Multiply(Branches):
 
 
 class Maximum(Branches):
-    """y = max(a, b, ...), element by element; the gradient goes to the winner, to the first of equal ones.
+    """y = max(a, b, ...), elementwise; the gradient goes to the largest branch, to the first one in a tie.
 
     Parameters
     ----------
     *branches : Layer or Sequential
         From 2 to 64, of one width.
     split : bool
-        True: each branch reads columns of its own, as many as it takes, one branch after the other: the first ones are
-        those of the first branch. The model takes them as one array or, at its beginning, as a list of arrays.
+        True: each branch reads its own columns of the input: the first branch the first ones, and so on. If a model
+        begins with this layer, you may also pass a list of arrays, one per branch.
     """
 
     op = "maximum"
@@ -222,7 +222,7 @@ class Maximum(Branches):
         return x[0].op("Max", *x[1:])
 
     def _to_c(self, code):
-        """NaN wins. In t, as the result may lie where a source is."""
+        """NaN propagates. Uses t, since the result may overwrite a source."""
         first, *others = code.sources
         code.step("t", "v", v=first)
         for other in others:
@@ -230,7 +230,7 @@ class Maximum(Branches):
         code.step("v", "t")
 
     def _c_tangent(self, code, dx, dy):
-        """From the last branch to the first, which wins."""
+        """From the last branch to the first, so that the first wins a tie."""
         code.assign(f"{dx[-1]}[j]", dy)
         for x, d in reversed(list(zip(code.sources[:-1], dx[:-1], strict=True))):
             code.assign(f"{x}[j] >= {code.target}[j] ? {d}[j] : {dy}[j]", dy)
@@ -244,15 +244,15 @@ class Maximum(Branches):
 
 
 class Concat(Branches):
-    """y = (a, b, ...), the columns of the branches one after the other; their widths may differ.
+    """y = (a, b, ...): the outputs of the branches side by side; their widths may differ.
 
     Parameters
     ----------
     *branches : Layer or Sequential
         From 2 to 64.
     split : bool
-        True: each branch reads columns of its own, as many as it takes, one branch after the other: the first ones are
-        those of the first branch. The model takes them as one array or, at its beginning, as a list of arrays.
+        True: each branch reads its own columns of the input: the first branch the first ones, and so on. If a model
+        begins with this layer, you may also pass a list of arrays, one per branch.
     """
 
     op = "concat"
@@ -287,15 +287,15 @@ class Concat(Branches):
 
 
 def _split(branches: tuple[Any, ...], name: str) -> tuple[Any, ...]:
-    """Each branch behind the columns that it reads."""
+    """Put `Columns` before each branch."""
     chain = Layer.known["Sequential"]
     made, at = [], 0
     for i, branch in enumerate(branches):
         width = branch._in_features()
         if width is None:
             raise ValueError(
-                f"split: {name}[{i}], {branch!r}, takes any number of inputs: let the branch begin with cnn.Columns, "
-                "and leave split out"
+                f"split: {name}[{i}], {branch!r}, accepts any number of inputs: begin each branch with cnn.Columns, "
+                "and omit split"
             )
         made.append(chain([Columns(at, at + width), branch], dtype=getattr(branch, "dtype", "float32")))
         at += width

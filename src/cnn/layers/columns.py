@@ -11,19 +11,19 @@ __all__ = ["Columns"]
 
 
 class Columns(Layer):
-    """y = x[:, start:stop]: a branch that begins with it reads these columns alone.
+    """y = x[:, start:stop]: a branch that begins with it reads only these columns.
 
     Parameters
     ----------
     start, stop : int
-        The first column, and the one behind the last: 0 <= start < stop.
+        The first column, and one past the last: 0 <= start < stop.
     in_features : int, optional
-        How many columns x has. None: what stands before tells, or the other branches; at the beginning of a model,
-        `stop`, or as many as a branch beside it takes.
+        Number of columns of x. None: inferred from the layer before or from the other branches; in the first layer of
+        a model at least `stop`.
 
     Notes
     -----
-    ``Concat(a, b, split=True)`` puts one before each branch: several inputs are branches that read different columns.
+    ``Concat(a, b, split=True)`` adds one to each branch: several inputs are branches that read different columns.
 
     Examples
     --------

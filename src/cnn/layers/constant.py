@@ -1,4 +1,4 @@
-"""`Constant`: outputs that are parameters, whatever the inputs are."""
+"""`Constant`: outputs that are parameters, for any input."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ __all__ = ["Constant"]
 
 
 class Constant(Parametric):
-    """y = b, whatever x is: outputs that do not depend on the inputs.
+    """y = b for any x: trainable outputs that do not depend on the inputs.
 
     Parameters
     ----------
     out_features : int
         Width of y, at least 1.
     init : float or array_like of shape (out_features,)
-        What b is at first, finite.
+        Initial value of b, finite.
     dtype : {"float32", "float64"}
-        Of b, as long as the layer is used alone; a model brings its own.
+        Of b in a standalone layer; in a model, the model's dtype applies.
 
     Attributes
     ----------
     bias : ndarray of shape (out_features,)
         b.
     grad_bias : ndarray of shape (out_features,)
-        Its gradient; `backward` adds to it.
+        Its gradient; `backward` accumulates into it.
 
     Notes
     -----
-    It stands in a branch as a rule: a policy with a free log standard deviation is
+    It is mostly used in a branch: a policy with a state-independent log standard deviation is
     ``Concat(Linear(64, 6), Constant(6, init=-0.5))``.
 
     Examples
@@ -79,7 +79,7 @@ class Constant(Parametric):
         return n, n
 
     def forward(self, x: ArrayLike) -> Array:
-        """b, once for each row of x.
+        """Return b for each row of x.
 
         Parameters
         ----------
@@ -94,7 +94,7 @@ class Constant(Parametric):
         Raises
         ------
         ValueError, TypeError
-            If x is a single number, or is not made of real numbers.
+            If x is a scalar, or does not consist of real numbers.
         """
         if not np.ndim(x):
             raise ValueError("x: expected shape (batch, in_features), got ()")
@@ -104,7 +104,7 @@ class Constant(Parametric):
         from onnx import TensorProto
 
         number = TensorProto.DOUBLE if graph.float64 else TensorProto.FLOAT
-        # A zero for each row, also of NaN and infinity: an index times 0.
+        # A zero for each row, even if it contains NaN or infinity: an index times 0.
         zero = x.op("ArgMax", axis=-1, keepdims=1).op("Cast", to=number) * 0.0
         return zero + graph.parameter("bias", self.bias)
 

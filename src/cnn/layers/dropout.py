@@ -11,22 +11,22 @@ __all__ = ["Dropout"]
 
 
 class Dropout(Layer):
-    """In training, y = x m / (1 - p), each m being 0 with probability p and else 1; otherwise y = x.
+    """In training, y = x m / (1 - p), where each m is 0 with probability p, else 1; in evaluation, y = x.
 
     Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov, JMLR 15, 2014.
 
     Parameters
     ----------
     p : float
-        Probability of dropping an element, from 0 to 1; float32's precision is kept of it.
+        Probability of dropping an element, from 0 to 1, in float32 precision.
 
     Notes
     -----
-    In a model the masks follow from the model's seed, the layer's place, the number of rows trained on so far, and the
-    column: threads, the instruction set and the dtype make no difference. (In float32 the rest of training does.)
+    In a model the masks depend only on the model's seed, the layer's position, the number of rows trained so far, and
+    the column: not on threads, instruction set or dtype.
     """
 
-    facts: ClassVar[tuple[str, ...]] = Layer.facts[:-2]  # ONNX and C: a prediction does not drop
+    facts: ClassVar[tuple[str, ...]] = Layer.facts[:-2]  # not in ONNX and C: predictions do not drop
     op = "dropout"
     torch_name = "Dropout"
     only_training = True

@@ -1,8 +1,8 @@
-"""From layers to the native program: a graph of ops over numbered buffers, made once for each model.
+"""From layers to the native program: a graph of ops over numbered buffers, built once per model.
 
-Each layer adds its ops to a `Graph` (`Layer._compile`); what goes in and comes out is the number of a buffer. Here are
-the graph, the places of layers in it (whose keys begin the names in `state_dict`), and chains, in which an activation
-joins the Linear before it.
+Each layer adds its ops to a `Graph` (`Layer._compile`): it receives the number of its input buffer and returns that of
+its output buffer. This module has the graph, the places of layers in it (their keys are the prefixes of names in
+`state_dict`), and chains, which fuse an activation with the Linear before it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .._configurable import PACKAGE
 
 @dataclass(frozen=True)
 class Place:
-    """Where a layer stands: `key` begins its names in `state_dict` ("3.1.0"), `label` is for people ("3.Add[1].0")."""
+    """A layer's position: `key` is its prefix in `state_dict` ("3.1.0"), `label` is for messages ("3.Add[1].0")."""
 
     key: str
     label: str
@@ -31,20 +31,20 @@ class Place:
 
 @dataclass
 class Graph:
-    """Ops over buffers. Buffer 0 is the input; what an op gives has the number after the last one.
+    """Ops over buffers. Buffer 0 is the input; each op writes to a new buffer with the next number.
 
     Attributes
     ----------
     shapes : list of tuple of int
-        Of a row of each buffer, the features last; today each has this one axis.
+        Row shape of each buffer, features last; today this is the only axis.
     ops : list of dict
-        As the native `Program` takes them.
+        The format that the native `Program` expects.
     places : list of list of Place
-        Of each op, the layers that it computes.
+        For each op, the layers that it computes.
     givers : list of Place or str
-        Of each buffer, who writes it, for error messages.
+        For each buffer, what writes it, for error messages.
     seen : dict of int to Place
-        The layers that stand in the model, by id, in the order of their names.
+        The layers of the model, by id, in the order of their names.
     """
 
     shapes: list[tuple[int, ...]]
@@ -55,7 +55,7 @@ class Graph:
 
     @property
     def widths(self) -> list[int]:
-        """How many numbers a row of each buffer has."""
+        """Numbers per row of each buffer."""
         return [math.prod(shape) for shape in self.shapes]
 
     def features(self, buffer: int) -> int:
@@ -68,15 +68,15 @@ class Graph:
         Parameters
         ----------
         place : Place
-            The layer's.
+            The layer's position.
         kind : str
-            The kernels' name of the op.
+            Name of the op in the kernels.
         sources : list of int
             The buffers that it reads.
         shape : tuple of int
-            Of a row of its result.
+            Row shape of its result.
         **options
-            Further entries of the op, as the native `Program` takes them.
+            Further entries of the op for the native `Program`.
 
         Returns
         -------
@@ -90,20 +90,20 @@ class Graph:
         return len(self.shapes) - 1
 
     def expect(self, place: Place, source: int, features: int) -> None:
-        """ValueError if a layer that takes `features` inputs gets another number of them."""
+        """ValueError if the buffer does not have the `features` columns that a layer expects."""
         if (given := self.features(source)) != features:
             begins = source == 0 and "]" in place.label  # a branch of the model's input
-            mend = ": with split=True each branch reads columns of its own" if begins else ""
+            mend = ": with split=True each branch reads its own columns" if begins else ""
             raise ValueError(f"{place}: expects {features} inputs, but {self.givers[source]}, gives {given}{mend}")
 
     def once(self, place: Place) -> None:
-        """ValueError if a layer stands in the model twice."""
+        """ValueError if the model uses a layer twice."""
         first = self.seen.setdefault(id(place.layer), place)
         if first is not place:
-            raise ValueError(f"{place}: stands in the model twice, the first time as layer {first.label}")
+            raise ValueError(f"{place}: used twice in the model, first as layer {first.label}: create a second layer")
 
     def twin(self, made: dict[int, Any]) -> Graph:
-        """The same graph of other layers: `made` has them by the ids of these ones."""
+        """The same graph with other layers: `made` maps the ids of the present layers to them."""
         places = {id(place): Place(place.key, place.label, made[key]) for key, place in self.seen.items()}
         return Graph(
             self.shapes,
@@ -119,7 +119,7 @@ class Graph:
 
 
 def computes_natively(part: Any, where: Place | str) -> None:
-    """TypeError if a class outside the library says what `part` computes: a model would not call it."""
+    """TypeError if a class outside the library overrides what `part` computes: a model would not call it."""
     for method in ("forward", "backward", "__call__"):
         owner = next((cls for cls in type(part).__mro__ if method in vars(cls)), object)
         if owner.__module__.partition(".")[0] not in (PACKAGE, "builtins"):
@@ -127,8 +127,8 @@ def computes_natively(part: Any, where: Place | str) -> None:
 
 
 def chain(graph: Graph, parts: Iterable[Any], source: int, key: str = "", label: str = "") -> int:
-    """Add layers that follow one another; the buffer that the last one writes."""
-    linear = None  # the op of a Linear without an activation that stands directly before, maybe in a chain of its own
+    """Add layers in sequence; return the buffer that the last one writes."""
+    linear = None  # the op directly before, if it is a Linear without activation (maybe at the end of a nested chain)
     for i, layer in enumerate(parts):
         place = Place(f"{key}{i}", f"{label}{i}", layer)
         graph.once(place)
@@ -147,7 +147,7 @@ def chain(graph: Graph, parts: Iterable[Any], source: int, key: str = "", label:
 
 
 def in_features(parts: Iterable[Any]) -> int | None:
-    """How many inputs a chain takes: what its first layer that knows says. None if none does."""
+    """Number of inputs of a chain, from its first layer that specifies one; None if none does."""
     for layer in parts:
         width = layer._in_features()
         if width is not None or layer._changes_width():
@@ -165,9 +165,9 @@ def program(kernels: Any, graph: Graph, loss: dict[Any, Any] | None, seed: int, 
 
 
 def part(kernels: Any, graph: Graph) -> Any:
-    """A program of layers that stand in a model already, on the memory of that model's; None if they do not.
+    """A program of layers that are already in a model, on the model's memory; None if they are not.
 
-    Its parameters are the model's, not copies, and stay where they are. Layers without any need no memory of a model.
+    It shares the model's parameters and does not copy them. Layers without parameters need no model.
     """
     parametric = graph.parameters()
     homes = [place.layer._op for _, place in parametric]
@@ -182,6 +182,6 @@ def part(kernels: Any, graph: Graph) -> Any:
 
 
 def tell_modes(graph: Graph, part: Any) -> None:
-    """Let a part know the present modes of its layers, which tell only the model's own program of them."""
+    """Copy the modes of the layers to a part's program: the layers themselves only notify the model's program."""
     for op, places in enumerate(graph.places):
         part.set_mode(op, places[0].layer.acts)

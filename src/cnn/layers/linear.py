@@ -23,18 +23,18 @@ class Linear(Parametric):
     in_features, out_features : int
         Widths of x and y, at least 1.
     bias : bool
-        Whether there is a b.
+        Whether to add b.
     weight_init, bias_init : str, dict or callable
-        Initial values: a name as "kaiming_uniform", "orthogonal", "zeros"; an object as
-        `cnn.initializers.KaimingUniform(nonlinearity="tanh")`; or a callable (shape, rng) -> array, rng a
-        `numpy.random.Generator`. A callable of your own is not saved with the model (its values are).
+        Initial values: a name such as "kaiming_uniform", "orthogonal" or "zeros"; an object such as
+        `cnn.initializers.KaimingUniform(nonlinearity="tanh")`; or a callable (shape, rng) -> array, where rng is a
+        `numpy.random.Generator`. A callable is not saved with the model; the values are.
     l1, l2 : float
-        Penalties on the weight, at least 0: in a model l1 * sum(abs(W)) + l2 * sum(W**2) is part of the loss.
+        Penalties on the weight, at least 0: a model adds l1 * sum(abs(W)) + l2 * sum(W**2) to the loss.
     dtype : {"float32", "float64"}
-        Of the parameters, as long as the layer is used alone; a `Sequential` brings its own.
+        Of the parameters of a standalone layer; in a model, the model's dtype applies.
     seed : int or numpy.random.Generator, optional
-        For the initial parameters, as long as the layer is used alone. None: different at every run; a generator gives
-        an int.
+        For the initial parameters of a standalone layer. None: different in every run. From a generator, an int is
+        drawn.
 
     Attributes
     ----------
@@ -43,14 +43,13 @@ class Linear(Parametric):
     bias : ndarray of shape (out_features,), or None
         By default from the same distribution.
     grad_weight, grad_bias : ndarray
-        Gradients of the same shapes; `backward` adds to them.
+        Gradients of the same shapes; `backward` accumulates into them.
 
     Notes
     -----
-    The parameters are drawn when they are first asked for. A layer that is handed to a `Sequential` before that gets
-    them from the model's seed; afterwards it brings its own. In a `Sequential` the arrays are views into the model's
-    memory: write into them (`layer.weight[...] = w`, or `layer.weight = w`, which does the same). Their rows may lie
-    apart from each other.
+    The parameters are drawn on first access. If the layer joins a `Sequential` before that, they are drawn from the
+    model's seed; otherwise it keeps its values. In a `Sequential` the arrays are views into the model's memory: write
+    into them with `layer.weight[...] = w` or, equivalently, `layer.weight = w`. They may not be contiguous.
 
     Examples
     --------
@@ -93,10 +92,10 @@ class Linear(Parametric):
             for name, init in (("weight_init", weight_init), ("bias_init", bias_init))
         )
         if getattr(self.bias_init, "weights_only", False):
-            raise ValueError(f"bias_init: {self.bias_init!r} is for weight matrices")
+            raise ValueError(f"bias_init: {self.bias_init!r} is for weight matrices: use 'zeros', for example")
 
     def _draw(self, bits: np.random.PCG64) -> dict[str, np.ndarray | None]:
-        """Initial parameters. Made of the generator's raw bits, whose stream NumPy promises to keep."""
+        """Initial parameters, from the generator's raw bits: NumPy guarantees their stream."""
         rng = np.random.Generator(bits)
         return {
             "weight": self._initial("weight_init", (self.in_features, self.out_features), rng),
@@ -118,7 +117,7 @@ class Linear(Parametric):
 
     @classmethod
     def of(cls, weight: np.ndarray, bias: ArrayLike | None = None) -> Linear:
-        """A layer with copies of these arrays, of the weight's dtype.
+        """Create a layer from copies of these arrays, in the weight's dtype.
 
         Parameters
         ----------
@@ -133,7 +132,7 @@ class Linear(Parametric):
         Raises
         ------
         ValueError, TypeError
-            If the arrays do not fit.
+            If the shapes do not match.
         """
         n_in, n_out = weight.shape
         layer = cls(n_in, n_out, bias=bias is not None, dtype=weight.dtype)
@@ -167,7 +166,7 @@ class Linear(Parametric):
         return {"act": "identity", "bias": self.has_bias, "l1": self.l1, "l2": self.l2}
 
     def _to_torch(self, nn, dtype):
-        # skip_init: the initial numbers would be drawn from PyTorch's global generator.
+        # skip_init: otherwise initial values are drawn from PyTorch's global generator.
         return nn.utils.skip_init(nn.Linear, self.in_features, self.out_features, bias=self.has_bias, dtype=dtype)
 
     def _torch_arrays(self):
@@ -217,12 +216,12 @@ class Linear(Parametric):
         return initializers.config_of(value) if name in ("weight_init", "bias_init") else value
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, without dtype and seed; penalties and initialisers only where they are in use.
+        """The constructor's arguments, without dtype and seed, and without unused penalties and initialisers.
 
         Returns
         -------
         dict
-            By name, as JSON can hold them.
+            By name, JSON-serialisable.
         """
         always = ("in_features", "out_features", "bias")
         return {name: value for name, value in super().get_config().items() if value or name in always}

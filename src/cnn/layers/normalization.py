@@ -14,7 +14,7 @@ __all__ = ["BatchNorm1d", "LayerNorm"]
 
 
 class Norm(Parametric, abstract=True):
-    """What the norms have in common: a weight and a bias for each feature, 1 and 0 at first."""
+    """Base class of the norms: a weight and a bias for each feature, initially 1 and 0."""
 
     _fixed = ("num_features", "normalized_shape", "elementwise_affine", "eps", "momentum", "affine", "has_bias")
 
@@ -39,7 +39,7 @@ class Norm(Parametric, abstract=True):
         return {"param": self.eps, "weight": self._has_weight, "bias": self._has_bias}
 
     def _onnx_arrays(self, graph: Any) -> list[Any]:
-        """Weight and bias; ones and zeros where there are none."""
+        """Weight and bias, or ones and zeros in their place."""
         ones, zeros = np.ones(self._features), np.zeros(self._features)
         return [
             graph.parameter("weight", ones if self.weight is None else self.weight),
@@ -61,10 +61,10 @@ class Norm(Parametric, abstract=True):
 
 
 class BatchNorm1d(Norm):
-    """y = (x - mean) / sqrt(var + eps) weight + bias, mean and variance being those of the feature in the batch.
+    """y = (x - mean) / sqrt(var + eps) weight + bias, with the mean and variance of each feature over the batch.
 
-    Outside training they are the running ones: after each batch in training, running = (1 - momentum) running +
-    momentum of the batch's, the variance there with batch - 1 (Ioffe and Szegedy, 2015; torch.nn.BatchNorm1d).
+    Evaluation mode uses running statistics instead. In training each batch updates them: running = (1 - momentum)
+    running + momentum batch, with the unbiased batch variance (Ioffe and Szegedy, 2015; torch.nn.BatchNorm1d).
 
     Parameters
     ----------
@@ -73,33 +73,33 @@ class BatchNorm1d(Norm):
     eps : float
         Above 0.
     momentum : float or None
-        From 0 to 1. None: the running statistics are the means over all batches so far.
+        From 0 to 1. None: the running statistics are averages over all batches so far.
     affine : bool
-        Whether there are weight and bias.
+        Whether to have a weight and a bias.
     dtype : {"float32", "float64"}
-        Of the parameters, as long as the layer is used alone; a model brings its own.
+        Of the parameters of a standalone layer; in a model, the model's dtype applies.
 
     Attributes
     ----------
     weight, bias : ndarray of shape (num_features,), or None
         Initially 1 and 0.
     grad_weight, grad_bias : ndarray of shape (num_features,), or None
-        Their gradients; `backward` adds to them.
+        Their gradients; `backward` accumulates into them.
     running_mean, running_var : ndarray of shape (num_features,)
         Initially 0 and 1.
     num_batches_tracked : int
-        Batches that they have seen.
+        Number of batches in the running statistics.
 
     Notes
     -----
-    Training needs at least two rows in a batch. PyTorch's track_running_stats=False is not here: a prediction would
-    depend on the other rows of its batch.
+    Training needs at least two rows per batch. PyTorch's track_running_stats=False is not supported: predictions would
+    depend on the other rows of the batch.
     """
 
     op = "batch_norm"
     torch_name = "BatchNorm1d"
     statistic_names: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
-    _tracked = 0  # batches, as long as the layer is used alone
+    _tracked = 0  # batches of a standalone layer
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class BatchNorm1d(Norm):
         return layer
 
     def _to_onnx(self, graph, x):
-        # The attribute is a float32: what it lacks of eps goes to the variance.
+        # The attribute is a float32: its rounding error of eps is added to the variance.
         var = self.running_var + (self.eps - float(np.float32(self.eps))) if graph.float64 else self.running_var
         statistics = graph.parameter("running_mean", self.running_mean), graph.parameter("running_var", var)
         return x.op("BatchNormalization", *self._onnx_arrays(graph), *statistics, epsilon=self.eps)
@@ -192,7 +192,7 @@ class BatchNorm1d(Norm):
 
     @property
     def running_mean(self) -> Any:
-        """The running means of the features. Assigning copies the numbers into it."""
+        """The running means of the features. Assignment copies the values into the array."""
         return self._array("running_mean")
 
     @running_mean.setter
@@ -201,7 +201,7 @@ class BatchNorm1d(Norm):
 
     @property
     def running_var(self) -> Any:
-        """The running variances of the features. Assigning copies the numbers into it."""
+        """The running variances of the features. Assignment copies the values into the array."""
         return self._array("running_var")
 
     @running_var.setter
@@ -210,12 +210,12 @@ class BatchNorm1d(Norm):
 
     @property
     def num_batches_tracked(self) -> int:
-        """Batches that the running statistics have seen."""
+        """Number of batches in the running statistics."""
         return self._tracked if self._op is None else self._op[0].tracked(self._op[1])
 
 
 class LayerNorm(Norm):
-    """y = (x - mean) / sqrt(var + eps) weight + bias, mean and variance being those of the row.
+    """y = (x - mean) / sqrt(var + eps) weight + bias, with the mean and variance of each row.
 
     Ba, Kiros and Hinton, 2016; torch.nn.LayerNorm.
 
@@ -226,18 +226,18 @@ class LayerNorm(Norm):
     eps : float
         Above 0.
     elementwise_affine : bool
-        Whether there is a weight and, if `bias`, a bias.
+        Whether to have a weight and, if `bias`, a bias.
     bias : bool
-        Whether there is a bias.
+        Whether to have a bias.
     dtype : {"float32", "float64"}
-        Of the parameters, as long as the layer is used alone; a model brings its own.
+        Of the parameters of a standalone layer; in a model, the model's dtype applies.
 
     Attributes
     ----------
     weight, bias : ndarray of shape (normalized_shape,), or None
         Initially 1 and 0.
     grad_weight, grad_bias : ndarray of shape (normalized_shape,), or None
-        Their gradients; `backward` adds to them.
+        Their gradients; `backward` accumulates into them.
     """
 
     op = "layer_norm"

@@ -19,18 +19,18 @@ class PReLU(Parametric):
     Parameters
     ----------
     num_parameters : int
-        1: one slope for all columns. Else the width of x: a slope for each.
+        1: one slope for all columns. Otherwise the width of x: one slope per column.
     init : float
-        What the slopes are at first, finite.
+        Initial slope, finite.
     dtype : {"float32", "float64"}
-        Of the slopes, as long as the layer is used alone; a model brings its own.
+        Of the slopes of a standalone layer; in a model, the model's dtype applies.
 
     Attributes
     ----------
     weight : ndarray of shape (num_parameters,)
         The slopes for z <= 0.
     grad_weight : ndarray of shape (num_parameters,)
-        Their gradient; `backward` adds to it.
+        Their gradient; `backward` accumulates into it.
 
     Examples
     --------
@@ -73,7 +73,7 @@ class PReLU(Parametric):
 
     def _to_onnx(self, graph, x):
         weight = graph.parameter("weight", self.weight)
-        if graph.float64:  # ONNX Runtime has the operator in float32 only
+        if graph.float64:  # ONNX Runtime supports PRelu only in float32
             return x.op("Relu") - (-x).op("Relu") * weight
         return x.op("PRelu", weight)
 

@@ -10,7 +10,7 @@ __all__ = ["LogSoftmax", "Softmax"]
 
 
 class _AlongRows(Layer, abstract=True):
-    """What the two have in common."""
+    """Base class of both."""
 
     def _to_torch(self, nn, dtype):
         return getattr(nn, self.torch_name)(dim=1)
@@ -37,10 +37,10 @@ class _AlongRows(Layer, abstract=True):
 
 
 class Softmax(_AlongRows):
-    """y = exp(x) / sum(exp(x)), the sum over the row; computed with x - max(x).
+    """y = exp(x) / sum(exp(x)), with the sum over the row. It subtracts max(x) first and does not overflow.
 
-    The backward pass is y (dy - sum(y dy)): no Jacobian is formed. `CrossEntropyLoss` takes logits and has the softmax
-    built in: do not put this layer before it.
+    `CrossEntropyLoss` expects logits and includes the softmax: do not put this layer before it. The backward pass is
+    y (dy - sum(y dy)), without a Jacobian.
     """
 
     op = "softmax"
@@ -76,7 +76,7 @@ class Softmax(_AlongRows):
 
 
 class LogSoftmax(_AlongRows):
-    """y = x - log(sum(exp(x))), the sum over the row; the backward pass is dy - exp(y) sum(dy). For `NLLLoss`."""
+    """y = x - log(sum(exp(x))), with the sum over the row. For `NLLLoss`."""
 
     op = "log_softmax"
     outputs: str | None = "log_probabilities"

@@ -1,4 +1,4 @@
-"""`clip_grad_norm`: one norm of the gradients of several models."""
+"""`clip_grad_norm`: clips the joint gradient norm of several models."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ __all__ = ["clip_grad_norm"]
 
 
 def clip_grad_norm(models: Sequential | Iterable[Sequential], max_norm: float) -> float:
-    """Scale the gradients of all models down, so that their norm, of all together, is at most max_norm.
+    """Scale down the gradients of one or more models, so that their joint norm is at most max_norm.
 
-    As ``torch.nn.utils.clip_grad_norm_``. An optimizer's ``clip_norm`` does it for one model at every step.
+    Same as ``torch.nn.utils.clip_grad_norm_``. To clip one model in every step, pass ``clip_norm`` to its optimizer.
 
     Parameters
     ----------
     models : Sequential or iterable of Sequential
-        An actor and a critic, for example. Their gradients are those of `backward`, `loss_and_grad`, or as they were
-        assigned.
+        An actor and a critic, for example, with gradients from `backward` or `loss_and_grad`, or assigned ones.
     max_norm : float
         Above 0.
 
     Returns
     -------
     float
-        The norm before.
+        The norm before clipping.
 
     Raises
     ------
     TypeError
-        If something is no model.
+        If `models` contains something else.
     ValueError
-        If max_norm is not above 0, or a model comes twice, also as a part of another.
+        If max_norm is not above 0, or two models are the same or share layers.
 
     Examples
     --------
@@ -49,7 +48,7 @@ def clip_grad_norm(models: Sequential | Iterable[Sequential], max_norm: float) -
         raise ValueError("models: the same model was passed twice")
     layers = [id(place.layer) for model in several for place in model._core.graph.seen.values()]
     if len(set(layers)) < len(layers):
-        raise ValueError("models: one is a part of another: its gradients would count twice")
+        raise ValueError("models: one is part of another, and its gradients would count twice: pass only the outer one")
     programs = [model._core.program for model in several]
     norm = math.sqrt(sum(program.gradients_square() for program in programs))
     factor = max_norm / (norm + 1e-6)

@@ -1,7 +1,7 @@
-"""A model's graph for people: the report of `backward(debug=True)`, and the picture that `plot` draws.
+"""Reports of a model's graph: the log of `backward(debug=True)`, and the diagram that `plot` draws with matplotlib.
 
-The picture is a tree of chains and branches, as the layers are: chains go down and branches stand side by side, so that
-no two lines cross. matplotlib draws it.
+The diagram is a tree of chains and branches, like the layers: chains run downwards and branches side by side, so that
+no lines cross.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from ..layers import Branches, Chain
 
-COLOURS = {  # of a kind of box: inside, border
+COLOURS = {  # by kind of box: fill, border
     "end": ("#ffffff", "#757575"),
     "weights": ("#d6e6f4", "#0072b2"),
     "plain": ("#fbe8d3", "#d55e00"),
@@ -29,7 +29,7 @@ GREY = "#616161"
 
 
 def report(model: Any) -> None:
-    """Log the ops going back, with shapes and norms of outputs and gradients; FloatingPointError at the first NaN."""
+    """Log the ops in backward order, with shapes and norms of outputs and gradients; FloatingPointError at a NaN."""
     log = logging.getLogger("cnn")
     graph, program = model._core.graph, model._core.program
     held = dict(model._core.parametric)
@@ -54,18 +54,18 @@ def report(model: Any) -> None:
                 raise FloatingPointError(f"{names}: the gradient of {what} has NaN")
 
 
-# ---- the picture: what stands in it ------------------------------------------------------------------------------
+# ---- the diagram: its contents -----------------------------------------------------------------------------------
 
 
 @dataclass
 class Box:
-    """One layer or gate, or the input, or the loss."""
+    """A layer, a gate, the input, or the loss."""
 
     title: str
     detail: str  # smaller, below the title
-    kind: str  # of COLOURS
-    outputs: str  # what stands beside the arrow that leaves it
-    key: str = ""  # of the layer, in `state_dict`
+    kind: str  # a key of COLOURS
+    outputs: str  # label of the outgoing arrow
+    key: str = ""  # the layer's prefix in `state_dict`
 
     @property
     def size(self) -> tuple[float, float]:
@@ -77,7 +77,7 @@ class Box:
 
 @dataclass
 class Fork:
-    """Branches between what comes before them and the gate that joins them, which follows."""
+    """Branches, followed by the gate that joins them."""
 
     branches: list[list[Box | Fork]]
 
@@ -88,7 +88,7 @@ def contents(model: Any) -> list[Box | Fork]:
     ops = {id(place.layer): op for op, places in zip(graph.ops, graph.places, strict=True) for place in places}
 
     def chain(parts, width: int) -> tuple[list[Box | Fork], int]:
-        """What layers that follow one another are drawn as, from the number of inputs; and that of outputs."""
+        """The drawing of layers in sequence, from the number of inputs, and the number of outputs."""
         drawn: list[Box | Fork] = []
         for part in parts:
             more, width = one(part, width)
@@ -130,10 +130,10 @@ def plot(model: Any, path: str | os.PathLike[str] | None) -> Any:
     return None
 
 
-# ---- how it is drawn ---------------------------------------------------------------------------------------------
+# ---- drawing -----------------------------------------------------------------------------------------------------
 
-DOWN, FAN, ASIDE = 0.5, 0.3, 1.0  # between boxes of a chain; more above and below branches; between branches
-INCHES = 0.62  # of a unit of the layout
+DOWN, FAN, ASIDE = 0.5, 0.3, 1.0  # gaps: between boxes of a chain; extra above and below branches; between branches
+INCHES = 0.62  # per unit of the layout
 
 
 def extent(chain: list[Box | Fork]) -> tuple[float, float]:
@@ -149,7 +149,7 @@ def extent(chain: list[Box | Fork]) -> tuple[float, float]:
 
 
 def figure(parts: list[Box | Fork], title: str) -> Any:
-    """The picture as a matplotlib figure."""
+    """The diagram as a matplotlib figure."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Ellipse, FancyArrowPatch, FancyBboxPatch
     from matplotlib.path import Path as Curve
@@ -182,11 +182,11 @@ def figure(parts: list[Box | Fork], title: str) -> Any:
         axes.text(x, y + 0.66, box.detail, fontsize=7.5, color=GREY, **text)
         axes.text(x - w / 2 - 0.08, y + h / 2, box.key, fontsize=7.5, color=GREY, ha="right", va="center")
         if box.outputs:
-            paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # an arrow may pass there
+            paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # an arrow may cross it
             axes.text(x + 0.12, y + h + 0.1, box.outputs, fontsize=7.5, color=GREY, ha="left", va="top", bbox=paper)
 
     def draw(chain: list[Box | Fork], x: float, y: float, sources: list[tuple[float, float]]):
-        """Draw a chain around x, from y down, with arrows from the sources; the points where it ends."""
+        """Draw a chain centred at x, from y downwards, with arrows from the sources; return its end points."""
         for part in chain:
             height = extent([part])[1]
             if isinstance(part, Box):

@@ -1,4 +1,4 @@
-"""`gradcheck`: a model's gradients beside finite differences, for users' own losses and networks."""
+"""`gradcheck`: compares a model's gradients with finite differences."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .sequential import Sequential
 
 __all__ = ["Check", "GradcheckReport", "gradcheck"]
 
-STEPS = (1e-3, 1e-4)  # of the differences; the smaller one where the larger may reach over a kink
-ROUNDING = 1e-10  # of a difference, as a part of the loss: some 100 roundoffs divided by the smaller step
+STEPS = (1e-3, 1e-4)  # of the differences; the smaller one if the larger may cross a kink
+ROUNDING = 1e-10  # of a difference, relative to the loss: about 100 rounding errors divided by the smaller step
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Check:
     what : str
         "gradient", "input gradient" or "Hessian product".
     compared : int
-        How many numbers.
+        Number of compared derivatives.
     worst : str
-        Name of the one that is farthest off, as "3.1.0.weight[2, 5]" or "x[0, 1]".
+        Name of the element with the largest error, such as "3.1.0.weight[2, 5]" or "x[0, 1]".
     computed, difference : float
-        What the library says of it, and what the differences say.
+        Its value from the library and from finite differences.
     error : float
-        How far they are from each other, as a part of what is allowed.
+        Their difference, relative to the tolerance.
     """
 
     what: str
@@ -56,7 +56,7 @@ class Check:
 
 @dataclass(frozen=True)
 class GradcheckReport:
-    """What `gradcheck` found: true if all agrees; printed, a line for each check.
+    """The result of `gradcheck`: true if all checks agree; prints one line per check.
 
     Attributes
     ----------
@@ -84,26 +84,26 @@ def gradcheck(
 ) -> GradcheckReport:
     """Compare a model's derivatives with central differences of order 4.
 
-    Checked are the gradient of the loss in the parameters and in x, and a Hessian product along a random direction
-    (unless the loss is a Python function, which has none). Without y, the loss is a random linear function of the
-    outputs, and there is no Hessian product. All in evaluation mode.
+    It checks the gradients of the loss with respect to the parameters and x, and a Hessian product along a random
+    direction (except for Python losses, which have none). Without y, the loss is a random linear function of the
+    outputs, and there is no Hessian product. All passes run in evaluation mode.
 
     Parameters
     ----------
     model : Sequential
-        In float64: differences of float32 losses would be rounding errors.
+        In float64: float32 is too inaccurate for differences.
     x : array_like of shape (batch, in_features)
-        A few rows will do.
+        A few rows are enough.
     y : array_like, optional
         Targets of the model's loss.
     rtol : float
-        Allowed relative error; relative to the largest derivative of the same array.
+        Tolerance, relative to the largest derivative of the same array.
     samples : int
-        At most so many parameters, and numbers of x, drawn at random; each costs four forward passes.
+        Maximum number of randomly chosen parameters, and of elements of x; each costs four forward passes.
     seed : int
-        Of what is drawn.
+        For the random choices.
     raises : bool
-        Whether a disagreement raises ArithmeticError with the report as its message.
+        Whether to raise ArithmeticError, with the report as its message, if a check fails.
 
     Returns
     -------
@@ -112,14 +112,14 @@ def gradcheck(
     Raises
     ------
     ValueError, TypeError
-        If the model is not in float64, or x or y do not fit.
+        If the model is not in float64, or x or y have the wrong shape or dtype.
     ArithmeticError
-        If `raises` and something differs.
+        If `raises` and a check fails.
 
     Notes
     -----
-    A difference that reaches over a kink (of ReLU, say) is wrong; where the first one disagrees, a ten times smaller
-    step decides. At a kink itself, as an output of ReLU that is exactly 0, nothing can be said.
+    A difference across a kink (of ReLU, for example) is wrong. If the first step disagrees, a ten times smaller step
+    decides. At a kink itself (a ReLU input of exactly 0) the check is not meaningful.
 
     Examples
     --------
@@ -217,7 +217,7 @@ def _difference(f: Callable[..., Any], h: float) -> Any:
 
 
 def _partial(f: Callable[..., Any], at: np.ndarray) -> Callable[[int, int], float]:
-    """Derivatives of f(vector) by an element, with the step of that number."""
+    """Derivatives of f(vector) with respect to element i, with step number `step`."""
 
     def derivative(i: int, step: int) -> float:
         def moved(h: float) -> float:
@@ -233,7 +233,7 @@ def _partial(f: Callable[..., Any], at: np.ndarray) -> Callable[[int, int], floa
 def _compare(
     what: str, names, chosen: np.ndarray, computed: np.ndarray, difference: Callable[..., Any], rtol: float, scale
 ):
-    """The check of some numbers; `difference(i, step)` is what number i should be."""
+    """Check the chosen derivatives; `difference(i, step)` is the expected value of number i."""
     bounds = np.cumsum([0, *(int(np.prod(shape)) for _, shape in names)])
     worst = (-1.0, "", 0.0, 0.0)
     for (name, shape), start, stop in zip(names, bounds[:-1], bounds[1:], strict=True):

@@ -1,7 +1,7 @@
 """`PythonLoss`: the native program with a loss that is a Python function (`CallableLoss`).
 
-It has the calls of the native `Program` that involve a loss, with the same arguments and results; all others go to the
-program itself. Code that trains or evaluates a model does not need to know which kind of loss it has.
+It implements the methods of the native `Program` that involve a loss, with the same arguments and results, and
+delegates all others. Code that trains or evaluates a model works with both.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .._types import ArrayLike
 
 
 class PythonLoss:
-    """A program whose loss is called between the native forward and the native backward pass; no update is fused.
+    """A program that calls its loss between the native forward and backward passes; updates are not fused.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class PythonLoss:
         self.native = native
         self.loss = loss
         self.mean: Any = loss.reduction == "mean"
-        self._gradient: np.ndarray | None = None  # of the outputs, by the last `forward` with targets
+        self._gradient: np.ndarray | None = None  # of the outputs, from the last `forward` with targets
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.native, name)

@@ -1,4 +1,4 @@
-"""Tables of a model for people: `Sequential.summary` as text, `_repr_html_` for notebooks."""
+"""Tables that summarise a model: `Sequential.summary` as text, `_repr_html_` for notebooks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ HEAD = ("", "layer", "output", "parameters", "FLOPs / sample")
 
 
 def table(model: Any) -> tuple[list[tuple[str, ...]], int]:
-    """The rows of the table, a tuple of texts for each layer, and the FLOPs of a sample forward.
+    """The rows of the table, a tuple of texts for each layer, and the FLOPs of the forward pass per sample.
 
-    Layers inside of others stand below them, under the names that begin theirs in `state_dict`.
+    Nested layers follow their parent. The first column has the prefixes of names in `state_dict`.
     """
     graph = model._core.graph
     op_of = {id(place.layer): op for op, places in zip(graph.ops, graph.places, strict=True) for place in places}
@@ -31,7 +31,7 @@ def table(model: Any) -> tuple[list[tuple[str, ...]], int]:
 
 
 def notes(model: Any, flops: int) -> list[str]:
-    """What stands below the table."""
+    """The lines below the table."""
     program = model._core.program
     optimizer = f", {model.optimizer!r}" if model.optimizer else ""
     return [
@@ -42,7 +42,7 @@ def notes(model: Any, flops: int) -> list[str]:
 
 
 class Text(str):
-    """A text that has been printed already: interpreters and notebooks do not show it a second time."""
+    """A text that is already printed: interpreters and notebooks do not show it again."""
 
     __slots__ = ()
 
@@ -67,7 +67,7 @@ def text(model: Any) -> str:
 
 
 def html(model: Any) -> str:
-    """The table as HTML: names right, numbers left, nothing that a notebook's style does not bring."""
+    """The table as HTML, in the notebook's default style."""
     rows, flops = table(model)
     sides = ("right", "left", "left", "right", "right")
 

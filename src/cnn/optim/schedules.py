@@ -1,13 +1,13 @@
-"""Schedules of the learning rate: closed formulas in the number of steps, or epochs, that have been done.
+"""Learning-rate schedules: closed formulas in the number of completed steps or epochs.
 
-A schedule hangs on the optimiser, ``cnn.SGD(lr=0.1, schedule=cnn.StepLR(30))``, and sets the learning rate of each
-step: in `fit`, `train_step` and `step` alike. Names, arguments and values are PyTorch's (torch.optim.lr_scheduler), for
-groups of layers too, with two differences. A schedule says itself what it counts: `interval` is "step" for steps of the
-optimiser, or "epoch" for those that `fit` has done, or `Sequential.end_epoch` has counted in a loop of your own. And a
-learning rate of 0 stays 0, so what it freezes stays frozen. None holds a count of its own, so one can serve several
-models; only `ReduceLROnPlateau` has a state.
+Pass a schedule to the optimiser: ``cnn.SGD(lr=0.1, schedule=cnn.StepLR(30))``. It sets the learning rate of each step,
+in `fit`, `train_step` and `step` alike. Names, arguments and values are those of torch.optim.lr_scheduler, for groups
+of layers too, with two differences. `interval` selects what is counted: "step" counts steps of the optimiser, "epoch"
+counts epochs of `fit`, or calls of `Sequential.end_epoch` in a custom training loop. And a learning rate of 0 stays 0,
+so frozen groups stay frozen. Schedules are stateless, except for `ReduceLROnPlateau`, so several models can share one.
 
-With t the count, from 0 on, and lr the optimiser's learning rate, which the schedule leaves as it is.
+In the formulas t is the count, starting from 0, and lr the optimiser's learning rate, which the schedule does not
+change.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "reductions")
 
 
 class Schedule(Configurable, kind="schedule"):
-    """What every schedule has.
+    """Base class of all schedules.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Schedule(Configurable, kind="schedule"):
     Attributes
     ----------
     cycles_momentum : bool
-        Whether it gives the momentum too, or Adam's beta1.
+        Whether it also sets the momentum, or Adam's beta1.
     """
 
     facts: ClassVar[tuple[str, ...]] = ("_lr",)
@@ -66,7 +66,7 @@ class Schedule(Configurable, kind="schedule"):
 
     @staticmethod
     def version() -> int:
-        """A number that is another one as soon as an attribute of some schedule has been set.
+        """A number that changes whenever an attribute of any schedule is set.
 
         Returns
         -------
@@ -76,23 +76,23 @@ class Schedule(Configurable, kind="schedule"):
 
     @property
     def cycles_momentum(self) -> bool:
-        """Whether the schedule gives the momentum too."""
+        """Whether the schedule also sets the momentum."""
         return False
 
     def rates(self, first: int, count: int, lr: float, momentum: float = np.nan) -> np.ndarray:
-        """Learning rates, and momenta, of the steps (or epochs) first .. first + count - 1, counted from 0.
+        """Learning rates and momenta of the steps (or epochs) first, ..., first + count - 1, counted from 0.
 
         Parameters
         ----------
         first, count : int
             At least 0.
         lr, momentum : float
-            The optimiser's own.
+            The optimiser's values.
 
         Returns
         -------
         ndarray of shape (count, 2), float64
-            Column 0: learning rates. Column 1: momenta, or NaN where they are not this schedule's business.
+            Column 0: learning rates. Column 1: momenta, or NaN where the schedule does not set them.
         """
         t = np.arange(integer("first", first, 0), first + integer("count", count, 0))
         rates = np.full((count, 2), np.nan)
@@ -106,7 +106,7 @@ class Schedule(Configurable, kind="schedule"):
         raise NotImplementedError
 
     def _momentum(self, t: np.ndarray) -> Any:
-        """The momenta after t steps; NaN where the schedule leaves it alone."""
+        """The momenta after t steps; NaN where the schedule does not set them."""
         return np.nan
 
     def plot(
@@ -117,13 +117,13 @@ class Schedule(Configurable, kind="schedule"):
         Parameters
         ----------
         count : int, str or path
-            A path in its place is `path`, and the count 100.
+            If it is a path, it is used as `path`, and the count is 100.
         lr : float
-            The optimiser's.
+            The optimiser's learning rate.
         ax : matplotlib.axes.Axes, optional
-            Where to draw; None: a new figure, pyplot's if there is no path.
+            Where to draw; None: in a new figure, created with pyplot if there is no path.
         path : str or path, optional
-            Where to save the picture (PNG, PDF, SVG, by its suffix).
+            Where to save the picture; the suffix selects the format (PNG, PDF, SVG).
 
         Returns
         -------
@@ -154,7 +154,7 @@ class Schedule(Configurable, kind="schedule"):
 
 
 def from_config(config: Mapping[str, Any]) -> Schedule:
-    """The schedule that a configuration describes.
+    """Create a schedule from its configuration.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
     ValueError
         If the name is unknown.
     TypeError
-        If the arguments are not that schedule's.
+        If the schedule does not have these arguments.
     """
     return Schedule.from_config(config)
 
@@ -197,7 +197,7 @@ class ConstantLR(Schedule):
 
 
 class LinearLR(Schedule):
-    """lr times a factor that goes in a line from start_factor to end_factor: a warm-up
+    """lr times a factor that changes linearly from start_factor to end_factor: a warm-up
     (torch.optim.lr_scheduler.LinearLR).
 
     Parameters
@@ -205,7 +205,7 @@ class LinearLR(Schedule):
     start_factor : float
         Above 0, at most 1.
     end_factor : float
-        From 0 to 1; reached after total_iters steps, and kept.
+        From 0 to 1; reached after total_iters steps, then constant.
     total_iters : int
         At least 1.
     interval : {"epoch", "step"}
@@ -267,12 +267,12 @@ class StepLR(Schedule):
 
 
 class MultiStepLR(Schedule):
-    """lr gamma**(how many milestones are at most t) (torch.optim.lr_scheduler.MultiStepLR).
+    """lr gamma**(number of milestones <= t) (torch.optim.lr_scheduler.MultiStepLR).
 
     Parameters
     ----------
     milestones : sequence of int
-        At least 0, none below the one before it.
+        At least 0, in non-decreasing order.
     gamma : float
         At least 0.
     interval : {"epoch", "step"}
@@ -308,7 +308,7 @@ class ExponentialLR(Schedule):
 class CosineAnnealingLR(Schedule):
     """eta_min + (lr - eta_min) (1 + cos(pi t / T_max)) / 2 (torch.optim.lr_scheduler.CosineAnnealingLR).
 
-    After T_max steps it rises again, as PyTorch's does.
+    After T_max steps it rises again, as in PyTorch.
 
     Parameters
     ----------
@@ -329,7 +329,7 @@ class CosineAnnealingLR(Schedule):
 
 
 class CosineAnnealingWarmRestarts(Schedule):
-    """Cosines from lr to eta_min, one after the other, of T_0, T_0 T_mult, T_0 T_mult**2, ... steps
+    """Cosine cycles from lr to eta_min, of T_0, T_0 T_mult, T_0 T_mult**2, ... steps
     (torch.optim.lr_scheduler.CosineAnnealingWarmRestarts; Loshchilov and Hutter, 2017).
 
     Parameters
@@ -359,28 +359,28 @@ class CosineAnnealingWarmRestarts(Schedule):
 
 
 class OneCycleLR(Schedule):
-    """From max_lr / div_factor up to max_lr and down to that start divided by final_div_factor; the momentum, or Adam's
-    beta1, the other way (torch.optim.lr_scheduler.OneCycleLR; Smith and Topin, 2018).
+    """One cycle: from max_lr / div_factor up to max_lr, then down to max_lr / div_factor / final_div_factor, with the
+    opposite cycle of the momentum or Adam's beta1 (torch.optim.lr_scheduler.OneCycleLR; Smith and Topin, 2018).
 
-    The optimiser's own lr is not used. After total_steps the last value is kept, where PyTorch raises an error.
+    The optimiser's lr is not used. After total_steps the last value stays; PyTorch raises an error there.
 
     Parameters
     ----------
     max_lr : float
         Above 0.
     total_steps : int
-        At least 1: in `fit` epochs times batches an epoch.
+        At least 1: in `fit`, the number of epochs times the number of batches per epoch.
     pct_start : float
-        From 0 to 1: which part of the steps goes up.
+        From 0 to 1: the fraction of steps in which the learning rate rises.
     anneal_strategy : {"cos", "linear"}
     cycle_momentum : bool
-        Whether the momentum goes from max_momentum down to base_momentum and up again.
+        Whether the momentum falls from max_momentum to base_momentum and rises again.
     base_momentum, max_momentum : float
         At least 0 and below 1.
     div_factor, final_div_factor : float
         Above 0.
     three_phase : bool
-        As steep down to the start as up, then on to the end.
+        Whether to fall to the initial value as fast as it rose, and only then to the final value.
     interval : {"step", "epoch"}
     """
 
@@ -416,7 +416,7 @@ class OneCycleLR(Schedule):
         return self.cycle_momentum
 
     def _annealed(self, t, low, high, end):
-        """From low to high and on to end, or, in three phases, to low again and on to end."""
+        """From low to high to end, or, in three phases, from low to high to low to end."""
         rise = self.pct_start * self.total_steps - 1
         phases = [(rise, low, high), (self.total_steps - 1, high, end)]
         if self.three_phase:
@@ -440,16 +440,16 @@ class OneCycleLR(Schedule):
 
 
 class SequentialLR(Schedule):
-    """One schedule after the other, each counting from its own start (torch.optim.lr_scheduler.SequentialLR).
+    """Several schedules in sequence, each counting from its own start (torch.optim.lr_scheduler.SequentialLR).
 
     A warm-up of 5 epochs, then a cosine: ``SequentialLR([LinearLR(0.1, total_iters=5), CosineAnnealingLR(95)], [5])``.
 
     Parameters
     ----------
     schedules : sequence of Schedule
-        All of one interval, which is this schedule's too; no ReduceLROnPlateau.
+        All with the same interval, which becomes this schedule's; no ReduceLROnPlateau.
     milestones : sequence of int
-        At least 1 and increasing: where the second schedule begins, the third, ...
+        At least 1 and increasing: the counts at which the second schedule begins, the third, ...
     """
 
     def __init__(self, schedules: Any, milestones: Sequence[int]) -> None:
@@ -462,14 +462,14 @@ class SequentialLR(Schedule):
             if not isinstance(one, Schedule):
                 raise TypeError(f"schedules[{i}]: expected a schedule, got {one!r}")
             if isinstance(one, ReduceLROnPlateau):
-                raise ValueError(f"schedules[{i}]: ReduceLROnPlateau has no course and cannot be one of several")
+                raise ValueError(f"schedules[{i}]: ReduceLROnPlateau cannot be part of a SequentialLR: pass it alone")
             if one.interval != schedules[0].interval:
                 expected = schedules[0].interval
                 raise ValueError(f"schedules[{i}]: expected interval {expected!r}, as the first, got {one.interval!r}")
         self.schedules: Any = tuple(schedules)
         self.milestones: tuple[int, ...] = _milestones(milestones, 1)
         if len(self.milestones) != len(schedules) - 1:
-            raise ValueError(f"milestones: expected {len(schedules) - 1}, one less than schedules, got {milestones!r}")
+            raise ValueError(f"milestones: expected {len(schedules) - 1}, one fewer than schedules, got {milestones!r}")
         if len(set(self.milestones)) < len(self.milestones):
             raise ValueError(f"milestones: expected increasing numbers, got {milestones!r}")
         super().__init__(schedules[0].interval)
@@ -479,7 +479,7 @@ class SequentialLR(Schedule):
         return any(one.cycles_momentum for one in self.schedules)
 
     def _joined(self, t, course):
-        """course(schedule, its own count), each over its own part of t."""
+        """Evaluate course(schedule, its own count) for each schedule over its part of t."""
         which = np.searchsorted(self.milestones, t, side="right")
         joined = np.empty(len(t))
         for i, (one, start) in enumerate(zip(self.schedules, [0, *self.milestones], strict=True)):
@@ -495,7 +495,7 @@ class SequentialLR(Schedule):
 
 
 class ReduceLROnPlateau(Schedule):
-    """Multiplies the learning rate by `factor` when a metric has not improved for more than `patience` epochs
+    """Multiply the learning rate by `factor` if a metric has not improved for more than `patience` epochs
     (torch.optim.lr_scheduler.ReduceLROnPlateau).
 
     `fit` and `Sequential.end_epoch` call `step` after each epoch. This is the only schedule with a state; see
@@ -504,22 +504,22 @@ class ReduceLROnPlateau(Schedule):
     Parameters
     ----------
     mode : {"min", "max"}
-        Whether less is better, or more.
+        Whether a lower or a higher metric is better.
     factor : float
         At least 0 and below 1.
     patience : int
         At least 0.
     threshold : float
-        At least 0: how much is an improvement.
+        At least 0: the smallest change that counts as an improvement.
     threshold_mode : {"rel", "abs"}
-        Whether it is a part of the best value so far (of its magnitude: PyTorch takes a negative value that is a little
-        worse for better), or a difference to it.
+        Whether `threshold` is relative to the best value so far, or absolute. "rel" uses its magnitude; PyTorch does
+        not, and may therefore count a slightly worse negative value as better.
     cooldown : int
         At least 0: epochs after a reduction that are not counted.
     min_lr : float
         At least 0.
     eps : float
-        At least 0: smaller reductions are not made.
+        At least 0: smaller reductions are skipped.
     monitor : str, optional
         The key of the metric in the logs of `fit`; None: "val_loss", or "loss" without validation data.
     """
@@ -554,7 +554,7 @@ class ReduceLROnPlateau(Schedule):
         self.reductions: int = 0
 
     def watched(self, names: Any) -> str:
-        """The name of the number that is monitored, of those that there are.
+        """The name of the monitored value, which must be among these names.
 
         Parameters
         ----------
@@ -575,12 +575,12 @@ class ReduceLROnPlateau(Schedule):
         return name
 
     def step(self, metric: float) -> None:
-        """Count an epoch. The reductions hold from the next step of the optimiser on, however it is taken.
+        """Count an epoch. A reduction applies from the next step of the optimiser.
 
         Parameters
         ----------
         metric : float
-            Its value at the end of the epoch. NaN is no improvement.
+            Its value at the end of the epoch. NaN does not count as an improvement.
         """
         metric = float(metric)
         if self._better(metric):
@@ -614,12 +614,12 @@ class ReduceLROnPlateau(Schedule):
         return lr
 
     def state_dict(self) -> dict[str, Any]:
-        """The state.
+        """Return the state.
 
         Returns
         -------
         dict
-            As JSON can hold it: best (None: no epoch yet), num_bad_epochs, cooldown_counter, reductions.
+            JSON-serialisable: best (None before the first epoch), num_bad_epochs, cooldown_counter, reductions.
         """
         return {name: getattr(self, name) for name in PLATEAU_STATE}
 
@@ -634,7 +634,7 @@ class ReduceLROnPlateau(Schedule):
         Raises
         ------
         ValueError, TypeError
-            If it has other keys, or values that cannot be.
+            If the keys or values are invalid.
         """
         if set(state) != set(PLATEAU_STATE):
             raise ValueError(f"state: expected {', '.join(PLATEAU_STATE)}, got {', '.join(map(str, state))}")
@@ -650,7 +650,7 @@ def _cosine(begin, end, part):
 
 
 def _milestones(values, low: int) -> tuple[int, ...]:
-    """values as integers of at least low, none below the one before it."""
+    """values as integers of at least low, in non-decreasing order."""
     if isinstance(values, str) or not isinstance(values, (Sequence, np.ndarray)):
         raise TypeError(f"milestones: expected a list of int, got {values!r}")
     milestones = [integer(f"milestones[{i}]", value, low) for i, value in enumerate(values)]

@@ -439,7 +439,8 @@ cdef void linear_op_weight_tangent(const Chunk* c, const Op* op, Py_ssize_t firs
                    row_of(c.t.grad, c.net, op.dst, c.first), row, c.net.params, c.t.grads, NULL, False, NULL, c.panel)
     if op.src != 0 or c.t.inputs:
         weight_product(op, True, False, first, rows, c.batch, row_of(c.t.value, c.net, op.src, c.first), x_row,
-                       row_of(c.ws.grad, c.net, op.dst, c.first), row, c.net.params, c.t.grads, NULL, False, NULL, c.panel)
+                       row_of(c.ws.grad, c.net, op.dst, c.first), row, c.net.params, c.t.grads, NULL, False, NULL,
+                       c.panel)
 
 
 cdef void linear_op_jet(const Chunk* c, const Op* op) noexcept nogil:
