@@ -384,6 +384,159 @@ def test_refuses():
         cnn.SGD(-np.ones(3))
 
 
+# callbacks ------------------------------------------------------------------------------------------------------------
+
+
+class Recorder(cnn.Callback):
+    def __init__(self):
+        self.calls = []
+
+    def on_train_begin(self, logs):
+        self.calls.append(("train begin", self.model, logs))
+
+    def on_epoch_begin(self, epoch, logs):
+        self.calls.append(("begin", epoch, logs))
+
+    def on_epoch_end(self, epoch, logs):
+        self.calls.append(("end", epoch, logs["loss"], logs["lr"], self.model.parameters))
+
+    def on_train_end(self, logs):
+        self.calls.append(("train end", self.model, logs))
+
+
+@pytest.mark.parametrize("lanes", [False, True])
+def test_callbacks(monkeypatch, lanes):
+    monkeypatch.setattr("cnn.training.many.LANES", lanes)
+    x, y = data()
+
+    def made():
+        return cnn.Ensemble(layers(), 4, cnn.Adam(0.01, schedule=cnn.ExponentialLR(0.5)), "float64", 5)
+
+    ensemble, plain, recorder = made(), made(), Recorder()
+    history = ensemble.fit(x, y, epochs=3, callbacks=recorder, validation_split=0.2, progress=False)
+    expected = plain.fit(x, y, epochs=3, validation_split=0.2, progress=False)
+    assert [call[0] for call in recorder.calls] == ["train begin", *["begin", "end"] * 3, "train end"]
+    assert recorder.calls[0][1:] == (ensemble, {})
+    assert recorder.calls[1][1:] == (1, {})
+    ends = [call for call in recorder.calls if call[0] == "end"]
+    np.testing.assert_array_equal([end[2] for end in ends], history["loss"])
+    np.testing.assert_array_equal([end[3] for end in ends], history["lr"])
+    np.testing.assert_array_equal(ends[-1][4], plain.parameters)
+    assert np.all(ends[0][4] != ends[1][4])
+    assert history["val_loss"].shape == (3, 4)
+    for name in expected:
+        np.testing.assert_array_equal(history[name], expected[name])
+        np.testing.assert_array_equal(recorder.calls[-1][2][name], history[name][-1])
+
+
+def test_a_callback_stops_all():
+    def stop(epoch, logs):
+        if epoch == 2:
+            ensemble.stop_training = True
+
+    ensemble = cnn.Ensemble(layers(), 3, cnn.SGD(0.01), seed=0)
+    stopper = cnn.LambdaCallback(on_epoch_end=stop)
+    assert ensemble.fit(*data(), epochs=9, callbacks=[stopper], progress=False).epochs == [1, 2]
+    assert ensemble.history.last_epoch.tolist() == [2, 2, 2]
+    assert ensemble.fit(*data(), epochs=1, progress=False).epochs == [1]
+    recorder = cnn.LambdaCallback(on_epoch_end=lambda epoch, logs: setattr(recorder, "stop", epoch == 4))
+    assert ensemble.fit(*data(), epochs=9, callbacks=[recorder], progress=False).epochs == [1, 2, 3, 4]
+
+
+def test_a_callback_that_fails():
+    """The ensemble is as it is after that epoch, its history and its state too."""
+    ensemble = cnn.Ensemble(layers(), 2, cnn.SGD(0.01), seed=0)
+    for call, text in (
+        (lambda: ensemble.fit(*data()), "a callback of its fit has called fit again"),
+        (lambda: setattr(ensemble, "optimizer", cnn.SGD()), "optimizer: it cannot be set while fit runs"),
+    ):
+        with pytest.raises(RuntimeError, match=text):
+            ensemble.fit(*data(), epochs=5, callbacks=[cnn.LambdaCallback(on_epoch_end=lambda *_: call())])  # noqa: B023
+        assert ensemble.history.epochs == [1]
+        assert [member._core.state.epoch for member in ensemble._members] == [1, 1]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_run_is_continued(sparse):
+    """`initial_epoch`: the rows' orders, the rates and the history of one run, from a file saved by a callback too."""
+    x, y = data()
+    if sparse:
+        x = pytest.importorskip("scipy.sparse").csr_matrix(x)
+    optimizer = cnn.Adam(np.array([0.01, 0.1]), schedule=cnn.StepLR(2))
+    whole, parts = (cnn.Ensemble(layers(), 2, optimizer, "float64", 5) for _ in range(2))
+    expected = whole.fit(x, y, epochs=5, batch_size=4, progress=False)
+    parts.fit(x, y, epochs=2, batch_size=4, progress=False)
+    history = parts.fit(x, y, epochs=5, batch_size=4, initial_epoch=2, progress=False)
+    np.testing.assert_array_equal(parts.parameters, whole.parameters)
+    assert history.epochs == [1, 2, 3, 4, 5]
+    assert history.last_epoch.tolist() == [5, 5]
+    for name in expected:
+        np.testing.assert_array_equal(history[name], expected[name])
+
+
+def test_saved_by_a_callback(tmp_path):
+    x, y = data()
+    path = tmp_path / "ensemble.safetensors"
+    ensemble = cnn.Ensemble(layers(), 2, cnn.Adam(0.01), "float64", 5)
+
+    def save(epoch, logs):
+        if epoch == 2:
+            ensemble.save(path, training_state=True)
+
+    ensemble.fit(x, y, epochs=4, callbacks=[cnn.LambdaCallback(on_epoch_end=save)], progress=False)
+    loaded = cnn.Ensemble.load(path)
+    history = loaded.fit(x, y, epochs=4, initial_epoch=2, progress=False)
+    np.testing.assert_array_equal(loaded.parameters, ensemble.parameters)
+    assert history.epochs == [3, 4]
+    assert history.of(1).epochs == [3, 4]
+    assert loaded.fit(x, y, epochs=4, initial_epoch=4, progress=False).epochs == [3, 4]
+    np.testing.assert_array_equal(loaded.parameters, ensemble.parameters)
+
+
+def test_csv_has_the_means(tmp_path):
+    x, y = data()
+    x = np.stack([x, x, x])
+    x[1, 0, 0] = np.nan
+    ensemble = cnn.Ensemble(layers(), 3, cnn.SGD(0.01), seed=0)
+    logger = cnn.CSVLogger(tmp_path / "log.csv")
+    with pytest.warns(RuntimeWarning, match="1 of 3 members diverged") as found:
+        ensemble.fit(x, y, epochs=2, callbacks=[logger], progress=False)
+    assert found[0].filename == __file__
+    with pytest.warns(RuntimeWarning, match="1 of 3 members diverged"):
+        history = ensemble.fit(x, y, epochs=3, initial_epoch=2, callbacks=[logger], progress=False)
+    lines = (tmp_path / "log.csv").read_text().split()
+    assert lines == ["epoch,loss"] + [
+        f"{1 + i},{float(np.mean(loss[[0, 2]]))!r}" for i, loss in enumerate(history["loss"])
+    ]
+
+
+def test_callbacks_that_are_refused():
+    x, y = data()
+    ensemble = cnn.Ensemble(layers(), 2, cnn.SGD(0.01), seed=0)
+    before = ensemble.parameters
+    for callback, text in (
+        (cnn.EarlyStopping("loss"), r"pass early_stopping=EarlyStopping\(monitor='loss'\)"),
+        (cnn.ModelCheckpoint("unused"), r"ensemble\.save\(path, training_state=True\)"),
+        (cnn.LambdaCallback(on_batch_end=print), "LambdaCallback has on_batch_end, .* expected on_epoch_end"),
+        (cnn.CSVLogger, "pass an object, not the class"),
+    ):
+        with pytest.raises(TypeError, match=text):
+            ensemble.fit(x, y, callbacks=[callback])
+    ensemble.optimizer = cnn.LBFGS()
+    with pytest.raises(
+        ValueError, match=r"an optimizer of the whole data .* the fit of each member, ensemble\[i\].fit"
+    ):
+        ensemble.fit(x, y, callbacks=[Recorder()])
+    np.testing.assert_array_equal(ensemble.parameters, before)
+    with pytest.raises(TypeError, match=r"^fit: unknown argument 'callback': callbacks\?"):
+        ensemble.fit(x, y, callback=[])
+    with pytest.raises(TypeError, match=r"^fit: unknown argument 'patience': early_stopping\?"):
+        ensemble.fit(x, y, patience=3)
+    with pytest.raises(TypeError, match=r"^fit_many: unknown argument 'n_jobs': threads\?"):
+        cnn.fit_many([ensemble[0]], data=[(x, y)], n_jobs=2)
+    cnn.fit_many(models=[ensemble[0]], data=[(x, y)], progress=False)
+
+
 # all else -------------------------------------------------------------------------------------------------------------
 
 

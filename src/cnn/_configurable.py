@@ -142,15 +142,15 @@ def _constructor(init: F) -> F:
 
 
 def names_arguments(function: F) -> F:
-    """Wrap a method: suggest the right name for an unknown argument."""
-    known = list(inspect.signature(function).parameters)[1:]
+    """Wrap a function or method: suggest the right name for an unknown argument."""
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
 
     @functools.wraps(function)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def method(*args: Any, **kwargs: Any) -> Any:
         for name in kwargs:
             if name not in known:
                 raise TypeError(f"{function.__name__}: unknown argument {name!r}: {_mend(name, known)}")
-        return function(self, *args, **kwargs)
+        return function(*args, **kwargs)
 
     return method  # type: ignore[return-value]
 

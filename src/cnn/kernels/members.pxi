@@ -3,13 +3,9 @@
 # A Crew has the programs of some models, of one shape or of many. Each has rows of its own, or all share them, and an
 # order of the rows, which is made here. A call runs whole epochs; it returns when all are done or a deadline has
 # passed, and the next call goes on where it ended. Models do not wait for one another, and share no sum: neither the
-# number of threads nor the deadline changes a number. What a model does here is what `Program.train_batches` does.
+# number of threads nor the deadline changes a number. A model trains as in `Program.train_batches`: by `train_rows`.
 #
 # Models of one shape share a workspace for each thread, so that activations stay in cache from one to the next.
-
-cdef enum:
-    CLOCK_WORK = 1 << 18        # multiply-adds between two looks at the clock: some 10 microseconds
-    CLOCK_ROWS = 4096           # of batches of one row, likewise
 
 cdef enum:                      # slots: copies of what training changes
     BEFORE                      # the epoch
@@ -134,82 +130,27 @@ cdef const int64_t* order_of(const Member* m, Turn* turn, Py_ssize_t rows) noexc
 
 cdef bint train_member(Crowd* crowd, Member* m, int thread) noexcept nogil:
     """Train a model until `stop`, or the deadline; whether it got there."""
-    cdef Stepper* s = m.stepper
-    cdef Network* net = m.net
     cdef Workspace* ws = &crowd.spaces[m.shape * crowd.threads + thread]
-    cdef const int64_t* order = order_of(m, &crowd.turns[thread * VL], m.rows.batch.rows)
-    cdef Pass p = m.rows
-    cdef Batch all_rows = m.rows.batch
-    cdef const double* rate = m.rates
-    cdef Py_ssize_t at = m.at[0], correct = 0, group = 0, left = 0, done, rows, work = 0
-    cdef bint ready = False
-    cdef double loss, weight, group_weight = 0, extra
-    # row after row without a look back: nothing to be done between two steps
-    cdef bint many = m.single and m.batch_size == 1 and rate == NULL and p.batch.out == NULL and s.average.at == NULL
+    cdef Run r
     if m.fresh and m.guarded:
         copy_state(m, crowd.slots[BEFORE].at, True)
     m.fresh = False
-    all_rows.order = order
-    p.ws = ws
-    p.batch.losses, p.batch.correct = ws.losses, ws.correct
-    ws.training = True
-    while at < m.stop:
-        if left == 0:
-            if work > CLOCK_WORK:
-                if nanoseconds() > crowd.deadline:
-                    break
-                work = 0
-            left = group = smaller(m.accumulate, (m.n - at + m.batch_size - 1) // m.batch_size)
-            if not ready:
-                prepare(s, net, rate)
-        p.batch.rows = smaller(m.batch_size, m.n - at)
-        p.wants.threads = crowd.inner
-        p.wants.gather = m.rows.wants.gather or order != NULL
-        p.wants.scale = 1.0 / group
-        p.wants.overwrite = left == group
-        from_row(&p.batch, &all_rows, at)
-        if many and ready:
-            rows = smaller(m.stop - at, CLOCK_ROWS)
-            done = train_rest(&p, s, rows, m.totals, &correct)
-            m.rows_seen[0] += done
-            at += done
-            if done < rows:
-                m.bad[0] = at
-                break
-            work = CLOCK_WORK + 1
-            continue
-        ws.row0 = m.rows_seen[0]
-        m.rows_seen[0] += p.batch.rows
-        weight = extra = 0
-        loss = train_batch(&p, s, m.single, &weight, &correct)
-        work += larger(p.batch.rows * net.work, 1000)
-        if not isfinite(loss):
-            m.bad[0] = at
-            break
-        left -= 1
-        group_weight = weight if p.wants.overwrite else group_weight + weight
-        if left == 0:
-            if s.unfused:
-                extra = finish(s, net)
-            stepped(s, net)
-            if rate != NULL:
-                rate += m.rates_step
-            ready = not prepared_again(s, rate)
-        m.totals[0] += loss + extra * (group_weight if net.loss.mean else 1)
-        m.totals[1] += weight
-        m.totals[3] += p.batch.rows
-        at += p.batch.rows
-    m.totals[2] += correct
-    if m.guarded and m.bad[0] < 0 and at >= m.n and not all_finite(net.params, net.n_block):
-        m.bad[0] = at           # the last step made numbers that no loss has seen
+    r.rows, r.stepper, r.rows_seen, r.single = m.rows, m.stepper, m.rows_seen, m.single
+    r.rows.ws, r.rows.batch.losses, r.rows.batch.correct = ws, ws.losses, ws.correct
+    r.rows.batch.order = order_of(m, &crowd.turns[thread * VL], m.rows.batch.rows)
+    r.rows.wants.threads = crowd.inner
+    r.batch_size, r.accumulate, r.at, r.stop, r.n = m.batch_size, m.accumulate, m.at[0], m.stop, m.n
+    r.rates, r.rates_step, r.deadline, r.decayed, r.total = m.rates, m.rates_step, crowd.deadline, False, m.totals
+    train_rows(&r)
+    m.rates, m.at[0], m.bad[0] = r.rates, r.at, r.bad
+    if m.guarded and m.bad[0] < 0 and r.at >= m.n and not all_finite(m.net.params, m.net.n_block):
+        m.bad[0] = r.at           # the last step made numbers that no loss has seen
     if m.bad[0] >= 0:
         if m.guarded:
             copy_state(m, crowd.slots[BEFORE].at, False)
         memset(ws.arena.at, 0, ws.arena.bytes)      # for the next model, padding is to be zero and not NaN
         m.active = False
-    m.rates = rate
-    m.at[0] = at
-    return m.bad[0] >= 0 or at >= m.stop
+    return m.bad[0] >= 0 or r.at >= m.stop
 
 
 cdef inline bint left_to_train(const Member* m) noexcept nogil:

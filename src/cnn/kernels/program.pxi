@@ -643,82 +643,32 @@ cdef class Program:
         of the rows' weights, of rows classified right, of rows; and if it has five, of the rows' weights times
         `decayed`.
         """
-        cdef int64_t* turn = NULL if order is None else <int64_t*>cnp.PyArray_DATA(order)
-        cdef double* total = <double*>cnp.PyArray_DATA(totals)
-        cdef const double* rate
-        cdef Py_ssize_t at = start, correct = 0, bad = -1, group = 0, left = 0
         cdef Stepper* s = &self.stepper
-        cdef bint single, many, ready = False, wants_decayed = cnp.PyArray_SIZE(totals) > 4
-        cdef Py_ssize_t done
-        cdef Batch all_rows
-        cdef double loss, weight, group_weight = 0, extra, squares
-        cdef Pass p
         cdef Py_ssize_t batches = (stop - start + batch_size - 1) // batch_size
+        cdef Run r
         self.has_optimizer()
-        rate = rates_of(rates, s, (batches + accumulate - 1) // accumulate)
+        r.rates, r.rates_step = rates_of(rates, s, (batches + accumulate - 1) // accumulate), s.rated
         self.enter()
         try:
             self.reserve(&self.train, smaller(batch_size, stop - start), True, threads, x,
                          most_entries(x, order, start, stop, batch_size))
             self.forget("fit has run since")
             s.unfused = accumulate > 1 or needs_gradients(s)
-            p = self.training_pass(0, threads)
-            self.set_rows(&p, x, y, w)
-            single = self.single(&p, w)
-            # row after row without a look back: nothing to be done between two steps
-            many = (single and batch_size == 1 and rates is None and out is None and s.average.at == NULL
-                    and not wants_decayed)
-            p.wants.gather = p.wants.gather or turn != NULL
-            p.wants.forward = p.wants.keep = p.wants.backward = p.wants.weights = True
-            p.batch.order = turn
+            r.rows = self.training_pass(0, threads)
+            self.set_rows(&r.rows, x, y, w)
+            r.single = self.single(&r.rows, w)
+            r.rows.wants.forward = r.rows.wants.keep = r.rows.wants.backward = r.rows.wants.weights = True
+            r.rows.batch.order = NULL if order is None else <int64_t*>cnp.PyArray_DATA(order)
             if out is not None:
-                p.batch.out, p.batch.out_row = data(out), self.net.outputs
-            all_rows = p.batch
-            self.train.training = True
+                r.rows.batch.out, r.rows.batch.out_row = data(out), self.net.outputs
+            r.stepper, r.rows_seen, r.total = s, &self.rows_seen, <double*>cnp.PyArray_DATA(totals)
+            r.batch_size, r.accumulate, r.at, r.stop, r.n = batch_size, accumulate, start, stop, stop
+            r.deadline, r.decayed = 0, cnp.PyArray_SIZE(totals) > 4
             with nogil:
-                while at < stop:
-                    if left == 0:
-                        left = group = smaller(accumulate, (stop - at + batch_size - 1) // batch_size)
-                        if not ready:
-                            prepare(s, &self.net, rate)
-                    p.batch.rows = smaller(batch_size, stop - at)
-                    p.wants.threads = threads       # run_pass lowers it where a batch is small
-                    p.wants.scale = 1.0 / group
-                    p.wants.overwrite = left == group
-                    from_row(&p.batch, &all_rows, at)
-                    if many and ready:
-                        done = train_rest(&p, s, stop - at, total, &correct)
-                        self.rows_seen += done
-                        if at + done < stop:
-                            bad = at + done
-                        break
-                    self.train.row0 = self.rows_seen
-                    self.rows_seen += p.batch.rows
-                    weight = extra = 0
-                    squares = decayed(s, &self.net) if wants_decayed else 0
-                    loss = train_batch(&p, s, single, &weight, &correct)
-                    if not isfinite(loss):
-                        bad = at
-                        break
-                    left -= 1
-                    group_weight = (weight if p.wants.overwrite else group_weight + weight)
-                    if left == 0:
-                        if s.unfused:
-                            extra = finish(s, &self.net)
-                        stepped(s, &self.net)
-                        if rate != NULL:
-                            rate += s.rated
-                        ready = not prepared_again(s, rate)
-                    total[0] += loss + extra * (group_weight if self.net.loss.mean else 1)
-                    total[1] += weight
-                    total[3] += p.batch.rows
-                    if wants_decayed:
-                        total[4] += weight * squares
-                    at += p.batch.rows
+                train_rows(&r)
         finally:
             self.training_busy = False
-        total[2] += correct
-        return bad
+        return r.bad
 
     def predict(self, x, out, int threads):
         """Outputs (batch, out_features), in `out` if given, chunk by chunk. Does not disturb a pending backward."""

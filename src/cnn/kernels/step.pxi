@@ -3,7 +3,7 @@
 #
 # Without that, training is fused: the gradient of a piece of W is used up before it leaves the registers, and nothing
 # here but `prepare` runs. Clipping, penalties and accumulation need all gradients at once: these go to memory, and
-# `finish` turns them into a step.
+# `finish` turns them into a step. `train_rows` is the loop over the batches, of one model and of each of many.
 
 cdef struct Stepper:
     const double* table     # the optimiser's table of hyper-parameters, a row for each group
@@ -148,3 +148,95 @@ cdef Py_ssize_t train_rest(Pass* p, Stepper* s, Py_ssize_t n, double* total, Py_
     s.steps += done
     s.momentum_steps += done if s.updates[0].kind == UPDATE_MOMENTUM else 0
     return done
+
+
+cdef enum:
+    CLOCK_WORK = 1 << 18        # multiply-adds between two looks at the clock: some 10 microseconds
+    CLOCK_ROWS = 4096           # of batches of one row, likewise
+
+# Batches that are trained on one after the other, and how far that is.
+cdef struct Run:
+    Pass rows                   # what is wanted of a batch, and where all rows are, in their order
+    Stepper* stepper
+    int64_t* rows_seen          # the program's
+    bint single                 # see train_batch
+    Py_ssize_t batch_size
+    Py_ssize_t accumulate       # batches that make a step
+    Py_ssize_t at               # rows done
+    Py_ssize_t stop             # rows to do: whole steps, or n
+    Py_ssize_t n                # rows of all batches
+    Py_ssize_t bad              # first row of the batch whose loss was not finite, or -1
+    const double* rates         # NULL, or the schedule's for the coming steps
+    Py_ssize_t rates_step       # numbers from one step to the next
+    int64_t deadline            # 0: none
+    bint decayed                # total[4] is wanted
+    double* total               # as `Program.train_batches` has them
+
+
+cdef void train_rows(Run* r) noexcept nogil:
+    """Train until `stop`, the deadline or a loss that is not finite."""
+    cdef Pass p = r.rows
+    cdef Stepper* s = r.stepper
+    cdef const Network* net = p.net
+    cdef Workspace* ws = p.ws
+    cdef const Batch* all_rows = &r.rows.batch
+    cdef double* total = r.total
+    cdef Py_ssize_t at = r.at, correct = 0, group = 0, left = 0, done, rows, work = 0
+    cdef bint gather = p.wants.gather or all_rows.order != NULL, ready = False
+    cdef double loss, weight, group_weight = 0, extra, squares
+    # row after row without a look back: nothing to be done between two steps
+    cdef bint many = (r.single and r.batch_size == 1 and r.rates == NULL and all_rows.out == NULL
+                      and s.average.at == NULL and not r.decayed)
+    ws.training = True
+    r.bad = -1
+    while at < r.stop:
+        if left == 0:
+            if work > CLOCK_WORK and r.deadline > 0:
+                if nanoseconds() > r.deadline:
+                    break
+                work = 0
+            left = group = smaller(r.accumulate, (r.n - at + r.batch_size - 1) // r.batch_size)
+            if not ready:
+                prepare(s, net, r.rates)
+        p.batch.rows = smaller(r.batch_size, r.n - at)
+        p.wants.threads = r.rows.wants.threads      # run_pass lowers it where a batch is small
+        p.wants.gather = gather
+        p.wants.scale = 1.0 / group
+        p.wants.overwrite = left == group
+        from_row(&p.batch, all_rows, at)
+        if many and ready:
+            rows = r.stop - at if r.deadline == 0 else smaller(r.stop - at, CLOCK_ROWS)
+            done = train_rest(&p, s, rows, total, &correct)
+            r.rows_seen[0] += done
+            at += done
+            if done < rows:
+                r.bad = at
+                break
+            work = CLOCK_WORK + 1
+            continue
+        ws.row0 = r.rows_seen[0]
+        r.rows_seen[0] += p.batch.rows
+        weight = extra = 0
+        squares = decayed(s, net) if r.decayed else 0
+        loss = train_batch(&p, s, r.single, &weight, &correct)
+        work += larger(p.batch.rows * net.work, 1000)
+        if not isfinite(loss):
+            r.bad = at
+            break
+        left -= 1
+        group_weight = weight if p.wants.overwrite else group_weight + weight
+        if left == 0:
+            if s.unfused:
+                extra = finish(s, net)
+            stepped(s, net)
+            if r.rates != NULL:
+                r.rates += r.rates_step
+            ready = not prepared_again(s, r.rates)
+        total[0] += loss + extra * (group_weight if net.loss.mean else 1)
+        total[1] += weight
+        total[3] += p.batch.rows
+        if r.decayed:
+            total[4] += weight * squares
+        at += p.batch.rows
+    total[2] += correct
+    r.at = at

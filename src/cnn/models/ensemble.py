@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import losses, optim
 from .._checks import choice, flag, integer, seed_of
+from .._configurable import names_arguments
 from .._threads import get_num_threads, threads_for
 from .._types import Array, ArrayLike, DTypeLike
 from ..optim.many import ManyOptimizers
@@ -50,6 +51,8 @@ class Ensemble:
         As passed in. Setting another one begins anew, as for `Sequential`.
     history : ManyHistory or None
         Of the last `fit`.
+    stop_training : bool
+        Set to True in a callback, it ends `fit` after this epoch.
 
     Raises
     ------
@@ -64,6 +67,8 @@ class Ensemble:
     >>> history["loss"].shape, ensemble.predict(x).shape
     ((5, 8), (8, 50, 1))
     """
+
+    stop_training = False
 
     def __init__(
         self, layers: Any, members: int, optimizer: Any = None, dtype: DTypeLike = "float32", seed: Any = None
@@ -164,6 +169,11 @@ class Ensemble:
             )
         if optimizer is not None and not isinstance(optimizer, (optim.Optimizer, ManyOptimizers)):
             raise TypeError(f"optimizer: expected an optimiser such as cnn.SGD(), got {optimizer!r}")
+        if any(member._core.fitting for member in self._members):
+            raise RuntimeError(
+                "optimizer: it cannot be set while fit runs; rates that change are a schedule's, as in "
+                "cnn.Adam(lr=0.01, schedule=cnn.StepLR(10))"
+            )
         for i, member in enumerate(self._members):
             member.optimizer = optimizer.of(i) if isinstance(optimizer, ManyOptimizers) else copy.copy(optimizer)
         self._optimizer = optimizer
@@ -281,6 +291,7 @@ class Ensemble:
 
     # training ---------------------------------------------------------------------------------------------------------
 
+    @names_arguments
     def fit(
         self,
         x: ArrayLike,
@@ -295,7 +306,9 @@ class Ensemble:
         sample_weight: ArrayLike | None = None,
         class_weight: Any = None,
         metrics: Any = (),
+        callbacks: Any = (),
         early_stopping: Any = None,
+        initial_epoch: int | None = None,
         steps_per_epoch: int | None = None,
         drop_last: bool = False,
         accumulation_steps: int = 1,
@@ -330,8 +343,15 @@ class Ensemble:
             As for `Sequential.fit`.
         metrics : sequence of str, callable or Metric, or dict
             As for `Sequential.fit`: arrays of shape (members,) in the history.
+        callbacks : sequence of Callback
+            See `cnn.Callback`. Their `model` is the ensemble, and numbers in `logs` are arrays of shape (members,), NaN
+            of members that have ended. ``ensemble.stop_training = True`` ends all. No `on_batch_end`, `EarlyStopping`
+            or `ModelCheckpoint`, nor any where members train one after the other from Python.
         early_stopping : EarlyStopping, int or True, optional
             Member by member: each ends when its own number has not improved, and becomes what it was in its best epoch.
+        initial_epoch : int, optional
+            The number of epochs that are done, to continue a run, as for `Sequential.fit`; early stopping and callbacks
+            begin anew. None: a new run.
         steps_per_epoch : int, optional
             Batches after which an epoch ends.
         drop_last : bool
@@ -355,7 +375,7 @@ class Ensemble:
         ValueError, TypeError
             If something does not fit; nothing has changed then.
         RuntimeError
-            If there is no loss or no optimizer.
+            If there is no loss or no optimizer, or a callback calls fit or sets the optimizer.
         DivergenceError
             If the loss of every member became infinite or NaN.
 
@@ -384,14 +404,16 @@ class Ensemble:
             def bags(n):
                 return [_drawn(member, int(k)) for member, k in zip(self._members, n, strict=True)]
 
-        self.history = many.train(
+        history = many.train(
             self._members, data, validation, epochs=epochs, batch_size=batch_size, shuffle=bool(shuffle),
             validation_split=validation_split, class_weight=class_weight, metrics=metrics,
             early_stopping=early_stopping, steps_per_epoch=steps_per_epoch, drop_last=drop_last,
             accumulation_steps=accumulation_steps, threads=threads, progress=progress, verbose=verbose,
             shared=(shared, shared_too), one_order=shuffle == "shared", bags=bags, histories=False,
+            callbacks=callbacks, initial_epoch=initial_epoch, owner=self,
         )  # fmt: skip
-        return self.history
+        self.history = history
+        return history
 
     def train_step(self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
         """A step of every member: forward, loss, backward and the optimiser's step, in one native call.

@@ -29,7 +29,7 @@ class Callback:
 
     Attributes
     ----------
-    model : Sequential
+    model : Sequential or Ensemble
         The model that is being fitted; set before `on_train_begin`.
     stop : bool
         Set it to True to end the training after this batch or epoch; `model.stop_training = True` does the same.
@@ -417,6 +417,7 @@ class CSVLogger(Callback):
     The file is complete after each epoch. If the first epoch is not epoch 1, lines are added to a file that is there,
     whose columns must be the same; lines of that epoch and later ones, which a run that was killed had written after
     its last checkpoint, are taken out. What an epoch has no number for, such as validation, is left empty.
+    Of an `Ensemble` it writes the means over the members that train.
 
     Parameters
     ----------
@@ -459,12 +460,22 @@ class CSVLogger(Callback):
             csv.writer(text).writerows(lines)
             atomic_write.replace(self.path, [text.getvalue().encode()])
         with open(self.path, "a", newline="", encoding="utf-8") as file:
-            values = (repr(float(logs[name])) if name in logs else "" for name in self._names[1:])
+            values = (repr(_mean(logs[name])) if name in logs else "" for name in self._names[1:])
             csv.writer(file).writerow([epoch, *values])
+
+
+def _mean(value: Any) -> float:
+    """A number of the logs; of an ensemble the mean over the members that have one."""
+    there = np.ravel(value)
+    if there.size > 1:
+        there = there[~np.isnan(there)]
+    return float(there.mean()) if there.size else math.nan
 
 
 class TensorBoardLogger(Callback):
     """Writes the numbers of each epoch for TensorBoard: "loss/training", "loss/validation", "lr", ...
+
+    Of an `Ensemble` it writes the means over the members that train.
 
     Parameters
     ----------
@@ -490,7 +501,7 @@ class TensorBoardLogger(Callback):
         for name, value in logs.items():
             base = name.removeprefix("val_")
             part = "" if name == "lr" else "/validation" if name != base else "/training"
-            self._writer.add_scalar(base + part, value, epoch)
+            self._writer.add_scalar(base + part, _mean(value), epoch)
         self._writer.flush()
 
     def _close(self):

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from .._checks import flag, integer, number
+from .._configurable import names_arguments
 from .._threads import threads_for
 from ..layers import Layer
 from ..optim.schedules import ReduceLROnPlateau
+from .callbacks import EarlyStopping, overridden
 from .data import Names, mapped, source_of
 from .fit import (
     EVALUATION_WORK,
@@ -35,6 +37,7 @@ from .fit import (
     only_fit_of,
 )
 from .history import History
+from .model_checkpoint import ModelCheckpoint
 from .progress import Progress, mode_of
 from .state import stateful
 
@@ -56,7 +59,7 @@ class ManyHistory(dict[str, np.ndarray]):
     Attributes
     ----------
     epochs : list of int
-        The epochs' numbers, from 1.
+        The epochs' numbers, from 1, or after `initial_epoch`.
     last_epoch : ndarray of shape (members,), int64
         The last epoch that each has completed. Behind it its numbers are NaN.
     best_epoch : ndarray of shape (members,), int64, or None
@@ -96,8 +99,10 @@ class ManyHistory(dict[str, np.ndarray]):
         -------
         History
         """
-        n = int(self.last_epoch[member])
-        return History({name: values[:n, member].tolist() for name, values in self.items()})
+        epochs = [epoch for epoch in self.epochs if epoch <= self.last_epoch[member]]
+        history = History({name: values[: len(epochs), member].tolist() for name, values in self.items()})
+        history.epochs = epochs
+        return history
 
 
 # rows -----------------------------------------------------------------------------------------------------------------
@@ -168,6 +173,7 @@ def _in_memory(a):
 # training -------------------------------------------------------------------------------------------------------------
 
 
+@names_arguments
 def fit_many(
     models: Any,
     data: Any,
@@ -351,11 +357,16 @@ def train(
     one_order: Any = False,
     bags: Any = None,
     histories: Any = True,
+    callbacks: Any = (),
+    initial_epoch: int | None = None,
+    owner: Any = None,
 ) -> ManyHistory:
     """`fit_many`; shared: whether all have the same rows, for training and for validation; one_order: whether all take
     them in the order of the first; bags: a function of the rows' numbers that returns the rows that each takes;
-    histories: whether each model gets its own."""
+    histories: whether each model gets its own; owner: the Ensemble, which callbacks see and which gets the history."""
     epochs = integer("epochs", epochs, 1)
+    chosen = _callbacks_of(callbacks)
+    initial_epoch = None if initial_epoch is None else integer("initial_epoch", initial_epoch, 0)
     if _whole_data(models):
         batch_size = None if isinstance(batch_size, str) and batch_size == "auto" else batch_size
     elif isinstance(batch_size, str) and batch_size == "auto":
@@ -374,8 +385,14 @@ def train(
             "shuffle": bool(shuffle), "validation_split": validation_split,
             "class_weight": class_weight, "metrics": metrics, "early_stopping": early_stopping,
             "steps_per_epoch": steps_per_epoch, "drop_last": drop_last, "accumulation_steps": accumulation_steps,
-            "threads": threads, "progress": False,
+            "threads": threads, "progress": False, "initial_epoch": initial_epoch,
         }  # fmt: skip
+        if chosen:
+            raise ValueError(
+                "callbacks: members with a loss that is a Python function, an optimizer of the whole data or sparse x "
+                "are trained one after the other, which no callback can follow: expected none, or pass them to the fit "
+                "of each member, ensemble[i].fit"
+            )
         return _by_python(models, data, validation_data, own, shared, one_order, bags)
     with _only_fit_of(models):
         rows = Rows(models, data, Names(), True, class_weight, shared[0])
@@ -401,7 +418,28 @@ def train(
         trainer.one_order, trainer.bags = one_order, None if bags is None else bags(rows.n)
         trainer.meters = [Meter(metrics, model) for model in models] if metrics else []
         stopping = callbacks_of((), early_stopping)
-        return trainer.run(epochs, stopping[0] if stopping else None, mode)
+        trainer.owner, trainer.callbacks = owner, chosen
+        return trainer.run(epochs, stopping[0] if stopping else None, mode, initial_epoch or 0)
+
+
+def _callbacks_of(callbacks: Any) -> list[Any]:
+    """Those that an ensemble can have, in the order in which they are called."""
+    chosen = callbacks_of(callbacks, None)
+    for callback in chosen:
+        name = type(callback).__name__
+        if isinstance(callback, EarlyStopping):
+            raise TypeError(f"callbacks: {name} is for one model: pass early_stopping={callback!r}, for each member")
+        if isinstance(callback, ModelCheckpoint):
+            raise TypeError(
+                f"callbacks: {name} saves one model: expected a callback that saves the ensemble, such as "
+                "cnn.LambdaCallback(on_epoch_end=lambda epoch, logs: ensemble.save(path, training_state=True))"
+            )
+        if overridden([callback], "on_batch_end"):
+            raise TypeError(
+                f"callbacks: {name} has on_batch_end, but an ensemble trains whole epochs in native calls: expected "
+                "on_epoch_end, or pass it to the fit of a member, ensemble[i].fit"
+            )
+    return sorted(chosen, key=lambda callback: callback._turn)
 
 
 def _by_python(models, data, validation_data, own: dict[Any, Any], shared, one_order: bool, bags) -> ManyHistory:
@@ -426,17 +464,19 @@ def _by_python(models, data, validation_data, own: dict[Any, Any], shared, one_o
         finally:
             state.random_seed = before
         found[i] = model.history
-    first = max(found.values(), key=lambda history: len(history.epochs))
+    first = next(iter(found.values()))
     history = ManyHistory(list(first), len(models))
-    for at, epoch in enumerate(first.epochs):
+    places = [{epoch: at for at, epoch in enumerate(one.epochs)} for one in found.values()]
+    for epoch in sorted(set().union(*places)):
+        rows = [place.get(epoch) for place in places]
         history.record(
             epoch,
             {
-                name: np.array([found[i][name][at] if at < len(found[i].epochs) else math.nan for i in found])
+                name: np.array([math.nan if at is None else found[i][name][at] for i, at in enumerate(rows)])
                 for name in first
             },
         )
-    history.last_epoch[:] = [len(found[i].epochs) for i in found]
+    history.last_epoch[:] = [max(place, default=0) for place in places]
     history.diverged = diverged
     return _told(history)
 
@@ -451,7 +491,7 @@ def _told(history: ManyHistory) -> ManyHistory:
         warnings.warn(
             f"{len(history.diverged)} of {n} members diverged and were stopped: {which}; history.diverged says where",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=6,
         )
     return history
 
@@ -463,6 +503,8 @@ class Trainer:
     bags: Any
     one_order: bool
     histories = True  # whether each model gets its own
+    owner: Any = None
+    callbacks: Any = ()
 
     def __init__(
         self,
@@ -496,7 +538,19 @@ class Trainer:
         )
         self.lr: np.ndarray = np.full(len(models), math.nan)
 
-    def run(self, epochs: int, stopping: Any, mode: Any) -> ManyHistory:
+    def run(self, epochs: int, stopping: Any, mode: Any, initial_epoch: int) -> ManyHistory:
+        with contextlib.ExitStack() as at_end:
+            for callback in self.callbacks:
+                callback.model, callback.stop = self.owner, False
+                at_end.callback(callback._close)
+            history = self.epochs(initial_epoch, epochs, stopping, mode)
+            _told(history)
+            logs = {name: values[-1] for name, values in history.items() if len(values)}
+            for call in overridden(self.callbacks, "on_train_end"):
+                call(logs)
+        return history
+
+    def epochs(self, initial_epoch: int, epochs: int, stopping: Any, mode: Any) -> ManyHistory:
         n = len(self.models)
         cores = self.cores
         summed = ["loss", "accuracy"] if self.accuracy else ["loss"]
@@ -507,8 +561,8 @@ class Trainer:
         watched = {i: schedule.watched(names) for i, schedule in plateaus}
         if self.scheduled:
             names.append("lr")
-        if stopping is not None:
-            stopping._check(names)
+        for callback in [*self.callbacks, *([] if stopping is None else [stopping])]:
+            callback._check(names)
         self.crew: Any = self.kernels.Crew(self.programs, True)
         self.crew.lanes = LANES
         self.outs: Any = self.room(self.taken)
@@ -518,17 +572,23 @@ class Trainer:
             v = self.validation
             seen = self.room(v.n)
             checker.set_rows(v.x, v.y, v.w, None, seen)
-        history = ManyHistory(names, n)
-        self.seen: np.ndarray = np.array([core.state.epochs_seen for core in cores], np.int64)
+        history = self.history(names, initial_epoch)
+        self.seen: np.ndarray = np.array([initial_epoch or core.state.epochs_seen for core in cores], np.int64)
         seeds = np.array([core.state.random_seed for core in cores], np.uint64)
         self.seeds: Any = np.full(n, seeds[0]) if self.one_order else seeds
         best = _Best(n, stopping)
         active = np.ones(n, bool)
         for program in self.programs:
             program.clear_padding()
-        with Progress(mode, 0, epochs, int(self.taken.sum())) as bar:
+        with Progress(mode, initial_epoch, epochs, int(self.taken.sum())) as bar:
             try:
-                for epoch in range(1, epochs + 1):
+                for call in overridden(self.callbacks, "on_train_begin"):
+                    call({})
+                for epoch in range(initial_epoch + 1, epochs + 1):
+                    if self.stopped() or not active.any():
+                        break
+                    for call in overridden(self.callbacks, "on_epoch_begin"):
+                        call(epoch, {})
                     self.epoch(active, epoch, bar)
                     failed = active & (self.crew.bad >= 0)
                     for i in np.flatnonzero(failed).tolist():
@@ -552,17 +612,42 @@ class Trainer:
                     bar.epoch(epoch, int(self.taken[active].sum()), shown)
                     if stopping is not None:
                         active &= ~best.look(self, logs, epoch, active)
-                    if not active.any():
-                        break
+                    if self.callbacks:
+                        self.note(history)
+                    for call in overridden(self.callbacks, "on_epoch_end"):
+                        call(epoch, dict(logs))
                 best.restore(self)
+                history.best_epoch = best.epoch if stopping is not None else None
             finally:
-                places = zip(cores, self.seen.tolist(), history.last_epoch.tolist(), strict=True)
-                for i, (core, seen_epochs, last) in enumerate(places):
-                    state = core.state
-                    state.epochs_seen, state.epoch, state.position = seen_epochs, last, None
-                    state.history = history.of(i) if self.histories else None
-        history.best_epoch = best.epoch if stopping is not None else None
-        return _told(history)
+                self.note(history)
+        return history
+
+    def history(self, names: list[str], initial_epoch: int) -> ManyHistory:
+        """A new history, or the owner's, if it ends with that epoch and has numbers of these names."""
+        history = ManyHistory(names, len(self.models))
+        history.last_epoch[:] = initial_epoch
+        if self.owner is None:
+            return history
+        before = self.owner.history
+        if initial_epoch and before is not None and before.epochs[-1:] == [initial_epoch] and set(before) == set(names):
+            history.update(before)
+            history.epochs, history.last_epoch = list(before.epochs), before.last_epoch.copy()
+        self.owner.history, self.owner.stop_training = history, False
+        return history
+
+    def stopped(self) -> bool:
+        """Whether a callback ends the training."""
+        return self.owner is not None and (
+            self.owner.stop_training or any(callback.stop for callback in self.callbacks)
+        )
+
+    def note(self, history: ManyHistory) -> None:
+        """Tell each member's state which epochs it has done."""
+        places = zip(self.cores, self.seen.tolist(), history.last_epoch.tolist(), strict=True)
+        for i, (core, seen_epochs, last) in enumerate(places):
+            state = core.state
+            state.epochs_seen, state.epoch, state.position = seen_epochs, last, None
+            state.history = history.of(i) if self.histories else None
 
     def room(self, n: Any) -> list[np.ndarray] | None:
         """Where the outputs of so many rows of each member go; None if no metric wants them."""
