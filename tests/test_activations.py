@@ -8,7 +8,7 @@ judge errs too, by at most 4 ULP in these formulas, and is given as much.
 import mpmath
 import numpy as np
 import pytest
-from arrays import LAYOUTS, Guarded, laid_out
+from arrays import LAYOUTS, Guarded, laid_out, looped
 from grid import ACTIVATIONS, WITH_PARAMETERS
 
 from cnn import functional
@@ -51,7 +51,7 @@ def test_error_in_ulp(isa, dtype, name):
     assert ulps(y, exact).max() <= 4 + judge_ulps(dtype)
 
 
-@pytest.mark.parametrize(("name", "param"), WITH_PARAMETERS)
+@looped("name, param", WITH_PARAMETERS)
 def test_error_relative_to_the_argument(isa, dtype, name, param):
     """|error| <= 2 eps max(|z|, 1), for every activation; a parameter is rounded to the dtype."""
     z = points(dtype, -40, 40)
@@ -72,7 +72,7 @@ def test_gelu_tail(isa, dtype):
             assert abs(value - exact) <= 12 * float(np.spacing(dtype.type(abs(exact))))
 
 
-@pytest.mark.parametrize(("name", "param"), WITH_PARAMETERS)
+@looped("name, param", WITH_PARAMETERS)
 def test_derivative_error(isa, dtype, name, param):
     """|error| <= 4 eps: the derivatives lie between -0.5 and 1.8, or are param."""
     z = points(dtype, -30, 30)
@@ -92,7 +92,7 @@ def test_derivative_far_out(isa, dtype, name):
     assert ulps(derivative(name, z), exact).max() <= 8 + judge_ulps(dtype)
 
 
-@pytest.mark.parametrize(("name", "param"), WITH_PARAMETERS)
+@looped("name, param", WITH_PARAMETERS)
 def test_finite_differences(isa, name, param):
     """f' against differences of f of order 4, in float64: error about h**4 + 1e-16 / h = 1e-12."""
     h = 1e-3
@@ -106,7 +106,7 @@ def test_finite_differences(isa, name, param):
     np.testing.assert_allclose(derivative(name, z, param), difference, rtol=5e-6, atol=1e-11)
 
 
-@pytest.mark.parametrize(("name", "param"), WITH_PARAMETERS)
+@looped("name, param", WITH_PARAMETERS)
 def test_backward_multiplies(isa, dtype, name, param):
     """activation_backward gives grad_output f'(z)."""
     rng = np.random.default_rng(5)
@@ -118,7 +118,7 @@ def test_backward_multiplies(isa, dtype, name, param):
 # special values ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@looped("name", ACTIVATIONS)
 def test_limits(isa, dtype, name):
     """Far out, f and f' are those of the formula; at the largest numbers, limits or lines, without overflow or NaN."""
     entry = ACTIVATIONS[name]
@@ -137,7 +137,7 @@ def test_limits(isa, dtype, name):
         np.testing.assert_allclose(derivative(name, z), slopes, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@looped("name", ACTIVATIONS)
 def test_zero(isa, dtype, name):
     """f(0), the sign of zero, and f' at 0 and beside it: at a kink, that from the left."""
     z = np.array([0.0, -0.0], dtype)
@@ -154,7 +154,7 @@ def test_zero(isa, dtype, name):
     np.testing.assert_allclose(derivative(name, beside), [left, right], **one_ulp)
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@looped("name", ACTIVATIONS)
 def test_nan(isa, dtype, name):
     """NaN passes through f, whatever its sign and payload, and touches no other element."""
     n = 70
@@ -182,7 +182,7 @@ def test_relu_stops_infinite_gradients(isa, dtype):
     np.testing.assert_array_equal(functional.activation_backward("relu", grad, z), [0, 0, np.inf])
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@looped("name", ACTIVATIONS)
 def test_denormal_results(isa, dtype, name):
     """Far to the left, where f is denormal, the result is, and 0 only where f is."""
     z = np.array([-100 if dtype == np.float32 else -740], dtype)
@@ -204,7 +204,7 @@ def test_bounded(isa, dtype, name):
 # arrays ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@looped("name", ACTIVATIONS)
 def test_every_size(isa, dtype, name):
     """Sizes around the vectors': each element as it is alone, and nothing written beside `out`."""
     rng = np.random.default_rng(1)
@@ -238,7 +238,7 @@ def test_layouts(isa, dtype, name, shape, layout):
     assert y.shape == dz.shape == shape
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@looped("name", ACTIVATIONS)
 def test_any_shape(isa, dtype, name):
     for shape in ((), (1,), (0,), (3, 0, 2), (2, 3, 4, 5)):
         z = np.full(shape, 0.5, dtype)
@@ -258,7 +258,7 @@ def test_lists_and_integers(isa):
         np.testing.assert_array_equal(y, [-0.01, 2])
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@looped("name", ACTIVATIONS)
 def test_out(isa, dtype, name):
     """`out` is where the result goes, also if it is the argument itself."""
     rng = np.random.default_rng(3)

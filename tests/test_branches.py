@@ -8,6 +8,7 @@ from itertools import pairwise
 import grid
 import numpy as np
 import pytest
+from arrays import looped
 from grid import GATES, SMOOTH, build, graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -238,7 +239,7 @@ def test_the_fused_step_is_the_explicit_one(isa, dtype, parts, batch, seed, opti
 
 
 @pytest.mark.parametrize("name", [*grid.ACTIVATIONS, *grid.LAYERS])
-@pytest.mark.parametrize("n", [1, 5])
+@looped("n", [1, 5])
 def test_the_padding_stays_zero(isa, dtype, name, n):
     """Whatever a branch is: what it leaves beside its gradient is not added to that of the other branch's input. The
     penalty, which sums over the padding of W, would tell."""
@@ -271,8 +272,8 @@ def test_a_row_alone_and_in_a_batch(isa, dtype, parts, seed):
     assert_close(model(x), whole, 1e-5 if dtype == "float32" else 1e-13)
 
 
-@pytest.mark.parametrize("n", [1, 3, 8, 17, 70])
-@pytest.mark.parametrize("sources", [2, 3, 64])
+@looped("n", [1, 3, 8, 17, 70])
+@looped("sources", [2, 3, 64])
 @pytest.mark.parametrize("gate", GATES)
 def test_gates_of_many_branches(isa, dtype, gate, sources, n):
     branches = [cnn.Linear(5, n) for _ in range(sources)]

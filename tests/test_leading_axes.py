@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from arrays import looped
 from grid import LAYERS
 
 import cnn
@@ -60,7 +61,7 @@ def test_outputs(isa, dtype, lead):
             model.predict(x, out=np.empty((len(flat), 3), dtype))
 
 
-@pytest.mark.parametrize("lead", [lead for lead in LEADING if 0 not in lead], ids=str)
+@looped("lead", [lead for lead in LEADING if 0 not in lead])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_training(isa, dtype, lead, loss):
     outputs, make, draw = LOSSES[loss]

@@ -58,7 +58,7 @@ def data(name, dtype, batch, n, seed=0):
     return outputs, targets, weights
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@looped("name", LOSSES)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_against_the_reference(isa, dtype, name, reduction):
     """Sums of a row are taken in the dtype, those over rows in double: n/8 roundoffs, 32 at least.
@@ -88,7 +88,7 @@ def test_against_the_reference(isa, dtype, name, reduction):
         assert (np.abs(actual - gradient) <= 32 * eps * scale).all(), case
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@looped("name", LOSSES)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_derivatives_by_finite_differences(isa, name, reduction):
     """Along a random direction, of fourth order: the loss gives the gradient, the gradient the Hessian product."""
@@ -120,7 +120,7 @@ def test_derivatives_by_finite_differences(isa, name, reduction):
             assert not product.any()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@looped("name", LOSSES)
 def test_hessian_product_in_both_dtypes(isa, dtype, name):
     """Symmetric, linear, and in float32 that of float64; layouts do not matter."""
     for batch, n in SMALL:
@@ -139,7 +139,7 @@ def test_hessian_product_in_both_dtypes(isa, dtype, name):
             np.testing.assert_array_equal(again, hv)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@looped("name", LOSSES)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_in_a_model(isa, dtype, name, reduction):
     """A loss in a model is the loss alone: the value, the gradient that backward starts from, a step with weights."""
@@ -167,7 +167,7 @@ def test_in_a_model(isa, dtype, name, reduction):
         np.testing.assert_allclose(step, wide, rtol=0, atol=16 * eps * (1 + np.abs(wide).max()) * (1 + batch / 8))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@looped("name", LOSSES)
 def test_padding_stays_zero(isa, dtype, name):
     """A loss whose formula gives no 0 at (0, 0) must not write that behind the rows of its gradient."""
     for n in (3, 5, 9, 17):
@@ -300,7 +300,7 @@ def test_extreme_counts(isa, dtype):
     assert np.isnan(rates(np.array([[-1.0]], dtype), [[2]]))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@looped("name", LOSSES)
 @looped("n", [1, 5, 16, 40])
 def test_nan_comes_through(isa, dtype, name, n):
     """One NaN anywhere makes the loss NaN, and only its row's gradient."""
@@ -319,7 +319,7 @@ def test_nan_comes_through(isa, dtype, name, n):
         np.testing.assert_array_equal(gradient[[0, 1, 3]], clean[[0, 1, 3]])
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@looped("name", LOSSES)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_rows_of_weight_zero_do_not_count(isa, dtype, name, reduction):
     """As if they were not there, even with outputs that are not finite."""
@@ -341,7 +341,7 @@ def test_rows_of_weight_zero_do_not_count(isa, dtype, name, reduction):
         assert not product[out].any()
 
 
-@pytest.mark.parametrize("name", LABELLED)
+@looped("name", LABELLED)
 @pytest.mark.parametrize("ignore_index", [-100, -1, 2, 1000, -(2**63), 2**63 - 1])
 def test_ignored_rows_do_not_count(isa, dtype, name, ignore_index):
     for reduction in ("mean", "sum"):
@@ -361,7 +361,7 @@ def test_ignored_rows_do_not_count(isa, dtype, name, ignore_index):
             assert not loss.hvp(outputs, targets, np.ones((9, n)), weights)[out].any()
 
 
-@pytest.mark.parametrize("name", LABELLED)
+@looped("name", LABELLED)
 def test_no_row_counts(isa, dtype, name):
     """The mean over nothing is not defined (PyTorch: NaN), the sum is 0; the last gradient stays what it was."""
     outputs, targets, _ = data(name, dtype, 4, 3)
@@ -383,7 +383,7 @@ def test_no_row_counts(isa, dtype, name):
     assert not total.backward().any()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@looped("name", LOSSES)
 def test_a_row_is_the_same_in_any_batch(isa, dtype, name):
     """Bitwise: value and gradient of a row do not depend on its neighbours."""
     for n in (1, 5, 17):
@@ -398,7 +398,7 @@ def test_a_row_is_the_same_in_any_batch(isa, dtype, name):
         assert loss(outputs, targets, weights) == pytest.approx(sum(values), rel=1e-13)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@looped("name", LOSSES)
 def test_weights_scale(isa, dtype, name):
     """A power of two more in all weights: nothing for the mean, that much for the sum. A row twice is weight 2."""
     outputs, targets, weights = data(name, dtype, 9, 6)
@@ -448,7 +448,7 @@ OF_CHOSEN = [
 ]
 
 
-@pytest.mark.parametrize("name", OF_CHOSEN)
+@looped("name", OF_CHOSEN)
 @pytest.mark.parametrize("n", [1, 2, 5, 17])
 def test_the_loss_of_a_chosen_output(isa, dtype, name, n):
     """That of the chosen outputs, as a column; the others have no gradient."""
@@ -563,14 +563,14 @@ def test_quantiles_are_found(isa):
             assert loss(np.tile(best + sign * step, (2001, 1)), targets) > least
 
 
-@pytest.mark.parametrize("name", [name for name, case in LOSSES.items() if not case.loss.by_row])
+@looped("name", [name for name, case in LOSSES.items() if not case.loss.by_row])
 def test_one_output_takes_a_vector(isa, dtype, name):
     outputs, targets, weights = data(name, dtype, 5, 1)
     loss = loss_of(name, 1)
     assert loss(outputs, targets[:, 0], weights) == loss(outputs, targets, weights)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@looped("name", LOSSES)
 def test_backward(isa, name):
     """A copy; RuntimeError without forward; the gradient of the last forward that succeeded."""
     loss = loss_of(name, 3)
@@ -660,7 +660,7 @@ def test_elementwise_losses_refuse(isa, name, outputs, targets, error, message):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("name", LABELLED)
+@looped("name", LABELLED)
 def test_class_indices_refused(isa, name, targets, error, message):
     with pytest.raises(error, match=message):
         loss_of(name, 3)(np.ones((3, 3)), targets)
@@ -716,7 +716,7 @@ def test_targets_out_of_range(isa, dtype, loss, targets, message, layout):
         loss(np.ones((3, 3), dtype), laid_out(np.asarray(targets, dtype), layout))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@looped("name", LOSSES)
 def test_sample_weights_refused(isa, dtype, name):
     outputs, targets, weights = data(name, dtype, 4, 3)
     loss = loss_of(name, 3)
@@ -743,7 +743,7 @@ def test_labels_of_every_integer_type(isa, kind):
     assert cnn.CrossEntropyLoss()(outputs, labels.tolist()) == expected
 
 
-@pytest.mark.parametrize("name", LABELLED)
+@looped("name", LABELLED)
 def test_what_else_may_stand_for_labels(isa, dtype, name):
     """Bools, whole floats, columns, rows of one 1 (scikit-learn's LabelBinarizer), pandas' integers."""
     outputs, labels, weights = data(name, dtype, 9, 3)
@@ -853,7 +853,7 @@ def test_constructors_refuse(make, error, message):
         make()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@looped("name", LOSSES)
 def test_config_is_the_constructors_arguments(name):
     """Through JSON and back: the same loss."""
     loss = loss_of(name, 3, reduction="sum")

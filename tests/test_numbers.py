@@ -27,7 +27,7 @@ def data(rows=4, dtype="float64"):
 
 
 @pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("layer", grid.LAYERS)
+@looped("layer", grid.LAYERS)
 def test_a_bad_row_spoils_no_other_row(isa, dtype, bad, layer):
     """`predict`: rows are independent, to the last bit."""
     entry = grid.LAYERS[layer]
@@ -44,7 +44,7 @@ def test_a_bad_row_spoils_no_other_row(isa, dtype, bad, layer):
 
 
 @pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("loss", grid.LOSSES)
+@looped("loss", grid.LOSSES)
 def test_losses(isa, dtype, bad, loss):
     """NaN in the outputs makes every loss NaN; a bad target is refused or makes the loss no finite number."""
     entry = grid.LOSSES[loss]

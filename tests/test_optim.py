@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from arrays import looped
 from grid import OPTIMIZERS, RULES, build, chain
 from networks import assert_close, assert_parameters, batch_for, explicit, fused, native_loop
 
@@ -129,8 +130,8 @@ def test_parameters_can_be_put_back_after_a_bad_step(isa, dtype, widths, bad, th
 # the function on arrays --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hyper", COMBINATIONS, ids=str)
-@pytest.mark.parametrize("shape", [(1,), (3,), (16,), (17,), (5, 7), (33, 3), (2, 3, 4), (0,), ()], ids=str)
+@looped("hyper", COMBINATIONS)
+@looped("shape", [(1,), (3,), (16,), (17,), (5, 7), (33, 3), (2, 3, 4), (0,), ()])
 def test_sgd_step(isa, dtype, hyper, shape):
     rng = np.random.default_rng(0)
     param, buffer = rng.standard_normal(shape).astype(dtype), np.full(shape, 7, dtype)

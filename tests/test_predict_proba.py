@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from arrays import looped
 
 import cnn
 
@@ -15,8 +16,8 @@ def sigmoid(z):
     return 1 / (1 + np.exp(-z))
 
 
-@pytest.mark.parametrize("rows", [0, 1, 7, 1000])
-@pytest.mark.parametrize("n", [1, 2, 3, 8, 17, 40])
+@looped("rows", [0, 1, 7, 1000])
+@looped("n", [1, 2, 3, 8, 17, 40])
 @pytest.mark.parametrize(("loss", "truth"), [(cnn.CrossEntropyLoss, softmax), (cnn.BCEWithLogitsLoss, sigmoid)])
 def test_logits(isa, dtype, loss, truth, n, rows):
     model = cnn.Sequential([cnn.Linear(5, n), loss()], dtype=dtype, seed=0)

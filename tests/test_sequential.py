@@ -10,6 +10,7 @@ import logging
 
 import numpy as np
 import pytest
+from arrays import looped
 from grid import SMOOTH, build, chain, is_linear, specs
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -77,8 +78,8 @@ def test_random_networks(isa, dtype, loss, spec, batch, seed):
     assert_walks(model, network, x, targets, loss, RTOL[dtype])
 
 
-@pytest.mark.parametrize("batch", [1, 3, 5, 70])
-@pytest.mark.parametrize("widths", SHAPES, ids=str)
+@looped("batch", [1, 3, 5, 70])
+@looped("widths", SHAPES)
 def test_shapes(isa, dtype, widths, batch):
     spec = chain(*widths, activation=("silu", None))
     model, network = build(spec, "mse", dtype=dtype)
