@@ -402,11 +402,12 @@ class LevenbergMarquardt(SecondOrder):
 class NewtonCG(SecondOrder):
     """Newton's method in a trust region: conjugate gradients with exact Hessian-vector products (Steihaug, 1983).
 
-    Each iteration, an epoch of `fit`, takes the whole data, and minimises g d + d H d / 2 within ``|d| <= lr radius``,
-    H the Hessian of the loss: conjugate gradients go on until the gradient of that has fallen to min(1/2, sqrt |g|) of
-    g, the radius is reached, or a direction curves down, which is followed to the radius. A step that lowers the loss
-    by less than a quarter of what was expected makes the radius a quarter of its length; more than 3/4, at the radius,
-    doubles it. Steps that do not lower the loss are not taken.
+    Each iteration is an epoch of `fit` on the whole data. It minimises the quadratic model ``g d + d H d / 2`` within
+    ``|d| <= lr * radius``, where H is the Hessian of the loss. Conjugate gradients stop when the residual is below
+    ``min(1/2, sqrt(|g|)) |g|``, when the step reaches the radius, or at a direction of negative curvature, which is
+    followed to the radius. The radius becomes a quarter of the step if the loss falls by less than a quarter of the
+    prediction, and doubles if it falls by more than 3/4 of it at the radius. A step that does not lower the loss is
+    rejected.
 
     For any loss with a second derivative and networks of any size: a product takes about 2.7 times as long as a
     gradient, and memory is that of a few vectors. ReLU and its like curve nowhere. The history has "radius", and
