@@ -36,7 +36,7 @@ def test_python_blocks(tmp_path, monkeypatch, capsys):
 
 
 def test_python_blocks_of_ensembles(capsys):
-    names = run_blocks(DOCS / "ensembles.md", 4)
+    names = run_blocks(DOCS / "ensembles.md", 5)
     assert capsys.readouterr().out == "(60, 32)\n"
     assert names["spread"].mean() < 0.1
     assert abs(names["mean"][:, 0] - np.sin(2 * names["x"][:, 0])).mean() < 0.1

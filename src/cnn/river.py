@@ -129,7 +129,7 @@ class _Online:
         return self._model
 
     def _made(self: Any, columns: int) -> Sequential:
-        """A new network for so many columns."""
+        """A new network with this number of columns."""
         sizes = self.hidden_layer_sizes
         widths = [columns, *(sizes if isinstance(sizes, Iterable) else [sizes]), self._outputs]
         kinds = self.activation
@@ -264,8 +264,8 @@ class _Online:
 class MLPClassifier(_Online, base.MiniBatchClassifier):
     """A network that classifies the rows of a stream.
 
-    Features may appear, vanish and come back, and classes may appear, at any time. What a row lacks, or has as NaN, is
-    taken to be the mean of its feature (without `standardize`: 0). A new feature gets fresh initial weights, a new
+    Features may appear, vanish and come back, and classes may appear, at any time. A missing feature, or NaN, is
+    replaced by the feature's mean (without `standardize`: by 0). A new feature gets fresh initial weights, a new
     class an output; the parameters and the optimiser's state of the others stay as they are.
 
     Parameters
@@ -502,7 +502,7 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
         return {"check_learn_many_matches_learn_one"}  # a batch is one step, as in river's linear models
 
     def _learn_target(self, y: float) -> float:
-        """y standardised, by statistics that have learned it."""
+        """y standardised, by statistics that include it."""
         self._count = n = self._count + 1
         delta = y - self._mean
         self._mean = mean = self._mean + delta / n

@@ -114,7 +114,7 @@ class _Native:
         return repr(self.activation), repr(self.loss), self.dropout, self.batch_norm, self.layer_norm
 
     def _network(self: Any) -> Sequential:
-        """The model whose memory `coefs_` and `intercepts_` are; it gets what somebody has set them to."""
+        """The model whose memory `coefs_` and `intercepts_` are; assigned arrays are copied into it."""
         arrays, model = [*self.coefs_, *self.intercepts_], vars(self).get("_model")
         views = vars(self).get("_views", ())
         if model is not None and len(views) == len(arrays) and all(a is b for a, b in zip(views, arrays, strict=True)):
@@ -230,12 +230,12 @@ class _Native:
 
     @classmethod
     def from_sklearn(cls: Any, mlp: Any) -> Any:
-        """One that is fitted as scikit-learn's is.
+        """An estimator with the parameters of a fitted one of scikit-learn.
 
         Parameters
         ----------
         mlp : sklearn.neural_network.MLPClassifier or MLPRegressor
-            Fitted. Its optimiser is not taken over: `partial_fit` begins a new one.
+            Fitted. Its optimiser is not copied: `partial_fit` starts a new one.
 
         Returns
         -------
@@ -257,12 +257,12 @@ class _Native:
         Returns
         -------
         sklearn.neural_network.MLPClassifier or MLPRegressor
-            Its `partial_fit` begins a new optimiser.
+            Its `partial_fit` starts a new optimiser.
 
         Raises
         ------
         ValueError
-            If the network has parts that scikit-learn's have not.
+            If the network has parts that scikit-learn does not have.
         """
         check_is_fitted(self)
         parts = ("batch_norm", "layer_norm", "activation", "loss", "n_members")
@@ -311,7 +311,7 @@ class _Native:
         Raises
         ------
         ValueError, TypeError
-            If something does not fit.
+            If an argument has a wrong type, shape or value.
         """
         if (X_val is None) != (y_val is None):
             raise ValueError(f"{'X_val' if X_val is None else 'y_val'}: expected both X_val and y_val, or none")
@@ -568,7 +568,7 @@ class _Native:
         return [self.callbacks] if isinstance(self.callbacks, Callback) else list(self.callbacks or ())
 
     def _chosen_optimizer(self: Any, batch_size: int, sample_weight):
-        """`optimizer`, or the solver's, with the schedule, clipping and averaging asked for."""
+        """`optimizer`, or the solver's, with the requested schedule, clipping and averaging."""
         factor = self._factors()[1]
         weight = batch_size if sample_weight is None else batch_size * np.mean(sample_weight)
         decay = self.alpha / weight / factor
@@ -831,12 +831,12 @@ _CONSTRAINTS: dict[str, list[Any]] = {
 
 
 class MLPClassifier(_Native, peers.MLPClassifier):
-    """`sklearn.neural_network.MLPClassifier`, trained natively, and with what that does not have.
+    """`sklearn.neural_network.MLPClassifier` with native training and more options.
 
-    All its parameters, attributes and methods are here, with the same names, defaults, meanings and results. Those that
-    follow are new. With `class_weight` and `n_jobs` alone the loop over the batches is scikit-learn's; with any other
-    `Sequential.fit` trains: the first weights and the stopping rule are scikit-learn's, the orders of the rows are not,
-    and the losses that are reported are without the penalty.
+    It has all parameters, attributes and methods of scikit-learn's class, with the same names, defaults, meanings and
+    results. The parameters below are new. `class_weight` and `n_jobs` keep scikit-learn's training loop. With any
+    other, `Sequential.fit` trains: the initial weights and the stopping rule are scikit-learn's, but the order of the
+    rows differs, and the reported losses exclude the penalty.
 
     Parameters
     ----------
@@ -844,15 +844,16 @@ class MLPClassifier(_Native, peers.MLPClassifier):
         Also "gelu", "silu", "elu", "leakyrelu", "softplus", or a layer such as ``cnn.GELU()``; a list has one for each
         hidden layer.
     loss : str or Loss
-        "log_loss", or a `CrossEntropyLoss` for more than two classes, a `BCEWithLogitsLoss` for two or several labels.
+        "log_loss", or a `CrossEntropyLoss` for more than two classes, a `BCEWithLogitsLoss` for two classes or
+        multilabel targets.
     class_weight : dict, "balanced" or list of dicts, optional
         As for scikit-learn's other classifiers. They multiply the sample weights.
     dropout : float
-        After each hidden layer: the part of its outputs that training drops.
+        The fraction of each hidden layer's outputs that training drops.
     batch_norm, layer_norm : bool
-        Whether a `BatchNorm1d` or a `LayerNorm` stands before each activation.
+        Whether to put a `BatchNorm1d` or a `LayerNorm` before each activation.
     optimizer : Optimizer, optional
-        Such as ``cnn.AdamW(1e-3)``, in place of `solver`, `alpha`, the learning rate and its like.
+        Such as ``cnn.AdamW(1e-3)``, in place of `solver`, `alpha`, the learning rate and related options.
     schedule : Schedule, optional
         Of the learning rate: see `cnn.schedules`.
     clip_norm, ema_decay : float, optional
@@ -861,9 +862,9 @@ class MLPClassifier(_Native, peers.MLPClassifier):
     n_jobs : int, optional
         Threads, -1 for all processors. None: those of `cnn.set_num_threads`. Results do not depend on it.
     n_members : int
-        Networks that are trained at once, natively, each from initial weights of its own and with its own order of the
-        rows (a deep ensemble). Predictions are the mean over them: of classes, the mean probabilities. Each ends by
-        itself, with `early_stopping` by its own loss on the validation rows.
+        Networks that are trained at once, natively, each with its own initial weights and order of the rows (a deep
+        ensemble). Predictions are the mean over them: for classes, the mean probabilities. Each stops separately; with
+        `early_stopping`, by its own validation loss.
 
     Attributes
     ----------
@@ -982,10 +983,10 @@ class MLPClassifier(_Native, peers.MLPClassifier):
 
 
 class MLPRegressor(_Native, peers.MLPRegressor):
-    """`sklearn.neural_network.MLPRegressor`, trained natively, and with what that does not have.
+    """`sklearn.neural_network.MLPRegressor` with native training and more options.
 
-    All its parameters, attributes and methods are here, with the same names, defaults, meanings and results. Those that
-    follow are new; the remaining new ones, and the attributes, are `MLPClassifier`'s.
+    It has all parameters, attributes and methods of scikit-learn's class, with the same names, defaults, meanings and
+    results. The parameters below are new; the other new parameters and attributes are those of `MLPClassifier`.
 
     Parameters
     ----------
@@ -1064,7 +1065,7 @@ class MLPRegressor(_Native, peers.MLPRegressor):
         Raises
         ------
         ValueError
-            If there is only one network, and its loss is not "gaussian", but `return_std`.
+            If `return_std` is True, but there is one network, and its loss is not "gaussian".
         """
         return (self._predict(X), self._deviations(X)) if return_std else self._predict(X)
 

@@ -1,4 +1,4 @@
-"""Models that travel: to and from PyTorch and ONNX, from scikit-learn, to C. One format a file; `cnn` lends the names.
+"""Export and import of models: PyTorch and ONNX (both ways), scikit-learn (import), C (export). One module per format.
 
-No framework is imported before one of the functions needs it.
+A framework is imported only when a function needs it.
 """

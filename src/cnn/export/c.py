@@ -80,21 +80,21 @@ def to_c(
     parameters: str = "const",
     abi: str = "c",
 ) -> None:
-    """Write a model as C99: a function `void NAME(const float *x, float *y)` and, asked for, its derivatives.
+    """Write a model as C99: a function `void NAME(const float *x, float *y)` and, optionally, its derivatives.
 
-    The function computes what `predict` computes for one row: y are the outputs of the last layer, without the loss.
-    A float64 model has double in place of float. The file holds the weights, needs nothing but libm, allocates nothing,
-    keeps no state, and its functions may be called from several threads at once. Its first lines say what they are and
-    how much stack they take. Derivatives are exact, of the model in evaluation mode; penalties are no part of them.
+    The function computes `predict` for one row: y is the output of the last layer, without the loss. A float64 model
+    uses double instead of float. The file contains the weights and depends only on libm. Its functions allocate no
+    memory, keep no state and are thread-safe. A comment at the top lists them and their stack use. Derivatives are
+    exact, for the model in evaluation mode, and exclude penalties.
 
     Parameters
     ----------
     model : Sequential
     path : str or path
-        The file. As "policy.h" it is a header, whose functions are static; as "policy.c" one to be compiled by itself,
-        whose functions other files, and other languages, call.
+        The file. "policy.h" is a header with static functions; "policy.c" is a source file to compile separately, whose
+        functions other files and other languages can call.
     name : str, optional
-        Of the function; None: the file's stem. A C identifier; everything else in the file begins with it.
+        Name of the function, a C identifier and the prefix of all other names in the file. None: the file's stem.
     derivatives : {0, 1, 2}, optional
         None: 0, with CasADi's interface 2. 1: the Jacobian and its product with a vector from the left,
         `NAME_jacobian` and `NAME_vjp`. 2: also that from the right, `NAME_jvp`, and of the Hessian of v y (one output:
@@ -111,19 +111,19 @@ def to_c(
     Raises
     ------
     ValueError
-        If the name is no identifier, or one that C or libm has taken; if a parameter is infinite or NaN, naming its
+        If the name is not an identifier, or is reserved by C or libm; if a parameter is infinite or NaN, naming its
         layer; if an option is unknown.
     NotImplementedError
-        If a layer has no such derivative in C, naming it.
+        If a layer has no such derivative in C; the message names the layer.
     TypeError
-        If model is no Sequential.
+        If model is not a Sequential.
     OSError
         If the file cannot be written.
 
     Notes
     -----
-    Results agree with `predict` to rounding errors: sums run in another order. Compilers make vectors of the loops
-    from -O2 on; -O3 -march=native takes those of the machine.
+    Results agree with `predict` up to rounding, because sums are in another order. Compilers vectorise the loops from
+    -O2 on; -O3 -march=native uses the machine's vector instructions.
 
     Examples
     --------

@@ -22,29 +22,29 @@ def to_onnx(model: Any, path: str | os.PathLike[str], opset: int = 20) -> None:
     """Write what `model.predict` computes as an ONNX file.
 
     The graph has one input "x" of shape (batch, in_features) and one output "y" of shape (batch, out_features), the
-    batch being dynamic; both are of the model's dtype. The loss is left out, dropout too; batch normalisation takes
-    its running statistics.
+    batch being dynamic; both have the model's dtype. The loss and dropout are omitted; batch normalisation uses its
+    running statistics.
 
     Parameters
     ----------
     model : Sequential
     path : str or path
     opset : int
-        Version of the operators, 13 or newer. Below 20 GELU, below 17 LayerNorm is written as a formula, in
-        float64 always.
+        Version of the operators, 13 or newer. Operators that this version does not have (GELU below 20, LayerNorm
+        below 17) are written as formulas. So are LayerNorm, and operators that ONNX Runtime lacks, in float64.
 
     Raises
     ------
     ImportError
         If the package onnx is missing (`pip install "cnn[onnx]"`).
     TypeError, ValueError
-        If model is no Sequential, or opset is unknown to the installed onnx.
+        If model is not a Sequential, or opset is unknown to the installed onnx.
     OSError
         If the file cannot be written.
 
     Notes
     -----
-    ONNX Runtime has no erf for float64: a float64 GELU computes it in float32, with errors of 1e-7.
+    ONNX Runtime has no float64 erf, so a float64 GELU computes it in float32, with errors of about 1e-7.
     """
     from onnx import checker, defs
 

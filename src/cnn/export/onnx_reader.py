@@ -39,18 +39,18 @@ def from_onnx(
 ) -> Sequential:
     """The model that computes what an ONNX file computes, if layers of this library can.
 
-    Read are linear layers (Gemm, MatMul, Add), every activation of the library as its operator or as a formula,
+    It reads linear layers (Gemm, MatMul, Add), every activation of the library as its operator or as a formula,
     PRelu, Softmax, LogSoftmax, BatchNormalization and LayerNormalization, and branches that join again (Add, Sum, Sub,
-    Mul, Max, Concat). Constant factors and terms become part of the linear layer beside them. Identity, Dropout,
-    Flatten, Reshape and Cast are left out where they do nothing to a batch of rows.
+    Mul, Max, Concat). Constant factors and terms are merged into the adjacent linear layer. Identity, Dropout,
+    Flatten, Reshape and Cast are dropped where they do not change a batch of rows.
 
     Parameters
     ----------
     path : str, path, bytes or onnx.ModelProto
-        A file, its content, or the model that onnx has loaded. Weights in a second file are read from beside it.
+        A file, its content, or a loaded ONNX model. Weights in a second file are read from the same folder.
     outputs : str or sequence of str, optional
-        What the model computes: the name of a value in the file, or several, whose columns stand side by side. None:
-        the file's output of real numbers, which must be one or the parts of one; labels beside it are left out.
+        The value in the file that the model computes, or several, whose columns are concatenated. None: the file's
+        floating-point output, which must be one or the parts of one; label outputs are ignored.
     loss, optimizer : optional
         For the new model.
 
@@ -64,9 +64,9 @@ def from_onnx(
     ImportError
         If the package onnx is missing.
     OSError
-        If the file, or that of its weights, cannot be read.
+        If the file, or its file of weights, cannot be read.
     ValueError
-        If it is no ONNX file, or computes something else; the message names the node.
+        If it is not an ONNX file, or no layers compute it; the message names the node.
     """
     proto, name = _load(path)
     reader = _Reader(_Graph(proto, name))

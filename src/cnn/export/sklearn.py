@@ -30,10 +30,10 @@ def from_sklearn(mlp: Any, *, optimizer: Any = None) -> Sequential:
     Parameters
     ----------
     mlp : sklearn.neural_network.MLPClassifier or MLPRegressor
-        Fitted; or one of `cnn.sklearn`, whose `model_` is copied. Or a `Pipeline` of StandardScaler and such a one: the
-        scaler becomes part of the first layer. Or a search object, whose `best_estimator_` is read.
+        Fitted. An estimator of `cnn.sklearn` works too: its `model_` is copied. In a `Pipeline` with a StandardScaler,
+        the scaler becomes part of the first layer. Of a search object, `best_estimator_` is read.
     optimizer : optional
-        For the new model, to train on; scikit-learn's own is not carried over.
+        For further training of the new model; scikit-learn's is not carried over.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def from_sklearn(mlp: Any, *, optimizer: Any = None) -> Sequential:
     TypeError
         If mlp is something else.
     ValueError
-        If it is not fitted, or minimises a loss that this library has not.
+        If it is not fitted, or minimises a loss that this library does not have.
     """
     from sklearn.neural_network import MLPClassifier, MLPRegressor
     from sklearn.pipeline import Pipeline

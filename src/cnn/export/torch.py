@@ -25,12 +25,12 @@ def from_torch(module: Any, *, activation: Any = None, loss: Any = None, optimiz
     Parameters
     ----------
     module : torch.nn.Module or mapping of str to torch.Tensor
-        A `torch.nn.Sequential`, nested ones included, or one layer. A module that stands in it several times is read
-        as copies: they predict the same, and are trained apart. Subclasses that keep their `forward` are read,
-        weights as parametrisations give them; `Flatten` is the identity of rows. The layers: Linear,
+        A `torch.nn.Sequential`, nested ones included, or one layer. A module that occurs several times is
+        copied: the copies predict the same, but are trained independently. Subclasses that keep their `forward`
+        are read, with parametrised weights evaluated; `Flatten` is the identity of rows. The layers: Linear,
         Identity, ReLU, LeakyReLU, ELU, Sigmoid, Tanh, GELU, SiLU, Softplus, SELU, CELU, Mish, Softsign, ReLU6,
         Hardsigmoid, Hardswish, PReLU, Softmax, LogSoftmax, Dropout, BatchNorm1d, LayerNorm. Or a `state_dict`, if it is
-        of Linear layers alone: their sizes follow from the shapes, what stands between them is `activation`.
+        of Linear layers alone: their sizes follow from the shapes, `activation` goes between them.
     activation : Layer, or a class or function that makes one, or PyTorch's, or its name, optional
         For a `state_dict`: `cnn.ReLU()`, `nn.ReLU()`, `torch.relu` or "relu", for example; `cnn.Identity()` if nothing
         stands between. It stands between any two layers whose numbers follow one another or leave out one.
@@ -45,10 +45,10 @@ def from_torch(module: Any, *, activation: Any = None, loss: Any = None, optimiz
     Raises
     ------
     TypeError
-        If module is something else, or has a module, a dtype or an option that this library has not: the message
-        names it and its place.
+        If module is something else, or has a module, a dtype or an option that this library does not support; the
+        message names it and its place.
     ValueError
-        If the layers do not follow from a `state_dict`: the message says what is missing.
+        If a `state_dict` does not determine the layers; the message says what is missing.
 
     Examples
     --------
@@ -332,7 +332,7 @@ def to_torch(model: Any) -> Any:
     Raises
     ------
     TypeError
-        If model is no Sequential, or a layer has no counterpart in torch.nn; the message names it.
+        If model is not a Sequential, or a layer has no counterpart in torch.nn; the message names it.
     """
     import torch
 

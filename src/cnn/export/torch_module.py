@@ -13,7 +13,7 @@ from ..training.state import STATISTICS
 
 
 def as_torch(model: Any) -> Any:
-    """A `torch.nn.Module` that computes what a model does, on the model's own memory, for a loss of PyTorch's.
+    """A `torch.nn.Module` that shares the model's memory, for training with PyTorch.
 
     Its parameters are the model's, not copies: a step of torch.optim changes the model, `model.fit` the module. They
     have the names and shapes that `to_torch` gives them. Gradients go to x and to the parameters (`parameter.grad`).
@@ -31,7 +31,7 @@ def as_torch(model: Any) -> Any:
     Raises
     ------
     TypeError
-        If model is no Sequential.
+        If model is not a Sequential.
 
     Notes
     -----
@@ -40,9 +40,9 @@ def as_torch(model: Any) -> Any:
     that forward pass is repeated, which `BatchNorm1d` and `Dropout` in training mode do not allow: a RuntimeError.
     `model.gradients` are those of the last `backward`. Parameters that are not `trainable` do not require gradients.
 
-    Weights are (out, in) tensors over memory that is (in, out); their gradients are contiguous. What wants contiguous
-    parameters, as torch.nn.utils.parameters_to_vector does, takes `to_torch`, or `model.parameters`. A tensor that
-    replaces one of the module's, and a model that has become a part of another one since, are a RuntimeError.
+    Weights are (out, in) views of (in, out) memory; their gradients are contiguous. For functions that need contiguous
+    parameters, such as torch.nn.utils.parameters_to_vector, use `to_torch` or `model.parameters`. Replacing a tensor of
+    the module, or making the model a part of another one, causes a RuntimeError.
 
     Examples
     --------

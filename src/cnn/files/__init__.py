@@ -1,4 +1,4 @@
-"""Checkpoints on disk: the safetensors format, and writes that are complete or not there."""
+"""Checkpoints on disk: the safetensors format, and atomic writes."""
 
 from .checkpoint import load
 

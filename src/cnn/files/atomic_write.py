@@ -1,4 +1,4 @@
-"""Replacing a file so that at every moment, after a crash or a power cut too, the old one or the new one is whole.
+"""Atomic replacement of a file: after a crash or a power cut, either the old or the new content is complete.
 
 The content goes to a temporary file in the same folder, is flushed to disk and takes the file's name by a rename; then
 the folder is flushed. Without the first flush a file system may keep the rename and lose the content, without the
@@ -26,8 +26,8 @@ STALE = 24 * 3600  # seconds without a write: no writer takes that long from one
 def replace(path: str | os.PathLike[str], pieces: Iterable[bytes | memoryview]) -> None:
     """Write the pieces, one after the other, to the file at `path`: all of them, or none.
 
-    A file that is there keeps its mode and, where the process may give files away, its owner; the other names of a
-    hard-linked file keep the old content. A symbolic link stays, and what it points to is replaced.
+    An existing file keeps its mode and, if the process may change it, its owner. Other names of a hard-linked file keep
+    the old content. A symbolic link is kept, and its target is replaced.
 
     Parameters
     ----------
@@ -38,8 +38,8 @@ def replace(path: str | os.PathLike[str], pieces: Iterable[bytes | memoryview]) 
     Raises
     ------
     OSError
-        Names `path`. The file that was there is untouched, and nothing is left beside it; unless it is the last flush
-        that fails, that of the folder: then the new file is there, and may not outlast a power cut.
+        Names `path`. An existing file is unchanged, and no temporary file remains. If only the last flush, of the
+        folder, fails, the new file is in place but may not survive a power cut.
     """
     try:
         _replace(os.path.realpath(path), pieces)

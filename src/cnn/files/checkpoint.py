@@ -1,4 +1,4 @@
-"""Checkpoints: a model in a safetensors file, with all that further training depends on if that is wished.
+"""Checkpoints: a model in a safetensors file, optionally with its training state.
 
 The tensors are the parameters by PyTorch's names, weights (out, in) as PyTorch keeps them, so that
 `torch_model.load_state_dict(safetensors.torch.load_file(path))` works; in memory they are (in, out). The training state
@@ -10,7 +10,7 @@ is further tensors, whose names begin with TRAINING. The metadata are strings:
     training    JSON, with the training state only: the numbers that are no arrays
     digest      SHA-256 of all that, see safetensors_file.py
 
-Loading runs nothing from the file: the configuration may only name the library's own classes.
+Loading executes no code from the file: the configuration may only name this library's classes.
 """
 
 from __future__ import annotations
@@ -77,17 +77,17 @@ def write(path: str | os.PathLike[str], parts: Parts) -> None:
 
 
 def load(path: str | os.PathLike[str], loss: Any = None) -> Any:
-    """The model that `Sequential.save` wrote, ready to go on training if it was saved with its training state.
+    """Load a model written by `Sequential.save`; training can continue if its training state was saved.
 
-    Files of all earlier versions of this library can be read. Nothing from the file is run, and nothing of a size that
-    the file only claims is allocated: it may come from anywhere.
+    It reads files of all earlier versions. Untrusted files are safe to load: no code in them is executed, and memory is
+    allocated only after the sizes in the header are checked against the file's size.
 
     Parameters
     ----------
     path : str or path
         Of a regular file.
     loss : Loss or callable, optional
-        To train by in place of the file's: what `save` has left out.
+        Training loss, in place of the file's; needed if `save` omitted it.
 
     Returns
     -------
@@ -98,7 +98,7 @@ def load(path: str | os.PathLike[str], loss: Any = None) -> Any:
     OSError
         If the file cannot be read, or is a directory, a FIFO or a device.
     ValueError
-        If it is damaged, no checkpoint of this library, or of a newer version; names the file and the reason.
+        If it is damaged, not a checkpoint of this library, or of a newer version; names the file and the reason.
     """
     model = read(path)[0]
     if loss is not None:

@@ -1,4 +1,4 @@
-"""The safetensors container: packing arrays with a digest, and reading a file that nobody vouches for.
+"""The safetensors container: packing arrays with a digest, and reading untrusted files.
 
 A file is the length of its header (8 bytes, little-endian), the header (JSON: name, dtype, shape and place of each
 tensor, and a table of strings), and the tensors' bytes without gaps (https://github.com/huggingface/safetensors).

@@ -19,7 +19,7 @@ def has_arrays(value: Any) -> bool:
 class ManyOptimizers:
     """What an optimiser's class returns if hyper-parameters are arrays: ``Adam(lr=np.geomspace(1e-4, 1e-1, 256))``.
 
-    For `Ensemble`: member i gets an optimiser of its own, with number i of each array.
+    For `Ensemble`: member i gets its own optimiser, with element i of each array.
 
     Parameters
     ----------

@@ -130,12 +130,12 @@ class _Group(dict[str, Any]):
 
 
 class Optimizer(Configurable, kind="optimizer"):
-    """What every optimiser has: a table of hyper-parameters, groups of layers, a schedule, clipping, averaging.
+    """Base class of optimisers: hyper-parameters, parameter groups, a schedule, clipping and averaging.
 
     The hyper-parameters, clipping and the schedule can be changed between steps (``optimizer.lr = 0.01``,
-    ``optimizer.groups[0]["lr"] = 0.001``, ``optimizer.clip_norm = None``); which layers are in a group, `decay_bias`,
-    and whether there is an average cannot. One optimiser may serve several models: momentum buffers and the like belong
-    to the models.
+    ``optimizer.groups[0]["lr"] = 0.001``, ``optimizer.clip_norm = None``); the layers of a group, `decay_bias`, and
+    whether there is an average cannot. Several models may share one optimiser: each model stores its own state, such as
+    momentum buffers.
 
     Parameters
     ----------
@@ -144,16 +144,16 @@ class Optimizer(Configurable, kind="optimizer"):
     weight_decay : float
         At least 0.
     groups : list of dict, optional
-        Layers with hyper-parameters of their own: ``{"layers": [0, "3.1"], "lr": 0.01, "weight_decay": 0.0}``. A layer
-        is named by the prefix of its arrays in `Sequential.state_dict`; the name of a container stands for all in it.
-        What a group does not say is the optimiser's. A learning rate of 0 freezes, under every schedule.
+        Layers with different hyper-parameters: ``{"layers": [0, "3.1"], "lr": 0.01, "weight_decay": 0.0}``. A layer
+        is named by the prefix of its arrays in `Sequential.state_dict`; the name of a container includes all its
+        layers. Omitted values are the optimiser's. A learning rate of 0 freezes the layers, under every schedule.
     decay_bias : bool
         Whether biases, and the weights of normalisations, decay as the other weights do.
     clip_norm : float, optional
         Above 0. Gradients whose norm, over all parameters together, is larger are scaled down to it
         (``torch.nn.utils.clip_grad_norm_``).
     clip_value : float, optional
-        Above 0. Every number of the gradients is brought between -clip_value and clip_value
+        Above 0. Every element of the gradients is clipped to [-clip_value, clip_value]
         (``torch.nn.utils.clip_grad_value_``), before clip_norm.
     ema_decay : float, optional
         At least 0 and below 1. After each step average = decay average + (1 - decay) parameters, which starts as a copy
@@ -275,9 +275,9 @@ class Optimizer(Configurable, kind="optimizer"):
             self._shares_decay[row] = False
 
     def rates(self, first: int, count: int) -> np.ndarray | None:
-        """What the schedule makes of the learning rates and the momentum, for so many steps, or epochs, from `first`.
+        """What the schedule makes of the learning rates and the momentum, for `count` steps or epochs from `first`.
 
-        Each group's learning rate goes its own way from its own beginning, as in PyTorch.
+        Each group follows the schedule from its own initial learning rate, as in PyTorch.
 
         Parameters
         ----------
@@ -363,7 +363,7 @@ class Optimizer(Configurable, kind="optimizer"):
         return rows
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments; what all optimisers share only where it is in use.
+        """The constructor's arguments; common arguments only if they are in use.
 
         Returns
         -------

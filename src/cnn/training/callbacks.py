@@ -1,4 +1,4 @@
-"""Callbacks: what `fit` calls at epochs and batches. `Callback` is the base; here are early stopping and loggers too.
+"""Callbacks, which `fit` calls at epochs and batches: the base class `Callback`, early stopping and loggers.
 
 A method that is not overridden is not called, and costs nothing.
 """
@@ -25,7 +25,7 @@ METHODS = ("on_train_begin", "on_epoch_begin", "on_batch_end", "on_epoch_end", "
 
 
 class Callback:
-    """Base class of callbacks: override the methods that are wanted, and pass an object to `fit(callbacks=[...])`.
+    """Base class of callbacks: override the methods you need, and pass an object to `fit(callbacks=[...])`.
 
     Attributes
     ----------
@@ -36,11 +36,11 @@ class Callback:
 
     Notes
     -----
-    Exceptions leave `fit`, with the model as it is at that moment. `model.history` holds the epochs so far. A callback
-    may not call `fit` on its own model.
+    If a callback raises, `fit` raises the same exception; the model and `model.history` keep their current state. A
+    callback must not call `fit` on the model that is being fitted.
 
-    Callbacks are called in the order of the list, but `EarlyStopping` before all others and `ModelCheckpoint` after
-    them: what is saved, by anyone, has had the epoch, and after training it is the best model.
+    Callbacks run in the order of the list, except that `EarlyStopping` runs first and `ModelCheckpoint` last. A
+    checkpoint therefore includes the epoch, and after training it holds the best model.
     """
 
     model: Any = None
@@ -71,14 +71,14 @@ class Callback:
     def on_batch_end(self, batch: int, logs: dict[str, float]) -> None:
         """After a batch; with `accumulation_steps` after each step of the optimiser, for its last batch.
 
-        If it is overridden, each step is a native call of its own.
+        If it is overridden, `fit` makes one native call for each step.
 
         Parameters
         ----------
         batch : int
             Its number, from 0 in each epoch.
         logs : dict of str to float
-            "loss" and "rows" of the batch, with a schedule "lr".
+            "loss" and "rows" of the batch; "lr" if there is a schedule.
         """
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
@@ -98,11 +98,11 @@ class Callback:
         Parameters
         ----------
         logs : dict of str to float
-            Those of the last epoch.
+            The numbers of the last epoch.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What this callback has to know when a run that was interrupted goes on.
+        """The state needed to continue an interrupted run.
 
         Saved with the training state of the model; `fit` gives it to `load_state_dict` when it continues the run.
 
@@ -114,12 +114,12 @@ class Callback:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was called; after `on_train_begin`, in a run that is continued.
+        """Restore the state that `state_dict` returned. Called after `on_train_begin` when a run is continued.
 
         Parameters
         ----------
         state : dict
-            What `state_dict` returned, of the callback of the same class, or of the same place among several.
+            As `state_dict` returned it, for the same class and, among several of one class, the same position.
         """
 
     def __repr__(self) -> str:
@@ -194,7 +194,7 @@ class LambdaCallback(Callback):
 
 
 class EarlyStopping(Callback):
-    """Ends the training when a number has not improved for some epochs, and puts back the best parameters.
+    """Stops training when a monitored value no longer improves, and restores the best parameters.
 
     Parameters
     ----------
@@ -203,17 +203,16 @@ class EarlyStopping(Callback):
     patience : int
         Epochs without improvement after which training ends, at least 1.
     min_delta : float
-        What counts as an improvement: more than that. At least 0.
+        An improvement must be larger than this. At least 0.
     mode : {"auto", "min", "max"}
         Whether less or more is better. "auto": more for accuracy, top_k, AUC, F1 and R2, less for losses, MAE and RMSE.
     restore_best_weights : bool
-        Whether the model has the parameters, the optimiser's state and the running statistics of the best epoch when
-        `fit` returns, whether or not training ended early. The next epoch would be the one after the best, for
-        schedules too.
+        Whether `fit` restores the parameters, the optimiser's state and the running statistics of the best epoch when
+        it returns, even if training did not stop early. Schedules then continue from the epoch after the best.
     start_from_epoch : int
-        Epochs at the beginning that are not looked at, as in Keras.
+        Initial epochs to ignore, as in Keras.
     baseline : float, optional
-        A value that is to be surpassed: epochs that do not are not an improvement, however much better than the others.
+        A value that an epoch must surpass to count as an improvement.
 
     Attributes
     ----------
@@ -222,26 +221,26 @@ class EarlyStopping(Callback):
     best_epoch : int or None
         Its epoch.
     stopped_epoch : int or None
-        The epoch after which training was ended; None if it was not.
+        The epoch after which training stopped; None if it did not stop early.
 
     Raises
     ------
     ValueError, TypeError
-        If an argument is wrong. In `fit`: if there is nothing of the name `monitor`.
+        If an argument is invalid. In `fit`: if the history has no entry `monitor`.
 
     Notes
     -----
     NaN is no improvement. An epoch without validation (`validation_freq`) does not count.
 
-    A number of the training rows ("loss", "accuracy") is measured while the epoch changes the parameters: its best
-    parameters are those that the epoch began with, which are the ones measured, if an epoch is one step. Numbers of
-    validation rows are those of the parameters after the epoch.
+    Training metrics ("loss", "accuracy") are measured while the epoch changes the parameters, so the parameters at the
+    start of the epoch are kept for them. If an epoch is one step, these are exactly the parameters measured.
+    Validation metrics are measured after the epoch, and the parameters after the epoch are kept.
 
-    Each `fit` starts anew, unless it continues a run (`initial_epoch`, `resume`): best value, best parameters and the
-    count of epochs are part of the training state that `save` and checkpoints write. If the run that is continued had
-    been ended here, it stays ended, unless `patience` is larger now.
+    Each `fit` starts afresh unless it continues a run (`initial_epoch`, `resume`): the training state that `save` and
+    checkpoints write includes the best value, the best parameters and the epoch count. A continued run that early
+    stopping had ended stops again, unless `patience` is now larger.
 
-    After Ctrl-C or an error the model has its last parameters: `restore_best` puts back the best.
+    After Ctrl-C or an error the model has its last parameters; `restore_best` restores the best.
     """
 
     _turn = 0
@@ -321,7 +320,7 @@ class EarlyStopping(Callback):
         return {**numbers, "stopped_epoch": self.stopped_epoch, **(self._saved or {})}
 
     def load_state_dict(self, state: dict[Any, Any]) -> None:
-        """Go on with what `state_dict` returned.
+        """Restore the state that `state_dict` returned.
 
         Parameters
         ----------
@@ -330,7 +329,7 @@ class EarlyStopping(Callback):
         Raises
         ------
         ValueError, TypeError
-            If it is that of another model.
+            If the state belongs to another model.
         """
         core, now = self.model._core, best_of(self.model._core)
         if saved := _model_in(state):
@@ -349,7 +348,7 @@ class EarlyStopping(Callback):
 
     @staticmethod
     def restore_best(model: Any) -> None:
-        """Give a model the best parameters of its last `fit`, whatever has ended it: Ctrl-C, an error, the epochs.
+        """Restore the best parameters of the last `fit`, also after Ctrl-C or an error.
 
         Parameters
         ----------
@@ -359,7 +358,7 @@ class EarlyStopping(Callback):
         Raises
         ------
         RuntimeError
-            If there are none: no epoch was finished, or early stopping did not keep any.
+            If no best parameters are stored: no epoch was finished, or early stopping kept none.
         """
         states = [s for s in model._core.state.callbacks.values() if s.keys() >= {"waited", "best"}]
         if not states:
@@ -414,9 +413,9 @@ def more_is_better(name: str) -> bool:
 class CSVLogger(Callback):
     """Writes a line for each epoch to a CSV file: "epoch" and the numbers of the history, under a header.
 
-    The file is complete after each epoch. If the first epoch is not epoch 1, lines are added to a file that is there,
-    whose columns must be the same; lines of that epoch and later ones, which a run that was killed had written after
-    its last checkpoint, are taken out. What an epoch has no number for, such as validation, is left empty.
+    The file is complete after each epoch. If the first epoch is not epoch 1, lines are appended to an existing file,
+    whose columns must be the same; lines of that epoch and later ones, from a run killed after its last checkpoint,
+    are removed first. Missing values, such as a skipped validation, are left empty.
     Of an `Ensemble` it writes the means over the members that train.
 
     Parameters
@@ -428,7 +427,7 @@ class CSVLogger(Callback):
     OSError
         In `fit`: if the file cannot be written.
     ValueError
-        In `fit`: if the file that is there has other columns.
+        In `fit`: if the existing file has other columns.
     """
 
     _writes = True
@@ -480,7 +479,7 @@ class TensorBoardLogger(Callback):
     Parameters
     ----------
     folder : str or path
-        Where the event files go. A run that goes on hides what a run that was killed had written of the same epochs.
+        Folder of the event files. A continued run hides what a killed run wrote for the same epochs.
 
     Raises
     ------

@@ -20,7 +20,7 @@ from .._types import ArrayLike
 
 BLOCK_BYTES = 64 << 20  # of a block of a memory map
 PIECE_BYTES = 4 << 20  # of one read, so that Ctrl-C need not wait for a whole block
-MIX = 0xD1342543DE82EF95  # an odd number (L'Ecuyer's multiplier): blocks have seeds of their own
+MIX = 0xD1342543DE82EF95  # an odd number (L'Ecuyer's multiplier): each block has its own seed
 
 
 class Part(NamedTuple):
@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
 
 class Names(NamedTuple):
-    """What errors call the arrays."""
+    """The names of the arrays in error messages."""
 
     x: str = "x"
     y: str = "y"
@@ -87,7 +87,7 @@ class Rows(Source):
         raise NotImplementedError
 
     def stratified(self, fraction: Any) -> Rows:
-        """Split off the last rows of each class, as another source: the classes have the same parts in both."""
+        """Split off the last rows of each class, as another source: class proportions are the same in both."""
         raise ValueError("stratify: expected arrays in memory: shuffle the rows on disk, or pass validation_data")
 
     def labels(self) -> Iterator[np.ndarray]:
@@ -107,7 +107,7 @@ class Blocks:
         Arrays with `shape` and `dtype` whose slices `x[start:stop]` give rows. Memory maps are read as files.
     sample_weight : array_like of shape (n,), optional
     rows : int, optional
-        Rows of a block, rounded up to whole batches. None: as many as make about 64 MiB.
+        Rows per block, rounded up to whole batches. None: blocks of about 64 MiB.
 
     Raises
     ------
@@ -116,7 +116,7 @@ class Blocks:
 
     Notes
     -----
-    When shuffled, the blocks come in random order and the rows in random order within their block.
+    Shuffling permutes the blocks, and the rows within each block.
     """
 
     def __init__(

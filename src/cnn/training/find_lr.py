@@ -37,7 +37,7 @@ class LearningRates:
     lr, loss
         As passed in.
     suggestion : float
-        A tenth of the rate at which the loss is lowest, which is on the verge of too much.
+        A tenth of the rate with the lowest loss, since that rate is at the edge of divergence.
     """
 
     def __init__(self, lr: np.ndarray, loss: np.ndarray) -> None:
@@ -96,25 +96,25 @@ def find_lr(
     steps: int = 100,
     threads: int | None = None,
 ) -> LearningRates:
-    """Train with a learning rate that rises from step to step, until the loss explodes; then undo it all.
+    """Train with a learning rate that rises from step to step until the loss diverges; then restore the model.
 
     Parameters
     ----------
     model : Sequential
-        With a loss and an optimizer, whose learning rate and schedule do not matter here; the rates of its groups keep
-        their ratio to it. It is afterwards what it was.
+        With a loss and an optimizer, whose learning rate and schedule are ignored; the rates of its groups keep their
+        ratio to it. The model is restored afterwards.
     x : array_like or sparse matrix of shape (n, in_features), memory map, Blocks, or iterable of batches
-        As for `Sequential.fit`; gone over as often as needed.
+        As for `Sequential.fit`; read repeatedly if needed.
     y : array_like, optional
-        Targets; None if x brings them.
+        Targets; None if x contains them.
     sample_weight : array_like of shape (n,), optional
         Not negative.
     batch_size : int
-        As in the training that the rate is for.
+        The batch size that you will train with.
     lr_min, lr_max : float
-        The first and the last rate; between them they rise by a factor.
+        The first and the last rate; the rates between them are spaced geometrically.
     steps : int
-        At most, at least 3.
+        Maximum number of steps, at least 3.
     threads : int, optional
         At most this many; None: as `cnn.set_num_threads` says.
 
@@ -172,7 +172,7 @@ def find_lr(
 
 
 def _first(steps: int) -> int:
-    """The first of so many losses that is looked at."""
+    """The index of the first loss to consider."""
     return SETTLED if steps > 2 * SETTLED else 0
 
 

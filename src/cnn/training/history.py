@@ -1,4 +1,4 @@
-"""`History`: what `fit` returns, a dict of lists with one number an epoch, and the picture and files made of it."""
+"""`History`: what `fit` returns, a dict of lists with one number per epoch, with plots and exports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .._pictures import figure_for
 
 
 class History(dict[str, list[float]]):
-    """{"loss": [...], "val_loss": [...], ...}: one number an epoch.
+    """{"loss": [...], "val_loss": [...], ...}: one number per epoch.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ class History(dict[str, list[float]]):
     epochs : list of int
         The epochs' numbers, from 1, or after `initial_epoch`.
     converged : str or None
-        Why an optimiser that needs the whole data, such as `LBFGS`, has ended `fit`: more would change nothing.
+        Why a full-batch optimiser (`LBFGS`) ended `fit`: further iterations would change nothing.
     """
 
     converged: str | None = None
@@ -33,7 +33,7 @@ class History(dict[str, list[float]]):
         self.epochs: list[int] = list(range(1, 1 + len(next(iter(self.values()), []))))
 
     def record(self, epoch: int, logs: dict[str, float]) -> None:
-        """Add an epoch's numbers; NaN for names that it has none of.
+        """Add an epoch's numbers; missing names get NaN.
 
         Parameters
         ----------
@@ -46,7 +46,7 @@ class History(dict[str, list[float]]):
         self.epochs.append(epoch)
 
     def goes_on(self, epochs: int, names: list[str]) -> bool:
-        """Whether a further run can be added: this one ends with that epoch and has numbers of the same names.
+        """Whether a further run can be appended: the history ends with epoch `epochs` and has the same names.
 
         Parameters
         ----------
@@ -60,7 +60,7 @@ class History(dict[str, list[float]]):
         return self.epochs[-1:] == [epochs] and set(self) == set(names)
 
     def copy(self) -> History:
-        """A copy of it and of its lists.
+        """A copy of the history and its lists.
 
         Returns
         -------
@@ -92,7 +92,7 @@ class History(dict[str, list[float]]):
         Parameters
         ----------
         path : str or path, optional
-            Where to write it as well.
+            File to write the JSON to as well.
 
         Returns
         -------

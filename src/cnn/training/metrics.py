@@ -1,7 +1,7 @@
-"""Metrics of `fit` and `evaluate`: accuracy, top_k, MAE, RMSE, R2, AUC, F1, and functions of the user's own (`Metric`).
+"""Metrics of `fit` and `evaluate`: accuracy, top_k, MAE, RMSE, R2, AUC, F1, and user-defined functions (`Metric`).
 
-Each metric is fed with block after block of targets and outputs, so that none has to be in memory as a whole; only AUC
-and the user's functions keep what they are given. All of them count rows alike, whatever their weights.
+Each metric is updated block by block, so the targets and outputs need not fit into memory; only AUC and user-defined
+functions store them all. Metrics ignore sample weights.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ KNOWN = ("accuracy", "auc", "auc_ovo", "auc_ovr", "f1", "mae", "r2", "rmse", "to
 
 
 class Metric:
-    """A metric of your own, for `fit` and `evaluate`.
+    """A user-defined metric for `fit` and `evaluate`.
 
-    A plain function will do where it takes the outputs as `predict` gives them: this class says that it takes something
-    else, or gives it a name.
+    A plain function is enough if it takes the outputs of `predict`. Use this class if it takes probabilities or class
+    labels, or to name it.
 
     Parameters
     ----------
     function : callable
-        Of (targets, outputs), which returns a number. Targets are class indices (rows,), or numbers (rows, targets):
-        with one output both are columns, (rows, 1).
+        Takes (targets, outputs) and returns a number. Targets are class indices (rows,), or numbers (rows, targets).
+        With one output, both have shape (rows, 1).
     proba : bool
-        Whether it takes probabilities, as `Sequential.predict_proba` gives them.
+        Whether it takes probabilities, as `Sequential.predict_proba` returns them.
     labels : bool
-        Whether it takes the true and the predicted classes: two arrays of integers (rows,), or of truth values
-        (rows, outputs) where a row may belong to several classes.
+        Whether it takes the true and the predicted classes: two arrays of integers (rows,), or of booleans
+        (rows, outputs) for multilabel targets.
     name : str, optional
-        In the history; None: the function's.
+        Name in the history. None: the function's name.
 
     Raises
     ------
     TypeError
         If function is not callable, or a class.
     ValueError
-        If both proba and labels are asked for.
+        If both proba and labels are True.
 
     Examples
     --------
@@ -97,7 +97,7 @@ class Known:
 
 
 class _Classifying(Known):
-    """What metrics of classifiers share: which class, or which classes, outputs stand for.
+    """Base of classification metrics: converts outputs to classes.
 
     One output: class 1 where it is above the threshold (None: unknown, see `losses.YES_ABOVE`). Class indices, or
     targets that are probabilities: the class of the largest output. With `several` each column is a class of its own,
@@ -131,7 +131,7 @@ class _Classifying(Known):
 
 
 class Accuracy(_Classifying):
-    """The part of rows classified right; with several classes a row the part of decisions that are right."""
+    """The fraction of rows classified correctly; for multilabel targets, the fraction of correct decisions."""
 
     name = "accuracy"
 
@@ -185,7 +185,7 @@ class F1(_Classifying):
 
 
 class TopK(Known):
-    """The part of rows whose class is among the k largest outputs; of equal outputs the first counts as larger."""
+    """The fraction of rows whose class is among the k largest outputs; of equal outputs the first counts as larger."""
 
     def __init__(self, k: int) -> None:
         self.k = k
@@ -213,7 +213,7 @@ class TopK(Known):
 
 
 class _Regression(Known):
-    """A metric of numbers; those whose target is NaN do not count."""
+    """A regression metric; elements whose target is NaN are ignored."""
 
     def check(self, targets: Any, width: int) -> None:
         if targets.ndim != 2:
@@ -298,7 +298,7 @@ class R2(_Regression):
 
 
 def _known(targets: np.ndarray) -> np.ndarray:
-    """Which of some numbers are not NaN."""
+    """A mask of the targets that are not NaN."""
     return ~np.isnan(targets)
 
 
@@ -381,7 +381,7 @@ def _auc(positive: np.ndarray, score: np.ndarray) -> float:
 
 
 class Own(_Whole):
-    """A metric of the user's own; classify: what makes classes of targets and outputs, where it wants them."""
+    """A user-defined metric; classify: converts targets and outputs to classes, if the metric takes classes."""
 
     def __init__(self, metric: Metric, probabilities: Any, classify: _Classifying | None) -> None:
         self.function: Any = metric.function
@@ -407,13 +407,13 @@ class Own(_Whole):
 
 
 class Metrics:
-    """The metrics that a call of `fit` or `evaluate` asks for.
+    """The metrics of one call of `fit` or `evaluate`.
 
     Parameters
     ----------
     wanted : str, callable, Metric, sequence of them, or dict
         Names, with "top_3" and the like for top_k, or functions of (targets, outputs) that return a number. A dict
-        gives them names of the user's own.
+        sets their names in the history.
     model : Sequential
     free : tuple of str
         Names that the model reports anyway; they are left out here.
@@ -421,9 +421,9 @@ class Metrics:
     Raises
     ------
     ValueError
-        For an unknown name, or one that comes twice.
+        If a name is unknown, or is used twice.
     TypeError
-        For what is neither a name nor a function.
+        If an entry is neither a name nor a function.
     """
 
     def __init__(self, wanted: Any, model: Any, free: tuple[str, ...] = ()) -> None:

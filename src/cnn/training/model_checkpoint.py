@@ -1,4 +1,4 @@
-"""`ModelCheckpoint`: a callback that keeps a folder of checkpoints, and brings a model to the newest of them."""
+"""`ModelCheckpoint`: a callback that saves checkpoints to a folder and restores the newest."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ FILE = re.compile(r"checkpoint-(\d{1,18})\.safetensors")
 class ModelCheckpoint(Callback):
     """Saves the model with its training state after epochs, in the background.
 
-    Files are numbered through; a higher number is newer. At most one checkpoint is queued; a newer one replaces it, so
+    Files are numbered; a higher number is newer. At most one checkpoint is queued; a newer one replaces it, so
     training never blocks. When `fit` returns or raises, the last one has been written.
 
     Parameters
     ----------
     folder : str or path
-        Made if it is not there. For one run at a time.
+        Created if it does not exist. Use one folder per run.
     every : int
         Epochs from one checkpoint to the next.
     max_to_keep : int
-        How many files stay in the folder, at least 1; older ones are removed after a newer one is complete.
+        Number of files to keep, at least 1; older ones are removed once a newer one is complete.
     save_best_only : bool
-        Whether an epoch is only saved if `monitor` is the best so far: of the history, each `every` epochs.
+        Whether to save, every `every` epochs, only if `monitor` is the best in the history so far.
     monitor : str
         With `save_best_only`, a name of the history: "val_loss", "val_accuracy", "loss", ...
     mode : {"auto", "min", "max"}
@@ -42,14 +42,14 @@ class ModelCheckpoint(Callback):
     Raises
     ------
     ValueError, TypeError
-        If an argument is wrong. In `fit`: if there is nothing of the name `monitor`.
+        If an argument is invalid. In `fit`: if the history has no entry `monitor`.
     OSError
         In `fit`: if the folder cannot be made, or a checkpoint could not be written.
 
     Notes
     -----
-    It comes after all other callbacks, wherever it stands: they have had the epoch when the model is saved, and what
-    they keep (`Callback.state_dict`) is in the file. ``fit(checkpoint=folder)`` is this callback.
+    It runs after all other callbacks, whatever its position in the list, and the file includes their state
+    (`Callback.state_dict`). ``fit(checkpoint=folder)`` uses this callback.
 
     Examples
     --------
@@ -96,10 +96,10 @@ class ModelCheckpoint(Callback):
         return {number: os.path.join(self.folder, found[number]) for number in sorted(found, reverse=True)}
 
     def resume(self, model: Any) -> int | None:
-        """Bring a model to where the newest checkpoint that can be read has it.
+        """Restore a model from the newest readable checkpoint.
 
-        Its parameters, training state and history, and the hyper-parameters of its optimiser as they were then. Files
-        that cannot be read are passed over with a warning that names them.
+        This restores the parameters, the training state, the history and the optimiser's hyper-parameters. Unreadable
+        files are skipped with a warning that names them.
 
         Parameters
         ----------
@@ -109,13 +109,13 @@ class ModelCheckpoint(Callback):
         Returns
         -------
         int or None
-            The last epoch that was done, for `fit(initial_epoch=...)`; None if there is no checkpoint: the model is as
-            it was.
+            The last completed epoch, for `fit(initial_epoch=...)`; None if there is no checkpoint, and the model is
+            unchanged.
 
         Raises
         ------
         ValueError
-            If the checkpoint is of another architecture, or has another optimiser; the model is as it was.
+            If the checkpoint has another architecture or optimiser; the model is unchanged.
         """
         for path in self.files().values():
             try:

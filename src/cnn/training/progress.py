@@ -72,14 +72,14 @@ class Progress:
             self.bar.close()
 
     def batch(self, epoch: int, rows: int, loss: float) -> None:
-        """So many rows of the epoch are done."""
+        """Update the bar after `rows` rows of the epoch."""
         if self.bar is not None and time.perf_counter() > self.shown + EVERY:
             self.shown = time.perf_counter()
             self.describe(epoch, {**self.logs, "loss": _text(loss)}, False)
             self.bar.update(self.done + rows - self.bar.n)
 
     def describe(self, epoch: int, logs: dict[str, str], refresh: bool) -> None:
-        """Set what stands beside the bar: the losses, and as many of the other numbers as there is room for."""
+        """Set the text beside the bar: the losses, and as many of the other numbers as fit."""
         text = f"epoch {epoch}/{self.last}"
         self.bar.set_description(text, refresh=False)
         left = 1e9 if _notebook() else _columns() - len(text) - TAKEN
@@ -91,7 +91,7 @@ class Progress:
         self.bar.set_postfix(shown, refresh=refresh)
 
     def epoch(self, epoch: int, rows: int, logs: dict[str, float]) -> None:
-        """The epoch is over, after so many rows."""
+        """Report the end of an epoch of `rows` rows."""
         self.done += rows
         if self.bar is None and not self.lines:
             return
@@ -113,7 +113,7 @@ class Progress:
 
 
 def _text(value: float) -> str:
-    """Four places, or as many digits, where four places would say little."""
+    """Four decimal places, or four significant digits for very small and very large values."""
     return f"{value:.4f}" if value == 0 or 0.01 <= abs(value) < 1e5 else f"{value:.4g}"
 
 
@@ -144,6 +144,6 @@ def _terminal() -> bool:
 
 
 def _notebook() -> bool:
-    """Whether this is a Jupyter kernel; IPython is only asked if somebody has imported it."""
+    """Whether this is a Jupyter kernel; IPython is not imported for the check."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return type(shell).__name__ == "ZMQInteractiveShell"
