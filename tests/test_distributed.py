@@ -461,7 +461,7 @@ def test_ranks_that_differ_are_refused():
                 assert "give the model a seed" in str(result)
 
 
-def test_an_interrupt_on_one_rank_leaves_a_checkpoint_for_other_numbers_of_ranks(tmp_path):
+def test_an_interrupt_on_one_rank_leaves_a_checkpoint_for_other_numbers_of_ranks(tmp_path, monkeypatch):
     make = lambda: network(cnn.BatchNorm1d(9), cnn.Dropout(0.2), optimizer=cnn.Adam(lr=0.01))  # noqa: E731
     fit = {"batch_size": 10, "epochs": 3, "progress": False}
 
@@ -471,13 +471,22 @@ def test_an_interrupt_on_one_rank_leaves_a_checkpoint_for_other_numbers_of_ranks
         return bits(model)
 
     truth = ran(1, whole)[0]
-    for folder, batch in ((tmp_path / "epoch", False), (tmp_path / "batch", True)):
 
-        def interrupted(comm, folder=folder, batch=batch):
-            callback = At(comm, 1, KeyboardInterrupt(), batch)
-            make().fit(*mine(comm, X, Y), comm=comm, checkpoint=folder, callbacks=[callback], **fit)
+    def evaluate(*arguments):
+        raise KeyboardInterrupt
 
-        assert all(isinstance(result, KeyboardInterrupt) for result in run(2, interrupted))
+    for when in ("epoch", "batch", "validation"):
+        folder = tmp_path / when
+
+        def interrupted(comm, folder=folder, when=when):
+            x, y = mine(comm, X, Y)
+            own = {"validation_data": (x, y)} if when == "validation" else {}
+            callback = At(comm, 1 if not own else None, KeyboardInterrupt(), when == "batch")
+            make().fit(x, y, comm=comm, checkpoint=folder, callbacks=[callback], **fit, **own)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("cnn.training.fit._evaluate", evaluate)
+            assert all(isinstance(result, KeyboardInterrupt) for result in run(2, interrupted))
 
         def resumed(comm, folder=folder):
             model = make()

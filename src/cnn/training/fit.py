@@ -249,7 +249,7 @@ def fit(
     comm : mpi4py.MPI.Comm, optional
         The ranks that train this model together: all of them call `fit`, each with its rows, and `batch_size` is of
         all. All end with the same parameters. Only rank 0 shows progress and writes files. Not with `validation_split`,
-        "balanced" class weights, a loss of your own, or an optimiser that needs the whole data.
+        "balanced" class weights, or a loss of your own.
     shards : int
         Parts of a batch whose gradients are added up in one order, the ranks times a power of two: runs on other
         numbers of ranks with as many shards give the same numbers to the bit, if rank r of R has the rows from

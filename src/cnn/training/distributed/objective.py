@@ -35,6 +35,7 @@ class ShardObjective(Objective):
         counts = self.plan.cuts[0]
         self.bounds = list(zip(counts[:-1].tolist(), counts[1:].tolist(), strict=True))  # of the shards here
         step = self.block if not core.program.separable else max(1, self.block // self.group.shards)
+        self.room = out
         self.blocks = Plan(self.group, None, self._cuts(step), step)
         if len(self.blocks.rows) > 1:
             pieces = [
@@ -43,7 +44,7 @@ class ShardObjective(Objective):
                 for low, high in self.bounds
             ]
             self.blocks.order = np.concatenate(pieces).astype(np.int64)
-            self.room = None if out is None else np.empty_like(out)
+            self.room = None if out is None else np.empty_like(out)  # outputs, block by block
 
     def _whole(self) -> tuple[int, float]:
         plan = self.plan
@@ -59,16 +60,15 @@ class ShardObjective(Objective):
         blocks, group = self.blocks, self.group
         order, keep = blocks.order, len(blocks.rows) > 1
         shards, message = self.ranks.shards(keep), self.ranks.message(keep)
-        out = self.out if order is None or self.out is None else self.room
         scale = (1 / self.weight if self.weight > 0 else 0.0) if self.program.mean else 1.0
         group.may_stop()
         for block, rows in enumerate(blocks.rows):
             shards.run(
                 *(self.x, self.y, self.w, order, blocks.starts[block], blocks.cuts[block], 0, rows),
-                *(scale, True, block == 0, out, self.threads),
+                *(scale, True, block == 0, self.room, self.threads),
             )
-        if out is not self.out:
-            self.out[order] = out
+        if self.out is not None and order is not None:
+            self.out[order] = self.room
         shards.join()
         self.totals[:] = group.add(message, self.dtype, BATCH)[1:5]
         return shards.take()[1]
