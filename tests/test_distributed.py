@@ -238,6 +238,19 @@ def test_optimizers_of_the_whole_data(monkeypatch):
             np.testing.assert_allclose(several["loss"], same_on_all(make, work, (1,))[1][0]["loss"], rtol=1e-3)
 
 
+def test_memory_that_is_short_on_one_rank(monkeypatch):
+    bytes_of = iter([1.0, 1e12])
+    monkeypatch.setattr("cnn.optim.second_order._memory", lambda: next(bytes_of))
+
+    def work(comm):
+        model = network(optimizer=cnn.LevenbergMarquardt(cg_iterations=3))
+        model.train_step(*mine(comm, X, Y), comm=comm)
+        return model.optimizer.solver
+
+    with pytest.warns(RuntimeWarning, match="by conjugate gradients"):
+        assert ran(2, work) == ["cg", "cg"]
+
+
 def test_an_optimizer_of_the_whole_data_that_is_interrupted(tmp_path, monkeypatch):
     def fit(comm, callbacks=(), **options):
         model = network(optimizer=cnn.LBFGS())
