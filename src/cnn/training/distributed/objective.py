@@ -61,8 +61,8 @@ class ShardObjective(Objective):
         order, keep = blocks.order, len(blocks.rows) > 1
         shards, message = self.ranks.shards(keep), self.ranks.message(keep)
         scale = (1 / self.weight if self.weight > 0 else 0.0) if self.program.mean else 1.0
-        group.may_stop()
         for block, rows in enumerate(blocks.rows):
+            group.may_stop()
             shards.run(
                 *(self.x, self.y, self.w, order, blocks.starts[block], blocks.cuts[block], 0, rows),
                 *(scale, True, block == 0, self.room, self.threads),
