@@ -17,6 +17,7 @@ from ranks import ran, run
 import cnn
 from cnn.training.distributed import RankError, rows
 from cnn.training.distributed.group import Group
+from cnn.training.distributed.objective import ShardObjective
 from cnn.training.distributed.rows import cuts_of, ends_of
 
 ROWS, INPUTS, OUTPUTS = 77, 5, 4
@@ -197,6 +198,93 @@ def test_loss_and_gradient_are_those_of_all_rows():
             np.testing.assert_array_equal(there[1], there[2])
             for name, array in alone.state_dict().items():
                 np.testing.assert_allclose(there[3][name], array, rtol=1e-12, atol=1e-14)
+
+
+WHOLE = {
+    "lbfgs": (cnn.LBFGS, "float64"),
+    "newton": (lambda: cnn.NewtonCG(weight_decay=1e-3), "float32"),
+    "matrix": (cnn.LevenbergMarquardt, "float32"),
+    "products": (lambda: cnn.LevenbergMarquardt(exact_parameters=0, cg_iterations=9), "float64"),
+    "bayesian": (lambda: cnn.LevenbergMarquardt(regularization="bayesian"), "float64"),
+}
+
+
+def test_optimizers_of_the_whole_data(monkeypatch):
+    for name, (optimizer, dtype) in WHOLE.items():
+        loss = cnn.MSELoss if name == "bayesian" else cnn.CrossEntropyLoss
+        y = np.tanh(X[:, :OUTPUTS]) if name == "bayesian" else Y
+        parts = lambda norm=name == "lbfgs": [cnn.BatchNorm1d(9) if norm else cnn.LayerNorm(9)]  # noqa: E731
+        make = lambda: network(*parts(), loss=loss(), optimizer=optimizer(), dtype=dtype)  # noqa: B023, E731
+
+        def work(model, comm, y=y, more=name != "bayesian"):
+            x, t, w = mine(comm, X, y, W)
+            own = {"validation_data": (x, t), "metrics": ["top_2"]} if more else {}
+            history = model.fit(x, t, sample_weight=w, epochs=3, comm=comm, progress=False, shards=4, **own)
+            return dict(history), model.train_step(x, t, comm=comm, shards=4), model._core.held is None
+
+        history = same_on_all(make, work)[1][0]
+        alone = make()
+        own = {"validation_data": (X, y), "metrics": ["top_2"]} if name != "bayesian" else {}
+        wanted = alone.fit(X, y, sample_weight=W, epochs=3, progress=False, **own)
+        assert history["loss"][-1] < history["loss"][0]
+        for key, values in wanted.items():
+            np.testing.assert_allclose(history[key], values, rtol=1e-6 if dtype == "float64" else 2e-2, err_msg=key)
+        if name in ("lbfgs", "matrix", "products"):  # in several blocks of rows, and all in one
+            with monkeypatch.context() as patch:
+                patch.setattr("cnn.training.objective.LEAST_ROWS", 12)
+                patch.setattr("cnn.training.objective.ROOM_BYTES", 1)
+                make = lambda: network(loss=loss(), optimizer=optimizer(), dtype=dtype)  # noqa: B023, E731
+                several = same_on_all(make, work)[1][0]
+            np.testing.assert_allclose(several["loss"], same_on_all(make, work, (1,))[1][0]["loss"], rtol=1e-3)
+
+
+def test_memory_that_is_short_on_one_rank(monkeypatch):
+    bytes_of = iter([1.0, 1e12])
+    monkeypatch.setattr("cnn.optim.second_order._memory", lambda: next(bytes_of))
+
+    def work(comm):
+        model = network(optimizer=cnn.LevenbergMarquardt(cg_iterations=3))
+        model.train_step(*mine(comm, X, Y), comm=comm)
+        return model.optimizer.solver
+
+    with pytest.warns(RuntimeWarning, match="by conjugate gradients"):
+        assert ran(2, work) == ["cg", "cg"]
+
+
+def test_an_optimizer_of_the_whole_data_that_is_interrupted(tmp_path, monkeypatch):
+    def fit(comm, callbacks=(), **options):
+        model = network(optimizer=cnn.LBFGS())
+        options = {"epochs": 4, "progress": False, "checkpoint": tmp_path / "run"} | options
+        model.fit(*mine(comm, X, Y), comm=comm, callbacks=callbacks, **options)
+        return bits(model)
+
+    truth = ran(1, lambda comm: fit(comm, checkpoint=None))[0]
+    for error in (KeyboardInterrupt(), KeyError("oh")):
+        results = run(2, lambda comm, error=error: fit(comm, [At(comm, 1, error, True)]))
+        assert isinstance(results[1], type(error))
+        assert isinstance(results[0], KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RankError)
+
+    for size in (4, 1):
+        for there in ran(size, lambda comm: fit(comm, resume=True)):
+            assert there == truth
+
+    sweep = ShardObjective._sweep
+
+    def broken(objective):
+        if objective.group.rank == 1 and objective.evaluations == 2:
+            raise KeyboardInterrupt
+        return sweep(objective)
+
+    def in_a_search(comm):
+        model = network(optimizer=cnn.LBFGS(lr=30))
+        before = model.parameters
+        try:
+            return model.train_step(*mine(comm, X, Y), comm=comm)
+        finally:
+            assert (model.parameters == before).all()
+
+    monkeypatch.setattr(ShardObjective, "_sweep", broken)
+    assert all(isinstance(result, KeyboardInterrupt) for result in run(2, in_a_search))
 
 
 def test_one_batch_is_that_of_all_rows():
@@ -386,7 +474,7 @@ def test_ranks_that_differ_are_refused():
                 assert "give the model a seed" in str(result)
 
 
-def test_an_interrupt_on_one_rank_leaves_a_checkpoint_for_other_numbers_of_ranks(tmp_path):
+def test_an_interrupt_on_one_rank_leaves_a_checkpoint_for_other_numbers_of_ranks(tmp_path, monkeypatch):
     make = lambda: network(cnn.BatchNorm1d(9), cnn.Dropout(0.2), optimizer=cnn.Adam(lr=0.01))  # noqa: E731
     fit = {"batch_size": 10, "epochs": 3, "progress": False}
 
@@ -396,13 +484,22 @@ def test_an_interrupt_on_one_rank_leaves_a_checkpoint_for_other_numbers_of_ranks
         return bits(model)
 
     truth = ran(1, whole)[0]
-    for folder, batch in ((tmp_path / "epoch", False), (tmp_path / "batch", True)):
 
-        def interrupted(comm, folder=folder, batch=batch):
-            callback = At(comm, 1, KeyboardInterrupt(), batch)
-            make().fit(*mine(comm, X, Y), comm=comm, checkpoint=folder, callbacks=[callback], **fit)
+    def evaluate(*arguments):
+        raise KeyboardInterrupt
 
-        assert all(isinstance(result, KeyboardInterrupt) for result in run(2, interrupted))
+    for when in ("epoch", "batch", "validation"):
+        folder = tmp_path / when
+
+        def interrupted(comm, folder=folder, when=when):
+            x, y = mine(comm, X, Y)
+            own = {"validation_data": (x, y)} if when == "validation" else {}
+            callback = At(comm, 1 if not own else None, KeyboardInterrupt(), when == "batch")
+            make().fit(x, y, comm=comm, checkpoint=folder, callbacks=[callback], **fit, **own)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("cnn.training.fit._evaluate", evaluate)
+            assert all(isinstance(result, KeyboardInterrupt) for result in run(2, interrupted))
 
         def resumed(comm, folder=folder):
             model = make()
@@ -434,8 +531,9 @@ def test_what_is_refused():
     own = lambda outputs, y: ((outputs**2).mean(), 2 * outputs / outputs.size)  # noqa: E731
     x, y = X, Y
     refused(ValueError, "one of your own", lambda c: network(loss=cnn.CallableLoss(own)).train_step(x, x, comm=c))
-    refused(ValueError, "got LBFGS", lambda c: network(optimizer=cnn.LBFGS()).fit(x, y, comm=c))
-    refused(ValueError, "got LBFGS", lambda c: network(optimizer=cnn.LBFGS()).train_step(x, y, comm=c))
+    lbfgs = lambda **options: network(optimizer=cnn.LBFGS(), **options)  # noqa: E731
+    refused(ValueError, "an array in memory", lambda c: lbfgs().fit([(x, y)], comm=c))
+    refused(ValueError, "needs the whole data, 77 rows, got 32", lambda c: lbfgs().fit(x, y, batch_size=32, comm=c))
     refused(
         ValueError, "expected validation_data with comm", lambda c: network().fit(x, y, validation_split=0.2, comm=c)
     )

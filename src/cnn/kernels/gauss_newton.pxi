@@ -424,6 +424,15 @@ cdef class Curvature:
         finally:
             p.training_busy = False
 
+    @property
+    def triangle(self):
+        """The memory of G after `begin_matrix`, panel by panel."""
+        cdef const Panels* panels = &self.f.panels
+        cdef cnp.npy_intp n = panels.side * panels.side * (panels.count * (panels.count + 1) // 2)
+        cdef cnp.ndarray a = cnp.PyArray_SimpleNewFromData(1, &n, REAL_TYPE, self.jacobian.g)
+        cnp.set_array_base(a, self)
+        return a
+
     def matrix(self):
         """A copy of G, (n_parameters, n_parameters)."""
         cdef Panels n = self.f.panels

@@ -284,6 +284,10 @@ class Core:
             raise ValueError("x: training needs at least one row, got an empty batch")
         y = program.targets(y, len(x))
         objective = Objective(self, x, y, None if w is None else program.weights(w, len(x)), threads)
+        return self.first_iteration(objective)
+
+    def first_iteration(self, objective: Objective) -> float:
+        """An iteration outside of `fit`: the loss before it."""
         rates = self.rates()
         self.iterate(objective, self.optimizer.lr if rates is None else float(rates[0]))
         return objective.first

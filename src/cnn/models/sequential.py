@@ -389,9 +389,9 @@ class Sequential(layers.Chain):
         if core.optimizer is None:
             core.need_optimizer()
         if comm is not None:
-            if core.optimizer.whole_data:
-                raise ValueError(f"optimizer: expected one that takes batches with comm, got {core.optimizer!r}")
             with _shared(self, comm, shards) as (program, threads):
+                if core.optimizer.whole_data:
+                    return program.whole_step(core, x, y, sample_weight, threads)
                 return program.train_step(x, y, threads, sample_weight, core.rates())
         if core.optimizer.whole_data:
             return core.whole_step(x, y, sample_weight, get_num_threads())

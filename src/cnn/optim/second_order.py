@@ -71,28 +71,38 @@ class _Point:
     def matrix(self) -> None:
         """Compute the Gauss-Newton matrix, by native calls of about CALL_WORK multiply-adds."""
         o, n = self.objective, len(self.parameters)
-        self.minimizer.begin_matrix(o.threads)
         rows = max(1, CALL_WORK // (o.core.out_features * n * n * ROUND_ROWS // 2)) * ROUND_ROWS
-        for start in range(0, o.rows, rows):
-            self.minimizer.add_rows(o.x, o.y, o.w, start, min(o.rows, start + rows), o.weight, o.threads)
+
+        def part(first: int, last: int) -> np.ndarray:
+            self.minimizer.begin_matrix(o.threads)
+            for start in range(first, last, rows):
+                self.minimizer.add_rows(o.x, o.y, o.w, start, min(last, start + rows), o.weight, o.threads)
+            return self.minimizer.triangle
+
+        total = o.total(part)
+        self.minimizer.triangle[:] = total
 
     def times(self, v: np.ndarray, gauss_newton: bool) -> np.ndarray:
         """The Hessian, or the Gauss-Newton matrix, times v, block by block of the rows."""
-        o, program, share = self.objective, self.objective.program, 0.0
+        o, program = self.objective, self.objective.program
         if self.away:
             self.minimizer.move(np.zeros_like(v))
             self.away = False
-        total = self.diagonal * v
-        for start in range(0, o.rows, o.block):
-            rows = slice(start, start + o.block)
-            x, y, w = o.x[rows], o.y[rows], None if o.w is None else o.w[rows]
-            if not np.isfinite(x).all():  # in rows that do not count: the loss is finite
-                x = np.where(np.isfinite(x), x, o.dtype.type(0))
-            part = (program.weight_of(y, w) / o.weight if o.weight else 0.0) if program.mean else 1.0
-            share += part
-            total += part * o.core.derivatives.second(x, y, None, None, v, False, o.threads, gauss_newton, w)[1]
+
+        def part(first: int, last: int) -> np.ndarray:
+            total = np.zeros(len(v))
+            for start in range(first, last, o.block):
+                rows = slice(start, min(last, start + o.block))
+                x, y, w = o.x[rows], o.y[rows], None if o.w is None else o.w[rows]
+                if not np.isfinite(x).all():  # in rows that do not count: the loss is finite
+                    x = np.where(np.isfinite(x), x, o.dtype.type(0))
+                share = (program.weight_of(y, w) / o.weight if o.weight else 0.0) if program.mean else 1.0
+                product = o.core.derivatives.second(x, y, None, None, v, False, o.threads, gauss_newton, w)[1]
+                total += share * (product - 2 * self.l2 * v)  # without the penalty, which it has added
+            return total
+
         self.products += 1
-        return (total - share * 2 * self.l2 * v) * self.trained  # each block has added its penalty
+        return (self.diagonal * v + o.total(part)) * self.trained
 
 
 class SecondOrder(WholeDataOptimizer, abstract=True):
@@ -352,11 +362,13 @@ class LevenbergMarquardt(SecondOrder):
     def _room(self, point: _Point) -> str:
         """Make room for G: "cholesky", or "cg" and a warning if there is not enough."""
         minimizer = point.minimizer
+        short = minimizer.bytes_of_matrix() > _memory() / 2
         try:
-            if minimizer.bytes_of_matrix() > _memory() / 2:
-                raise MemoryError
-            minimizer.begin_matrix(point.objective.threads)
+            if not short:
+                minimizer.begin_matrix(point.objective.threads)
         except MemoryError:
+            short = True
+        if point.objective.total(lambda first, last: np.array([float(short)]))[0]:
             warnings.warn(
                 f"J^T J of {len(point.parameters):,} parameters takes {minimizer.bytes_of_matrix() / 1e9:,.1f} GB, "
                 "more than there is: LevenbergMarquardt solves by conjugate gradients, as with exact_parameters=0",

@@ -249,7 +249,7 @@ def fit(
     comm : mpi4py.MPI.Comm, optional
         The ranks that train this model together: all of them call `fit`, each with its rows, and `batch_size` is of
         all. All end with the same parameters. Only rank 0 shows progress and writes files. Not with `validation_split`,
-        "balanced" class weights, a loss of your own, or an optimiser that needs the whole data.
+        "balanced" class weights, or a loss of your own.
     shards : int
         Parts of a batch whose gradients are added up in one order, the ranks times a power of two: runs on other
         numbers of ranks with as many shards give the same numbers to the bit, if rank r of R has the rows from
@@ -321,12 +321,8 @@ def fit(
             self, True, batch_size, bool(shuffle) and not whole, accumulation_steps, steps_per_epoch, drop_last
         )
         if group is not None:
-            if whole or (class_weight is not None and not isinstance(class_weight, dict)):
-                raise ValueError(
-                    f"optimizer: expected one that takes batches with comm, got {type(core.optimizer).__name__}"
-                    if whole
-                    else f"class_weight: expected a dict with comm, got {class_weight!r}"
-                )
+            if class_weight is not None and not isinstance(class_weight, dict):
+                raise ValueError(f"class_weight: expected a dict with comm, got {class_weight!r}")
             context.program = group.program
         x, y, sample_weight = _own(group, shard, x, y, sample_weight)
         if shard is not None and isinstance(validation_data, (tuple, list)) and len(validation_data) in (2, 3):
@@ -409,7 +405,7 @@ def fit(
             bar = at_end.enter_context(Progress(progress, initial_epoch, epochs, rows))
             trainer = _Trainer(context, self, meter, schedule, chosen, bar, threads, group)
             if saver is not None and saver in chosen and group is not None:
-                at_end.push(lambda kind, *_: saver._save() if kind is KeyboardInterrupt else None)
+                at_end.push(lambda kind, *_: trainer.save(saver) if kind is KeyboardInterrupt else None)
             for call in overridden(chosen, "on_train_begin"):
                 call({})
             for name, callback in names_of(chosen).items():
@@ -722,6 +718,7 @@ class _Trainer:
         self.converged: str | None = None  # why it has
         self.before: Any = None  # snapshots of the epoch's beginning, and of that of the epoch before
         self.earlier: Any = None
+        self.number = 0  # of the epoch
         self.ignores = getattr(model.loss, "ignore_index", None) is not None
 
     def stopped(self) -> bool:
@@ -731,7 +728,7 @@ class _Trainer:
     def epoch(self, source: Source, epoch: int, seen: int, position: tuple[Any, ...] | None) -> dict[str, float]:
         """Train one epoch, or what is left of it after a position (epoch, rows, *totals); its scores."""
         self.core.need_optimizer()  # a callback may have taken it away
-        self.earlier, self.before = self.before, self.core.snapshot()
+        self.earlier, self.before, self.number = self.before, self.core.snapshot(), epoch
         totals = np.zeros(4)  # weighted sum of the loss, sum of weights, rows classified right, rows
         skip = 0
         if position is not None:
@@ -764,12 +761,20 @@ class _Trainer:
                 raise ValueError(f"{source.names.all}: {NOTHING_COUNTS}")
             return self.meter.numbers(totals)
 
+    def save(self, saver: ModelCheckpoint) -> None:
+        """After Ctrl-C: save the last batch; without one in this epoch, as after its last, the epoch's beginning."""
+        if self.number > self.core.state.epoch and self.core.state.position is None:
+            self.core.restore(self.before)
+        saver._save()
+
     def whole(self, part: Part, epoch: int, totals: np.ndarray, rates) -> int:
         """An iteration on the whole data, which is this part: the rows. Totals are of the parameters after it."""
         n, schedule, program = part.rows, self.schedule, self.program
-        out = self.meter.room(n)
+        out = self.meter.room(len(part.x))
         with self.undone():
-            if self.objective is None or self.objective.x is not part.x:
+            if self.group is not None and self.objective is None:
+                self.objective = program.objective(self.core, part, self.threads, out)
+            elif self.objective is None or self.objective.x is not part.x:
                 self.objective = Objective(self.core, *part[:3], self.threads, out)
             if schedule:
                 self.lr = float((schedule.rates(program.steps, 1) if rates is None else rates)[0, 0])
@@ -783,7 +788,9 @@ class _Trainer:
         for call in self.on_batch_end:
             logs = {"loss": self.objective.loss, "rows": n} | ({"lr": self.lr} if schedule else {})
             call(0, logs)
-        if out is not None or self.ignores:
+        if self.group is not None:
+            self.collect(part, 0, n, totals, out)
+        elif out is not None or self.ignores:
             totals[3] -= n - counted(self.model, part.y)
             if out is not None:
                 self.meter.update(part.y, out)

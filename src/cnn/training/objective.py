@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -66,18 +67,26 @@ class Objective:
         program = self.program = core.program
         self.core, self.dtype = core, core.dtype
         self.x, self.y, self.w, self.out, self.threads = x, y, w, out, threads
-        self.rows = self.block = len(x)
-        program.check_batches(self.rows, self.rows)
-        self.weight = program.weight_of(y, w)
+        rows, self.weight = self._whole()
+        program.check_batches(rows, rows)
+        self.rows, self.block = len(x), rows
         if program.separable:
             wide = 3 * sum(core.graph.widths) * self.dtype.itemsize
             fits = min(ROOM_BYTES // wide, CALL_WORK // max(1, 3 * program.n_parameters))
-            self.block = min(self.rows, max(LEAST_ROWS, fits // LEAST_ROWS * LEAST_ROWS))
+            self.block = max(LEAST_ROWS, fits // LEAST_ROWS * LEAST_ROWS)
         self.totals = np.zeros(4)
         self.value = self.loss = self.first = math.nan
         self.logs: dict[str, float] = {}
         self._token = object()
         self.begin()
+
+    def _whole(self) -> tuple[int, float]:
+        """How many rows there are, and the sum of their weights."""
+        return len(self.x), self.program.weight_of(self.y, self.w)
+
+    def total(self, part: Callable[[int, int], np.ndarray]) -> np.ndarray:
+        """The sum of a vector over all rows; ``part(start, stop)`` gives that over rows start .. stop - 1."""
+        return part(0, self.rows)
 
     def begin(self) -> None:
         """Before an iteration."""
@@ -100,17 +109,23 @@ class Objective:
         if self.evaluations:
             self.back()
         self.totals[:] = 0
-        for start in range(0, self.rows, self.block):
-            stop = min(self.rows, start + self.block)
-            program.sweep(self.x, self.y, self.w, start, stop, self.weight, self.out, self.threads, self.totals)
+        penalty = self._sweep()
         total, weight = self.totals[:2].tolist()
         self.loss = (total / weight if weight else 0.0) if program.mean else total
-        self.loss += program.penalty(True)
+        self.loss += penalty
         self.value = self.loss + program.decay()
         if not self.evaluations:
             self.first = self.loss
         self.evaluations += 1
         return self.value
+
+    def _sweep(self) -> float:
+        """Leave the gradient, with that of the penalties, in the program, and its sums in `totals`; the penalties."""
+        program = self.program
+        for start in range(0, self.rows, self.block):
+            stop = min(self.rows, start + self.block)
+            program.sweep(self.x, self.y, self.w, start, stop, self.weight, self.out, self.threads, self.totals)
+        return program.penalty(True)
 
     def _state(self) -> tuple[Any, ...]:
         """All that the value depends on and that may change between two iterations."""

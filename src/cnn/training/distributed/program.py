@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from .group import BATCH, COLUMNS, EVALUATION, Group
-from .rows import Plan, one_batch, sizes_of, tree
+from .objective import ShardObjective
+from .rows import Plan, ShardPart, one_batch, sizes_of, tree
 
 
 class ShardProgram:
@@ -44,6 +45,11 @@ class ShardProgram:
             self._shards[keep] = made, made.message
         return self._shards[keep][0]
 
+    def message(self, keep: bool) -> np.ndarray:
+        """What `shards` leaves its sums in, to be added up over the ranks."""
+        self.shards(keep)
+        return self._shards[keep][1]
+
     def run(self, shards, part, batch, scale, training, fresh, before, out, threads, fuse=False, rates=None) -> None:
         """Forward and backward over a batch; before: rows of the step in batches before it."""
         x, y, w, plan, _ = part
@@ -62,7 +68,7 @@ class ShardProgram:
         """As `Program.train_batches`, of rows on all ranks, with a `Plan` as their order."""
         group, keep = self.group, accumulate > 1
         shards = self.shards(keep)
-        message = self._shards[keep][1]
+        message = self.message(keep)
         mean, fuse = self.native.mean, group.size == 1 and shards.fuses and not step_anyway
         batches = plan.batches(start, stop)
         self.reached = start
@@ -104,11 +110,21 @@ class ShardProgram:
             self.native.clear_padding()
         return self._loss(totals)
 
+    def objective(self, core: Any, part: ShardPart, threads: int, out: np.ndarray | None = None) -> ShardObjective:
+        """What an optimiser that needs the whole data minimises; part: all rows, as one batch."""
+        return ShardObjective(self, core, part, threads, out)
+
+    def whole_step(self, core: Any, x, y, w, threads: int) -> float:
+        """`train_step` with such an optimiser: an iteration on the rows of all ranks; the loss before it."""
+        x, y, w, plan = self.batch(x, y, w, "x: training needs at least one row, got an empty batch")
+        objective = self.objective(core, ShardPart(x, y, w, plan, len(plan)), threads)
+        return core.first_iteration(objective)
+
     def loss_and_grad(self, x, y, threads: int, training: bool = True) -> tuple[float, np.ndarray]:
         x, y, w, plan = self.batch(x, y, None, "the loss of an empty batch is not defined")
         shards = self.shards(False)
         self.run(shards, (x, y, w, plan, 0), 0, 1.0, training, True, 0, None, threads)
-        totals = self.group.add(self._shards[False][1], self.dtype, BATCH)[1:5]
+        totals = self.group.add(self.message(False), self.dtype, BATCH)[1:5]
         if training and not self.native.all_off:
             shards.count_rows(len(plan))
         gradient, extra = shards.take()
@@ -143,7 +159,7 @@ class ShardProgram:
                 sums[shard] += np.array((*self.native.evaluate(x, y, w, threads), counted(y)))
                 if meter:
                     kept.append((y, self.native.predict(x, None, threads)))
-        totals = self.group.sum(tree(sums).copy(), EVALUATION)
+        totals = self.group.sum(tree(sums), EVALUATION)
         if meter:
             for own in self.group.gather(kept, EVALUATION):
                 for y, outputs in own:

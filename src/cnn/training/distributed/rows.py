@@ -7,6 +7,7 @@ order: rank r of R the rows from n r // R to n (r + 1) // R, as `share` gives th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,7 @@ class Plan:
         mine = slice(group.first, group.first + group.count)
         self.order, self.batch_size, self.weights = order, batch_size, weights
         counts = np.diff(cuts, axis=0)
+        self.sizes = counts.sum(0)  # rows of each shard, on all ranks
         self.rows = counts.sum(1).tolist()  # of each batch
         self.before = counts[:, : group.first].sum(1).tolist()  # of its rows, on lower ranks
         self.counts = counts[:, mine]
@@ -241,18 +243,26 @@ def weights_of(group: Group, program: Any, y, w, plan: Plan) -> list[float] | No
     counts = plan.counts
     sums = np.zeros(counts.size)
     shards.weights(y, w, plan.order, np.cumsum(counts.ravel()), sums)
-    sums = tree(sums.reshape(counts.shape).T.copy())
+    sums = tree(sums.reshape(counts.shape).T)
     return group.sum(sums, ROWS).tolist()
 
 
-def tree(sums: np.ndarray) -> np.ndarray:
-    """The sum of the rows of an array, those of the shards here, in the order of the tree."""
-    stride = 1
-    while stride < len(sums):
-        for i in range(0, len(sums) - stride, 2 * stride):
-            sums[i] += sums[i + stride]
-        stride *= 2
-    return sums[0]
+def tree(sums: Iterable[np.ndarray]) -> np.ndarray:
+    """The sum of vectors, one of each shard here, in the order of the tree; float64. It keeps few of them at a time."""
+    branches: list[np.ndarray] = []
+    done = 0
+    for done, vector in enumerate(sums, 1):
+        branches.append(np.array(vector, np.float64))
+        for _ in range((done & -done).bit_length() - 1):
+            _join(branches)
+    for _ in range(done.bit_count() - 1):
+        _join(branches)
+    return branches[0]
+
+
+def _join(branches: list[np.ndarray]) -> None:
+    last = branches.pop()
+    branches[-1] += last
 
 
 class ShardBatches(Source):
