@@ -315,7 +315,7 @@ class Sequential(layers.Chain):
         x : array_like or sparse matrix of shape (batch, in_features)
         y : array_like
             As `targets` of `forward`.
-        comm, shards
+        comm, shards : optional
             As for `fit`: x and y are the rows of this rank, and the loss is that of all rows.
 
         Returns
@@ -357,9 +357,9 @@ class Sequential(layers.Chain):
         """Forward, loss, backward and the optimiser's step in one native call.
 
         The step is fused into the computation of the gradients, which are not kept: `gradients` stay as they are. With
-        a loss of your own nothing is fused, and they are those of this step. The result is that of `forward`,
-        `backward` and `step`: to the last bit from two rows on. A single row goes through a network of linear layers
-        and activations in sums of another order, and differs by a few roundings.
+        a loss of your own nothing is fused, and they are those of this step. From two rows on the result
+        is that of `loss_and_grad` and `step`, to the last bit. That of `forward`, `backward` and `step` differs by a few
+        roundings where sums have another order: for a single row, and for many rows of narrow networks.
 
         To an optimiser that needs the whole data (`LBFGS`) these rows are the whole data of one iteration.
 
@@ -370,7 +370,7 @@ class Sequential(layers.Chain):
             As `targets` of `forward`.
         sample_weight : array_like of shape (batch,), optional
             How much each row counts: finite, at least 0.
-        comm, shards
+        comm, shards : optional
             As for `fit`: the arrays are the rows of this rank, and the batch is those of all ranks.
 
         Returns

@@ -920,7 +920,7 @@ def evaluate(
         At most this many; None: as `cnn.set_num_threads` says. The result does not depend on it.
     class_weight : dict or "balanced", optional
         As for `fit`.
-    comm, shards, shard
+    comm, shards, shard : optional
         As for `fit`: each rank has its rows, arrays in memory or memory maps, and all get the numbers of all rows.
 
     Returns
