@@ -357,9 +357,9 @@ class Sequential(layers.Chain):
         """Forward, loss, backward and the optimiser's step in one native call.
 
         The step is fused into the computation of the gradients, which are not kept: `gradients` stay as they are. With
-        a loss of your own nothing is fused, and they are those of this step. From two rows on the result
-        is that of `loss_and_grad` and `step`, to the last bit. That of `forward`, `backward` and `step` differs by a few
-        roundings where sums have another order: for a single row, and for many rows of narrow networks.
+        a loss of your own nothing is fused, and they are those of this step. From two rows on the result is that of
+        `loss_and_grad` and `step`, to the last bit. That of `forward`, `backward` and `step` differs by a few roundings
+        where sums have another order: for a single row, and for many rows of narrow networks.
 
         To an optimiser that needs the whole data (`LBFGS`) these rows are the whole data of one iteration.
 
