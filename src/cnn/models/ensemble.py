@@ -165,7 +165,7 @@ class Ensemble:
         if optimizer is not None and not isinstance(optimizer, (optim.Optimizer, ManyOptimizers)):
             raise TypeError(f"optimizer: expected an optimiser such as cnn.SGD(), got {optimizer!r}")
         for i, member in enumerate(self._members):
-            member.optimizer = optimizer.of(i) if isinstance(optimizer, ManyOptimizers) else copy.copy(optimizer)
+            member.optimizer = optimizer.of(i) if isinstance(optimizer, ManyOptimizers) else copy.deepcopy(optimizer)
         self._optimizer = optimizer
 
     @property
@@ -302,6 +302,7 @@ class Ensemble:
         threads: int | None = None,
         progress: bool | str = "auto",
         verbose: int | None = None,
+        comm: Any = None,
     ) -> ManyHistory:
         """Train all members for a number of epochs, natively and at once.
 
@@ -344,6 +345,9 @@ class Ensemble:
             As for `Sequential.fit`. The numbers beside the bar are the means over the members.
         verbose : int, optional
             Keras's word for `progress`: 0, 1 or 2.
+        comm : mpi4py.MPI.Comm, optional
+            Ranks that share the members out: rank r of R trains those from ``n * r // R`` to ``n * (r + 1) // R``, and
+            in the end all ranks have all members, the same bits as without it. All ranks pass the same data.
 
         Returns
         -------
@@ -355,7 +359,7 @@ class Ensemble:
         ValueError, TypeError
             If something does not fit; nothing has changed then.
         RuntimeError
-            If there is no loss or no optimizer.
+            If there is no loss or no optimizer. With `comm` also if another rank has failed, which it names.
         DivergenceError
             If the loss of every member became infinite or NaN.
 
@@ -385,7 +389,7 @@ class Ensemble:
                 return [_drawn(member, int(k)) for member, k in zip(self._members, n, strict=True)]
 
         self.history = many.train(
-            self._members, data, validation, epochs=epochs, batch_size=batch_size, shuffle=bool(shuffle),
+            self._members, data, validation, comm=comm, epochs=epochs, batch_size=batch_size, shuffle=bool(shuffle),
             validation_split=validation_split, class_weight=class_weight, metrics=metrics,
             early_stopping=early_stopping, steps_per_epoch=steps_per_epoch, drop_last=drop_last,
             accumulation_steps=accumulation_steps, threads=threads, progress=progress, verbose=verbose,

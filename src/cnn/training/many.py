@@ -186,6 +186,7 @@ def fit_many(
     threads: int | None = None,
     progress: bool | str = "auto",
     verbose: int | None = None,
+    comm: Any = None,
 ) -> ManyHistory:
     """Train many models, each on data of its own, at once: natively, on all threads, one model a thread at a time.
 
@@ -226,6 +227,9 @@ def fit_many(
         As for `Sequential.fit`. The numbers beside the bar are the means over the models.
     verbose : int, optional
         Keras's word for `progress`: 0, 1 or 2.
+    comm : mpi4py.MPI.Comm, optional
+        Ranks that share the models out: rank r of R trains those from ``n * r // R`` to ``n * (r + 1) // R``, and in
+        the end all ranks have all models, the same bits as without it. All ranks pass the same models and data.
 
     Returns
     -------
@@ -237,7 +241,8 @@ def fit_many(
     ValueError, TypeError
         If something does not fit; nothing has changed then.
     RuntimeError
-        If a model has no loss or no optimizer, or is being trained.
+        If a model has no loss or no optimizer, or is being trained. With `comm` also if another rank has failed,
+        which it names.
     DivergenceError
         If the loss of every model became infinite or NaN.
 
@@ -259,7 +264,7 @@ def fit_many(
     rows = _each("data", data, len(models), True)
     validation = _each("validation_data", validation_data, len(models), False)
     return train(
-        models, rows, validation, epochs=epochs, batch_size=batch_size, shuffle=shuffle,
+        models, rows, validation, comm=comm, epochs=epochs, batch_size=batch_size, shuffle=shuffle,
         validation_split=validation_split, class_weight=class_weight, metrics=metrics, early_stopping=early_stopping,
         steps_per_epoch=steps_per_epoch, drop_last=drop_last, accumulation_steps=accumulation_steps, threads=threads,
         progress=progress, verbose=verbose,
@@ -329,7 +334,16 @@ def _each(name: str, data, models: int, needed: bool):
     return data
 
 
-def train(
+def train(models: list[Any], data: Any, validation_data: Any, *, comm: Any = None, **options: Any) -> ManyHistory:
+    """`_train`, on all ranks of a communicator if there is one."""
+    if comm is None:
+        return _told(_train(models, data, validation_data, **options))
+    from .distributed.members import train_shared
+
+    return _told(train_shared(_train, comm, models, data, validation_data, options))
+
+
+def _train(
     models: list[Any],
     data: Any,
     validation_data: Any,
@@ -351,10 +365,11 @@ def train(
     one_order: Any = False,
     bags: Any = None,
     histories: Any = True,
+    own: Any = None,
 ) -> ManyHistory:
     """`fit_many`; shared: whether all have the same rows, for training and for validation; one_order: whether all take
     them in the order of the first; bags: a function of the rows' numbers that returns the rows that each takes;
-    histories: whether each model gets its own."""
+    histories: whether each model gets its own; own (models,), bool: those to train, None: all."""
     epochs = integer("epochs", epochs, 1)
     if _whole_data(models):
         batch_size = None if isinstance(batch_size, str) and batch_size == "auto" else batch_size
@@ -369,14 +384,14 @@ def train(
     for model in models:
         model._core.need_optimizer()
     if not all_native(models, (rows[0] for rows in [*data, *(validation_data or ())])):
-        own = {
+        given = {
             "epochs": epochs, "batch_size": None if batch_size == MOST_ROWS else batch_size,
             "shuffle": bool(shuffle), "validation_split": validation_split,
             "class_weight": class_weight, "metrics": metrics, "early_stopping": early_stopping,
             "steps_per_epoch": steps_per_epoch, "drop_last": drop_last, "accumulation_steps": accumulation_steps,
             "threads": threads, "progress": False,
         }  # fmt: skip
-        return _by_python(models, data, validation_data, own, shared, one_order, bags)
+        return _by_python(models, data, validation_data, given, shared, one_order, bags, own)
     with _only_fit_of(models):
         rows = Rows(models, data, Names(), True, class_weight, shared[0])
         number("validation_split", validation_split, 0, 1)
@@ -397,14 +412,14 @@ def train(
         for model, n in zip(models, taken.tolist(), strict=True):
             model._core.program.check_batches(n, batch_size)
         trainer = Trainer(models, rows, validation, taken, batch_size, accumulation_steps, bool(shuffle), threads)
-        trainer.histories = histories
+        trainer.histories, trainer.own = histories, own
         trainer.one_order, trainer.bags = one_order, None if bags is None else bags(rows.n)
         trainer.meters = [Meter(metrics, model) for model in models] if metrics else []
         stopping = callbacks_of((), early_stopping)
         return trainer.run(epochs, stopping[0] if stopping else None, mode)
 
 
-def _by_python(models, data, validation_data, own: dict[Any, Any], shared, one_order: bool, bags) -> ManyHistory:
+def _by_python(models, data, validation_data, given: dict[Any, Any], shared, one_order: bool, bags, own) -> ManyHistory:
     """Train one after the other, where a loss is a Python function."""
     import copy
 
@@ -412,33 +427,38 @@ def _by_python(models, data, validation_data, own: dict[Any, Any], shared, one_o
     diverged: dict[int, DivergenceError] = {}
     seed = models[0]._core.state.random_seed
     for i, model in enumerate(models):
+        if own is not None and not own[i]:
+            continue
         rows = list(data[0 if shared[0] else i])
         if bags is not None:
             rows = [None if a is None else np.asarray(a)[bags(np.array([len(rows[0])] * len(models)))[i]] for a in rows]
         if validation_data is not None:
-            own["validation_data"] = tuple(a for a in validation_data[0 if shared[1] else i] if a is not None)
+            given["validation_data"] = tuple(a for a in validation_data[0 if shared[1] else i] if a is not None)
         state, before = model._core.state, model._core.state.random_seed
         state.random_seed = seed if one_order else before
         try:
-            model.fit(rows[0], rows[1], sample_weight=rows[2] if len(rows) > 2 else None, **copy.deepcopy(own))
+            model.fit(rows[0], rows[1], sample_weight=rows[2] if len(rows) > 2 else None, **copy.deepcopy(given))
         except DivergenceError as error:
             diverged[i] = DivergenceError(f"member {i}: {error}")
         finally:
             state.random_seed = before
         found[i] = model.history
-    first = max(found.values(), key=lambda history: len(history.epochs))
+    first = max(found.values(), key=lambda history: len(history.epochs), default=History({}))
     history = ManyHistory(list(first), len(models))
+    every = range(len(models))
     for at, epoch in enumerate(first.epochs):
         history.record(
             epoch,
             {
-                name: np.array([found[i][name][at] if at < len(found[i].epochs) else math.nan for i in found])
+                name: np.array(
+                    [found[i][name][at] if i in found and at < len(found[i].epochs) else math.nan for i in every]
+                )
                 for name in first
             },
         )
-    history.last_epoch[:] = [len(found[i].epochs) for i in found]
+    history.last_epoch[:] = [len(found[i].epochs) if i in found else 0 for i in every]
     history.diverged = diverged
-    return _told(history)
+    return history
 
 
 def _told(history: ManyHistory) -> ManyHistory:
@@ -463,6 +483,7 @@ class Trainer:
     bags: Any
     one_order: bool
     histories = True  # whether each model gets its own
+    own: Any = None  # those that are trained here, if not all
 
     def __init__(
         self,
@@ -522,13 +543,17 @@ class Trainer:
         self.seen: np.ndarray = np.array([core.state.epochs_seen for core in cores], np.int64)
         seeds = np.array([core.state.random_seed for core in cores], np.uint64)
         self.seeds: Any = np.full(n, seeds[0]) if self.one_order else seeds
+        self.turn: int = int(self.seen.max())  # the number of the order that all take
         best = _Best(n, stopping)
-        active = np.ones(n, bool)
+        own = np.ones(n, bool) if self.own is None else self.own
+        active = own.copy()
         for program in self.programs:
             program.clear_padding()
         with Progress(mode, 0, epochs, int(self.taken.sum())) as bar:
             try:
                 for epoch in range(1, epochs + 1):
+                    if not active.any():
+                        break
                     self.epoch(active, epoch, bar)
                     failed = active & (self.crew.bad >= 0)
                     for i in np.flatnonzero(failed).tolist():
@@ -543,6 +568,7 @@ class Trainer:
                     if "lr" in names:
                         logs["lr"] = np.where(active, self.lr, math.nan)
                     self.seen[active] += 1
+                    self.turn += 1
                     for i, schedule in plateaus:
                         if active[i]:
                             schedule.step(float(logs[watched[i]][i]))
@@ -552,17 +578,17 @@ class Trainer:
                     bar.epoch(epoch, int(self.taken[active].sum()), shown)
                     if stopping is not None:
                         active &= ~best.look(self, logs, epoch, active)
-                    if not active.any():
-                        break
                 best.restore(self)
             finally:
                 places = zip(cores, self.seen.tolist(), history.last_epoch.tolist(), strict=True)
                 for i, (core, seen_epochs, last) in enumerate(places):
+                    if not own[i]:
+                        continue
                     state = core.state
                     state.epochs_seen, state.epoch, state.position = seen_epochs, last, None
                     state.history = history.of(i) if self.histories else None
         history.best_epoch = best.epoch if stopping is not None else None
-        return _told(history)
+        return history
 
     def room(self, n: Any) -> list[np.ndarray] | None:
         """Where the outputs of so many rows of each member go; None if no metric wants them."""
@@ -575,7 +601,7 @@ class Trainer:
         cycled = None
         if self.scheduled:
             cycled = [schedule is not None and schedule.cycles_momentum for schedule in self.schedules]
-        orders = np.full(len(self.seen), self.seen.max()) if self.one_order else self.seen
+        orders = np.full(len(self.seen), self.turn) if self.one_order else self.seen
         self.crew.begin(
             active, self.seeds, orders, self.taken, self.batch_size, self.accumulate, self.shuffle, cycled,
         )  # fmt: skip
@@ -619,7 +645,7 @@ class Trainer:
         n = int(self.rows.n[i])
         order = None if self.bags is None else self.bags[i]
         if self.shuffle:
-            seen = self.seen.max() if self.one_order else self.seen[i]
+            seen = self.turn if self.one_order else self.seen[i]
             turn = self.kernels.permutation(n, int(self.seeds[i]), int(seen))
             order = turn if order is None else order[turn]
         if self.taken[i] == n:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import threading
@@ -318,8 +319,13 @@ def _failure(text: str) -> np.ndarray:
     return message
 
 
+def text_of(value: Any) -> str:
+    """The text of a value, the same in all processes: without addresses."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
+
+
 def _text(value: Any) -> str:
-    text = str(value)
+    text = text_of(value)
     return text if len(text) <= 300 else text[:300] + "..."
 
 
