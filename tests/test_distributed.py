@@ -3,6 +3,7 @@
 The ranks are threads of one process (ranks.py); tests/mpi runs the same under mpiexec.
 """
 
+import pickle
 import subprocess
 import sys
 import time
@@ -592,3 +593,30 @@ def test_only_rank_0_shows_how_members_train(capsys):
 
     assert len(ran(3, job)) == 3
     assert capsys.readouterr().err.count("loss") == 1
+
+
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+def test_estimators():
+    estimators = pytest.importorskip("cnn.sklearn")
+    more = {"max_iter": 3, "random_state": 0, "hidden_layer_sizes": (6,), "n_iter_no_change": 9}
+    for options in ({"early_stopping": True}, {"dropout": 0.2, "class_weight": "balanced"}, {"n_members": 3}):
+        first = None
+        for size in (1, 2, 4):
+
+            def job(comm, options=options):
+                net = estimators.MLPClassifier(**more, **options)
+                net.fit(X, Y, comm=comm)
+                pickle.dumps(net)  # the communicator is not kept
+                return net.predict_proba(X).tobytes(), net.loss_curve_, net.n_iter_
+
+            for result in ran(size, job):
+                first = result if first is None else first
+                assert result == first, (options, size)
+        assert first[2] == 3
+
+    for result in run(2, lambda comm: estimators.MLPRegressor(random_state=comm.rank).fit(X, Y, comm=comm)):
+        assert isinstance(result, ValueError), result
+        assert "differ in parameters (checksum)" in str(result)
+    lbfgs = estimators.MLPRegressor(solver="lbfgs")
+    for result in run(2, lambda comm: lbfgs.fit(X, Y, comm=comm)):
+        assert str(result) == "comm: expected solver='adam' or 'sgd' with it, got 'lbfgs'"

@@ -72,10 +72,9 @@ class Group:
         """Cut batches into so many shards; ValueError if the ranks cannot share them."""
         count, rest = divmod(shards, self.size)
         if rest or (self.size > 1 and (count == 0 or count & (count - 1))):
-            fits = self.size << max(0, (-(-8 // self.size) - 1).bit_length())
             raise ValueError(
-                f"shards: expected {self.size} ranks times a power of two, such as {fits}, got {shards}: runs on other "
-                "numbers of ranks give the same bits if they have as many"
+                f"shards: expected {self.size} ranks times a power of two, such as {shards_for(self.size)}, got "
+                f"{shards}: runs on other numbers of ranks give the same bits if they have as many"
             )
         self.shards, self.count, self.deterministic = shards, count, deterministic
 
@@ -296,6 +295,11 @@ class Group:
         finally:
             signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
             self.interrupted = False
+
+
+def shards_for(ranks: int) -> int:
+    """At least 8 shards that so many ranks can share."""
+    return ranks << max(0, (-(-8 // ranks) - 1).bit_length())
 
 
 def here() -> tuple[str, tuple[int, ...]]:
