@@ -3,6 +3,7 @@
 The ranks are threads of one process (ranks.py); tests/mpi runs the same under mpiexec.
 """
 
+import pickle
 import subprocess
 import sys
 import time
@@ -590,3 +591,129 @@ def test_a_message_takes_its_time():
 def test_nothing_is_imported_without_a_communicator():
     code = "import cnn, sys; cnn.Sequential; print([m for m in sys.modules if 'distributed' in m or 'mpi4py' in m])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# many models ----------------------------------------------------------------------------------------------------------
+
+
+def trained_together(make, work):
+    """work(models, comm) leaves every rank, on any number of them, with the models and the history of a run without."""
+    models = make()
+    expected = work(models, None)
+    for size in (1, 2, 3, 5):
+
+        def job(comm):
+            there = make()
+            return work(there, comm), [bits(model) for model in getattr(there, "_members", there)]
+
+        for history, found in ran(size, job):
+            assert found == [bits(model) for model in getattr(models, "_members", models)], f"on {size} ranks"
+            assert history.epochs == expected.epochs
+            assert list(history.diverged) == list(expected.diverged)
+            for name, values in (*expected.items(), ("", expected.last_epoch), ("", expected.best_epoch)):
+                other = history.get(name, history.best_epoch if values is expected.best_epoch else history.last_epoch)
+                np.testing.assert_array_equal(other, values)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shuffle": "shared", "early_stopping": cnn.EarlyStopping("loss", 1, 0.05), "epochs": 4},
+        {"bootstrap": True, "validation_data": (X, Y), "metrics": ["top_2"]},
+        {"loss": True, "shuffle": "shared"},
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_members_of_an_ensemble(options):
+    own = cnn.CallableLoss(lambda outputs, y: ((outputs**2).mean(), 2 * outputs / outputs.size))
+    options = {"epochs": 2, "batch_size": 20, "progress": False} | options
+    y = np.eye(OUTPUTS)[Y] if (python := options.pop("loss", False)) else Y
+
+    def make():
+        optimizer = cnn.Adam(
+            lr=np.linspace(0.001, 0.1, 4), ema_decay=0.9, schedule=cnn.ReduceLROnPlateau(monitor="loss")
+        )
+        layers = [cnn.Linear(INPUTS, 9), cnn.BatchNorm1d(9), cnn.Dropout(0.2), cnn.Linear(9, OUTPUTS)]
+        return cnn.Ensemble([*layers, own if python else cnn.CrossEntropyLoss()], 4, optimizer=optimizer, seed=1)
+
+    def work(ensemble, comm):
+        ensemble.fit(X, y, comm=comm, **options)
+        return ensemble.fit(X, y, comm=comm, **options)  # from the members, optimisers and orders that it has left
+
+    trained_together(make, work)
+
+
+@pytest.mark.filterwarnings("ignore:1 of 5 members diverged")
+def test_many_models():
+    x = [X, np.where(X > 2, np.nan, X), X, X, X[:40]]  # four are in lanes
+    data = [(a, Y[: len(a)]) for a in x]
+    make = lambda: [network(seed=i, width=9, optimizer=cnn.SGD(0.1, momentum=0.5)) for i in range(5)]  # noqa: E731
+    work = lambda models, comm: cnn.fit_many(models, data, epochs=2, progress=False, comm=comm)  # noqa: E731
+    trained_together(make, work)
+
+
+def test_ranks_that_train_members_fail_together():
+    def job(comm, seed=None, epochs=2, x=X, y=Y, metrics=()):
+        models = [network(seed=i if seed is None else seed + comm.rank) for i in range(3)]
+        return cnn.Ensemble.of(models).fit(x, y, epochs=epochs, metrics=metrics, progress=False, comm=comm)
+
+    for match, call in {
+        "differ in parameters (checksum)": lambda comm: job(comm, seed=5),
+        "differ in epochs: rank 0 has 1; rank 1 has 2": lambda comm: job(comm, epochs=1 + comm.rank),
+        "differ in shapes of the data": lambda comm: job(comm, x=X[comm.rank :], y=Y[comm.rank :]),
+    }.items():
+        for result in run(2, call):
+            assert isinstance(result, ValueError), result
+            assert match in str(result)
+
+    def metric(comm):
+        def fails(y, outputs):
+            if comm.rank == 1:
+                raise OSError("no space")
+            return 0.0
+
+        return {"fails": fails}
+
+    for size in (2, 3):
+        results = run(size, lambda comm: job(comm, metrics=metric(comm)))
+        assert isinstance(results.pop(1), OSError)
+        for result in results:
+            assert isinstance(result, RankError), result
+            assert str(result) == "rank 1: OSError: no space"
+    for result in run(2, lambda comm: job(comm, x=np.full_like(X, np.nan))):
+        assert isinstance(result, cnn.DivergenceError)
+        assert str(result).startswith("all 3 members diverged: member 0")
+
+
+def test_only_rank_0_shows_how_members_train(capsys):
+    def job(comm):
+        return cnn.Ensemble.of([network(seed=i) for i in range(3)]).fit(X, Y, verbose=2, comm=comm)
+
+    assert len(ran(3, job)) == 3
+    assert capsys.readouterr().err.count("loss") == 1
+
+
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+def test_estimators():
+    estimators = pytest.importorskip("cnn.sklearn")
+    more = {"max_iter": 3, "random_state": 0, "hidden_layer_sizes": (6,), "n_iter_no_change": 9}
+    for options in ({"early_stopping": True}, {"dropout": 0.2, "class_weight": "balanced"}, {"n_members": 3}):
+        first = None
+        for size in (1, 2, 4):
+
+            def job(comm, options=options):
+                net = estimators.MLPClassifier(**more, **options)
+                net.fit(X, Y, comm=comm)
+                pickle.dumps(net)  # the communicator is not kept
+                return net.predict_proba(X).tobytes(), net.loss_curve_, net.n_iter_
+
+            for result in ran(size, job):
+                first = result if first is None else first
+                assert result == first, (options, size)
+        assert first[2] == 3
+
+    for result in run(2, lambda comm: estimators.MLPRegressor(random_state=comm.rank).fit(X, Y, comm=comm)):
+        assert isinstance(result, ValueError), result
+        assert "differ in parameters (checksum)" in str(result)
+    for result in run(2, lambda comm: estimators.MLPRegressor(solver="lbfgs").fit(X, Y, comm=comm)):
+        assert str(result) == "comm: expected solver='adam' or 'sgd' with it, got 'lbfgs'"

@@ -111,6 +111,16 @@ def test_schedules(schedule, monkeypatch):
     check(layers, x, y, 2, optimizers, epochs=3, batch_size=8, **options)
 
 
+def test_each_member_has_a_schedule_of_its_own():
+    x, y = data()
+    for lr in (0.1, np.array([0.1, 0.3])):
+        optimizer = cnn.SGD(lr, schedule=cnn.ReduceLROnPlateau(patience=0, monitor="loss"))
+        ensemble = cnn.Ensemble(layers(), 2, optimizer, dtype="float64", seed=5)
+        ensemble.fit(x, y, epochs=2, batch_size=8, progress=False)
+        best = [member._core.optimizer.schedule.state_dict()["best"] for member in ensemble._members]
+        assert best == ensemble.history["loss"].min(axis=0).tolist()
+
+
 OPTIONS = {
     "one row": {"batch_size": 1},
     "whole": {"batch_size": None},

@@ -183,7 +183,7 @@ class _Native:
         more = ("schedule", "clip_norm", "ema_decay", "optimizer")
         used += [name for name in more if getattr(self, name) is not None]
         used += ["dropout"] * (self.dropout > 0) + ["loss"] * (not self._own_loss())
-        used += ["X_val"] * ("_validation" in vars(self))
+        used += ["X_val"] * ("_validation" in vars(self)) + ["comm"] * ("_comm" in vars(self))
         own = isinstance(self.activation, str) and self.activation in self._scikit_activations
         return used + ["activation"] * (not own)
 
@@ -290,6 +290,7 @@ class _Native:
         sample_weight: ArrayLike | None = None,
         X_val: ArrayLike | None = None,
         y_val: ArrayLike | None = None,
+        comm: Any = None,
     ) -> Any:
         """Fit the network to X and y.
 
@@ -303,6 +304,10 @@ class _Native:
         X_val, y_val : array_like, optional
             Rows to validate on after each epoch: `history_` has "val_loss", and ``early_stopping=True`` takes these
             rows instead of a part of X.
+        comm : mpi4py.MPI.Comm, optional
+            Ranks that train together, each on its part of the rows, or with ``n_members`` its part of the members. All
+            pass the same arrays, and need the same ``random_state``. One network is trained as by `Sequential.fit`,
+            whose order of the rows is another than scikit-learn's.
 
         Returns
         -------
@@ -317,10 +322,13 @@ class _Native:
             raise ValueError(f"{'X_val' if X_val is None else 'y_val'}: expected both X_val and y_val, or none")
         if X_val is not None:
             self._validation = X_val, y_val
+        if comm is not None:
+            self._comm = comm
         try:
             return super().fit(X, y, sample_weight)  # type: ignore[misc]
         finally:
             vars(self).pop("_validation", None)
+            vars(self).pop("_comm", None)
 
     def _initialize(self: Any, y, layer_units, dtype):
         loss = LOSSES.get(self.loss) if isinstance(self.loss, str) else self.loss
@@ -474,6 +482,11 @@ class _Native:
         if not incremental or model.optimizer is None or others is not None:
             model.optimizer = self._chosen_optimizer(batch_size, sample_weight)
         watch, validation = _Watch(self, val, X.shape[0], self._factors()[0]), self._validation_rows(val)
+        ranks: dict[str, Any] = {}
+        if (comm := vars(self).get("_comm")) is not None:
+            from .training.distributed import shards_for
+
+            ranks = {"comm": comm, "shard": "auto", "shards": shards_for(comm.Get_size())}
         self.n_iter_ = 0
         try:
             history = model.fit(
@@ -487,6 +500,7 @@ class _Native:
                 callbacks=[*self._callbacks(), watch],
                 threads=self._threads(),
                 progress=bool(self.verbose),
+                **ranks,
             )
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=2)
@@ -536,6 +550,7 @@ class _Native:
                 early_stopping=stop,
                 threads=self._threads(),
                 progress=bool(self.verbose),
+                comm=vars(self).get("_comm"),
             )
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=2)

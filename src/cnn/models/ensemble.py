@@ -175,7 +175,7 @@ class Ensemble:
                 "cnn.Adam(lr=0.01, schedule=cnn.StepLR(10))"
             )
         for i, member in enumerate(self._members):
-            member.optimizer = optimizer.of(i) if isinstance(optimizer, ManyOptimizers) else copy.copy(optimizer)
+            member.optimizer = optimizer.of(i) if isinstance(optimizer, ManyOptimizers) else copy.deepcopy(optimizer)
         self._optimizer = optimizer
 
     @property
@@ -315,6 +315,7 @@ class Ensemble:
         threads: int | None = None,
         progress: bool | str = "auto",
         verbose: int | None = None,
+        comm: Any = None,
     ) -> ManyHistory:
         """Train all members for a number of epochs, natively and at once.
 
@@ -364,6 +365,9 @@ class Ensemble:
             As for `Sequential.fit`. The numbers beside the bar are the means over the members.
         verbose : int, optional
             Keras's word for `progress`: 0, 1 or 2.
+        comm : mpi4py.MPI.Comm, optional
+            Ranks that share the members out: rank r of R trains those from ``n * r // R`` to ``n * (r + 1) // R``, and
+            in the end all ranks have all members, the same bits as without it. All ranks pass the same data.
 
         Returns
         -------
@@ -375,7 +379,8 @@ class Ensemble:
         ValueError, TypeError
             If something does not fit; nothing has changed then.
         RuntimeError
-            If there is no loss or no optimizer, or a callback calls fit or sets the optimizer.
+            If there is no loss or no optimizer, or a callback calls fit or sets the optimizer. With `comm` also if
+            another rank has failed, which it names.
         DivergenceError
             If the loss of every member became infinite or NaN.
 
@@ -405,7 +410,7 @@ class Ensemble:
                 return [_drawn(member, int(k)) for member, k in zip(self._members, n, strict=True)]
 
         history = many.train(
-            self._members, data, validation, epochs=epochs, batch_size=batch_size, shuffle=bool(shuffle),
+            self._members, data, validation, comm=comm, epochs=epochs, batch_size=batch_size, shuffle=bool(shuffle),
             validation_split=validation_split, class_weight=class_weight, metrics=metrics,
             early_stopping=early_stopping, steps_per_epoch=steps_per_epoch, drop_last=drop_last,
             accumulation_steps=accumulation_steps, threads=threads, progress=progress, verbose=verbose,

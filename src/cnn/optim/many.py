@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class ManyOptimizers:
         -------
         Optimizer
         """
-        return self.cls(*_picked(self.args, i), **_picked(self.kwargs, i))
+        return self.cls(*copy.deepcopy(_picked(self.args, i)), **copy.deepcopy(_picked(self.kwargs, i)))
 
     def __repr__(self) -> str:
         parts = [*map(repr, self.args), *(f"{name}={value!r}" for name, value in self.kwargs.items())]

@@ -192,6 +192,7 @@ def fit_many(
     threads: int | None = None,
     progress: bool | str = "auto",
     verbose: int | None = None,
+    comm: Any = None,
 ) -> ManyHistory:
     """Train many models, each on data of its own, at once: natively, on all threads, one model a thread at a time.
 
@@ -232,6 +233,9 @@ def fit_many(
         As for `Sequential.fit`. The numbers beside the bar are the means over the models.
     verbose : int, optional
         Keras's word for `progress`: 0, 1 or 2.
+    comm : mpi4py.MPI.Comm, optional
+        Ranks that share the models out: rank r of R trains those from ``n * r // R`` to ``n * (r + 1) // R``, and in
+        the end all ranks have all models, the same bits as without it. All ranks pass the same models and data.
 
     Returns
     -------
@@ -243,7 +247,8 @@ def fit_many(
     ValueError, TypeError
         If something does not fit; nothing has changed then.
     RuntimeError
-        If a model has no loss or no optimizer, or is being trained.
+        If a model has no loss or no optimizer, or is being trained. With `comm` also if another rank has failed,
+        which it names.
     DivergenceError
         If the loss of every model became infinite or NaN.
 
@@ -265,7 +270,7 @@ def fit_many(
     rows = _each("data", data, len(models), True)
     validation = _each("validation_data", validation_data, len(models), False)
     return train(
-        models, rows, validation, epochs=epochs, batch_size=batch_size, shuffle=shuffle,
+        models, rows, validation, comm=comm, epochs=epochs, batch_size=batch_size, shuffle=shuffle,
         validation_split=validation_split, class_weight=class_weight, metrics=metrics, early_stopping=early_stopping,
         steps_per_epoch=steps_per_epoch, drop_last=drop_last, accumulation_steps=accumulation_steps, threads=threads,
         progress=progress, verbose=verbose,
@@ -335,7 +340,18 @@ def _each(name: str, data, models: int, needed: bool):
     return data
 
 
-def train(
+def train(models: list[Any], data: Any, validation_data: Any, *, comm: Any = None, **options: Any) -> ManyHistory:
+    """`_train`, on all ranks of a communicator if there is one."""
+    if comm is None:
+        return _train(models, data, validation_data, **options)
+    if options.get("callbacks"):
+        raise ValueError("callbacks: expected none with comm, where each rank trains some of the members only")
+    from .distributed.members import train_shared
+
+    return _told(train_shared(_train, comm, models, data, validation_data, options), 5)
+
+
+def _train(
     models: list[Any],
     data: Any,
     validation_data: Any,
@@ -357,13 +373,15 @@ def train(
     one_order: Any = False,
     bags: Any = None,
     histories: Any = True,
+    own: Any = None,
     callbacks: Any = (),
     initial_epoch: int | None = None,
     owner: Any = None,
 ) -> ManyHistory:
     """`fit_many`; shared: whether all have the same rows, for training and for validation; one_order: whether all take
     them in the order of the first; bags: a function of the rows' numbers that returns the rows that each takes;
-    histories: whether each model gets its own; owner: the Ensemble, which callbacks see and which gets the history."""
+    histories: whether each model gets its own; own (models,), bool: those to train, None: all; owner: the Ensemble,
+    which callbacks see and which gets the history."""
     epochs = integer("epochs", epochs, 1)
     chosen = _callbacks_of(callbacks)
     initial_epoch = None if initial_epoch is None else integer("initial_epoch", initial_epoch, 0)
@@ -380,7 +398,7 @@ def train(
     for model in models:
         model._core.need_optimizer()
     if not all_native(models, (rows[0] for rows in [*data, *(validation_data or ())])):
-        own = {
+        given = {
             "epochs": epochs, "batch_size": None if batch_size == MOST_ROWS else batch_size,
             "shuffle": bool(shuffle), "validation_split": validation_split,
             "class_weight": class_weight, "metrics": metrics, "early_stopping": early_stopping,
@@ -393,7 +411,7 @@ def train(
                 "are trained one after the other, which no callback can follow: expected none, or pass them to the fit "
                 "of each member, ensemble[i].fit"
             )
-        return _by_python(models, data, validation_data, own, shared, one_order, bags)
+        return _by_python(models, data, validation_data, given, shared, one_order, bags, own)
     with _only_fit_of(models):
         rows = Rows(models, data, Names(), True, class_weight, shared[0])
         number("validation_split", validation_split, 0, 1)
@@ -414,7 +432,7 @@ def train(
         for model, n in zip(models, taken.tolist(), strict=True):
             model._core.program.check_batches(n, batch_size)
         trainer = Trainer(models, rows, validation, taken, batch_size, accumulation_steps, bool(shuffle), threads)
-        trainer.histories = histories
+        trainer.histories, trainer.own = histories, own
         trainer.one_order, trainer.bags = one_order, None if bags is None else bags(rows.n)
         trainer.meters = [Meter(metrics, model) for model in models] if metrics else []
         stopping = callbacks_of((), early_stopping)
@@ -442,7 +460,7 @@ def _callbacks_of(callbacks: Any) -> list[Any]:
     return sorted(chosen, key=lambda callback: callback._turn)
 
 
-def _by_python(models, data, validation_data, own: dict[Any, Any], shared, one_order: bool, bags) -> ManyHistory:
+def _by_python(models, data, validation_data, given: dict[Any, Any], shared, one_order: bool, bags, own) -> ManyHistory:
     """Train one after the other, where a loss is a Python function."""
     import copy
 
@@ -450,23 +468,25 @@ def _by_python(models, data, validation_data, own: dict[Any, Any], shared, one_o
     diverged: dict[int, DivergenceError] = {}
     seed = models[0]._core.state.random_seed
     for i, model in enumerate(models):
+        if own is not None and not own[i]:
+            continue
         rows = list(data[0 if shared[0] else i])
         if bags is not None:
             rows = [None if a is None else np.asarray(a)[bags(np.array([len(rows[0])] * len(models)))[i]] for a in rows]
         if validation_data is not None:
-            own["validation_data"] = tuple(a for a in validation_data[0 if shared[1] else i] if a is not None)
+            given["validation_data"] = tuple(a for a in validation_data[0 if shared[1] else i] if a is not None)
         state, before = model._core.state, model._core.state.random_seed
         state.random_seed = seed if one_order else before
         try:
-            model.fit(rows[0], rows[1], sample_weight=rows[2] if len(rows) > 2 else None, **copy.deepcopy(own))
+            model.fit(rows[0], rows[1], sample_weight=rows[2] if len(rows) > 2 else None, **copy.deepcopy(given))
         except DivergenceError as error:
             diverged[i] = DivergenceError(f"member {i}: {error}")
         finally:
             state.random_seed = before
         found[i] = model.history
-    first = next(iter(found.values()))
+    first = max(found.values(), key=lambda history: len(history.epochs), default=History({}))
     history = ManyHistory(list(first), len(models))
-    places = [{epoch: at for at, epoch in enumerate(one.epochs)} for one in found.values()]
+    places = [{epoch: at for at, epoch in enumerate(found[i].epochs)} if i in found else {} for i in range(len(models))]
     for epoch in sorted(set().union(*places)):
         rows = [place.get(epoch) for place in places]
         history.record(
@@ -478,10 +498,10 @@ def _by_python(models, data, validation_data, own: dict[Any, Any], shared, one_o
         )
     history.last_epoch[:] = [max(place, default=0) for place in places]
     history.diverged = diverged
-    return _told(history)
+    return _told(history) if own is None else history
 
 
-def _told(history: ManyHistory) -> ManyHistory:
+def _told(history: ManyHistory, stacklevel: int = 7) -> ManyHistory:
     """The history, after it has been said which members diverged; DivergenceError if all did."""
     n = len(history.last_epoch)
     if len(history.diverged) == n:
@@ -491,7 +511,7 @@ def _told(history: ManyHistory) -> ManyHistory:
         warnings.warn(
             f"{len(history.diverged)} of {n} members diverged and were stopped: {which}; history.diverged says where",
             RuntimeWarning,
-            stacklevel=6,
+            stacklevel=stacklevel,
         )
     return history
 
@@ -503,6 +523,7 @@ class Trainer:
     bags: Any
     one_order: bool
     histories = True  # whether each model gets its own
+    own: Any = None  # those that are trained here, if not all
     owner: Any = None
     callbacks: Any = ()
 
@@ -544,7 +565,8 @@ class Trainer:
                 callback.model, callback.stop = self.owner, False
                 at_end.callback(callback._close)
             history = self.epochs(initial_epoch, epochs, stopping, mode)
-            _told(history)
+            if self.own is None:
+                _told(history)
             logs = {name: values[-1] for name, values in history.items() if len(values)}
             for call in overridden(self.callbacks, "on_train_end"):
                 call(logs)
@@ -576,8 +598,10 @@ class Trainer:
         self.seen: np.ndarray = np.array([initial_epoch or core.state.epochs_seen for core in cores], np.int64)
         seeds = np.array([core.state.random_seed for core in cores], np.uint64)
         self.seeds: Any = np.full(n, seeds[0]) if self.one_order else seeds
+        self.turn: int = int(self.seen.max())  # the number of the order that all take
         best = _Best(n, stopping)
-        active = np.ones(n, bool)
+        own = np.ones(n, bool) if self.own is None else self.own
+        active = own.copy()
         for program in self.programs:
             program.clear_padding()
         with Progress(mode, initial_epoch, epochs, int(self.taken.sum())) as bar:
@@ -603,6 +627,7 @@ class Trainer:
                     if "lr" in names:
                         logs["lr"] = np.where(active, self.lr, math.nan)
                     self.seen[active] += 1
+                    self.turn += 1
                     for i, schedule in plateaus:
                         if active[i]:
                             schedule.step(float(logs[watched[i]][i]))
@@ -645,6 +670,8 @@ class Trainer:
         """Tell each member's state which epochs it has done."""
         places = zip(self.cores, self.seen.tolist(), history.last_epoch.tolist(), strict=True)
         for i, (core, seen_epochs, last) in enumerate(places):
+            if self.own is not None and not self.own[i]:
+                continue
             state = core.state
             state.epochs_seen, state.epoch, state.position = seen_epochs, last, None
             state.history = history.of(i) if self.histories else None
@@ -660,7 +687,7 @@ class Trainer:
         cycled = None
         if self.scheduled:
             cycled = [schedule is not None and schedule.cycles_momentum for schedule in self.schedules]
-        orders = np.full(len(self.seen), self.seen.max()) if self.one_order else self.seen
+        orders = np.full(len(self.seen), self.turn) if self.one_order else self.seen
         self.crew.begin(
             active, self.seeds, orders, self.taken, self.batch_size, self.accumulate, self.shuffle, cycled,
         )  # fmt: skip
@@ -704,7 +731,7 @@ class Trainer:
         n = int(self.rows.n[i])
         order = None if self.bags is None else self.bags[i]
         if self.shuffle:
-            seen = self.seen.max() if self.one_order else self.seen[i]
+            seen = self.turn if self.one_order else self.seen[i]
             turn = self.kernels.permutation(n, int(self.seeds[i]), int(seen))
             order = turn if order is None else order[turn]
         if self.taken[i] == n:

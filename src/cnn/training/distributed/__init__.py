@@ -14,11 +14,11 @@ import numpy as np
 from ..._about import __version__
 from ..._checks import integer
 from ..state import stateful
-from .group import Group, RankError, here, threads_of
+from .group import Group, RankError, here, shards_for, threads_of
 from .program import ShardProgram
 from .rows import ShardRows, own_rows, shard_source
 
-__all__ = ["RankError", "ShardRows", "group_of", "own_rows", "shard_source", "tell", "threads_of"]
+__all__ = ["RankError", "ShardRows", "group_of", "own_rows", "shard_source", "shards_for", "tell", "threads_of"]
 
 
 def group_of(model: Any, comm: Any, shards: Any, deterministic: Any = True, fresh: bool = False) -> Group:

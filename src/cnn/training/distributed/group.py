@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import threading
@@ -71,10 +72,9 @@ class Group:
         """Cut batches into so many shards; ValueError if the ranks cannot share them."""
         count, rest = divmod(shards, self.size)
         if rest or (self.size > 1 and (count == 0 or count & (count - 1))):
-            fits = self.size << max(0, (-(-8 // self.size) - 1).bit_length())
             raise ValueError(
-                f"shards: expected {self.size} ranks times a power of two, such as {fits}, got {shards}: runs on other "
-                "numbers of ranks give the same bits if they have as many"
+                f"shards: expected {self.size} ranks times a power of two, such as {shards_for(self.size)}, got "
+                f"{shards}: runs on other numbers of ranks give the same bits if they have as many"
             )
         self.shards, self.count, self.deterministic = shards, count, deterministic
 
@@ -297,6 +297,11 @@ class Group:
             self.interrupted = False
 
 
+def shards_for(ranks: int) -> int:
+    """At least 8 shards that so many ranks can share."""
+    return ranks << max(0, (-(-8 // ranks) - 1).bit_length())
+
+
 def here() -> tuple[str, tuple[int, ...]]:
     """This machine, and the cores that this process may use."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
@@ -318,8 +323,13 @@ def _failure(text: str) -> np.ndarray:
     return message
 
 
+def text_of(value: Any) -> str:
+    """The text of a value, the same in all processes: without addresses."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
+
+
 def _text(value: Any) -> str:
-    text = str(value)
+    text = text_of(value)
     return text if len(text) <= 300 else text[:300] + "..."
 
 

@@ -1,8 +1,8 @@
 """Data-parallel training: two ranks on two cores beside one, and beside PyTorch's DDP; and the cost model.
 
-    python bench/distributed.py               a step of each workload; needs mpi4py and mpiexec, and torch for DDP
-    python bench/distributed.py --model       the model beside ranks as threads whose messages take their time
-    python bench/distributed.py --crossover   from how many ranks on more of them are slower, by the model
+    python bench/data_parallel.py               a step of each workload; needs mpi4py and mpiexec, and torch for DDP
+    python bench/data_parallel.py --model       the model beside ranks as threads whose messages take their time
+    python bench/data_parallel.py --crossover   from how many ranks on more of them are slower, by the model
 
 Contenders take turns, each in processes of its own with a core each; the minima count.
 """
