@@ -20,7 +20,7 @@ from .._threads import get_num_threads, threads_for
 from .._types import Array, ArrayLike, DTypeLike
 from ..optim.many import ManyOptimizers
 from ..training import many
-from ..training.many import ManyHistory
+from ..training.history import ManyHistory
 from .sequential import Sequential
 
 __all__ = ["Ensemble"]

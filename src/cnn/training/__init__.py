@@ -4,8 +4,8 @@ from .callbacks import Callback, CSVLogger, EarlyStopping, LambdaCallback, Tenso
 from .data import Blocks
 from .find_lr import LearningRates, find_lr
 from .fit import DivergenceError
-from .history import History
-from .many import ManyHistory, fit_many
+from .history import History, ManyHistory
+from .many import fit_many
 from .metrics import Metric
 from .model_checkpoint import ModelCheckpoint
 

@@ -1,11 +1,14 @@
-"""`History`: what `fit` returns, a dict of lists with one number per epoch, with plots and exports."""
+"""`History`: what `fit` returns, a dict of lists with one number per epoch, with plots and exports; `ManyHistory`."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from .._pictures import figure_for
 
@@ -200,3 +203,62 @@ class History(dict[str, list[float]]):
 
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+class ManyHistory(dict[str, np.ndarray]):
+    """{"loss": array of shape (epochs, members), "val_loss": ...}: what training many models at once returns.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of the numbers.
+    members : int
+        How many models.
+
+    Attributes
+    ----------
+    epochs : list of int
+        The epochs' numbers, from 1, or after `initial_epoch`.
+    last_epoch : ndarray of shape (members,), int64
+        The last epoch that each has completed. Behind it its numbers are NaN.
+    best_epoch : ndarray of shape (members,), int64, or None
+        With early stopping: the epoch with each one's best number, 0 if it has none.
+    diverged : dict of int to DivergenceError
+        Members whose loss became infinite or NaN; each is what it was before that epoch, or, with early stopping, at
+        its best.
+    """
+
+    def __init__(self, names: Sequence[str], members: int) -> None:
+        super().__init__({name: np.empty((0, members)) for name in names})
+        self.epochs: list[int] = []
+        self.last_epoch: np.ndarray = np.zeros(members, np.int64)
+        self.best_epoch: np.ndarray | None = None
+        self.diverged: dict[int, Any] = {}
+
+    def record(self, epoch: int, logs: dict[str, np.ndarray]) -> None:
+        """Add an epoch's numbers.
+
+        Parameters
+        ----------
+        epoch : int
+        logs : dict of str to ndarray of shape (members,)
+        """
+        for name in self:
+            self[name] = np.concatenate([self[name], logs[name][None]])
+        self.epochs.append(epoch)
+
+    def of(self, member: int) -> History:
+        """The history of one member, as its own `fit` would have returned it.
+
+        Parameters
+        ----------
+        member : int
+
+        Returns
+        -------
+        History
+        """
+        epochs = [epoch for epoch in self.epochs if epoch <= self.last_epoch[member]]
+        history = History({name: values[: len(epochs), member].tolist() for name, values in self.items()})
+        history.epochs = epochs
+        return history

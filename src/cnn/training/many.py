@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ from .fit import (
     counted,
     only_fit_of,
 )
-from .history import History
+from .history import History, ManyHistory
 from .model_checkpoint import ModelCheckpoint
 from .progress import Progress, mode_of
 from .state import stateful
@@ -44,65 +43,6 @@ from .state import stateful
 LANES = True  # models of one narrow shape share vectors (kernels/lanes.pxi), which rounds sums otherwise
 STEPS_AHEAD = 1024  # of which a schedule by step is asked for the rates at a time
 BLOCK = 1 << 24  # bytes of the outputs of all models for a block of rows, where `reduce` needs no more
-
-
-class ManyHistory(dict[str, np.ndarray]):
-    """{"loss": array of shape (epochs, members), "val_loss": ...}: what training many models at once returns.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Of the numbers.
-    members : int
-        How many models.
-
-    Attributes
-    ----------
-    epochs : list of int
-        The epochs' numbers, from 1, or after `initial_epoch`.
-    last_epoch : ndarray of shape (members,), int64
-        The last epoch that each has completed. Behind it its numbers are NaN.
-    best_epoch : ndarray of shape (members,), int64, or None
-        With early stopping: the epoch with each one's best number, 0 if it has none.
-    diverged : dict of int to DivergenceError
-        Members whose loss became infinite or NaN; each is what it was before that epoch, or, with early stopping, at
-        its best.
-    """
-
-    def __init__(self, names: Sequence[str], members: int) -> None:
-        super().__init__({name: np.empty((0, members)) for name in names})
-        self.epochs: list[int] = []
-        self.last_epoch: np.ndarray = np.zeros(members, np.int64)
-        self.best_epoch: np.ndarray | None = None
-        self.diverged: dict[int, DivergenceError] = {}
-
-    def record(self, epoch: int, logs: dict[str, np.ndarray]) -> None:
-        """Add an epoch's numbers.
-
-        Parameters
-        ----------
-        epoch : int
-        logs : dict of str to ndarray of shape (members,)
-        """
-        for name in self:
-            self[name] = np.concatenate([self[name], logs[name][None]])
-        self.epochs.append(epoch)
-
-    def of(self, member: int) -> History:
-        """The history of one member, as its own `fit` would have returned it.
-
-        Parameters
-        ----------
-        member : int
-
-        Returns
-        -------
-        History
-        """
-        epochs = [epoch for epoch in self.epochs if epoch <= self.last_epoch[member]]
-        history = History({name: values[: len(epochs), member].tolist() for name, values in self.items()})
-        history.epochs = epochs
-        return history
 
 
 # rows -----------------------------------------------------------------------------------------------------------------

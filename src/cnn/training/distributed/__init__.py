@@ -62,8 +62,8 @@ def facts_of(model: Any, group: Group) -> dict[str, Any]:
         "schedule": schedule and (schedule, schedule.state_dict()),
         "shards": group.shards,
         "deterministic": group.deterministic,
-        "parameters (checksum)": _crc(core.program.parameters),
-        "optimizer's state (checksum)": _crc(*core.program.state(blocks).values()),
+        "parameters (checksum)": checksum(core.program.parameters),
+        "optimizer's state (checksum)": checksum(*core.program.state(blocks).values()),
         "seed": state.random_seed,
         "epochs so far": (state.epoch, state.epochs_seen, state.position),
         "_place": here(),
@@ -79,7 +79,7 @@ def tell(array: Any) -> str:
     return f"rows of shape {tuple(array.shape[1:])}"
 
 
-def _crc(*arrays: np.ndarray) -> str:
+def checksum(*arrays: np.ndarray) -> str:
     value = 0
     for array in arrays:
         value = zlib.crc32(np.ascontiguousarray(array).data, value)

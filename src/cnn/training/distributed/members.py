@@ -8,9 +8,9 @@ import numpy as np
 
 from ..._about import __version__
 from ..._threads import threads_for
-from ..many import ManyHistory
+from ..history import ManyHistory
 from ..state import stateful
-from . import _crc
+from . import checksum
 from .group import BATCH, END, Group, here, text_of, threads_of
 
 LOCAL = ("threads", "progress", "verbose", "bags", "owner")  # options that need not be the same
@@ -64,10 +64,10 @@ def _facts(models, data, validation_data, options) -> dict[str, Any]:
         "dtype": cores[0].dtype.name,
         "kernels": cores[0].kernels.__name__.rpartition(".")[2],
         "models": len(models),
-        "layers, losses and optimizers (checksum)": _crc(_text(made)),
-        "parameters (checksum)": _crc(*(core.program.parameters for core in cores)),
-        "optimizers' states (checksum)": _crc(*states, _text(schedules)),
-        "seeds and epochs so far (checksum)": _crc(np.array(places, np.uint64)),
+        "layers, losses and optimizers (checksum)": checksum(_text(made)),
+        "parameters (checksum)": checksum(*(core.program.parameters for core in cores)),
+        "optimizers' states (checksum)": checksum(*states, _text(schedules)),
+        "seeds and epochs so far (checksum)": checksum(np.array(places, np.uint64)),
         "shapes of the data": _shapes(data),
         "shapes of validation_data": _shapes(validation_data),
         **rest,
