@@ -10,7 +10,7 @@ EDITS = [
         "src/cnn/kernels/activation.pxi",
         "# ---- selu:",
         """\
-# ---- log_sigmoid: -softplus(-z); f' = sigmoid(-z), f'' = -s (1 - s)
+# ---- log_sigmoid: -softplus(-z); f' = sigmoid(-z), f'' = -s (1 - s), f''' = -softplus'''
 
 cdef inline vf log_sigmoid_value "log_sigmoid_value"(vf z, vf param) noexcept nogil:
     return -softplus_value(-z, param)
@@ -22,6 +22,10 @@ cdef inline vf log_sigmoid_backward "log_sigmoid_backward"(vf dy, bint from_inpu
 
 cdef inline vf log_sigmoid_second "log_sigmoid_second"(bint from_input, vf saved, vf param) noexcept nogil:
     return -softplus_second(True, saved, param)
+
+
+cdef inline vf log_sigmoid_third "log_sigmoid_third"(bint from_input, vf saved, vf param) noexcept nogil:
+    return -softplus_third(True, saved, param)
 
 
 """,

@@ -106,11 +106,43 @@ cdef void square_second(const Chunk* c, const Op* op) noexcept nogil:
     pass_gradients_on(c, op)
 
 
+cdef void square_slopes(const Chunk* c, Py_ssize_t n, const real* x) noexcept nogil:
+    """f' = 2 x, f'' = 2, f\'\'\' = 0."""
+    cdef Py_ssize_t j
+    for j from 0 <= j < n by VL:
+        vf_store(c.jets.slopes + j, number(2) * vf_load(x + j))
+        vf_store(c.jets.slopes + n + j, vf_set(2))
+        vf_store(c.jets.slopes + 2 * n + j, vf_set(0))
+
+
+cdef void square_jet(const Chunk* c, const Op* op) noexcept nogil:
+    cdef Py_ssize_t row = row_size(c, op), n = round_up(op.n_out, VL), i
+    cdef const real* x = c.ws.value[op.src]
+    cdef real* y = c.ws.value[op.dst]
+    scaled_products(c.batch, op.n_out, 1, x, row, x, row, y, row)
+    for i in range(c.batch):
+        square_slopes(c, n, x + i * row)
+        sloped_jet(c.jets, n, c.batch * row, x + i * row, y + i * row)
+
+
+cdef void square_jet_backward(const Chunk* c, const Op* op) noexcept nogil:
+    """In place, as `square_second`."""
+    cdef Py_ssize_t row = row_size(c, op), n = round_up(op.n_out, VL), i
+    cdef const real* x = c.ws.value[op.src]
+    cdef real* g = c.ws.grad[op.dst]
+    for i in range(c.batch):
+        square_slopes(c, n, x + i * row)
+        sloped_jet_backward(c.jets, n, c.batch * row, x + i * row, g + i * row)
+    add_rows(c.jets.parts * c.batch, n, g, row, op.adds[0], c.ws.grad[op.src], row)
+
+
 cdef OpMethods SQUARE = plain_op("square")
 SQUARE.forward = square_forward
 SQUARE.backward = square_backward
 SQUARE.tangent = square_tangent
 SQUARE.second = square_second
+SQUARE.jet = square_jet
+SQUARE.jet_backward = square_jet_backward
 define(&SQUARE)
 ''',
 }

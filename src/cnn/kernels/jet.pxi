@@ -61,61 +61,66 @@ cdef void plain_jet_backward(const Chunk* c, const Op* op) noexcept nogil:
 
 # Activations ----------------------------------------------------------------------------------------------------------
 
+cdef void sloped_jet(const Jets* q, Py_ssize_t n, Py_ssize_t part, const real* z, real* y) noexcept nogil:
+    """The derivatives of y = f(z) in a row, with f' and f'' in q.slopes; parts are `part` elements apart."""
+    cdef Py_ssize_t j, k, s
+    cdef vf f_1, f_2, z_k, square
+    for j from 0 <= j < n by VL:
+        f_1 = vf_load(q.slopes + j)
+        f_2 = vf_load(q.slopes + n + j)
+        for k in range(1, 1 + q.inputs):
+            vf_store(y + k * part + j, f_1 * vf_load(z + k * part + j))
+        for s in range(q.seconds):
+            square = vf_set(0)
+            for k in range(1 + s * q.each, 1 + (s + 1) * q.each):
+                z_k = vf_load(z + k * part + j)
+                square = vf_fma(z_k, z_k, square)
+            k = second_part(q, s) * part + j
+            vf_store(y + k, vf_fma(f_2, square, f_1 * vf_load(z + k)))
+
+
+cdef void sloped_jet_backward(const Jets* q, Py_ssize_t n, Py_ssize_t part, const real* z, real* g) noexcept nogil:
+    """g, the gradient of y = f(z) in a row, becomes that of z, with f', f'' and f''' in q.slopes."""
+    cdef Py_ssize_t j, k, s
+    cdef vf f_1, f_2, f_3, z_k, g_k, square, total, twice
+    for j from 0 <= j < n by VL:
+        f_1 = vf_load(q.slopes + j)
+        f_2 = vf_load(q.slopes + n + j)
+        f_3 = vf_load(q.slopes + 2 * n + j)
+        total = f_1 * vf_load(g + j)
+        for k in range(1, 1 + q.inputs):
+            g_k = vf_load(g + k * part + j)
+            total = vf_fma(f_2 * vf_load(z + k * part + j), g_k, total)
+            vf_store(g + k * part + j, f_1 * g_k)
+        for s in range(q.seconds):
+            square = vf_set(0)
+            g_k = vf_load(g + second_part(q, s) * part + j)
+            twice = number(2) * f_2 * g_k
+            for k in range(1 + s * q.each, 1 + (s + 1) * q.each):
+                z_k = vf_load(z + k * part + j)
+                square = vf_fma(z_k, z_k, square)
+                vf_store(g + k * part + j, vf_fma(twice, z_k, vf_load(g + k * part + j)))
+            k = second_part(q, s) * part + j
+            total = vf_fma(vf_fma(f_3, square, f_2 * vf_load(z + k)), g_k, total)
+            vf_store(g + k, f_1 * g_k)
+        vf_store(g + j, total)
+
+
 cdef void activate_jet(const Chunk* c, const Op* op, const real* z, real* y) noexcept nogil:
     """y = f(z), all parts; both in rows of the buffer that the op writes."""
-    cdef const Jets* q = c.jets
-    cdef Py_ssize_t row = row_size(c, op), n = round_up(op.n_out, VL), part = c.batch * row, i, j, k, s
-    cdef vf f_1, f_2, z_k, square
+    cdef Py_ssize_t row = row_size(c, op), n = round_up(op.n_out, VL), i
     activate_rows(op.act, op.param, c.batch, op.n_out, z, row, y, row)
     for i in range(c.batch):
-        activation_slopes(op.act, op.param, op.keeps_input, n, z if op.keeps_input else y, q.slopes)
-        for j from 0 <= j < n by VL:
-            f_1 = vf_load(q.slopes + j)
-            f_2 = vf_load(q.slopes + n + j)
-            for k in range(1, 1 + q.inputs):
-                vf_store(y + k * part + j, f_1 * vf_load(z + k * part + j))
-            for s in range(q.seconds):
-                square = vf_set(0)
-                for k in range(1 + s * q.each, 1 + (s + 1) * q.each):
-                    z_k = vf_load(z + k * part + j)
-                    square = vf_fma(z_k, z_k, square)
-                k = second_part(q, s) * part + j
-                vf_store(y + k, vf_fma(f_2, square, f_1 * vf_load(z + k)))
-        z += row
-        y += row
+        activation_slopes(op.act, op.param, op.keeps_input, n, (z if op.keeps_input else y) + i * row, c.jets.slopes)
+        sloped_jet(c.jets, n, c.batch * row, z + i * row, y + i * row)
 
 
 cdef void activate_jet_backward(const Chunk* c, const Op* op, const real* z, const real* y, real* g) noexcept nogil:
     """g, the gradient of y, becomes that of z."""
-    cdef const Jets* q = c.jets
-    cdef Py_ssize_t row = row_size(c, op), n = round_up(op.n_out, VL), part = c.batch * row, i, j, k, s
-    cdef vf f_1, f_2, f_3, z_k, g_k, square, total, twice
+    cdef Py_ssize_t row = row_size(c, op), n = round_up(op.n_out, VL), i
     for i in range(c.batch):
-        activation_slopes(op.act, op.param, op.keeps_input, n, z if op.keeps_input else y, q.slopes)
-        for j from 0 <= j < n by VL:
-            f_1 = vf_load(q.slopes + j)
-            f_2 = vf_load(q.slopes + n + j)
-            f_3 = vf_load(q.slopes + 2 * n + j)
-            total = f_1 * vf_load(g + j)
-            for k in range(1, 1 + q.inputs):
-                g_k = vf_load(g + k * part + j)
-                total = vf_fma(f_2 * vf_load(z + k * part + j), g_k, total)
-                vf_store(g + k * part + j, f_1 * g_k)
-            for s in range(q.seconds):
-                square = vf_set(0)
-                g_k = vf_load(g + second_part(q, s) * part + j)
-                twice = number(2) * f_2 * g_k
-                for k in range(1 + s * q.each, 1 + (s + 1) * q.each):
-                    z_k = vf_load(z + k * part + j)
-                    square = vf_fma(z_k, z_k, square)
-                    vf_store(g + k * part + j, vf_fma(twice, z_k, vf_load(g + k * part + j)))
-                k = second_part(q, s) * part + j
-                total = vf_fma(vf_fma(f_3, square, f_2 * vf_load(z + k)), g_k, total)
-                vf_store(g + k, f_1 * g_k)
-            vf_store(g + j, total)
-        z += row
-        y += row
-        g += row
+        activation_slopes(op.act, op.param, op.keeps_input, n, (z if op.keeps_input else y) + i * row, c.jets.slopes)
+        sloped_jet_backward(c.jets, n, c.batch * row, z + i * row, g + i * row)
 
 
 # Products of jets, for a row: parts `..._part` elements apart, n a multiple of VL -------------------------------------
