@@ -245,6 +245,8 @@ class Loss(Configurable, kind="loss"):
         NotImplementedError
             If `has_second_derivative` is False.
         """
+        if not self.has_second_derivative:
+            raise NotImplementedError(f"{self!r} has no second derivative")
         k = kernels(real_dtype(outputs))
         return k.loss_and_gradient(self, self._made(k), outputs, targets, sample_weight, vector)[1]
 
@@ -826,21 +828,6 @@ class SobolevLoss(Loss):
             raise RuntimeError("backward needs a forward pass to go back over, but there was none")
         return tuple(g.copy() for g in self._gradient)
 
-    def hvp(self, outputs: Any, targets: Any, vector: Any, sample_weight: Any = None) -> np.ndarray:
-        """There is none.
-
-        Parameters
-        ----------
-        outputs, targets, vector, sample_weight : object
-            As for other losses.
-
-        Raises
-        ------
-        NotImplementedError
-            Always.
-        """
-        raise NotImplementedError(f"{self!r} has no second derivative")
-
     def spec(self) -> None:
         """None: the kernels do not know this loss."""
 
@@ -961,21 +948,6 @@ class CallableLoss(Loss):
             row, column = np.argwhere(~np.isfinite(gradient))[0]
             raise ValueError(f"{self!r}: the gradient at [{row}, {column}] is {gradient[row, column]}")
         return loss, np.array(gradient, dtype=outputs.dtype, order="C")
-
-    def hvp(self, outputs: Any, targets: Any, vector: Any, sample_weight: Any = None) -> np.ndarray:
-        """The function has no second derivative.
-
-        Parameters
-        ----------
-        outputs, targets, vector, sample_weight : object
-            As for other losses.
-
-        Raises
-        ------
-        NotImplementedError
-            Always.
-        """
-        raise NotImplementedError(f"{self!r} has no second derivative")
 
     def spec(self) -> None:
         """None: the kernels do not know this loss."""

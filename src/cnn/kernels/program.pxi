@@ -610,7 +610,7 @@ cdef class Program:
     def in_lanes(self, Py_ssize_t rows):
         """Whether a training step puts so many rows into the lanes of vectors, whose sums are rounded otherwise than
         `backward`'s."""
-        return self.net.lanes_train and not self.net.frozen and rows >= SAMPLE_TRAINED * VL
+        return samples_train(&self.net, rows) and not self.net.frozen
 
     @property
     def repeatable(self):

@@ -112,13 +112,18 @@ cdef bint samples_fit(const Network* net, bint train) noexcept nogil:
             and samples_pay(net, train))
 
 
+cdef inline bint samples_train(const Network* net, Py_ssize_t rows) noexcept nogil:
+    """Whether a batch of so many rows is trained on in the lanes, if nothing is frozen."""
+    return net.lanes_train and rows >= SAMPLE_TRAINED * VL
+
+
 cdef bint samples_serve(const Pass* p) noexcept nogil:
     """Whether rows are to be in the lanes in a pass: forward alone, or all of a training step with nothing frozen."""
     cdef const Request* wants = &p.wants
     if not wants.forward or p.batch.csr.start != NULL:
         return False
     if wants.backward:
-        return (p.net.lanes_train and not p.net.frozen and p.batch.rows >= SAMPLE_TRAINED * VL
+        return (samples_train(p.net, p.batch.rows) and not p.net.frozen
                 and p.batch.target != NULL and wants.weights and not wants.input_grad)
     return p.net.lanes_infer and not wants.keep and smaller(p.batch.rows, p.phase.chunk) >= SAMPLE_ROWS * VL
 
@@ -129,7 +134,7 @@ cdef Py_ssize_t segments_of(Py_ssize_t rows) noexcept nogil:
 
 cdef Py_ssize_t sample_sums(const Network* net, Py_ssize_t rows) noexcept nogil:
     """Reals of the workspace for a weight's gradient as it lies, with its padding, and the sums of each segment."""
-    if not net.lanes_train or rows < SAMPLE_TRAINED * VL:
+    if not samples_train(net, rows):
         return 0
     return net.n_block + segments_of(rows) * sample_weights(net)
 
