@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import itertools
 import sys
 
 import numpy as np
@@ -51,6 +52,34 @@ def assert_one_step_equal(fused, explicit, batch):
             np.testing.assert_array_equal(fused.state_dict()[name], array, err_msg=name)
         else:
             assert_close(fused.state_dict()[name], array, 32 * np.finfo(array.dtype).eps, name)
+
+
+@looped("hidden, inputs", list(itertools.product((1, 2, 3, 4, 5, 8, 9, 16, 17), (1, 2, 3, 4))))
+def test_one_hidden_layer_row_after_row(isa, dtype, inputs, hidden):
+    """The parameters of a small regression stay in registers through `fit`: as steps one by one, and as batches are."""
+    rng = np.random.default_rng(hidden)
+    x, y = rng.standard_normal((40, inputs)).astype(dtype), rng.standard_normal((40, 1)).astype(dtype)
+
+    def model():
+        layers = [cnn.Linear(inputs, hidden), cnn.ReLU(), cnn.Linear(hidden, 1), cnn.MSELoss()]
+        return cnn.Sequential(layers, optimizer=cnn.SGD(lr=0.05), dtype=dtype, seed=inputs)
+
+    fitted, stepped, explicit = model(), model(), model()
+    history = fitted.fit(x, y, batch_size=1, shuffle=False, progress=False)
+    losses = []
+    for i in range(40):
+        loss = stepped.train_step(x[i : i + 1], y[i : i + 1])
+        losses.append(explicit.loss_and_grad(x[i : i + 1], y[i : i + 1])[0])
+        explicit.step()
+        assert_loss_equal(loss, losses[-1], dtype, 1)
+    np.testing.assert_array_equal(fitted.parameters, stepped.parameters)
+    assert_close(fitted.parameters, explicit.parameters, 200 * np.finfo(dtype).eps, "parameters")
+    assert history["loss"] == pytest.approx([np.mean(losses)], rel=float(200 * np.finfo(dtype).eps))
+    assert not any(zeros_of_padding(fitted[k].weight).any() for k in (0, 2))
+    x[20] = np.nan
+    with pytest.raises(cnn.DivergenceError, match="batch 20"):
+        fitted.fit(x, y, batch_size=1, shuffle=False, progress=False)
+    np.testing.assert_array_equal(fitted.parameters, stepped.parameters)
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
