@@ -183,6 +183,44 @@ def test_python_loss():
     assert ensemble.evaluate(x, y)["loss"][1] == one.evaluate(x, y)["loss"]
 
 
+def test_members_and_slices_of_them():
+    x, y = data()
+    ensemble, history = check(layers, x, y, 5, epochs=3, batch_size=4)
+    parts = (slice(1, 4), slice(None, None, -2))
+    taken = [ensemble[part] for part in parts]
+    ensemble.fit(x, y, epochs=1, batch_size=4, progress=False)
+    for part, some in zip(parts, taken, strict=True):
+        some.fit(x, y, epochs=1, batch_size=4, progress=False)  # goes on as in the whole
+        np.testing.assert_array_equal(some.parameters, ensemble.parameters[part])
+    assert_same(ensemble[-1], ensemble[4])
+    for i in (5, -6):
+        with pytest.raises(IndexError, match=f"^member: expected -5 to 4, got {i}$"):
+            ensemble[i]
+    with pytest.raises(TypeError, match=r"^member: expected an int, got 1\.0"):
+        ensemble[1.0]
+    with pytest.raises(ValueError, match=r"^models: expected at least one, got none"):
+        ensemble[9:]
+    assert history["loss"].shape == (3, 5)
+
+
+def test_many_history_in_words_and_as_a_picture(tmp_path):
+    history = cnn.ManyHistory(["loss", "val_loss", "accuracy"], 3)
+    assert repr(history) == "ManyHistory()"
+    with pytest.raises(ValueError, match=r"^ManyHistory\.plot: there are no epochs"):
+        history.plot(tmp_path / "none.png")
+    for epoch, loss in ((1, [4.0, 2, 3]), (2, [1.0, 0.5, np.nan])):
+        seldom = np.full(3, 0.25 if epoch == 2 else np.nan)
+        history.record(epoch, {"loss": np.array(loss), "val_loss": seldom, "accuracy": np.full(3, np.nan)})
+    assert repr(history) == "ManyHistory(2 epochs of 3; last: loss=0.5 to 1, val_loss=0.25 to 0.25, accuracy=nan)"
+    losses, accuracies = history.plot(tmp_path / "many.png")
+    assert (tmp_path / "many.png").read_bytes().startswith(b"\x89PNG")
+    training, validation = losses.lines
+    assert training.get_xydata().tolist() == [[1, 3], [2, 0.75]]
+    assert validation.get_xydata().tolist() == [[2, 0.25]]
+    assert not accuracies.lines
+    assert losses.get_title() == "loss of 3 members: median, 10 to 90 %"
+
+
 # data -----------------------------------------------------------------------------------------------------------------
 
 

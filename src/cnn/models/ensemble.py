@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -133,9 +133,18 @@ class Ensemble:
     def __len__(self) -> int:
         return len(self._members)
 
-    def __getitem__(self, i: Any) -> Sequential:
-        """A copy of a member, with its parameters, its optimizer and the state of its training."""
-        i = integer("i", i, -len(self), len(self) - 1) % len(self)
+    @overload
+    def __getitem__(self, i: int) -> Sequential: ...
+    @overload
+    def __getitem__(self, i: slice) -> Ensemble: ...
+    def __getitem__(self, i: Any) -> Any:
+        """A copy of a member, with its optimizer and the state of its training; for a slice, an ensemble of copies."""
+        if isinstance(i, slice):
+            return Ensemble.of(self._members[i])
+        i = integer("member", i)
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"member: expected {-len(self)} to {len(self) - 1}, got {i}")
+        i %= len(self)
         model = copy.deepcopy(self._members[i])
         model.history = None if self.history is None else self.history.of(i)
         return model

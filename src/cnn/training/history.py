@@ -262,3 +262,58 @@ class ManyHistory(dict[str, np.ndarray]):
         history = History({name: values[: len(epochs), member].tolist() for name, values in self.items()})
         history.epochs = epochs
         return history
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draw each number over the epochs: the median of the members and the range of the middle 80 % of them.
+
+        Parameters
+        ----------
+        path : str or path, optional
+            As for `History.plot`.
+
+        Returns
+        -------
+        list of matplotlib.axes.Axes
+            A panel for the loss, and one for each metric.
+
+        Raises
+        ------
+        ValueError
+            If there are no epochs.
+        ImportError
+            Without matplotlib.
+        """
+        if not self.epochs:
+            raise ValueError("ManyHistory.plot: there are no epochs to draw")
+        names = [name for name in self if not name.startswith("val_") and name != "lr"]
+        figure = figure_for(path, "ManyHistory.plot", figsize=(4.2 * len(names), 3.1))
+        axes = [figure.add_subplot(1, len(names), i + 1) for i in range(len(names))]
+        for ax, name in zip(axes, names, strict=True):
+            for key, label, color in ((name, "training", "#1f77b4"), (f"val_{name}", "validation", "#e8710a")):
+                known = np.isfinite(self[key]).any(axis=1) if key in self else np.zeros(0, bool)
+                if known.any():
+                    numbers = np.where(np.isfinite(self[key]), self[key], np.nan)[known]
+                    low, middle, high = np.nanquantile(numbers, (0.1, 0.5, 0.9), axis=1)
+                    epochs = np.array(self.epochs)[known]
+                    ax.plot(epochs, middle, color=color, lw=1.6, label=label, marker="o" if len(epochs) == 1 else None)
+                    ax.fill_between(epochs, low, high, color=color, alpha=0.2, lw=0)
+            ax.set_title(f"{name} of {len(self.last_epoch)} members: median, 10 to 90 %", fontsize=10)
+            ax.set_xlabel("epoch")
+            ax.grid(alpha=0.25, lw=0.6)
+            ax.spines[["top", "right"]].set_visible(False)
+            if ax.lines:
+                ax.legend(frameon=False, fontsize=8.5)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return axes
+
+    def __repr__(self) -> str:
+        if not self.epochs:
+            return "ManyHistory()"
+        last = []
+        for name, values in self.items():
+            known = values[-1][np.isfinite(values[-1])]
+            last.append(f"{name}={known.min():.4g} to {known.max():.4g}" if len(known) else f"{name}=nan")
+        n, members = len(self.epochs), len(self.last_epoch)
+        end = f"; diverged: {len(self.diverged)}" * bool(self.diverged)
+        return f"ManyHistory({n} epoch{'s' * (n != 1)} of {members}; last: {', '.join(last)}{end})"
