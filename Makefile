@@ -140,6 +140,7 @@ $(AARCH64)/python: | $(VENV)/bin/pip
 	  $(abspath $(VENV))/$(PIP) install --quiet --only-binary=:all: --python-version $$version --target site \
 	  --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux2014_aarch64 $(AARCH64_NEEDS) && \
 	  printf '%s\n' '#!/bin/sh' "export PYTHONHOME=$$PWD/root/usr" \
+	  "export PYTHONPATH=\$${PYTHONPATH:+\$$PYTHONPATH:}$$PWD/site" \
 	  "exec qemu-aarch64 -0 $$PWD/python -L $$PWD/root $$PWD/root/usr/bin/python$$version \"\$$@\"" >python && chmod +x python
 
 test-aarch64: $(VENV)/test,dev.stamp $(AARCH64)/python
@@ -149,7 +150,7 @@ test-aarch64: $(VENV)/test,dev.stamp $(AARCH64)/python
 	  SETUPTOOLS_EXT_SUFFIX=.$$($(AARCH64)/python -c "import sysconfig as s; print(s.get_config_var('SOABI'))").so \
 	  CC="aarch64-linux-gnu-gcc -I$(AARCH64)/site/numpy/_core/include -I$$include -I$(AARCH64)/root/usr/include" \
 	  $(PY) setup.py -q build_ext --inplace
-	cd build/$@ && env PYTHONPATH=src:tests:$(AARCH64)/site OPENBLAS_NUM_THREADS=1 $(AARCH64)/python -m pytest -q \
+	cd build/$@ && env PYTHONPATH=src:tests OPENBLAS_NUM_THREADS=1 $(AARCH64)/python -m pytest -q \
 	  -p no:cacheprovider -n auto $(AARCH64_TESTS:%=tests/test_%.py)
 
 clean:
