@@ -647,7 +647,7 @@ def test_parameters_and_state():
     bad = dict(state, **{"0.bias": np.zeros((3, 4))})
     with pytest.raises(ValueError, match=r"0.bias: expected shape"):
         other.load_weights(bad)
-    with pytest.raises(ValueError, match=r"0.bias: expected 3 members in front"):
+    with pytest.raises(ValueError, match=r"0.bias: expected a first axis of 3 members"):
         other.load_weights(state | {"0.bias": np.zeros((2, 5))})
     np.testing.assert_array_equal(other.parameters, before)
     other.parameters = before + 1
@@ -682,7 +682,7 @@ def test_files(path, optimizer):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="does not fit its digest"):
+    with pytest.raises(ValueError, match="does not match its digest"):
         cnn.Ensemble.load(path)
     ensemble[0].save(path)
     with pytest.raises(ValueError, match=r"cnn.load reads it"):

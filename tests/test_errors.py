@@ -180,7 +180,7 @@ def test_targets_without_a_loss(isa, dtype, loss):
     x, y = batch_for(SPEC, loss, 6, dtype)
     before = model.parameters
     for call in (model, model.train_step, model.fit, model.evaluate, model.loss_and_grad):
-        with pytest.raises(RuntimeError, match="the model has no loss: let a loss stand last in its layers"):
+        with pytest.raises(RuntimeError, match="the model has no loss: make a loss its last layer"):
             call(x, y)
     np.testing.assert_array_equal(model.parameters, before)
     assert model(x).shape == (6, 3)
@@ -227,7 +227,7 @@ def test_grad_output(state):
         ({"steps_per_epoch": 0}, ValueError, "^steps_per_epoch: expected at least 1, got 0"),
         ({"validation_freq": 0}, ValueError, "^validation_freq: expected at least 1, got 0"),
         ({"drop_last": 1}, TypeError, "^drop_last: expected True or False, got 1"),
-        ({"drop_last": True, "batch_size": 99}, ValueError, "^drop_last: no batch of 99 rows is left of "),
+        ({"drop_last": True, "batch_size": 99}, ValueError, "^drop_last: .* rows do not fill a batch of 99"),
         ({"stratify": True}, ValueError, "^stratify: expected a validation_split with it, got none"),
         ({"weigh_validation": "yes"}, TypeError, "^weigh_validation: expected True or False, got 'yes'"),
         ({"progress": "yes"}, ValueError, "^progress: expected 'auto', True or False, got 'yes'"),
@@ -309,12 +309,12 @@ def test_widths_must_follow_from_one_another():
         (
             lambda: [cnn.Linear(2, 2), cnn.MSELoss(), cnn.ReLU()],
             ValueError,
-            r"^layer 1, MSELoss\(\): a loss can only stand last",
+            r"^layer 1, MSELoss\(\): expected a loss only as the last layer",
         ),
         (
             lambda: [cnn.Linear(2, 2), cnn.MSELoss(), cnn.MSELoss()],
             ValueError,
-            r"^layer 1, MSELoss\(\): a loss can only stand last",
+            r"^layer 1, MSELoss\(\): expected a loss only as the last layer",
         ),
         (lambda: [cnn.Linear(2, 2), "relu"], TypeError, "^layer 1: expected a layer, got 'relu'"),
         (lambda: [cnn.Linear(2, 2), None], TypeError, "^layer 1: expected a layer, got None"),

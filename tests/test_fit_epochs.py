@@ -209,7 +209,7 @@ def test_validation_freq():
 
 # nothing counts -----------------------------------------------------------------------------------
 
-NOTHING = "no row counts: their weights are 0, or their targets are to be ignored"
+NOTHING = "no row counts: all weights are 0, or all targets are ignored"
 WAYS = {
     "weights": (lambda: model_of(), LABELS, np.zeros(60)),
     "ignored": (lambda: model_of(cnn.CrossEntropyLoss(ignore_index=-1)), np.full(60, -1), None),

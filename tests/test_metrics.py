@@ -258,14 +258,14 @@ def test_outputs_of_unknown_meaning():
         ),
         (["top_0"], ValueError, "^metrics: unknown name 'top_0'"),
         (["top_4"], ValueError, "^top_4: expected k of at most 3, the number of outputs, got 4"),
-        (["mae"], ValueError, "^mae: expected targets that are numbers, got class indices"),
+        (["mae"], ValueError, "^mae: expected numeric targets, got class indices"),
         (["acuracy"], ValueError, "^metrics: unknown name 'acuracy', did you mean 'accuracy'\\?: expected one of acc"),
-        (["f1", "f1"], ValueError, "^metrics: the name 'f1' is taken"),
-        ([lambda t, o: 0, lambda t, o: 1], ValueError, "^metrics: the name '<lambda>' is taken"),
+        (["f1", "f1"], ValueError, "^metrics: the name 'f1' is reserved"),
+        ([lambda t, o: 0, lambda t, o: 1], ValueError, "^metrics: the name '<lambda>' is reserved"),
         ([3], TypeError, r"^metrics: expected a name or a function of \(targets, outputs\), got 3"),
         ([float], TypeError, r"^metrics: expected a name or a function of \(targets, outputs\), got <class 'float'>"),
         (7, TypeError, "^metrics: expected names and functions, got 7"),
-        ([lambda t, o: "much"], TypeError, "^metric <lambda>: expected a number from it, got 'much'"),
+        ([lambda t, o: "much"], TypeError, "^metric <lambda>: expected it to return a number, got 'much'"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,  # str of a function would be its address
 )
@@ -379,7 +379,7 @@ def test_auc_of_several_decisions_a_row():
     expected = sklearn_metrics.roc_auc_score(y, p, average="macro")
     assert model.evaluate(x, y, metrics="auc")["auc"] == pytest.approx(expected, rel=1e-12)
     model = cnn.Sequential([cnn.Linear(5, 3), cnn.MSELoss()])
-    with pytest.raises(ValueError, match=r"^auc_ovr: expected class indices, or one output, or a loss of yes or no"):
+    with pytest.raises(ValueError, match=r"^auc_ovr: expected class indices, one output, or a multilabel loss"):
         model.evaluate(x, y, metrics="auc_ovr")
 
 
@@ -411,7 +411,7 @@ def test_labels_of_yes_and_no():
     own = cnn.Sequential([cnn.Linear(5, 1), lambda o, t: (0.0, np.zeros_like(o))])
     with pytest.raises(ValueError, match=r"^f: the loss does not say which outputs stand for class 1"):
         own.evaluate(x, y[:, :1], metrics=given)
-    with pytest.raises(ValueError, match=r"^predict_proba: CallableLoss\(.*\) does not say what the outputs are"):
+    with pytest.raises(ValueError, match=r"^predict_proba: CallableLoss\(.*\) does not define probabilities"):
         own.evaluate(x, y[:, :1], metrics=cnn.Metric(max, proba=True))
 
 
@@ -422,8 +422,8 @@ def test_names_of_ones_own():
     assert scores["hits"] == scores["accuracy"]
     assert scores["rows"] == 200
     for metrics, error, message in (
-        ({"loss": "f1"}, ValueError, "^metrics: the name 'loss' is taken"),
-        ({"val_x": "f1"}, ValueError, "^metrics: the name 'val_x' is taken"),
+        ({"loss": "f1"}, ValueError, "^metrics: the name 'loss' is reserved"),
+        ({"val_x": "f1"}, ValueError, "^metrics: the name 'val_x' is reserved"),
         ({1: "f1"}, TypeError, "^metrics: expected a dict of names, got the key 1"),
         ({"a": "acc"}, ValueError, "^metrics: unknown name 'acc', did you mean 'accuracy'"),
     ):

@@ -138,7 +138,7 @@ def test_damaged_files_are_passed_over(tmp_path):
     messages = [str(warning.message) for warning in warnings]
     assert len(messages) == 3
     for path, message, reason in zip((five, four, three), messages, ("expected", "digest", "no training"), strict=True):
-        assert message.startswith(f"checkpoint passed over: {path}: ")
+        assert message.startswith(f"skipped a checkpoint: {path}: ")
         assert reason in message
 
 

@@ -275,7 +275,7 @@ def test_results_are_not_views_of_the_workspace(small):
 
 def test_without_forward(small):
     model, x, _ = small
-    message = "^backward needs a forward pass to go back over, but there was no forward pass$"
+    message = "^backward needs a forward pass, but there was no forward pass$"
     for arguments in ((), (np.ones((6, 3)),)):
         with pytest.raises(RuntimeError, match=message):
             model.backward(*arguments)

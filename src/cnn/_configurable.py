@@ -203,7 +203,14 @@ def plain(value: Any) -> Any:
     return value
 
 
-class Configurable:
+class Public:
+    """Base of classes whose `dir`, and so completion, shows public names only."""
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if not name.startswith("_")]
+
+
+class Configurable(Public):
     """An object that is defined by its class and its constructor's arguments.
 
     The arguments are attributes of the same names (`_argument` handles exceptions). A class of the library is
@@ -265,7 +272,7 @@ class Configurable:
     def __dir__(self) -> list[str]:
         """The public attributes, for completion: without internals of the class."""
         hidden = {"kind_of_class", "known", "facts", "names", "positional", *self.facts} - {*vars(self)}
-        return [name for name in super().__dir__() if not name.startswith("_") and name not in hidden]
+        return [name for name in super().__dir__() if name not in hidden]
 
     def _argument(self, name: str) -> Any:
         """The value of an argument of the constructor."""

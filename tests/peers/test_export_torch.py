@@ -115,10 +115,13 @@ def test_one_layer_and_nested_chains():
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.Sequential(nn.Linear(2, 2), nn.Conv1d(1, 1, 1)), r"module 1, Conv1d\(.*: has no counterpart here; known"),
+        (
+            nn.Sequential(nn.Linear(2, 2), nn.Conv1d(1, 1, 1)),
+            r"module 1, Conv1d\(.*: has no counterpart in cnn: expected",
+        ),
         (nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.RReLU())), r"module 0\.1, RReLU\(.*: has no"),
-        (nn.Sequential(nn.Flatten(0), nn.Linear(2, 2)), r"module 0, Flatten\(.*: has no counterpart here"),
-        (nn.LSTM(2, 2), r"module: LSTM\(2, 2\): has no counterpart here"),
+        (nn.Sequential(nn.Flatten(0), nn.Linear(2, 2)), r"module 0, Flatten\(.*: has no counterpart in cnn"),
+        (nn.LSTM(2, 2), r"module: LSTM\(2, 2\): has no counterpart in cnn"),
         (nn.Sequential(nn.Linear(2, 2), nn.Softplus(beta=2)), r"module 1, Softplus\(.*: expected beta=1"),
         (nn.Sequential(nn.Linear(2, 2), nn.Softplus(threshold=5)), "expected beta=1 and a threshold of at least 20"),
         (nn.Linear(2, 2).half(), r"weight: expected float32 or float64, got torch\.float16; module\.fl"),
@@ -173,7 +176,7 @@ def test_subclasses_and_hooks_are_refused():
         def forward(self, x):
             return -super().forward(x)
 
-    with pytest.raises(TypeError, match=r"module 0, Linear.*: has no counterpart here"):
+    with pytest.raises(TypeError, match=r"module 0, Linear.*: has no counterpart in cnn"):
         cnn.from_torch(nn.Sequential(Linear(2, 2)))
     hooked = nn.Linear(2, 2)
     hooked.register_forward_hook(lambda module, inputs, output: -output)
@@ -209,7 +212,7 @@ def test_state_dict_of_named_layers_and_in_any_order():
 
     net = Net()
     assert_same(cnn.from_torch(net.state_dict(), activation=cnn.Tanh), net, "float32")
-    with pytest.raises(TypeError, match=r"module: Net.*: has no counterpart here"):
+    with pytest.raises(TypeError, match=r"module: Net.*: has no counterpart in cnn"):
         cnn.from_torch(net)
     numbered = nn.Sequential(*(nn.Linear(3, 3) for _ in range(12)))
     tensors = dict(sorted(numbered.state_dict().items()))  # 0, 1, 10, 11, 2, ...
@@ -220,12 +223,18 @@ def test_state_dict_of_named_layers_and_in_any_order():
     ("tensors", "message"),
     [
         ({}, "state_dict: is empty"),
-        ({"0.weight": torch.ones(4, 3), "2.weight": torch.ones(2, 4)}, "it does not say what stands between 0 and 2"),
+        (
+            {"0.weight": torch.ones(4, 3), "2.weight": torch.ones(2, 4)},
+            "it does not name the activation between 0 and 2",
+        ),
         ({"0.weight": torch.ones(4, 3), "3.weight": torch.ones(2, 4)}, "between 0 and 3 stand 2 layers without"),
         ({"0.weight": torch.ones(4, 3), "1.weight": torch.ones(2, 5)}, r"1\.weight expects 5 inputs, but 0 gives 4"),
         ({"0.bias": torch.ones(4)}, r"state_dict: 0\.weight is missing"),
         ({"0.weight": torch.ones(4)}, r"0\.weight has shape \(4,\), that of a Linear has 2 dimensions"),
-        ({"0.weight": torch.ones(4, 3), "1.running_mean": torch.ones(4)}, r"1\.running_mean is no weight or bias of a"),
+        (
+            {"0.weight": torch.ones(4, 3), "1.running_mean": torch.ones(4)},
+            r"1\.running_mean is not a weight or bias of a",
+        ),
         ({"0.weight": torch.ones(4, 3), "0.bias": torch.ones(3)}, r"bias: expected shape \(4,\), got \(3,\)"),
     ],
 )
@@ -308,7 +317,7 @@ def test_state_dicts_whose_order_cannot_be_known(names):
 def test_square_weights_of_torch_arrays_are_refused():
     model = cnn.Sequential([cnn.Linear(3, 3)])
     state = {name: tensor.numpy() for name, tensor in cnn.to_torch(model).state_dict().items()}
-    with pytest.raises(ValueError, match="is square and lies in a tensor of PyTorch"):
+    with pytest.raises(ValueError, match="is square and comes from a tensor of PyTorch"):
         model.load_weights(state)
     model.load_weights({name: array.T for name, array in state.items()})
 
@@ -335,8 +344,8 @@ def test_two_kinds_of_names_whose_widths_say_the_order(shapes, order):
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ([("fc1", (4, 4)), ("fc2", (4, 4)), ("out", (4, 4))], "fc1 and out take equally many inputs"),
-        ([("fc1", (4, 3)), ("fc2", (3, 4)), ("out", (3, 3))], "fc1 and out take equally many inputs"),
+        ([("fc1", (4, 4)), ("fc2", (4, 4)), ("out", (4, 4))], "fc1 and out have the same number of inputs"),
+        ([("fc1", (4, 3)), ("fc2", (3, 4)), ("out", (3, 3))], "fc1 and out have the same number of inputs"),
         ([("fc1", (4, 3)), ("fc2", (4, 4)), ("mid", (4, 4))], "allow several orders of fc1, fc2, mid: expected one"),
         ([("fc1", (4, 3)), ("fc2", (2, 4)), ("out", (1, 5))], "allow no order of fc1, fc2, out: expected one"),
     ],

@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import losses, optim
 from .._checks import choice, flag, integer, seed_of
-from .._configurable import names_arguments
+from .._configurable import Public, names_arguments
 from .._threads import get_num_threads, threads_for
 from .._types import Array, ArrayLike, DTypeLike
 from ..optim.many import ManyOptimizers
@@ -26,7 +26,7 @@ from .sequential import Sequential
 __all__ = ["Ensemble"]
 
 
-class Ensemble:
+class Ensemble(Public):
     """Models of one shape with parameters, hyper-parameters and random numbers of their own.
 
     Member i is what ``Sequential(layers, optimizer, dtype, seed + i)`` is, and training makes of it what it makes of
@@ -223,7 +223,7 @@ class Ensemble:
         before = self.state_dict()
         for name, a in state_dict.items():
             if np.ndim(a) < 1 or len(a) != len(self):
-                raise ValueError(f"{name}: expected {len(self)} members in front, got shape {np.shape(a)}")
+                raise ValueError(f"{name}: expected a first axis of {len(self)} members, got shape {np.shape(a)}")
         try:
             for i, member in enumerate(self._members):
                 member.load_weights({name: np.asarray(a)[i] for name, a in state_dict.items()})
@@ -543,7 +543,7 @@ class Ensemble:
             outs = many.outputs(self._members, xs, threads)
             return outs if same else list(outs)
         if not same:
-            raise ValueError("x: expected as many rows of each member, to reduce them")
+            raise ValueError("x: expected the same number of rows for each member: pass reduce=None for different ones")
         n, width = len(xs[0]), self._members[0]._core.out_features
         shape = (n, width) if reduce != "quantiles" else (*np.shape(quantiles), n, width)
         result = np.empty(shape, self.dtype)

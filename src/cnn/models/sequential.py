@@ -90,7 +90,9 @@ class Sequential(layers.Chain):
         self, layers: Any, optimizer: Any = None, dtype: DTypeLike = "float32", seed: Any = None, *rest: Any
     ) -> None:
         if rest or (isinstance(layers, Layer) and isinstance(optimizer, (Layer, losses.Loss))):
-            raise TypeError(f"layers: expected one list, Sequential([{layers!r}, ...]), got one layer after another")
+            raise TypeError(
+                f"layers: expected one list, Sequential([{layers!r}, ...]), got the layers as separate arguments"
+            )
         kernels(dtype)  # the first argument to be wrong is the first to be named
         parts, self._loss = _split(layers)
         self.layers: list[Layer] = _in_no_other_model(parts)
@@ -653,8 +655,8 @@ class Sequential(layers.Chain):
             value = state_dict[name]
             if type(value).__module__.partition(".")[0] == "torch":
                 raise TypeError(
-                    f"state_dict: {name} is a PyTorch tensor. PyTorch keeps Linear.weight as (out, in); "
-                    "here it is (in, out): use cnn.from_torch"
+                    f"state_dict: {name} is a PyTorch tensor. PyTorch keeps Linear.weight as (out, in), "
+                    "cnn as (in, out): use cnn.from_torch"
                 )
             shape = own[name].shape if name in own else ()
             arrays[name] = np.asarray(value)
@@ -666,9 +668,9 @@ class Sequential(layers.Chain):
                 )
             if square and name in weights and (source := foreign(value, state_dict)):
                 raise ValueError(
-                    f"state_dict: {name} is square and lies in {source}: PyTorch and files keep weights as (out, in), "
-                    "here they are (in, out). Use cnn.load(path) or cnn.from_torch; or pass .T of it, or, if it is "
-                    "(in, out), np.array of it"
+                    f"state_dict: {name} is square and comes from {source}: PyTorch and files keep weights as (out, "
+                    "in), cnn as (in, out). Use cnn.load(path) or cnn.from_torch, or pass its .T; if it is (in, out) "
+                    "already, pass np.array of it"
                 )
             in_range(name, arrays[name], self.dtype)
             if verbose and (not partial or name in fits):
@@ -827,7 +829,9 @@ class Sequential(layers.Chain):
             optimizer = None if config["optimizer"] is None else optim.Optimizer.from_config(config["optimizer"])
             return cls([*parts, *([loss] if loss else [])], optimizer, config["dtype"], config["seed"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"config: not as get_config makes it: {error!r}") from error
+            raise ValueError(
+                f"config: expected a dict as get_config returns it, got one that raises {error!r}"
+            ) from error
 
     def save(self, path: str | os.PathLike[str], *, training_state: bool = False, loss: bool = True) -> None:
         """Write the model to a safetensors file; see `cnn.load`.
@@ -1001,7 +1005,7 @@ def _split(parts) -> tuple[list[Any], losses.Loss | None]:
         computes_natively(loss, f"loss {loss!r}")
     for i, part in enumerate(parts):
         if isinstance(part, losses.Loss):
-            raise ValueError(f"layer {i}, {part!r}: a loss can only stand last")
+            raise ValueError(f"layer {i}, {part!r}: expected a loss only as the last layer")
         if not isinstance(part, layers.Layer):
             hint = object_for(part, {**layers.Layer.known, **losses.Loss.known})
             if isinstance(part, (list, tuple)):

@@ -34,7 +34,7 @@ from .objective import Objective
 from .progress import Progress, mode_of
 from .state import names_of
 
-NOTHING_COUNTS = "no row counts: their weights are 0, or their targets are to be ignored"
+NOTHING_COUNTS = "no row counts: all weights are 0, or all targets are ignored"
 SLICE = 0.05  # seconds that one native call may take
 EVALUATION_WORK = 1 << 28  # multiply-adds of one native call of evaluation; fixed, so that sums are always cut alike
 MOST_ROWS = 1 << 62  # batch_size=None: the whole data
@@ -315,7 +315,7 @@ def fit(
         threads = _threads(group, threads)
         progress = mode_of(progress, verbose) if group is None or group.rank == 0 else False
         if resume and checkpoint is None:
-            raise ValueError("resume: expected a folder as checkpoint with it, got none")
+            raise ValueError("resume: expected checkpoint=folder with it, got none")
 
         context = Context(
             self, True, batch_size, bool(shuffle) and not whole, accumulation_steps, steps_per_epoch, drop_last
@@ -352,7 +352,7 @@ def fit(
         source.check(meter)
         if isinstance(source, Rows):
             if not context.rows(source.rows):
-                raise ValueError(f"drop_last: no batch of {batch_size} rows is left of {source.rows} rows")
+                raise ValueError(f"drop_last: {source.rows} rows do not fill a batch of {batch_size}: lower batch_size")
             core.program.check_batches(context.rows(source.rows), batch_size)
         if whole:
             _check_whole(core.optimizer, source, batch_size)
@@ -580,7 +580,7 @@ def class_weights_of(model: Any, wanted: Any, source: Source) -> np.ndarray:
     """The weights of the classes, by the argument `class_weight`."""
     loss = model.loss
     if loss is not None and loss.spec() is None and loss.targets is None:
-        raise ValueError("class_weight: expected none with a loss of your own, which weighs the rows itself")
+        raise ValueError("class_weight: expected none with a loss of your own, which weights the rows itself")
     blocks = source.labels() if isinstance(source, Rows) else None
     ignored, kind = getattr(loss, "ignore_index", None), loss and loss.targets
     return weights_of_classes(wanted, blocks, model._core.out_features, ignored, kind)
@@ -606,7 +606,7 @@ def callbacks_of(callbacks: Any, early_stopping: Any) -> list[Callback]:
             hint = " (pass an object, not the class)" if isinstance(callback, type) else ""
             raise TypeError(f"callbacks: expected cnn.Callback objects, got {callback!r}{hint}")
         if any(callback is other for other in chosen[:i]):
-            raise ValueError(f"callbacks: {callback!r} stands there twice")
+            raise ValueError(f"callbacks: {callback!r} was passed twice")
         check_methods(callback)
     return chosen
 
