@@ -333,7 +333,7 @@ def test_a_generator_is_good_for_one_epoch():
     model.fit(iter(cut(x, y, 20, 20)))
     assert_same(model, expected)
     for data in ({"epochs": 3}, {"epochs": 5, "initial_epoch": 2}):
-        with pytest.raises(ValueError, match=r"^x: list_iterator is an iterator, .* there are 3 epochs: pass a list"):
+        with pytest.raises(ValueError, match=r"^x: list_iterator is an iterator, .* epochs is 3: pass a list"):
             model.fit(iter(cut(x, y, 20, 20)), **data)
     with pytest.raises(ValueError, match=r"^validation_data: generator is an iterator, which can be read only once"):
         model.fit(x, y, epochs=2, validation_data=(b for b in cut(x, y, 40)))
@@ -442,7 +442,7 @@ def test_no_batches():
 
 @pytest.mark.parametrize("x", [np.ones((4, 5)), {"x": 1}, "text", 3, None], ids=str)
 def test_no_targets(x):
-    with pytest.raises(TypeError, match=r"^y: expected targets, or as x an iterable of batches \(x, y\), got None"):
+    with pytest.raises(TypeError, match=r"^y: expected targets, or an iterable of batches \(x, y\) as x, got None"):
         model_of().fit(x)
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 import cnn
+import cnn.sklearn
 
 MODULES = (cnn.functional, cnn.initializers, cnn.layers, cnn.losses, cnn.optim, cnn.sklearn)
 NET = [cnn.Linear(2, 3), cnn.MSELoss()]

@@ -138,7 +138,7 @@ def test_balanced_classes_that_do_not_occur():
         ({"accumulation_steps": 0}, ValueError, r"^accumulation_steps: expected at least 1, got 0"),
         ({"checkpoint_every": 0}, ValueError, r"^checkpoint_every: expected at least 1, got 0"),
         ({"max_to_keep": 0}, ValueError, r"^max_to_keep: expected at least 1, got 0"),
-        ({"resume": True}, ValueError, r"^resume: expected a folder as checkpoint with it, got none"),
+        ({"resume": True}, ValueError, r"^resume: expected checkpoint=folder with it, got none"),
     ],
     ids=str,
 )

@@ -217,7 +217,7 @@ class Loss(Configurable, kind="loss"):
             If there was no `forward`.
         """
         if self._gradient is None:
-            raise RuntimeError("backward needs a forward pass to go back over, but there was none")
+            raise RuntimeError("backward needs a forward pass, but there was none: call forward first")
         return self._gradient.copy()
 
     def hvp(
@@ -826,7 +826,7 @@ class SobolevLoss(Loss):
             If there was no `forward`.
         """
         if self._gradient is None:
-            raise RuntimeError("backward needs a forward pass to go back over, but there was none")
+            raise RuntimeError("backward needs a forward pass, but there was none: call forward first")
         return tuple(g.copy() for g in self._gradient)
 
     def spec(self) -> None:

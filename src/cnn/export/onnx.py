@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._about import __version__
-from .._checks import integer
+from .._checks import integer, needed
 from ..files.atomic_write import replace
 from .graph import graph_of
 
@@ -46,6 +46,7 @@ def to_onnx(model: Any, path: str | os.PathLike[str], opset: int = 20) -> None:
     -----
     ONNX Runtime has no float64 erf, so a float64 GELU computes it in float32, with errors of about 1e-7.
     """
+    needed("to_onnx", "onnx", "'cnn[onnx]'")
     from onnx import checker, defs
 
     opset, newest = integer("opset", opset), defs.onnx_opset_version()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import layers
+from .._checks import needed
 from ..models import Sequential
 
 __all__ = ["from_onnx"]
@@ -79,6 +80,7 @@ def from_onnx(
 
 def _load(path: Any) -> tuple[Any, str]:
     """The loaded ONNX model with its weights, and its name for messages."""
+    needed("from_onnx", "onnx", "'cnn[onnx]'")
     import onnx
     from google.protobuf.message import DecodeError
 

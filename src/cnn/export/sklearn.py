@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import layers, losses
+from .._checks import needed
 from ..models import Sequential
 
 _ACTIVATIONS = {
@@ -47,6 +48,7 @@ def from_sklearn(mlp: Any, *, optimizer: Any = None) -> Sequential:
     ValueError
         If it is not fitted, or minimises a loss that this library does not have.
     """
+    needed("from_sklearn", "sklearn", "'cnn[sklearn]'")
     from sklearn.neural_network import MLPClassifier, MLPRegressor
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler

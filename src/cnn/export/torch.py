@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import layers
+from .._checks import needed
 from ..layers.graph import in_features
 from ..models import Sequential
 
@@ -55,6 +56,7 @@ def from_torch(module: Any, *, activation: Any = None, loss: Any = None, optimiz
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))  # doctest: +SKIP
     >>> model = cnn.from_torch(net)                                                               # doctest: +SKIP
     """
+    needed("from_torch", "torch", "torch")
     import torch
 
     if isinstance(module, torch.nn.Module):
@@ -334,6 +336,7 @@ def to_torch(model: Any) -> Any:
     TypeError
         If model is not a Sequential, or a layer has no counterpart in torch.nn; the message names it.
     """
+    needed("to_torch", "torch", "torch")
     import torch
 
     if not isinstance(model, Sequential):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import needed
 from ..models import Sequential
 from ..models.core import PARAMETERS
 from ..training.state import STATISTICS
@@ -53,6 +54,7 @@ def as_torch(model: Any) -> Any:
     """
     if not isinstance(model, Sequential):
         raise TypeError(f"model: expected a cnn.Sequential, got {type(model).__name__}")
+    needed("as_torch", "torch", "torch")
     import torch
 
     core = model._core

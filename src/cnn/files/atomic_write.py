@@ -44,8 +44,7 @@ def replace(path: str | os.PathLike[str], pieces: Iterable[bytes | memoryview]) 
     try:
         _replace(os.path.realpath(path), pieces)
     except OSError as error:
-        error.filename, error.filename2 = os.fspath(path), None
-        raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
 def _replace(target: str, pieces: Iterable[bytes | memoryview]) -> None:

@@ -70,6 +70,7 @@ class Ensemble(Public):
 
     stop_training = False
 
+    @names_arguments
     def __init__(
         self, layers: Any, members: int, optimizer: Any = None, dtype: DTypeLike = "float32", seed: Any = None
     ) -> None:

@@ -13,13 +13,13 @@ import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from .. import layers, losses, optim
 from .._checks import foreign, fraction, in_range, integer, seed_of, transposed
-from .._configurable import object_for
+from .._configurable import object_for, unknown
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
 from .._types import Array, ArrayLike, DTypeLike
@@ -99,6 +99,13 @@ class Sequential(layers.Chain):
         self._core.compile(self, self._loss)
         self.optimizer = optimizer
         _warn_of_twice(self)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            if hasattr(type(self), name):  # a property that raised an AttributeError
+                return object.__getattribute__(self, name)
+            raise unknown(type(self).__name__, name, () if name.startswith("_") else dir(self))
 
     @property
     def dtype(self) -> np.dtype:

@@ -35,6 +35,7 @@ from .progress import Progress, mode_of
 from .state import names_of
 
 NOTHING_COUNTS = "no row counts: all weights are 0, or all targets are ignored"
+ODD_ROWS = ": fill or drop those rows"
 SLICE = 0.05  # seconds that one native call may take
 EVALUATION_WORK = 1 << 28  # multiply-adds of one native call of evaluation; fixed, so that sums are always cut alike
 MOST_ROWS = 1 << 62  # batch_size=None: the whole data
@@ -779,7 +780,7 @@ class _Trainer:
             self.converged = self.core.iterate(self.objective, lr)
         if not math.isfinite(self.objective.value):
             odd = [name for name, a in (("x", part.x), ("y", part.y)) if not all_finite(a)]
-            self.diverged(epoch, 0, lr, f"; {' and '.join(odd)} has NaN or infinity" if odd else "")
+            self.diverged(epoch, 0, lr, f"; {' and '.join(odd)} has NaN or infinity{ODD_ROWS}" if odd else "")
         totals += self.objective.totals
         totals[0] += (self.objective.loss - self.meter.loss(totals)) * (totals[1] if self.meter.mean else 1)
         for call in self.on_batch_end:
@@ -826,7 +827,7 @@ class _Trainer:
                 lr = self.model.optimizer.lr if now is None else now[(bad - at) // group, 0]
                 rows = slice(bad, bad + batch_size) if part.order is None else part.order[bad : bad + batch_size]
                 odd = [name for name, a in (("x", part.x[rows]), ("y", part.y[rows])) if not all_finite(a)]
-                why = f"; {' and '.join(odd)} has NaN or infinity in this batch" if odd else ""
+                why = f"; {' and '.join(odd)} has NaN or infinity in this batch{ODD_ROWS}" if odd else ""
                 self.diverged(epoch, batches + bad // batch_size, lr, why)
             at = stop
             if self.by_batch:
@@ -880,7 +881,8 @@ class _Trainer:
             self.core.restore(self.earlier)  # the step of the last batch made numbers that no loss has seen
         raise DivergenceError(
             f"the loss is not finite in epoch {epoch}, batch {batch}, at a learning "
-            f"rate of {lr:g}; the parameters are those from before this epoch{why}"
+            f"rate of {lr:g}; the parameters are those from before this epoch"
+            f"{why or ': lower the learning rate, or scale x and y'}"
         )
 
 

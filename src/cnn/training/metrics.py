@@ -401,7 +401,15 @@ class Own(_Whole):
             targets, outputs = self.classify.classes(targets, outputs)
         elif self.probabilities is not None:
             outputs = self.probabilities(outputs)
-        value = self.function(targets, outputs)
+        try:
+            value = self.function(targets, outputs)
+        except Exception as error:
+            if hasattr(error, "add_note"):  # from Python 3.11 on
+                error.add_note(
+                    f"metric {self.name}: it was called with targets {targets.shape} and outputs {outputs.shape}; "
+                    f"cnn.Metric({self.name}, labels=True) passes classes, proba=True probabilities"
+                )
+            raise
         try:
             return float(value)
         except (TypeError, ValueError):
@@ -515,7 +523,7 @@ def _metric(one, model) -> Known:
         return TopK(int(top[1]))
     if one not in ("accuracy", "f1"):
         names = [name for name in KNOWN if name.startswith(one)] or difflib.get_close_matches(one, KNOWN, 1)
-        near = f", did you mean {names[0]!r}?" if names else ""
+        near = f" (did you mean {names[0]!r}?)" if names else ""
         raise ValueError(
             f"metrics: unknown name {one!r}{near}: expected one of {', '.join(KNOWN)} (top_3, ...), or a function"
         )
