@@ -620,7 +620,7 @@ def test_errors_of_a_property_are_its_own():
         def broken(self):
             raise AttributeError("of the property")
 
-    with pytest.raises(AttributeError, match="^of the property$"):
+    with pytest.raises(AttributeError, match=r"^of the property$"):
         _ = Model([cnn.Linear(2, 2)]).broken
 
 
