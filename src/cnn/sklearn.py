@@ -17,7 +17,7 @@ import copy
 import os
 import warnings
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, overload
 
 import numpy as np
 import sklearn
@@ -1063,6 +1063,12 @@ class MLPRegressor(_Native, peers.MLPRegressor):
         n_members: int = 1,
     ) -> None:
         self.__dict__.update({name: value for name, value in dict(locals()).items() if name != "self"})
+
+    @overload
+    def predict(self, X: Any, return_std: Literal[False] = False) -> Array: ...
+
+    @overload
+    def predict(self, X: Any, return_std: Literal[True]) -> tuple[Array, Array]: ...
 
     def predict(self: Any, X: Any, return_std: bool = False) -> Any:
         """The predicted numbers.
