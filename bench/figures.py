@@ -1,4 +1,4 @@
-"""results.png: who is where, and how far from the limit. scaling.png: time against batch and width."""
+"""results.png: the speed of each library, and the limit. scaling.png: time against batch and width."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def draw_results(results: dict[str, Any], path: Path) -> None:
         axes = figure.add_axes((4.3 / width, (top - count * row) / height, 5.6 / width, count * row / height))
         _draw_panel(axes, rows, limit, first=i == 0)
         top -= count * row + gap
-    figure.text(0.15 / width, 1 - 0.15 / height, "Small networks on one core: who is where", fontsize=17, va="top")
+    figure.text(0.15 / width, 1 - 0.15 / height, "Small networks on one core: speed of each library", fontsize=17, va="top")
     figure.text(
         0.15 / width,
         1 - 0.53 / height,
-        "Speed at the network's own arithmetic; further right is faster, and no further than the limit of the core. "
+        "Arithmetic of the network per second; further right is faster, up to the limit of the core. "
         f"{results['machine']['processor']}",
         color=GREY,
         va="top",

@@ -1,4 +1,4 @@
-"""Poisson's equation on a square: a network is trained until its Laplacian is the one that is asked for.
+"""Poisson's equation on a square: a network is trained until its Laplacian equals the given one.
 
     python examples/poisson.py        writes poisson.png
 

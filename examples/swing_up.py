@@ -1,4 +1,4 @@
-"""Swing-up of a pendulum on a cart by model predictive control, with a learned model of the dynamics.
+"""Swing-up of a pendulum: model predictive control of a cart, with a learned model of the dynamics.
 
     python examples/swing_up.py        writes swing_up.png
 

@@ -125,7 +125,7 @@ def test_a_layer_belongs_to_one_model():
 
 def test_nothing_says_how_wide_the_input_is():
     for layers in ([cnn.Add(cnn.Tanh(), cnn.Identity())], [cnn.Concat(cnn.Tanh(), cnn.ReLU()), cnn.Linear(8, 2)]):
-        with pytest.raises(ValueError, match="nothing says how wide the input is"):
+        with pytest.raises(ValueError, match="expected at least one Linear, which sets the number"):
             cnn.Sequential(layers)
     assert cnn.Sequential([cnn.Add(cnn.Tanh(), cnn.Identity()), cnn.Linear(8, 2)]).predict(np.ones((1, 8))).shape == (
         1,

@@ -218,7 +218,7 @@ def test_callbacks_that_are_refused(arguments, error, message):
 
 def test_one_callback_twice():
     callback = Recorder()
-    with pytest.raises(ValueError, match=r"^callbacks: .* stands there twice"):
+    with pytest.raises(ValueError, match=r"^callbacks: .* was passed twice"):
         model_of().fit(X, Y, callbacks=[callback, callback])
     model_of().fit(X, Y, callbacks=callback)
     assert callback.calls
@@ -323,7 +323,7 @@ def test_modes():
     def own(targets, outputs):
         return 1.0
 
-    with pytest.raises(ValueError, match=r"^mode: 'auto' does not know whether more own is better: expected 'min'"):
+    with pytest.raises(ValueError, match=r"^mode: 'auto' cannot tell whether a higher own is better: pass mode='min'"):
         model_of().fit(X, Y, metrics=[own], early_stopping=cnn.EarlyStopping("own"))
     assert cnn.EarlyStopping("val_own", mode="max").mode == "max"
 
@@ -490,7 +490,7 @@ def test_the_best_parameters_after_an_exception(how, saved):
     assert not np.array_equal(model.parameters, best[min(best)])
     cnn.EarlyStopping.restore_best(model)
     np.testing.assert_array_equal(model.parameters, best[min(best)])
-    with pytest.raises(RuntimeError, match=r"^restore_best: there are no best parameters"):
+    with pytest.raises(RuntimeError, match=r"^restore_best: no best parameters are stored: call fit"):
         cnn.EarlyStopping.restore_best(model_of())
 
 

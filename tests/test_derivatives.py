@@ -303,9 +303,7 @@ def test_a_pending_backward_is_refused_afterwards(small, call):
     }
     model(x, y)
     getattr(model, call)(*arguments[call])
-    with pytest.raises(
-        RuntimeError, match=r"forward pass to go back over, but (a derivative product|grad_input) has run"
-    ):
+    with pytest.raises(RuntimeError, match=r"forward pass, but (a derivative product|grad_input) has run"):
         model.backward(y)
 
 

@@ -412,7 +412,7 @@ def test_refuses():
         ({"validation_data": x}, "validation_data: expected a pair"),
         ({"validation_split": 0.5, "validation_data": (x, y)}, "validation_split: expected no validation_data"),
         ({"validation_split": 0.99}, "leaves no rows"),
-        ({"drop_last": True}, "no batch of 32 rows"),
+        ({"drop_last": True}, "do not fill a batch of 32"),
         ({"sample_weight": np.zeros(ROWS)}, "at least one weight above 0"),
         ({"early_stopping": True}, "val_loss"),
     ):
@@ -576,11 +576,11 @@ def test_callbacks_that_are_refused():
     ):
         ensemble.fit(x, y, callbacks=[Recorder()])
     np.testing.assert_array_equal(ensemble.parameters, before)
-    with pytest.raises(TypeError, match=r"^fit: unknown argument 'callback': callbacks\?"):
+    with pytest.raises(TypeError, match=r"^fit: unknown argument 'callback': did you mean callbacks\?"):
         ensemble.fit(x, y, callback=[])
-    with pytest.raises(TypeError, match=r"^fit: unknown argument 'patience': early_stopping\?"):
+    with pytest.raises(TypeError, match=r"^fit: unknown argument 'patience': did you mean early_stopping\?"):
         ensemble.fit(x, y, patience=3)
-    with pytest.raises(TypeError, match=r"^fit_many: unknown argument 'n_jobs': threads\?"):
+    with pytest.raises(TypeError, match=r"^fit_many: unknown argument 'n_jobs': did you mean threads\?"):
         cnn.fit_many([ensemble[0]], data=[(x, y)], n_jobs=2)
     cnn.fit_many(models=[ensemble[0]], data=[(x, y)], progress=False)
 
@@ -685,7 +685,7 @@ def test_parameters_and_state():
     bad = dict(state, **{"0.bias": np.zeros((3, 4))})
     with pytest.raises(ValueError, match=r"0.bias: expected shape"):
         other.load_weights(bad)
-    with pytest.raises(ValueError, match=r"0.bias: expected 3 members in front"):
+    with pytest.raises(ValueError, match=r"0.bias: expected a first axis of 3 members"):
         other.load_weights(state | {"0.bias": np.zeros((2, 5))})
     np.testing.assert_array_equal(other.parameters, before)
     other.parameters = before + 1
@@ -720,7 +720,7 @@ def test_files(path, optimizer):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="does not fit its digest"):
+    with pytest.raises(ValueError, match="does not match its digest"):
         cnn.Ensemble.load(path)
     ensemble[0].save(path)
     with pytest.raises(ValueError, match=r"cnn.load reads it"):

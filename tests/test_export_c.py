@@ -327,7 +327,9 @@ def test_what_it_refuses(policy, tmp_path):
         cnn.to_c(cnn.Linear(2, 3), tmp_path / "x.h")
     model = cnn.Sequential([cnn.Linear(2, 3), cnn.ReLU(), cnn.Linear(3, 1)])
     model[2].bias = [np.inf]
-    with pytest.raises(ValueError, match=r"layer 2, Linear\(3, 1\): bias has infinite numbers or NaN"):
+    with pytest.raises(
+        ValueError, match=r"layer 2, Linear\(3, 1\): bias: expected finite numbers, got NaN or infinity"
+    ):
         cnn.to_c(model, tmp_path / "x.h")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OSError, match="nowhere"):

@@ -147,7 +147,7 @@ def test_the_picture(tmp_path):
         (
             {"lr_min": 1e30, "lr_max": 1e35},
             ValueError,
-            "^find_lr: the loss is not finite, or explodes, at rates of 1e.30",
+            "^find_lr: the loss diverges already at a learning rate of 1e.30",
         ),
     ],
 )

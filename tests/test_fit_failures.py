@@ -30,7 +30,7 @@ def test_divergence_restores_the_epoch_before(isa, dtype):
     with pytest.raises(
         cnn.DivergenceError,
         match=r"^the loss is not finite in epoch 1, batch \d, at a learning rate of 1e\+30; "
-        "the parameters are those from before this epoch$",
+        "the parameters are those from before this epoch: lower the learning rate, or scale x and y$",
     ):
         diverging.fit(x, y, epochs=5, batch_size=4)
     np.testing.assert_array_equal(diverging.parameters, before)

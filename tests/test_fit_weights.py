@@ -138,7 +138,7 @@ def test_balanced_classes_that_do_not_occur():
         ({"accumulation_steps": 0}, ValueError, r"^accumulation_steps: expected at least 1, got 0"),
         ({"checkpoint_every": 0}, ValueError, r"^checkpoint_every: expected at least 1, got 0"),
         ({"max_to_keep": 0}, ValueError, r"^max_to_keep: expected at least 1, got 0"),
-        ({"resume": True}, ValueError, r"^resume: expected a folder as checkpoint with it, got none"),
+        ({"resume": True}, ValueError, r"^resume: expected checkpoint=folder with it, got none"),
     ],
     ids=str,
 )
@@ -164,7 +164,7 @@ def test_class_weights_of_what_is_no_class():
             model_of(spec, "mse", "float64").fit(x, y, class_weight=weights)
     with pytest.raises(ValueError, match=r"^class_weight: 'balanced' needs all targets in an array"):
         model_of(spec, "mse", "float64").fit([(x, y)], class_weight="balanced")
-    with pytest.raises(ValueError, match=r"^sample_weight: expected none beside an iterable"):
+    with pytest.raises(ValueError, match=r"^sample_weight: expected none with an iterable"):
         model_of(spec, "mse", "float64").fit([(x, y)], sample_weight=np.ones(6))
     with pytest.raises(ValueError, match=r"^validation_split: an iterable of batches cannot be split"):
         model_of(spec, "mse", "float64").fit([(x, y)], validation_split=0.5)

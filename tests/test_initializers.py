@@ -274,7 +274,7 @@ ERRORS = {
     "unknown argument": (
         lambda: cnn.Linear(2, 3, weight_init={"name": "normal", "sd": 1.0}),
         TypeError,
-        r"^weight_init: normal: Normal: unknown argument 'sd': std\?",
+        r"^weight_init: normal: Normal: unknown argument 'sd': did you mean std\?",
     ),
     "bad argument": (
         lambda: cnn.Linear(2, 3, weight_init={"name": "normal", "std": -1}),

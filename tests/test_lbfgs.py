@@ -359,7 +359,7 @@ def refused(**options):
         (lambda x, y: refused(act=cnn.Dropout).train_step(x, y), ValueError, "makes the loss random"),
         (lambda x, y: refused().step(), RuntimeError, "not a gradient alone: use fit or train_step"),
         (lambda x, y: refused().train_step(x[:0], y[:0]), ValueError, "at least one row"),
-        (lambda x, y: cnn.find_lr(refused(), x, y), ValueError, "find_lr: LBFGS chooses its steps itself"),
+        (lambda x, y: cnn.find_lr(refused(), x, y), ValueError, "got LBFGS, which chooses its steps itself"),
         (lambda x, y: cnn.LBFGS(clip_norm=1.0), ValueError, "clip_norm: expected none with LBFGS"),
         (lambda x, y: setattr(cnn.LBFGS(), "clip_value", 1.0), ValueError, "clip_value: expected none with LBFGS"),
         (
@@ -368,7 +368,7 @@ def refused(**options):
             "layer.trainable = False keeps a layer",
         ),
         (lambda x, y: cnn.LBFGS(history_size=0), ValueError, "history_size"),
-        (lambda x, y: setattr(cnn.LBFGS(), "history_size", 5), AttributeError, "only be set when"),
+        (lambda x, y: setattr(cnn.LBFGS(), "history_size", 5), AttributeError, "only be set in the constructor"),
         (lambda x, y: cnn.LBFGS(line_search_fn=None), ValueError, "expected 'strong_wolfe', the only one, got None"),
         (lambda x, y: cnn.LBFGS(tolerance_grad=-1), ValueError, "tolerance_grad"),
         (lambda x, y: cnn.LBFGS(max_iter=20), TypeError, "unknown argument 'max_iter'"),

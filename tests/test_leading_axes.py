@@ -147,7 +147,9 @@ def test_one_output_is_a_column():
         assert scores["rmse"] == pytest.approx(scores["loss"] ** 0.5)
     assert set(shapes) == {((50, 1), (50, 1))}
     own = model_of(1, cnn.CallableLoss(squared), dtype="float64")
-    with pytest.raises(ValueError, match=r"got \(50, 50\): outputs are a column, targets are not: targets\[:, None\]"):
+    with pytest.raises(
+        ValueError, match=r"got \(50, 50\): outputs are a column, targets are not: use targets\[:, None\]"
+    ):
         own.train_step(x, y)
     with pytest.raises(
         ValueError, match=r"^x: expected shape \(batch, 1\) .*got \(50,\): \[:, None\] makes it a column"

@@ -821,7 +821,7 @@ def test_weights_too_large_for_float32(isa):
         (lambda: cnn.CrossEntropyLoss(["a"]), TypeError, "^weight: expected numbers, got dtype <U1"),
         (lambda: cnn.CrossEntropyLoss([True]), TypeError, "^weight: expected numbers, got dtype bool"),
         (lambda: cnn.CrossEntropyLoss(ignore_index=1.0), TypeError, "^ignore_index: expected an int, got 1.0"),
-        (lambda: cnn.CrossEntropyLoss(ignore_index=2**63), ValueError, "^ignore_index: expected an int of 64 bits"),
+        (lambda: cnn.CrossEntropyLoss(ignore_index=2**63), ValueError, "^ignore_index: expected a 64-bit int"),
         (
             lambda: cnn.CrossEntropyLoss(label_smoothing=1.5),
             ValueError,
@@ -920,7 +920,7 @@ def test_callable_loss(isa, dtype):
         loss.get_config()
     with pytest.raises(NotImplementedError, match=r"^CallableLoss\(squared\) has no second derivative"):
         loss.hvp(outputs, targets, outputs)
-    with pytest.raises(ValueError, match=r"^sample_weight: CallableLoss\(squared\) has none"):
+    with pytest.raises(ValueError, match=r"^sample_weight: expected none with CallableLoss\(squared\)"):
         loss(outputs, targets, np.ones(5))
     with pytest.raises(RuntimeError, match=r"^backward needs a forward pass"):
         cnn.CallableLoss(squared).backward()

@@ -1,5 +1,7 @@
 """Metrics: against scikit-learn's, in one block and in many; what they refuse; what fit and evaluate report."""
 
+import sys
+
 import numpy as np
 import pytest
 from grid import build, chain
@@ -241,7 +243,7 @@ def test_outputs_of_unknown_meaning():
     model = cnn.Sequential([cnn.Linear(1, 1), lambda outputs, targets: (0.0, 0 * outputs)], cnn.SGD(lr=0.1))
     for call in (model.evaluate, model.fit):
         with pytest.raises(
-            ValueError, match=r"^accuracy: the loss does not say which outputs .* end the model with a Sig"
+            ValueError, match=r"^accuracy: the loss does not define which outputs .* end the model with a Sig"
         ):
             call(x, y, metrics=["accuracy"])
     several = cnn.Sequential([cnn.Linear(1, 2), lambda outputs, targets: (0.0, 0 * outputs)])
@@ -258,14 +260,18 @@ def test_outputs_of_unknown_meaning():
         ),
         (["top_0"], ValueError, "^metrics: unknown name 'top_0'"),
         (["top_4"], ValueError, "^top_4: expected k of at most 3, the number of outputs, got 4"),
-        (["mae"], ValueError, "^mae: expected targets that are numbers, got class indices"),
-        (["acuracy"], ValueError, "^metrics: unknown name 'acuracy', did you mean 'accuracy'\\?: expected one of acc"),
-        (["f1", "f1"], ValueError, "^metrics: the name 'f1' is taken"),
-        ([lambda t, o: 0, lambda t, o: 1], ValueError, "^metrics: the name '<lambda>' is taken"),
+        (["mae"], ValueError, "^mae: expected numeric targets, got class indices"),
+        (
+            ["acuracy"],
+            ValueError,
+            "^metrics: unknown name 'acuracy' \\(did you mean 'accuracy'\\?\\): expected one of acc",
+        ),
+        (["f1", "f1"], ValueError, "^metrics: the name 'f1' is reserved"),
+        ([lambda t, o: 0, lambda t, o: 1], ValueError, "^metrics: the name '<lambda>' is reserved"),
         ([3], TypeError, r"^metrics: expected a name or a function of \(targets, outputs\), got 3"),
         ([float], TypeError, r"^metrics: expected a name or a function of \(targets, outputs\), got <class 'float'>"),
         (7, TypeError, "^metrics: expected names and functions, got 7"),
-        ([lambda t, o: "much"], TypeError, "^metric <lambda>: expected a number from it, got 'much'"),
+        ([lambda t, o: "much"], TypeError, "^metric <lambda>: expected it to return a number, got 'much'"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,  # str of a function would be its address
 )
@@ -379,7 +385,7 @@ def test_auc_of_several_decisions_a_row():
     expected = sklearn_metrics.roc_auc_score(y, p, average="macro")
     assert model.evaluate(x, y, metrics="auc")["auc"] == pytest.approx(expected, rel=1e-12)
     model = cnn.Sequential([cnn.Linear(5, 3), cnn.MSELoss()])
-    with pytest.raises(ValueError, match=r"^auc_ovr: expected class indices, or one output, or a loss of yes or no"):
+    with pytest.raises(ValueError, match=r"^auc_ovr: expected class indices, one output, or a multilabel loss"):
         model.evaluate(x, y, metrics="auc_ovr")
 
 
@@ -409,9 +415,9 @@ def test_labels_of_yes_and_no():
         expected = sklearn_metrics.f1_score(y, p > 0.5, average="macro")
         assert model.evaluate(x, y, metrics=given)["f"] == pytest.approx(expected)
     own = cnn.Sequential([cnn.Linear(5, 1), lambda o, t: (0.0, np.zeros_like(o))])
-    with pytest.raises(ValueError, match=r"^f: the loss does not say which outputs stand for class 1"):
+    with pytest.raises(ValueError, match=r"^f: the loss does not define which outputs mean class 1"):
         own.evaluate(x, y[:, :1], metrics=given)
-    with pytest.raises(ValueError, match=r"^predict_proba: CallableLoss\(.*\) does not say what the outputs are"):
+    with pytest.raises(ValueError, match=r"^predict_proba: CallableLoss\(.*\) does not define probabilities"):
         own.evaluate(x, y[:, :1], metrics=cnn.Metric(max, proba=True))
 
 
@@ -422,10 +428,10 @@ def test_names_of_ones_own():
     assert scores["hits"] == scores["accuracy"]
     assert scores["rows"] == 200
     for metrics, error, message in (
-        ({"loss": "f1"}, ValueError, "^metrics: the name 'loss' is taken"),
-        ({"val_x": "f1"}, ValueError, "^metrics: the name 'val_x' is taken"),
+        ({"loss": "f1"}, ValueError, "^metrics: the name 'loss' is reserved"),
+        ({"val_x": "f1"}, ValueError, "^metrics: the name 'val_x' is reserved"),
         ({1: "f1"}, TypeError, "^metrics: expected a dict of names, got the key 1"),
-        ({"a": "acc"}, ValueError, "^metrics: unknown name 'acc', did you mean 'accuracy'"),
+        ({"a": "acc"}, ValueError, "^metrics: unknown name 'acc' \\(did you mean 'accuracy'"),
     ):
         with pytest.raises(error, match=message):
             model.evaluate(x, y, metrics=metrics)
@@ -472,3 +478,14 @@ def test_metrics_of_a_mean_with_its_variance():
     own = cnn.Sequential([cnn.Linear(5, 4), lambda o, t: (0.0, np.zeros_like(o))])
     with pytest.raises(ValueError, match=r"^mae: expected targets of the outputs' shape \(rows, 4\), got \(40, 2\)"):
         own.evaluate(x, y, metrics="mae")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+def test_an_error_of_a_function_says_what_it_was_called_with():
+    def picky(targets, outputs):
+        raise ValueError("continuous-multioutput")
+
+    model = cnn.Sequential([cnn.Linear(2, 3), cnn.CrossEntropyLoss()])
+    with pytest.raises(ValueError, match=r"^continuous-multioutput") as error:
+        model.evaluate(np.ones((4, 2)), [0, 1, 2, 0], metrics=[picky])
+    assert "targets (4,) and outputs (4, 3); cnn.Metric(picky, labels=True)" in error.value.__notes__[0]

@@ -138,7 +138,7 @@ def test_damaged_files_are_passed_over(tmp_path):
     messages = [str(warning.message) for warning in warnings]
     assert len(messages) == 3
     for path, message, reason in zip((five, four, three), messages, ("expected", "digest", "no training"), strict=True):
-        assert message.startswith(f"checkpoint passed over: {path}: ")
+        assert message.startswith(f"skipped a checkpoint: {path}: ")
         assert reason in message
 
 
@@ -170,7 +170,7 @@ def test_another_architecture_is_refused(tmp_path, model, message):
     model = model()
     before = checkpoint.to_bytes(model)
     path = re.escape(str(tmp_path / "checkpoint-000005.safetensors"))
-    with pytest.raises(ValueError, match=f"^{path}: is of another {message}"):
+    with pytest.raises(ValueError, match=f"^{path}: has another {message}"):
         cnn.ModelCheckpoint(tmp_path).resume(model)
     assert checkpoint.to_bytes(model) == before
 
@@ -288,7 +288,7 @@ def test_arguments_of_fit(tmp_path):
     for name, value, error in wrong:
         with pytest.raises(error, match=f"^{name}: expected"):
             fit(model, 2, checkpoint=tmp_path / "new", **{name: value})
-    with pytest.raises(ValueError, match=r"^resume: expected a folder"):
+    with pytest.raises(ValueError, match=r"^resume: expected checkpoint=folder"):
         fit(model, 2, resume=True)
     with pytest.raises(ValueError, match=r"^save_best_only: no 'val_loss' to monitor: .*; pass validation_data"):
         fit(model, 2, callbacks=[cnn.ModelCheckpoint(tmp_path / "new", save_best_only=True)], validation_data=None)

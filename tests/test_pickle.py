@@ -170,6 +170,6 @@ def test_square_weights_of_other_bytes_are_refused(tmp_path):
     model = cnn.Sequential([cnn.Linear(3, 3)])
     model.save(tmp_path / "model.safetensors")
     tensors = load_file(tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"0\.weight is square and lies in bytes, as safetensors\.numpy\.load_file"):
+    with pytest.raises(ValueError, match=r"0\.weight is square and comes from bytes, as safetensors\.numpy\.load_file"):
         model.load_weights(tensors)
     model.load_weights({name: array.T for name, array in tensors.items()})

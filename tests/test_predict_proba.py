@@ -58,7 +58,7 @@ def test_nll_of_layers_of_ones_own():
     [
         (
             [],
-            "the model has no loss, and nothing says what its outputs are: let a loss stand last, or a cnn",
+            "the model has neither a loss nor probabilities as outputs: end it with a loss, or a cnn",
         ),
         ([cnn.MSELoss()], r"the outputs are values with MSELoss\(\), not logits: predict gives them"),
         (
@@ -68,7 +68,7 @@ def test_nll_of_layers_of_ones_own():
         ([cnn.GaussianNLLLoss()], r"the outputs are values with GaussianNLLLoss\(\), not logits"),
         (
             [lambda y, t: (0.0, y)],
-            r"CallableLoss\(.*\) does not say what the outputs are: let a cnn.Softmax\(\) or ",
+            r"CallableLoss\(.*\) does not define probabilities: end the layers with a cnn.Softmax\(\) or ",
         ),
     ],
 )

@@ -279,7 +279,7 @@ EDITS = {
     "seed no integer": (lambda a, n: n.update({"random_seed": 1.0}), "random_seed: expected an integer"),
     "seed true": (lambda a, n: n.update({"random_seed": True}), "random_seed: expected an integer"),
     "mode no truth": (lambda a, n: n.update({"training": 1}), "training: expected true or false, got 1"),
-    "a state of no schedule": (lambda a, n: n.update({"schedule": {}}), "schedule: {} is no state of None"),
+    "a state of no schedule": (lambda a, n: n.update({"schedule": {}}), "schedule: {} is not a state of None"),
     "a number too few": (lambda a, n: n.pop("epoch") is None, "training: expected epoch, epochs_seen, history"),
     "a number too many": (lambda a, n: n.update({"x": 0}), "training: expected epoch, epochs_seen, history"),
     "no table": (lambda a, n: [1], "training: expected epoch"),
@@ -288,10 +288,13 @@ EDITS = {
         lambda a, n: n.update({"callbacks": {"A": 1}}),
         "training: callbacks: expected tables by n",
     ),
-    "an array of no callback": (lambda a, n: a.update({"callback/A/b": a["epochs"]}), "callback/A/b.*of no callback"),
+    "an array of no callback": (
+        lambda a, n: a.update({"callback/A/b": a["epochs"]}),
+        "callback/A/b.*one of the callbacks",
+    ),
     "two of one name": (
         lambda a, n: a.update({"callback/A/b": a["epochs"]}) or n.update({"callbacks": {"A": {"b": 1}}}),
-        "callback/A/b.*of no callback",
+        "callback/A/b.*one of the callbacks",
     ),
 }
 
@@ -306,7 +309,7 @@ def test_a_damaged_training_state(tmp_path, edit, message):
     if message is None:
         assert same(cnn.load(path), model)
     else:
-        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: no readable checkpoint: .*{message}"):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: cannot be read as a checkpoint: .*{message}"):
             cnn.load(path)
 
 
@@ -339,7 +342,7 @@ def test_a_damaged_state_of_a_schedule(tmp_path):
     path = tmp_path / "file"
     for schedule in (None, [], {}, {"best": "a", "num_bad_epochs": 0, "cooldown_counter": 0, "reductions": 0}):
         changed(model, path, lambda a, n, schedule=schedule: n.update({"schedule": schedule}))
-        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: no readable checkpoint: "):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: cannot be read as a checkpoint: "):
             cnn.load(path)
 
 

@@ -283,3 +283,8 @@ def test_rows_of_every_kind_are_one_row(kind, standardize):
             model.learn_one(form, target(kind, x))
     for model in models[1:]:
         np.testing.assert_array_equal(model.model_.parameters, models[0].model_.parameters)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_completion(kind):
+    assert not [name for name in dir(kind()) if name.startswith("_")]

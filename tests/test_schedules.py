@@ -276,7 +276,7 @@ BAD = [
     (
         lambda: schedules.from_config({"name": "StepLR", "size": 2}),
         TypeError,
-        r"StepLR: unknown argument 'size': step_size\?",
+        r"StepLR: unknown argument 'size': did you mean step_size\?",
     ),
     (lambda: cnn.SGD(schedule="StepLR"), TypeError, "schedule: expected a schedule such as .*, got 'StepLR'"),
     (lambda: cnn.SGD(schedule=cnn.StepLR), TypeError, "schedule: expected a schedule such as "),

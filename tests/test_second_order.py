@@ -388,7 +388,7 @@ def test_a_matrix_that_does_not_fit(monkeypatch):
     monkeypatch.setattr(second_order, "_memory", lambda: 1e4)
     optimizer = cnn.LevenbergMarquardt()
     model = network(optimizer)
-    with pytest.warns(RuntimeWarning, match=r"J\^T J of 83 parameters takes 0.0 GB, more than there is: .*conjugate"):
+    with pytest.warns(RuntimeWarning, match=r"J\^T J of 83 parameters takes 0.0 GB, more than is free: .*conjugate"):
         history = model.fit(x, y, epochs=5)
     assert optimizer.solver == "cg"
     assert history["loss"][-1] < history["loss"][0]

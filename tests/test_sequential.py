@@ -275,7 +275,7 @@ def test_results_are_not_views_of_the_workspace(small):
 
 def test_without_forward(small):
     model, x, _ = small
-    message = "^backward needs a forward pass to go back over, but there was no forward pass$"
+    message = "^backward needs a forward pass, but there was no forward pass$"
     for arguments in ((), (np.ones((6, 3)),)):
         with pytest.raises(RuntimeError, match=message):
             model.backward(*arguments)
@@ -335,7 +335,7 @@ def test_backward_after_a_change(small, change, why):
         change(model, x, y)
         before = model.gradients
         for arguments in ((), (np.ones((6, 3)),)):
-            with pytest.raises(RuntimeError, match=f"^backward needs a forward pass .*, but {why}$"):
+            with pytest.raises(RuntimeError, match=f"^backward needs a forward pass, but {why}$"):
                 model.backward(*arguments)
         np.testing.assert_array_equal(model.gradients, before)
     model(x, y)
@@ -347,7 +347,7 @@ def test_backward_after_divergence(small):
     model(x, y)
     with pytest.raises(cnn.DivergenceError):
         model.fit(np.full_like(x, np.nan), y)
-    with pytest.raises(RuntimeError, match=r"^backward needs a forward pass .*, but the parameters "):
+    with pytest.raises(RuntimeError, match=r"^backward needs a forward pass, but the parameters "):
         model.backward()
 
 

@@ -131,7 +131,9 @@ def test_losses_of_classes():
         classifier(loss=cnn.CrossEntropyLoss()).fit(X, X[:, 0] > 0)
     with pytest.raises(ValueError, match="loss: expected CrossEntropyLoss for more than two classes, got BCE"):
         classifier(loss=cnn.BCEWithLogitsLoss()).fit(X, LABELS)
-    with pytest.raises(ValueError, match=r"loss: expected one of numbers, such as cnn.HuberLoss\(\), got CrossEntropy"):
+    with pytest.raises(
+        ValueError, match=r"loss: expected one for numeric targets, such as cnn.HuberLoss\(\), got CrossEntropy"
+    ):
         regressor(loss=cnn.CrossEntropyLoss()).fit(X, NUMBERS)
     with pytest.raises(
         ValueError, match=r"loss: expected a loss such as cnn.HuberLoss\(\), or one of .*, got 'hubert'"
@@ -184,7 +186,9 @@ def test_optimizer_clipping_and_average():
         classifier(optimizer=cnn.SGD(), clip_norm=1.0).fit(X, LABELS)
     with pytest.raises(ValueError, match="ema_decay: expected none with partial_fit"):
         classifier(ema_decay=0.9).partial_fit(X, LABELS, classes=["a", "b", "c"])
-    with pytest.raises(ValueError, match="learning_rate: 'adaptive' is not for dropout: pass schedule="):
+    with pytest.raises(
+        ValueError, match="learning_rate: expected 'constant' with dropout, got 'adaptive': pass schedule="
+    ):
         classifier(solver="sgd", learning_rate="adaptive", dropout=0.1).fit(X, LABELS)
     with pytest.raises(ValueError, match="dropout: expected solver='adam' or 'sgd' with it, got 'lbfgs'"):
         classifier(solver="lbfgs", dropout=0.1).fit(X, LABELS)
@@ -222,7 +226,7 @@ def test_history_and_plot(tmp_path):
     assert len(whole.history_["loss"]) == whole.n_iter_ == 7
     assert sum(whole.history_["evaluations"]) >= 7
     several = MLPRegressor(solver="lbfgs", max_iter=3).fit(X, X[:, :2])
-    with pytest.raises(AttributeError, match="history_: of several outputs solver='lbfgs' is SciPy's"):
+    with pytest.raises(AttributeError, match="history_: solver='lbfgs' has none for several outputs"):
         several.history_  # noqa: B018
 
 

@@ -22,9 +22,12 @@ Other formats  `to_c`, `to_onnx`, `to_torch`, `as_torch`; `from_onnx`, `from_tor
 For details use ``help(cnn.Sequential.fit)``, for example; `show_config` prints the build and the instruction set.
 """
 
+from typing import TYPE_CHECKING
+
 from . import functional, initializers, layers, losses, optim
 from ._about import __version__ as __version__
 from ._about import get_include, show_config
+from ._configurable import unknown
 from ._threads import get_num_threads, set_num_threads
 from .export.c import to_c
 from .export.onnx import to_onnx
@@ -105,6 +108,14 @@ __all__ += optim.optimizers.__all__
 __all__ += optim.schedules.__all__
 __all__ += optim.whole_data.__all__
 __all__ += optim.second_order.__all__
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        if name in ("river", "sklearn"):
+            raise AttributeError(f"cnn has no attribute {name!r} yet: import cnn.{name}")
+        raise unknown("cnn", name, __dir__())
 
 
 def __dir__() -> list[str]:

@@ -126,6 +126,8 @@ def _mend_of(a: Any, array: np.ndarray) -> str:
         )
     if str(getattr(a, "dtype", "")) == "category":
         return ": pass the category codes, .cat.codes"
+    if hasattr(a, "__next__"):
+        return f", of {type(a).__name__}: pass an iterable of batches (x, y) as x, without y, or np.array(list(x))"
     if array.dtype.kind == "O" and array.ndim == 0:
         return f", of {type(a).__name__}" + (": a dict's arrays are x[key]" if isinstance(a, dict) else "")
     if array.dtype.kind == "O":

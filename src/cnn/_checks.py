@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+
+def needed(who: str, module: str, install: str) -> Any:
+    """An optional package; ImportError, which says how to install it, if it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{who} needs {module}: pip install {install}") from error
 
 
 def number(name: str, value, low: float = -np.inf, high: float = np.inf) -> float:

@@ -78,6 +78,30 @@ OTHER_NAMES = {
     "patience": ("early_stopping",),
     "n_jobs": ("threads",),
     "workers": ("threads",),
+    "n_members": ("members",),
+    "n_estimators": ("members", "n_members"),
+    "Dense": ("Linear",),
+    "Model": ("Sequential",),
+    "Module": ("Sequential",),
+    "nn": ("layers",),
+    "BatchNormalization": ("BatchNorm1d",),
+    "LayerNormalization": ("LayerNorm",),
+    "BCELoss": ("BCEWithLogitsLoss",),
+    "BinaryCrossentropy": ("BCEWithLogitsLoss",),
+    "CategoricalCrossentropy": ("CrossEntropyLoss",),
+    "SparseCategoricalCrossentropy": ("CrossEntropyLoss",),
+    "MeanSquaredError": ("MSELoss",),
+    "MeanAbsoluteError": ("L1Loss",),
+    "MAELoss": ("L1Loss",),
+    "score": ("evaluate",),
+    "weights": ("parameters",),
+    "get_weights": ("state_dict",),
+    "set_weights": ("load_weights",),
+    "load_state_dict": ("load_weights",),
+    "named_parameters": ("state_dict",),
+    "partial_fit": ("train_step",),
+    "train_on_batch": ("train_step",),
+    "optimiser": ("optimizer",),
 }
 
 # Arguments of other libraries that have another place here.
@@ -89,6 +113,11 @@ ELSEWHERE = {
     "lr": "pass it to the optimizer, as cnn.Adam(lr=0.001)",
     "optimizer": "set it on the model: model.optimizer = cnn.Adam()",
     "device": "cnn runs on the CPU only: omit it",
+    "compile": "the loss is the last of the layers, and the optimizer an argument of Sequential",
+    "add": "pass all layers to Sequential, as a list",
+    "coefs_": "the weights are model.layers[0].weight, ..., or model.state_dict()",
+    "to": "cnn runs on the CPU only, and dtype is an argument of Sequential",
+    "history": "it is the dict itself, as history['loss']",
 }
 
 
@@ -131,6 +160,9 @@ def _constructor(init: F) -> F:
         outermost = cls.__init__ is __init__
         if outermost and kwargs and init.__module__.partition(".")[0] == PACKAGE:
             known = keywords_of(cls)
+            for name, _ in zip(known, args, strict=False):
+                if name in kwargs:
+                    raise TypeError(f"{cls.__name__}: {name!r} was passed twice, by position and by name")
             for name in kwargs:
                 if name not in known:
                     raise TypeError(f"{cls.__name__}: unknown argument {name!r}: {_mend(name, known)}")
@@ -149,7 +181,8 @@ def names_arguments(function: F) -> F:
     def method(*args: Any, **kwargs: Any) -> Any:
         for name in kwargs:
             if name not in known:
-                raise TypeError(f"{function.__name__}: unknown argument {name!r}: {_mend(name, known)}")
+                who = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+                raise TypeError(f"{who}: unknown argument {name!r}: {_mend(name, known)}")
         return function(*args, **kwargs)
 
     return method  # type: ignore[return-value]
@@ -168,7 +201,14 @@ def _settable(one: Any) -> list[str]:
 
 def _mend(name: str, known: list[str]) -> str:
     likely = nearest(name, known)
-    return f"{likely}?" if likely else ELSEWHERE.get(name) or f"expected {', '.join(known) or 'none'}"
+    return f"did you mean {likely}?" if likely else ELSEWHERE.get(name) or f"expected {', '.join(known) or 'none'}"
+
+
+def unknown(owner: str, name: str, known: Iterable[str]) -> AttributeError:
+    """The error for an attribute that does not exist, with a hint if there is one."""
+    likely = "" if name.startswith("_") else nearest(name, known)
+    hint = f"did you mean {likely}?" if likely else ELSEWHERE.get(name)
+    return AttributeError(f"{owner} has no attribute {name!r}" + (f": {hint}" if hint else ""))
 
 
 def object_for(given: Any, known: Iterable[str]) -> str:
@@ -176,7 +216,7 @@ def object_for(given: Any, known: Iterable[str]) -> str:
     if isinstance(given, type):
         return " (pass an object, not the class)"
     likely = nearest(given, known) if isinstance(given, str) else ""
-    return f": cnn.{likely}()?" if likely else ""
+    return f": did you mean cnn.{likely}()?" if likely else ""
 
 
 def arguments_of(cls: type) -> dict[str, Any]:
@@ -203,7 +243,14 @@ def plain(value: Any) -> Any:
     return value
 
 
-class Configurable:
+class Public:
+    """Base of classes whose `dir`, and so completion, shows public names only."""
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if not name.startswith("_")]
+
+
+class Configurable(Public):
     """An object that is defined by its class and its constructor's arguments.
 
     The arguments are attributes of the same names (`_argument` handles exceptions). A class of the library is
@@ -265,7 +312,7 @@ class Configurable:
     def __dir__(self) -> list[str]:
         """The public attributes, for completion: without internals of the class."""
         hidden = {"kind_of_class", "known", "facts", "names", "positional", *self.facts} - {*vars(self)}
-        return [name for name in super().__dir__() if not name.startswith("_") and name not in hidden]
+        return [name for name in super().__dir__() if name not in hidden]
 
     def _argument(self, name: str) -> Any:
         """The value of an argument of the constructor."""

@@ -131,11 +131,12 @@ def class_indices(given: np.ndarray, name: str, loss: Terms, outputs: int) -> np
 
 def refuse_index(given: np.ndarray, i: int, name: str, outputs: int) -> NoReturn:
     """ValueError for a class index out of range."""
-    from_1 = given.min() == 1 and given.max() == outputs
-    raise ValueError(
-        f"{name}[{i}] is {given[i]}, expected a class index from 0 to {outputs - 1}"
-        + (f": do the indices begin at 1? Pass {name} - 1" if from_1 else "")
-    )
+    mend = ""
+    if outputs == 1:
+        mend = ": the model has one output; for two classes use BCEWithLogitsLoss, or an output for each class"
+    elif given.min() == 1 and given.max() == outputs:
+        mend = f": do the indices begin at 1? Pass {name} - 1"
+    raise ValueError(f"{name}[{i}] is {given[i]}, expected a class index from 0 to {outputs - 1}{mend}")
 
 
 def numbers(y: Any, batch: int, name: str, where: str, loss: Terms, outputs: int, dtype: np.dtype) -> Any:

@@ -12,6 +12,16 @@ import numpy as np
 from ._dispatch import kernels
 from ._types import Array, ArrayLike
 
+__all__ = [
+    "activation_backward",
+    "activation_forward",
+    "linear_backward",
+    "linear_forward",
+    "real_dtype",
+    "sgd_step",
+]
+__dir__ = __all__.copy  # for completion
+
 DEFAULT_PARAM: dict[str, float] = {}  # by activation name; the classes register theirs
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "calculate_gain",
     "get",
 ]
+__dir__ = __all__.copy  # for completion
 
 # By activation name: a number, or a function of its parameter. Activations register theirs; "linear" means none.
 GAINS: dict[str, float | Callable[[float], float]] = {"linear": 1.0}

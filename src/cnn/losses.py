@@ -1,4 +1,4 @@
-"""Losses. One may stand last in a `Sequential`, which then computes it natively; each also works alone.
+"""Losses. One may be the last layer of a `Sequential`, which then computes it natively; each also works alone.
 
 Names, formulas and defaults are PyTorch's. What they have in common:
 
@@ -46,6 +46,7 @@ __all__ = [
     "SmoothL1Loss",
     "SobolevLoss",
 ]
+__dir__ = __all__.copy  # for completion
 
 
 # What outputs can be, and above which of them a row, or a column, belongs to class 1.
@@ -71,9 +72,9 @@ def probabilities_of(model: Any, who: str = "predict_proba") -> str:
     if kind == "logits":
         return "classes" if loss.targets == "labels" else kind
     if loss is None:
-        why = "the model has no loss, and nothing says what its outputs are: let a loss stand last, or a cnn.Softmax()"
+        why = "the model has neither a loss nor probabilities as outputs: end it with a loss, or a cnn.Softmax()"
     elif kind is None:
-        why = f"{loss!r} does not say what the outputs are: let a cnn.Softmax() or cnn.Sigmoid() stand last"
+        why = f"{loss!r} does not define probabilities: end the layers with a cnn.Softmax() or cnn.Sigmoid()"
     else:
         why = f"the outputs are {kind.replace('log_', 'logarithms of ')} with {loss!r}, not logits: predict gives them"
     raise ValueError(f"{who}: {why}")
@@ -82,7 +83,7 @@ def probabilities_of(model: Any, who: str = "predict_proba") -> str:
 def _int64(name: str, value) -> int:
     """An int of 64 bits."""
     if integer(name, value, -(2**63)) >= 2**63:
-        raise ValueError(f"{name}: expected an int of 64 bits, got {value}")
+        raise ValueError(f"{name}: expected a 64-bit int, got {value}")
     return int(value)
 
 
@@ -169,7 +170,7 @@ class Loss(Configurable, kind="loss"):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.__dict__ and not name.startswith("_"):  # a model has been compiled of it
-            raise AttributeError(f"{name}: can only be set when the loss is made")
+            raise AttributeError(f"{name}: can only be set in the constructor: create a new loss")
         super().__setattr__(name, value)
 
     def forward(self, outputs: ArrayLike, targets: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
@@ -216,7 +217,7 @@ class Loss(Configurable, kind="loss"):
             If there was no `forward`.
         """
         if self._gradient is None:
-            raise RuntimeError("backward needs a forward pass to go back over, but there was none")
+            raise RuntimeError("backward needs a forward pass, but there was none: call forward first")
         return self._gradient.copy()
 
     def hvp(
@@ -825,7 +826,7 @@ class SobolevLoss(Loss):
             If there was no `forward`.
         """
         if self._gradient is None:
-            raise RuntimeError("backward needs a forward pass to go back over, but there was none")
+            raise RuntimeError("backward needs a forward pass, but there was none: call forward first")
         return tuple(g.copy() for g in self._gradient)
 
     def spec(self) -> None:
@@ -898,7 +899,7 @@ class CallableLoss(Loss):
             If the function does not return a number and an array of real numbers.
         """
         if sample_weight is not None:
-            raise ValueError(f"sample_weight: {self!r} has none, its function weighs the rows itself")
+            raise ValueError(f"sample_weight: expected none with {self!r}, whose function weights the rows itself")
         array = np.asarray(outputs)
         if array.dtype.kind not in "fiub":
             raise TypeError(f"outputs: expected real numbers, got dtype {array.dtype}")
@@ -939,7 +940,7 @@ class CallableLoss(Loss):
             raise TypeError(f"{self!r}: expected a gradient of real numbers, got dtype {gradient.dtype}")
         if gradient.shape != outputs.shape:
             flat = outputs.shape[1] == 1 and np.ndim(targets) == 1
-            mend = ": outputs are a column, targets are not: targets[:, None]" if flat else ""
+            mend = ": outputs are a column, targets are not: use targets[:, None]" if flat else ""
             raise ValueError(
                 f"{self!r}: expected a gradient of the outputs' shape {outputs.shape}, got {gradient.shape}{mend}"
             )
@@ -955,7 +956,7 @@ class CallableLoss(Loss):
     def get_config(self) -> dict[str, Any]:
         """TypeError: a function cannot be written down as JSON."""
         raise TypeError(
-            f"{self!r} holds a Python function, which cannot be saved: model.save(path, loss=False), and then "
+            f"{self!r} holds a Python function, which cannot be saved: call model.save(path, loss=False) and then "
             "cnn.load(path, loss=function), or use a loss of the library"
         )
 

@@ -18,10 +18,12 @@ import numpy as np
 from river import base
 
 from . import layers, losses, optim
+from ._configurable import Public
 from ._dispatch import kernels
 from .models import Sequential
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
+__dir__ = __all__.copy
 
 ACTIVATIONS: dict[str, Any] = {name.lower(): getattr(layers, name) for name in layers.activations.__all__}
 ACTIVATIONS["logistic"] = layers.Sigmoid
@@ -63,7 +65,7 @@ class _Scale:
         self.factor = np.where(constant, 0.0, 1.0 / np.sqrt(np.where(constant, 1.0, variance)))
 
 
-class _Online:
+class _Online(Public):
     """What the two have in common: features, standardisation, the network and its growth."""
 
     _outputs = 1

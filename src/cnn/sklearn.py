@@ -17,7 +17,7 @@ import copy
 import os
 import warnings
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, overload
 
 import numpy as np
 import sklearn
@@ -34,6 +34,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import layers, losses, optim
+from ._configurable import Public
 from ._threads import MOST, threads_for
 from ._types import Array, ArrayLike
 from .models import Ensemble, Sequential
@@ -42,6 +43,7 @@ from .training import Callback, EarlyStopping, History
 from .training.fit import DivergenceError
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
+__dir__ = __all__.copy
 
 if not sklearn.__version__.startswith("1.9."):
     raise ImportError(f"cnn.sklearn needs scikit-learn 1.9, got {sklearn.__version__}: pip install 'cnn[sklearn]'")
@@ -63,7 +65,7 @@ NON_FINITE = (
 )
 
 
-class _Native:
+class _Native(Public):
     """What stands in for scikit-learn's arithmetic, before its class in the order of inheritance."""
 
     _model: Sequential | None
@@ -91,7 +93,7 @@ class _Native:
         if "_history" in vars(self):
             return self._history
         if self.solver == "lbfgs":
-            raise AttributeError("history_: of several outputs solver='lbfgs' is SciPy's, which has no epochs")
+            raise AttributeError("history_: solver='lbfgs' has none for several outputs: use solver='adam'")
         scores = {"val_score": self.validation_scores_} if self.validation_scores_ else {}
         return History({"loss": self.loss_curve_, **scores})
 
@@ -206,7 +208,7 @@ class _Native:
             what = "more than two classes" if kind == "softmax" else "two classes or several labels"
             raise ValueError(f"loss: expected {fits[kind].__name__} for {what}, got {loss!r}")
         if kind not in fits and loss.targets != "numbers" and loss.targets is not None:
-            raise ValueError(f"loss: expected one of numbers, such as {self._such_as}, got {loss!r}")
+            raise ValueError(f"loss: expected one for numeric targets, such as {self._such_as}, got {loss!r}")
         return copy.deepcopy(loss)
 
     def _factors(self: Any) -> tuple[float, float]:
@@ -472,8 +474,8 @@ class _Native:
         """The same with what scikit-learn does not have: `Sequential.fit`, with its stopping rule as a callback."""
         if self.solver == "sgd" and self.learning_rate != "constant" and self.optimizer is None:
             raise ValueError(
-                f"learning_rate: {self.learning_rate!r} is not for {self._beyond()[0]}: pass schedule=, such as "
-                "cnn.ReduceLROnPlateau() or cnn.CosineAnnealingLR(epochs)"
+                f"learning_rate: expected 'constant' with {self._beyond()[0]}, got {self.learning_rate!r}: pass "
+                "schedule=, such as cnn.ReduceLROnPlateau() or cnn.CosineAnnealingLR(epochs)"
             )
         if incremental and self.ema_decay is not None:
             raise ValueError("ema_decay: expected none with partial_fit, after which training goes on: use fit")
@@ -739,7 +741,7 @@ class _Batches:
         weights = self.weights if order is None else self.weights[order]
         totals = np.add.reduceat(weights.astype(float), self.starts)
         if not totals.all():
-            raise ValueError("sample_weight: the weights of all rows of a batch are 0: let batch_size be larger")
+            raise ValueError("sample_weight: the weights of all rows of a batch are 0: raise batch_size")
         shares = weights * np.repeat(self.sizes / totals, self.sizes).astype(weights.dtype)
         if order is not None:
             in_order, shares = shares, np.empty_like(shares)
@@ -1061,6 +1063,12 @@ class MLPRegressor(_Native, peers.MLPRegressor):
         n_members: int = 1,
     ) -> None:
         self.__dict__.update({name: value for name, value in dict(locals()).items() if name != "self"})
+
+    @overload
+    def predict(self, X: Any, return_std: Literal[False] = False) -> Array: ...
+
+    @overload
+    def predict(self, X: Any, return_std: Literal[True]) -> tuple[Array, Array]: ...
 
     def predict(self: Any, X: Any, return_std: bool = False) -> Any:
         """The predicted numbers.

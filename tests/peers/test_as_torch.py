@@ -144,7 +144,7 @@ def test_a_model_that_becomes_a_part():
     module = cnn.as_torch(inner)
     outer = cnn.Sequential([inner, cnn.Linear(2, 1)], dtype="float64")
     x = data("float64")[0]
-    with pytest.raises(RuntimeError, match="has become a part of another one, which has the parameters now"):
+    with pytest.raises(RuntimeError, match="has become part of another model, which now owns the parameters"):
         module(x)
     for part in (inner, outer[:1]):
         module = cnn.as_torch(part)
@@ -214,7 +214,9 @@ def test_what_cannot_be_gone_back_over():
     with pytest.raises(RuntimeError, match="the parameters have been changed since the forward pass"):
         out.sum().backward()
     inputs = x.clone().requires_grad_()
-    with pytest.raises(RuntimeError, match="the gradient has no derivative, create_graph=True is not possible"):
+    with pytest.raises(
+        RuntimeError, match="create_graph=True is not supported, because the gradient has no derivative"
+    ):
         torch.autograd.grad(module(inputs).sum(), inputs, create_graph=True)
 
 
@@ -232,7 +234,7 @@ def test_it_stays_where_it_is():
     module = cnn.as_torch(built())
     module.to("cpu", torch.float64)
     for move in (module.float, module.half, lambda: module.to("meta")):
-        with pytest.raises(TypeError, match=r"stays on the CPU and in torch\.float64"):
+        with pytest.raises(TypeError, match=r"expected the CPU and torch\.float64"):
             move()
     with pytest.raises(TypeError, match=r"model: expected a cnn.Sequential, got int"):
         cnn.as_torch(3)

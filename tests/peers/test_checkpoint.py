@@ -51,7 +51,7 @@ def test_norms_and_nested_models(isa, dtype, tmp_path):
 def test_our_own_file_as_arrays(tmp_path):
     """Its weights are (out, in): square ones are refused, and others say what they are."""
     path = tmp_path / "model.safetensors"
-    for width, message in (3, "is square and lies in bytes"), (2, r"PyTorch and of files \(out, in\)"):
+    for width, message in (3, "is square and comes from bytes"), (2, r"PyTorch and of files \(out, in\)"):
         model = cnn.Sequential([cnn.Linear(3, width)])
         model.save(path)
         with pytest.raises(ValueError, match=message):

@@ -175,7 +175,7 @@ def test_weights_in_a_second_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "here")
     path = tmp_path / "there" / "model.onnx"
     np.testing.assert_array_equal(cnn.from_onnx(path).parameters, model.parameters)
-    message = r"expected the weights in it, but they are in 'model\.onnx\.data'; pass the path of the file"
+    message = r"its weights are in a second file, 'model\.onnx\.data': pass the path of the ONNX file"
     for source in path.read_bytes(), onnx.load(path, load_external_data=False):
         with pytest.raises(ValueError, match=message):
             cnn.from_onnx(source)
@@ -188,7 +188,7 @@ def test_outputs():
     nodes = [node("Gemm", ["x", "w"], ["h"]), node("Tanh", ["h"], ["mean"]), node("Mul", ["h", "two"], ["value"])]
     proto = graph(nodes, {"w": W, "two": np.float32(2)}, outputs=("mean", "value"))
     with pytest.raises(
-        ValueError, match="expected one output, got 2; outputs='mean' reads one of them, outputs=\\('mea"
+        ValueError, match="expected one output, got 2: pass outputs='mean' for one of them, or outputs=\\('mea"
     ):
         cnn.from_onnx(proto)
     h = X @ W
@@ -283,7 +283,7 @@ def test_forms_of_a_linear_layer(nodes, constants, expected):
         (
             [node("Sin", ["x"], ["y"], name="s")],
             {},
-            r"node 's' \(Sin\): no layer computes it; it reads 'x', the input: export what follows it",
+            r"node 's' \(Sin\): no layer of this library computes it; it reads 'x', the input: export only",
         ),
         ([node("Gemm", ["w", "x"], ["y"])], {"w": W}, r"node 'y' \(Gemm\): expected x as its first operand, not trans"),
         ([node("Gemm", ["x", "w"], ["y"], transA=1)], {"w": W}, "expected x as its first operand, not transposed"),
@@ -304,27 +304,27 @@ def test_forms_of_a_linear_layer(nodes, constants, expected):
                 node("Add", ["b", "v"], ["y"]),
             ],
             {"w": W},
-            r"expected branches that join again, but its output is read by Add 'first', .*its weights would stand",
+            r"expected branches that join again, but Add 'first', .* read its output and do not all join",
         ),
         (
             [node("Relu", ["x"], ["y"], domain="my")],
             {},
-            "expected an operator of ONNX itself, got one of the domain 'my'",
+            "expected a standard ONNX operator, got one of the domain 'my'",
         ),
         ([node("Dropout", ["x", "p", "t"], ["y"])], {"p": np.float32(0.5), "t": np.array(True)}, "training_mode false"),
         ([node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16)], {}, "expected a cast to float32 or float64"),
-        ([node("Softmax", ["x"], ["y"], axis=0)], {}, "expected it along the columns"),
+        ([node("Softmax", ["x"], ["y"], axis=0)], {}, "expected the axis of the columns"),
         (
             [node("Reshape", ["x", "s"], ["r"]), node("Gemm", ["r", "w"], ["y"])],
             {"s": np.array([-1, 1]), "w": W[:1]},
             "expected rows of 3 columns, got 1",
         ),
-        ([node("Transpose", ["x"], ["y"])], {}, r"\(Transpose\): no layer computes it"),
-        ([node("Min", ["x", "z"], ["y"]), node("Relu", ["x"], ["z"])][::-1], {}, r"\(Min\): no layer computes it"),
+        ([node("Transpose", ["x"], ["y"])], {}, r"\(Transpose\): no layer of this library"),
+        ([node("Min", ["x", "z"], ["y"]), node("Relu", ["x"], ["z"])][::-1], {}, r"\(Min\): no layer of this library"),
         (
             [node("Flatten", ["x"], ["y"], axis=0)],
             {},
-            r"node 'y' \(Flatten\): expected what leaves the rows of a batch",
+            r"node 'y' \(Flatten\): expected an operator that keeps the rows",
         ),
         (
             [node("Gemm", ["x", "w"], ["z"]), node("Gemm", ["z", "v"], ["y"])],
@@ -382,7 +382,7 @@ def test_forms_of_an_activation(nodes, expected):
 )
 def test_other_parameters_are_refused(act):
     """They are the attributes of an activation that has none here."""
-    with pytest.raises(ValueError, match=rf"node 'act' \({act.op_type}\): no layer computes it"):
+    with pytest.raises(ValueError, match=rf"node 'act' \({act.op_type}\): no layer of this library"):
         cnn.from_onnx(graph([node("Gemm", ["x", "w"], ["h"]), act], {"w": W}))
 
 
@@ -395,7 +395,7 @@ def test_several_ends():
 def test_files_that_are_none(content, tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"model\.onnx: no readable ONNX model: "):
+    with pytest.raises(ValueError, match=r"model\.onnx: cannot be read as an ONNX model: "):
         cnn.from_onnx(path)
     with pytest.raises(OSError, match="nowhere"):
         cnn.from_onnx(tmp_path / "nowhere.onnx")

@@ -91,7 +91,7 @@ def test_what_it_refuses():
     mlp = fitted(MLPRegressor, x, y)
     mlp.out_activation_ = "cubic"
     with pytest.raises(
-        ValueError, match="mlp: its output function is 'cubic', expected identity, logistic, softmax or exp"
+        ValueError, match="mlp: expected the output function identity, logistic, softmax or exp, got 'cubic'"
     ):
         cnn.from_sklearn(mlp)
 

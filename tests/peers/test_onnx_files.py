@@ -11,18 +11,18 @@ FOLDER = Path(__file__).parents[1] / "fixtures" / "models"
 VALUES = np.load(FOLDER / "values.npz")
 OUTPUTS = {"two_heads": ("mean", "std")}
 REFUSED = {
-    "argmax": r"node 'i' \(ArgMax\): no layer computes it; outputs='h'",
-    "cast_to_integers": r"node 'whole' \(Cast\): expected a cast to float32 or float64; outputs='h'",
-    "convolution": r"node 'conv' \(Conv\): no layer computes it; it reads 'x', the input: export what follows",
-    "dropout_training": r"node 'drop' \(Dropout\): expected training_mode false; .* model\.eval\(\); outputs='h'",
-    "exp_last": r"node 'y' \(Exp\): no layer computes it; outputs='h'",
-    "l2_norm": r"node 'unit' \(LpNormalization\): no layer computes it; outputs='h'",
-    "product_of_two": r"node 'gram' \(MatMul\): expected x and then constant weights, got 'h' and 't'; outputs='h'",
-    "sin": r"node 'wave' \(Sin\): no layer computes it; outputs='h'",
-    "skl2onnx_regressor_of_two": r"node 'Reshape' \(Reshape\): expected rows of 2 columns, got 1; outputs='add_",
-    "softmax_of_rows": r"node 'soft' \(Softmax\): expected it along the columns, axis -1 or 1; outputs='h'",
-    "thresholded_relu": r"node 'y' \(ThresholdedRelu\): no layer computes it; outputs='h'",
-    "transposed": r"node 'turn' \(Transpose\): no layer computes it; it reads 'x', the input: export what follows",
+    "argmax": r"node 'i' \(ArgMax\): no layer of this library computes it; pass outputs='h'",
+    "cast_to_integers": r"node 'whole' \(Cast\): expected a cast to float32 or float64; pass outputs='h'",
+    "convolution": r"node 'conv' \(Conv\): no layer of this library computes it; it reads 'x', the input",
+    "dropout_training": r"node 'drop' \(Dropout\): expected training_mode false; .* model\.eval\(\); pass outputs='h'",
+    "exp_last": r"node 'y' \(Exp\): no layer of this library computes it; pass outputs='h'",
+    "l2_norm": r"node 'unit' \(LpNormalization\): no layer of this library computes it; pass outputs='h'",
+    "product_of_two": r"node 'gram' \(MatMul\): expected x, then constant weights, got 'h' and 't'; pass outputs='h'",
+    "sin": r"node 'wave' \(Sin\): no layer of this library computes it; pass outputs='h'",
+    "skl2onnx_regressor_of_two": r"node 'Reshape' \(Reshape\): expected rows of 2 columns, got 1; pass outputs='add_",
+    "softmax_of_rows": r"node 'soft' \(Softmax\): expected the axis of the columns, -1 or 1, got 0; pass outputs='h'",
+    "thresholded_relu": r"node 'y' \(ThresholdedRelu\): no layer of this library computes it; pass outputs='h'",
+    "transposed": r"node 'turn' \(Transpose\): no layer of this library computes it; it reads 'x', the input",
 }
 
 

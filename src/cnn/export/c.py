@@ -1,7 +1,7 @@
 """`to_c`: a model as C99 without dependencies: its value, and its derivatives.
 
-Here are the functions of a file, each a walk over the model's graph in which the layers say what their statements are,
-by the methods of `Code` (c_code.py). The interface of CasADi is in casadi.py.
+This file has the functions of a C file. Each is a walk over the model's graph, in which the layers write their
+statements with the methods of `Code` (c_code.py). casadi.py has the interface of CasADi.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .c_code import Code, File
 from .casadi import interface
 from .graph import Node
 
-# What a header may not be called: words of C and C++, what C's library reserves, and macros of its headers.
+# Names that a header may not have: keywords of C and C++, names that the C library reserves, macros of its headers.
 KEYWORDS = """
     alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl const constexpr continue
     decltype default delete do double else enum explicit export extern false float for friend goto if inline int long
@@ -68,7 +68,7 @@ MACROS = (
 )
 
 CONSTANT = ("constant",)  # ops whose result does not depend on what they read
-NOT_IN_PLACE = ("linear", "concat")  # ops that read a number again after they have written
+NOT_IN_PLACE = ("linear", "concat")  # ops that read a number again after they have written one
 
 
 def to_c(
@@ -96,17 +96,17 @@ def to_c(
     name : str, optional
         Name of the function, a C identifier and the prefix of all other names in the file. None: the file's stem.
     derivatives : {0, 1, 2}, optional
-        None: 0, with CasADi's interface 2. 1: the Jacobian and its product with a vector from the left,
-        `NAME_jacobian` and `NAME_vjp`. 2: also that from the right, `NAME_jvp`, and of the Hessian of v y (one output:
-        v is 1) the product with a vector and the whole, `NAME_hvp` and `NAME_hessian`.
+        None: 0; with CasADi's interface, 2. 1: the Jacobian `NAME_jacobian` and its product with a vector from the
+        left, `NAME_vjp`. 2: also its product from the right, `NAME_jvp`, and the Hessian of v y, `NAME_hessian`, with
+        its product with a vector, `NAME_hvp` (with one output, pass v = 1).
     parameters : {"const", "argument"}
         "argument": all functions take the parameters as their first argument, `const float *p`, in the order of
         `model.parameters`; with derivatives there is `NAME_gradient`, which adds the gradient of v y in the parameters
         to an array. Running statistics stay constants.
     abi : {"c", "casadi"}
-        "casadi": the file, "f.c", has CasADi's interface beside these functions, which are static: compiled to a
-        library, it is ``casadi.external("f", "./f.so")``, with exact derivatives up to `derivatives`. Its numbers are
-        double whatever the model's are.
+        "casadi": the file, "f.c", also has CasADi's interface, and the functions above are static. As a library it
+        is ``casadi.external("f", "./f.so")``, with exact derivatives up to `derivatives`. Its numbers are double,
+        whatever the model's dtype is.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def to_c(
 
     Notes
     -----
-    Results agree with `predict` up to rounding, because sums are in another order. Compilers vectorise the loops from
+    Results agree with `predict` up to rounding, because the order of sums differs. Compilers vectorise the loops from
     -O2 on; -O3 -march=native uses the machine's vector instructions.
 
     Examples
@@ -168,10 +168,10 @@ def _check_name(name: Any) -> None:
 
 
 class Walks:
-    """The walks over the model's graph that functions are made of; `code` is the function that is being written.
+    """The walks over the model's graph that functions consist of; `code` is the current function.
 
-    Values: v. Tangents: d, along a direction of x. Adjoints: g, of v y. Tangents of adjoints: e. Each in an array of
-    its own, but for the values of a function that gives nothing else.
+    Values: v. Tangents: d, along a direction of x. Adjoints: g, of v y. Tangents of adjoints: e. Each has its own
+    array, except for the values of a function that returns nothing else.
     """
 
     def __init__(self, file: File) -> None:
@@ -187,8 +187,8 @@ class Walks:
         self.place: dict[int, str] = {}
 
     def forward(self, order: int | None = None, parameters: bool = False) -> None:
-        """From x to y; with an order also what derivatives of it in x, or the parameters, need. None: values overwrite
-        one another."""
+        """From x to y; with an order, also what its derivatives in x, or in the parameters, need. None: values
+        overwrite one another."""
         code = self.code
         code.wanted = set() if parameters else {0}
         for node in self.nodes:
@@ -206,7 +206,7 @@ class Walks:
         code.copy(self.place[self.output], "y", self.file.n_out, self.file.n_out)
 
     def _reads_in_order(self) -> bool:
-        """Whether x is only read number by number, where it lies."""
+        """Whether x is only read number by number, in place."""
         return self.output != 0 and all(node.kind == "linear" for node in self.nodes if 0 in node.sources)
 
     def _arrays(self) -> dict[int, str]:
@@ -216,7 +216,7 @@ class Walks:
         return {value: self.code.local("v", value) for value in (0, *written)}
 
     def _arrays_used_again(self) -> dict[int, str]:
-        """One is used again when nobody reads its value any more."""
+        """An array is reused when no later node reads its value."""
         arrays = self.code.arrays
         last = {value: i for i, node in enumerate(self.nodes) for value in node.sources}
         last[self.output] = len(self.nodes)
@@ -242,7 +242,7 @@ class Walks:
         return place
 
     def tangent(self, seed: str | None = None, second: bool = False) -> None:
-        """From the tangent of x, the argument `seed` or the unit vector r, to that of y; or to those that `second`
+        """From the tangent of x (the argument `seed`, or the unit vector r) to that of y, or to those that `second`
         needs."""
         needed = set() if second else {self.output}
         for node in reversed(self.nodes):
@@ -261,7 +261,7 @@ class Walks:
                 self.code.assign(self.file.number(0.0), self.code.local("d", node.target))
 
     def backward(self, seed: str | None = None, parameters: bool = False) -> None:
-        """From the adjoint of y, the argument `seed` or the unit vector r, to that of x, or of the parameters."""
+        """From the adjoint of y (the argument `seed`, or the unit vector r) to that of x, or of the parameters."""
         code = self.code
         code.adjoint = "g"
         if self.output in code.wanted:
@@ -274,7 +274,7 @@ class Walks:
                 node.layer._c_backward(code, g)
 
     def second(self) -> None:
-        """Behind `tangent` and `backward`: the tangents of the adjoints, from that of y, which is 0, to that of x."""
+        """After `tangent` and `backward`: the tangents of the adjoints, from that of y, which is 0, to that of x."""
         code = self.code
         code.adjoint = "e"
         for node in reversed(self.nodes):
@@ -356,14 +356,14 @@ def _hessian(w: Walks) -> None:
 
 
 class Function(NamedTuple):
-    """A function of the file: what follows NAME, its arguments after p (results behind a semicolon), and so on."""
+    """A function of the file: its suffix after NAME, its arguments after p (results follow a semicolon), and so on."""
 
     suffix: str
     arguments: str
-    order: int  # it is there from these derivatives on
+    order: int  # of the derivatives that it needs
     write: Callable[[Walks], None]
-    says: str  # of its results, in the comment before it
-    trains: bool = False  # it is there if the parameters are an argument
+    says: str  # about its results, in the comment before it
+    trains: bool = False  # only if the parameters are an argument
 
 
 FUNCTIONS = (
@@ -438,7 +438,7 @@ def _signature(file: File, function: Function) -> str:
 
 
 def _function(file: File, function: Function, linkage: str) -> tuple[str, int]:
-    """A function, and the bytes of stack that its arrays take."""
+    """A function, and the bytes of stack of its arrays."""
     walks = Walks(file)
     function.write(walks)
     code = walks.code

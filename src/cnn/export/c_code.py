@@ -1,13 +1,13 @@
-"""`Code`: one C function while it is being written, statement by statement.
+"""`Code`: writes one C function, statement by statement.
 
-The products are sums of rows of W, written so that compilers make vectors of them at -O2: W as (in, out), its rows
-padded with zeros to whole groups of GROUP numbers, ROWS rows in one pass over the sums. Going back, the sums are along
-the rows of W, in LANES partial sums. For the same reason a file brings its own exp and expm1, from which sigmoid, tanh
-and softmax are made: libm's take one number at a time. What is in the padding is finite, unless it overflows, and never
-read into a result; parameters that are an argument have none.
+Products are sums of rows of W, written so that compilers vectorise them at -O2: W is (in, out), its rows are padded
+with zeros to a multiple of GROUP numbers, and one pass over the sums adds ROWS rows. In the backward direction the sums
+run along the rows of W, in LANES partial sums. For the same reason a file has its own exp and expm1, from which it
+computes sigmoid, tanh and softmax: those of libm take one number at a time. Padding is finite, unless it overflows, and
+no result depends on it; parameters that are an argument have none.
 
-A layer says what its statements are by the methods of `Code`: `_to_c` the value, and for derivatives `_c_tangent`,
-`_c_backward`, `_c_second` and, where it has parameters, `_c_gradient` (`Layer` says what each writes).
+A layer writes its statements with the methods of `Code`: `_to_c` for the value, and for derivatives `_c_tangent`,
+`_c_backward`, `_c_second` and, if it has parameters, `_c_gradient` (`Layer` documents each).
 """
 
 from __future__ import annotations
@@ -90,11 +90,11 @@ class File:
     Attributes
     ----------
     name : str
-        What everything in the file begins with.
+        The prefix of all names in the file.
     real : str
-        C's type of the numbers; `dtype` is NumPy's.
+        The C type of the numbers; `dtype` is the NumPy type.
     argument : bool
-        Whether the parameters are an argument, p, and not constants.
+        Whether the parameters are an argument, p, instead of constants.
     constants, functions : dict of str to str
         Definitions by name.
     """
@@ -120,29 +120,29 @@ class File:
                 self.n_parameters += math.prod(shape)
 
     def padded(self, n: int) -> int:
-        """How many numbers an array of n has."""
+        """The size of an array of n numbers with its padding."""
         return n if self.argument else math.ceil(n / GROUP) * GROUP
 
     def number(self, value: float) -> str:
-        """A constant that is read back as the same number."""
+        """A C constant that a compiler reads as exactly this number."""
         text = repr(float(value)) if self.double else str(np.float32(value))
         return f"{text}{self.suffix}"
 
 
 class Code:
-    """One function while it is being written: its local arrays and the statements of its body.
+    """A C function that is being written: its local arrays and the statements of its body.
 
     Attributes
     ----------
     real : str
-        C's type of the numbers.
+        The C type of the numbers.
     sources : list of str
-        The arrays that the layer which is being written reads, and in `source_widths` how many numbers each has.
+        The arrays that the current layer reads; `source_widths` has their sizes.
     target : str
-        The array that it writes, `width` numbers; it may be one of the sources in the function of the value, unless
+        The array that it writes, `width` numbers. In the function of the value it may be one of the sources, unless
         the op is in NOT_IN_PLACE.
     arrays : dict of str to int
-        The function's arrays and how many numbers each has.
+        The function's arrays and their sizes.
     """
 
     node: Node
@@ -158,12 +158,12 @@ class Code:
         self.views: dict[str, str] = {}  # declarations of parameters in p, and of their gradients in dp
         self.body: list[str] = []
         self.depth = 1  # of the statements in blocks
-        self.written: set[str] = set()  # adjoints that hold something
+        self.written: set[str] = set()  # adjoints that have been assigned
         self.adjoint = "g"  # their names begin with it: "e" when they are tangents of adjoints
-        self.wanted: set[int] = set()  # values whose adjoints are
+        self.wanted: set[int] = set()  # values whose adjoints are needed
 
     def at(self, node: Node, place: dict[int, str]) -> None:
-        """Go to a layer, the values lying where `place` says."""
+        """Make a layer the current one; `place` has the array of each value."""
         widths = self.file.computation.widths
         self.write("", f"/* {node.where} */")
         self.node = node
@@ -173,14 +173,14 @@ class Code:
     # constants and functions ------------------------------------------------------------------------------------------
 
     def constant(self, what: str, array: Any) -> str:
-        """A static array of the layer, its rows padded with zeros; its name."""
+        """Add a static array of the layer, its rows padded with zeros, and return its name."""
         file = self.file
         name = f"{file.name}_{what}_{self.node.key.replace('.', '_')}"
         if name in file.constants:
             return name
         array = np.asarray(array, file.dtype)
         if not np.isfinite(array).all():
-            raise ValueError(f"{self.node.where}: {what} has infinite numbers or NaN")
+            raise ValueError(f"{self.node.where}: {what}: expected finite numbers, got NaN or infinity")
         rows = np.atleast_2d(array)
         padded = np.zeros((len(rows), file.padded(rows.shape[1])), file.dtype)
         padded[:, : rows.shape[1]] = rows
@@ -195,13 +195,13 @@ class Code:
         return name
 
     def parameter(self, name: str) -> str:
-        """The array of a parameter of the layer, which has it: a constant, or the part of p."""
+        """The array of a parameter of the layer: a constant, or a part of p."""
         if not self.file.argument:
             return self.constant(name, getattr(self.node.layer, name))
         return self._view(f"{name}_{self.node.key.replace('.', '_')}", name, f"const {self.real}", "p")
 
     def gradient(self, name: str) -> str:
-        """The array that the gradient of a parameter of the layer is added to: the part of dp."""
+        """The array to which the gradient of a parameter of the layer is added: a part of dp."""
         return self._view(f"d{name}_{self.node.key.replace('.', '_')}", name, self.real, "dp")
 
     def _view(self, view: str, name: str, real: str, block: str) -> str:
@@ -215,7 +215,7 @@ class Code:
         return view
 
     def function(self, name: str) -> str:
-        """What a function of float or double is called here; its definition is added where it is not libm's."""
+        """The name of a function for the type of the file; adds its definition if it is not one of libm."""
         file = self.file
         if name not in EXPONENTIALS:
             return name + file.suffix
@@ -227,7 +227,7 @@ class Code:
     # statements -------------------------------------------------------------------------------------------------------
 
     def write(self, *lines: str) -> None:
-        """Lines, at the depth of the block that they stand in."""
+        """Add lines, indented to the depth of their block."""
         self.body += [f"{'    ' * self.depth}{line}".rstrip() for text in lines for line in text.split("\n")]
 
     def open(self, line: str) -> None:
@@ -236,7 +236,7 @@ class Code:
         self.depth += 1
 
     def close(self) -> None:
-        """End it."""
+        """End a block."""
         self.depth -= 1
         self.write("}")
 
@@ -245,37 +245,37 @@ class Code:
         self.write(f"for (j = 0; j < {n}; j++)", f"    {statement}")
 
     def assign(self, formula: str, target: str = "", sign: str = "=") -> None:
-        """One loop that assigns a formula of arrays, at [j], to the target, or another array of its width."""
+        """A loop that assigns a formula of arrays, at [j], to the target, or to another array of its width."""
         self.loop(self.file.padded(self.width), f"{target or self.target}[j] {sign} {formula};")
 
     def copy(self, source: str, target: str, n: int, room: int) -> None:
-        """n numbers, and zeros behind them."""
+        """Copy n numbers, and fill up to `room` with zeros."""
         if source != target:
             self.loop(n, f"{target}[j] = {source}[j];")
         for j in range(n, room):
             self.write(f"{target}[{j}] = {self.number(0.0)};")
 
     def clear_padding(self, used: int, target: str = "") -> None:
-        """Set what lies behind the first `used` numbers of the target, or another array of its width, to zero."""
+        """Set all but the first `used` numbers of the target, or of another array of its width, to zero."""
         self.copy(target or self.target, target or self.target, used, self.file.padded(self.width))
 
     def begin(self) -> None:
-        """Copy the source to the target, which the next steps change, if they are not one array."""
+        """Copy the source to the target, which the next steps change, if they are two arrays."""
         n = self.file.padded(self.width)
         self.copy(self.sources[0], self.target, n, n)
 
     def step(self, to: str, formula: str, param: float = 0.0, v: str = "", **arrays: str) -> None:
-        """One loop over the numbers v of the target, or of the array `v`, and, beside it, t.
+        """A loop over the numbers v of the target, or of the array `v`, and over the temporary array t.
 
         Parameters
         ----------
         to : str
-            What the formula's value is assigned to: "v", the target; "t"; one of `arrays`; or "clamp": t, brought into
-            the range of exp before.
+            Where the value is assigned: "v", the target; "t"; one of `arrays`; or "clamp": t, clipped to the range of
+            exp.
         formula : str
-            In C; numbers and functions in braces get the form of the type, {a} is `param`.
+            In C; numbers and functions in braces are written for the type, {a} is `param`.
         **arrays : str
-            Further arrays by the names that the formula has for them.
+            Further arrays, by their names in the formula.
         """
         arrays |= {"v": v or self.target, "t": "t"}
         formula = re.sub(rf"\b([{''.join(arrays)}])\b(?!\()", lambda match: f"{arrays[match[1]]}[j]", formula)
@@ -316,7 +316,7 @@ class Code:
             self.loop(n, f"{y}[j] += {_terms(x, weight, grouped, n_in - grouped)};")
 
     def product_back(self, g: str, weight: str, n_in: int) -> None:
-        """Send g W^T to the source; W has n_in rows."""
+        """Add g W^T to the adjoint of the source; W has n_in rows."""
         if (sent := self.sent(0)) is None:
             return
         to, sign = sent
@@ -351,14 +351,14 @@ class Code:
     # derivatives ------------------------------------------------------------------------------------------------------
 
     def local(self, kind: str, value: int) -> str:
-        """The array of this kind of a value: v the value itself, d its tangent, g its adjoint, e the adjoint's tangent;
-        of what an activation writes, s and c: its first and second derivatives."""
+        """The array of a kind for a value: v the value itself, d its tangent, g its adjoint, e the adjoint's tangent; s
+        and c: the first and second derivatives of an activation."""
         name = f"{kind}{value}"
         self.arrays[name] = self.file.padded(self.file.computation.widths[value])
         return name
 
     def sent(self, i: int) -> tuple[str, str] | None:
-        """The array of the adjoint of source i, and "=" or, if it holds something, "+="; None if nobody wants it."""
+        """The array of the adjoint of source i, and "=", or "+=" if it has been assigned; None if it is not needed."""
         value = self.node.sources[i]
         if value not in self.wanted:
             return None

@@ -1,8 +1,8 @@
-"""CasADi's interface of external functions for what `to_c` writes: f, and its derivatives by CasADi's names.
+"""CasADi's interface of external functions for the output of `to_c`: f, and its derivatives under CasADi's names.
 
 Inputs and outputs are matrices, dense or empty, column after column. CasADi passes NULL for an input that is zero and
-for an output that it does not want; w is memory for the call, of the size that NAME_work says. There is no fwd1_f:
-CasADi makes forward derivatives of jac_f then, one Jacobian for all directions, which is faster.
+for an output that it does not need; w is memory for the call, of the size that NAME_work returns. There is no fwd1_f:
+CasADi then computes forward derivatives from jac_f, one Jacobian for all directions, which is faster.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ class Matrix(NamedTuple):
     dense: bool = True  # or empty
 
     def sparsity(self) -> str:
-        """As CasADi encodes it: rows, columns, and 1 or where the columns begin."""
+        """In CasADi's encoding: rows, columns, and 1 or the start of each column."""
         return ", ".join(map(str, [self.rows, self.columns, *([1] if self.dense else (self.columns + 1) * [0])]))
 
 
 class External(NamedTuple):
-    """A function: the prefix of its name, from which derivatives on it is there, and its body.
+    """A function: the prefix of its name, the order of derivatives that it needs, and its body.
 
-    The first input is in0 in the body, the third in2, never NULL; what is wanted of several outputs the body asks.
+    In the body, the first input is in0 and the third is in2, never NULL. With several outputs, the body tests which are
+    requested.
     """
 
     prefix: str
@@ -58,7 +59,7 @@ class External(NamedTuple):
 
 
 def interface(name: str, file: File, derivatives: int) -> str:
-    """The functions that ``casadi.external(name, library)`` looks for; those of the file do the work."""
+    """The functions that ``casadi.external(name, library)`` looks for; they call those of the file."""
     written = [_written(one, name, file) for one in _externals(file) if one.order <= derivatives]
     zeros = f"static const casadi_real {file.name}_zeros[{max(file.n_in, file.n_out)}] = {{0.0}};\n\n"
     return f"{HEAD}{zeros}{''.join(written)}#ifdef __cplusplus\n}}\n#endif\n"
@@ -160,5 +161,5 @@ def _chosen(values: list[str]) -> str:
 
 
 def _function(signature: str, body: str) -> str:
-    """Declared and defined."""
+    """The declaration and the definition of a function."""
     return f"CNN_EXPORT {signature};\nCNN_EXPORT {signature}\n{{\n{body}}}\n\n"

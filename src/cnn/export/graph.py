@@ -1,7 +1,7 @@
-"""A model as the list of nodes that the writers (onnx.py, c.py) go along: what `predict` computes, without the loss.
+"""A model as a list of nodes for the writers (onnx.py, c.py): what `predict` computes, without the loss.
 
-It is the graph that the native program is made of (layers/graph.py) with activations as nodes of their own and without
-what does nothing when a model predicts.
+It is the graph of the native program (layers/graph.py), with activations as separate nodes and without the layers that
+act only in training.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from ..layers.graph import Place
 class Node(NamedTuple):
     """One step of the computation. Values are numbered; value 0 is the input of the model."""
 
-    kind: str  # the op's, by the kernels' name: "linear", "activation", ...
+    kind: str  # of the op, as the kernels name it: "linear", "activation", ...
     sources: tuple[int, ...]  # the values it reads
     target: int  # the value it writes
-    layer: Layer  # that is computed, and holds the parameters
+    layer: Layer  # has the parameters
     key: str  # the prefix of their names in `state_dict`
     where: str  # for error messages: "layer 2, Linear(64, 10)"
 
@@ -32,14 +32,14 @@ class Computation(NamedTuple):
 
 
 def graph_of(model: Any) -> Computation:
-    """The nodes of a `Sequential` in an order in which they can run. TypeError if it is none."""
+    """The nodes of a `Sequential`, in an order in which they can run. TypeError if `model` is not one."""
     from ..models import Sequential
 
     if not isinstance(model, Sequential):
         raise TypeError(f"model: expected a cnn.Sequential, got {type(model).__name__}")
     compiled = model._core.graph
     widths = list(compiled.widths)
-    stands_for = list(range(len(widths)))  # of each buffer, the value that is in it
+    stands_for = list(range(len(widths)))  # the value in each buffer
     nodes: list[Node] = []
 
     def add(place: Place, kind: str, sources: tuple[int, ...], target: int) -> None:
@@ -51,7 +51,7 @@ def graph_of(model: Any) -> Computation:
             stands_for[buffer] = sources[0]
             continue
         add(places[0], op["kind"], sources, buffer)
-        if places[-1] is not places[0] and places[-1].layer.op is not None:  # an activation that has been fused
+        if places[-1] is not places[0] and places[-1].layer.op is not None:  # a fused activation
             stands_for[buffer] = len(widths)
             widths.append(widths[buffer])
             add(places[-1], "activation", (buffer,), len(widths) - 1)

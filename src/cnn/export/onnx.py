@@ -1,6 +1,6 @@
 """`to_onnx`: the ONNX file that computes what a model computes, in evaluation mode.
 
-Each layer says how it is written (`Layer._to_onnx`), with the `Value`s of this file. Files are read in onnx_reader.py.
+Each layer writes itself (`Layer._to_onnx`) with the `Value`s of this file. onnx_reader.py reads files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._about import __version__
-from .._checks import integer
+from .._checks import integer, needed
 from ..files.atomic_write import replace
 from .graph import graph_of
 
@@ -30,8 +30,8 @@ def to_onnx(model: Any, path: str | os.PathLike[str], opset: int = 20) -> None:
     model : Sequential
     path : str or path
     opset : int
-        Version of the operators, 13 or newer. Operators that this version does not have (GELU below 20, LayerNorm
-        below 17) are written as formulas. So are LayerNorm, and operators that ONNX Runtime lacks, in float64.
+        Version of the operators, 13 or newer. Operators that this version lacks (GELU below 20, LayerNorm below 17) are
+        written as formulas. In float64, so are LayerNorm and operators that ONNX Runtime lacks.
 
     Raises
     ------
@@ -46,6 +46,7 @@ def to_onnx(model: Any, path: str | os.PathLike[str], opset: int = 20) -> None:
     -----
     ONNX Runtime has no float64 erf, so a float64 GELU computes it in float32, with errors of about 1e-7.
     """
+    needed("to_onnx", "onnx", "'cnn[onnx]'")
     from onnx import checker, defs
 
     opset, newest = integer("opset", opset), defs.onnx_opset_version()
@@ -57,14 +58,14 @@ def to_onnx(model: Any, path: str | os.PathLike[str], opset: int = 20) -> None:
 
 
 class _Writer:
-    """An ONNX graph while it is being written.
+    """An ONNX graph that is being written.
 
     Attributes
     ----------
     opset : int
         Version of the operators.
     float64 : bool
-        Whether the model is of this dtype, else float32.
+        Whether the model has this dtype; otherwise float32.
     """
 
     def __init__(self, model: Any, opset: int) -> None:
@@ -74,7 +75,7 @@ class _Writer:
         self.float64: Any = model.dtype == np.float64
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
-        self.key = ""  # of the layer that is being written
+        self.key = ""  # of the current layer
 
     def model(self) -> Any:
         """The finished file."""
@@ -102,7 +103,7 @@ class _Writer:
         )
 
     def add(self, operator: str, inputs: list[str], attributes: dict[str, Any]) -> Value:
-        """A node, and what it gives."""
+        """Add a node; its output."""
         from onnx import helper
 
         name = f"{operator.lower()}_{len(self.nodes)}"
@@ -110,7 +111,7 @@ class _Writer:
         return Value(self, name)
 
     def constant(self, array: Any, name: str = "") -> Value:
-        """A constant of the model's dtype; the name of a number is made of the number."""
+        """A constant of the model's dtype; a number is named after its value."""
         from onnx import numpy_helper
 
         name = name or f"constant_{array}"
@@ -119,7 +120,7 @@ class _Writer:
         return Value(self, name)
 
     def axes(self, *axes: int) -> Value:
-        """A constant of whole numbers."""
+        """A constant of integers."""
         from onnx import numpy_helper
 
         name = f"axes_{axes}"
@@ -127,7 +128,7 @@ class _Writer:
         return Value(self, name)
 
     def parameter(self, name: str, array: Any) -> Value:
-        """An array of the layer that is being written."""
+        """An array of the current layer."""
         return self.constant(array, f"{self.key}.{name}")
 
 
@@ -139,12 +140,12 @@ class Value:
         self.name = name
 
     def op(self, operator: str, *others: Value | float, **attributes: Any) -> Value:
-        """What an operator gives for this value and others, which may be numbers."""
+        """The output of an operator for this value and others, which may be numbers."""
         inputs = [other if isinstance(other, Value) else self.graph.constant(other) for other in (self, *others)]
         return self.graph.add(operator, [value.name for value in inputs], attributes)
 
     def in_float32(self, operator: str) -> Value:
-        """As `op`, for operators that ONNX Runtime has in float32 only."""
+        """As `op`, for operators that ONNX Runtime implements in float32 only."""
         from onnx import TensorProto
 
         if not self.graph.float64:
@@ -152,7 +153,7 @@ class Value:
         return self.op("Cast", to=TensorProto.FLOAT).op(operator).op("Cast", to=TensorProto.DOUBLE)
 
     def mean(self) -> Value:
-        """The mean of each row, in one column. Up to opset 17 the axis was an attribute."""
+        """The mean of each row, as one column. Up to opset 17 the axis is an attribute."""
         if self.graph.opset < 18:
             return self.op("ReduceMean", axes=[-1])
         return self.op("ReduceMean", self.graph.axes(-1))

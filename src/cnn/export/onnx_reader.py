@@ -1,9 +1,9 @@
 """`from_onnx`: the model that computes what an ONNX file computes.
 
-The file's constants are folded first (`_Graph`). Then the graph is read from its output back to its input (`_Reader`):
-`READERS` says which piece each operator is, and operators that are applied to every number alike, whatever formula they
-form, are compared with the library's layers by their values. At last the pieces become layers, from the input on, and
-constant scalings go into the linear layers beside them (`_Builder`).
+First, constants are folded (`_Graph`). Then the graph is read from its output back to its input (`_Reader`): `READERS`
+maps each operator to a piece, and formulas of elementwise operators are compared with the library's layers by their
+values. Last, the pieces become layers, from the input on, and constant scalings are merged into the adjacent linear
+layers (`_Builder`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import layers
+from .._checks import needed
 from ..models import Sequential
 
 __all__ = ["from_onnx"]
 
-# Applied to each number alone, and means along a row: a formula of these may be an activation or a norm.
+# Elementwise operators, and reductions along a row: a formula of these may be an activation or a norm.
 # fmt: off
 FORMULAS = frozenset((
     "Abs", "Add", "And", "Cast", "Celu", "Clip", "Div", "Elu", "Equal", "Erf", "Exp", "Gelu", "Greater",
@@ -28,8 +29,9 @@ FORMULAS = frozenset((
     "Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tanh", "ThresholdedRelu", "Where",
 ))
 # fmt: on
-NO_LABELS = (0, 1, 11)  # types of outputs: of another kind than tensors, float32, float64
+NO_LABELS = (0, 1, 11)  # types of outputs: not a tensor, float32, float64
 HARD_SIGMOID = (("alpha", 0.2), ("beta", 0.5))
+NO_WIDTH = "the file does not give the number of columns of x: export with a fixed one"
 LONGEST_FORMULA = 24  # operators
 TOLERANCE = 2e-6  # between a formula and a layer, relative to numbers above 1: constants in files are float32
 
@@ -77,7 +79,8 @@ def from_onnx(
 
 
 def _load(path: Any) -> tuple[Any, str]:
-    """The file as onnx has it, with its weights, and its name for messages."""
+    """The loaded ONNX model with its weights, and its name for messages."""
+    needed("from_onnx", "onnx", "'cnn[onnx]'")
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -88,24 +91,24 @@ def _load(path: Any) -> tuple[Any, str]:
         elif isinstance(path, bytes):
             proto = onnx.load_model_from_string(path)
         else:
-            with open(path, "rb"):  # an OSError of its own, if there is no such file
+            with open(path, "rb"):  # raises an OSError if there is no such file
                 proto = onnx.load(path)
         elsewhere = _external(proto)
         if elsewhere is not None:
             raise ValueError(
-                f"{name}: expected the weights in it, but they are in {elsewhere!r}; pass the path of the file, "
-                f"beside which {elsewhere!r} lies"
+                f"{name}: its weights are in a second file, {elsewhere!r}: pass the path of the ONNX file, with "
+                f"{elsewhere!r} in the same folder"
             )
         if proto is not path:
             _check(proto)
         proto = onnx.inliner.inline_local_functions(proto) if proto.functions else proto
         return proto, name
     except (DecodeError, onnx.checker.ValidationError) as error:
-        raise ValueError(f"{name}: no readable ONNX model: {error}") from error
+        raise ValueError(f"{name}: cannot be read as an ONNX model: {error}") from error
 
 
 def _check(proto: Any) -> None:
-    """ValidationError if it is no ONNX model; but outputs need no shape, as for ONNX Runtime."""
+    """ValidationError if it is not an ONNX model. Outputs need no shape, as for ONNX Runtime."""
     import onnx
 
     tensors = [value.type.tensor_type for value in proto.graph.output if value.type.HasField("tensor_type")]
@@ -132,7 +135,7 @@ def _external(proto: Any) -> str | None:
 
 
 class _Graph:
-    """The nodes that depend on the input, and the constants, among them what is computed from constants alone."""
+    """The nodes that depend on the input, and the constants, including those computed from other constants."""
 
     def __init__(self, proto: Any, file: str) -> None:
         from onnx import numpy_helper, shape_inference
@@ -143,7 +146,7 @@ class _Graph:
         try:
             inferred = shape_inference.infer_shapes(proto, data_prop=True).graph
         except shape_inference.InferenceError:
-            inferred = proto.graph  # a node that onnx does not know; reading names it
+            inferred = proto.graph  # a node is unknown to onnx; the reader will name it
         self.shapes: dict[str, list[int | None]] = {}
         for value in [*inferred.input, *inferred.value_info, *inferred.output]:
             tensor = value.type.tensor_type
@@ -160,7 +163,7 @@ class _Graph:
                 try:
                     self.constants.update(zip(node.output, self.run([node], node.output), strict=True))
                 except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-                    raise ValueError(f"{self.where(node)}: cannot be computed of constants: {error}") from error
+                    raise ValueError(f"{self.where(node)}: cannot be computed from its constants: {error}") from error
                 continue
             for name in node.output:
                 self.producer[name], self.position[name] = node, i
@@ -171,7 +174,7 @@ class _Graph:
         self.real_outputs = [v.name for v in proto.graph.output if v.type.tensor_type.elem_type in NO_LABELS]
 
     def _asked_width(self, node: Any) -> np.ndarray | None:
-        """What a Gather takes of a Shape, where the file says it; the batch is open."""
+        """The size that a Gather takes from a Shape, if the file gives it and it is not the batch."""
         before = self.producer.get(node.input[0]) if node.op_type == "Gather" and _is_standard(node) else None
         index = self.constants.get(node.input[1]) if before is not None and before.op_type == "Shape" else None
         if before is None or index is None or index.size != 1 or before.attribute:
@@ -190,7 +193,7 @@ class _Graph:
         )
 
     def run(self, nodes: list[Any], outputs: Iterable[str], **values: np.ndarray) -> list[np.ndarray]:
-        """What these nodes compute of the constants and of more values."""
+        """The outputs of these nodes, computed from the constants and from further values."""
         from onnx import TensorProto, helper
         from onnx.reference import ReferenceEvaluator
 
@@ -206,7 +209,7 @@ class _Graph:
             return [np.asarray(a) for a in ReferenceEvaluator(model).run(None, given)]
 
     def sizes(self, name: str) -> np.ndarray | None:
-        """A shape that is computed of shapes, 0 where it is the batch; None if it cannot be known."""
+        """A shape that is computed from shapes, with 0 for the batch; None if it is unknown."""
         if name in self.constants:
             return self.constants[name]
         nodes: dict[str, Any] = {}
@@ -235,13 +238,13 @@ class _Graph:
         return np.where(is_batch, 0, found[0]) if (is_batch | (found[0] == found[1])).all() else None
 
     def in_features(self) -> int | None:
-        """The width of a row of the input, where the file says it."""
+        """The width of a row of the input, if the file gives it."""
         shape = self.shapes.get(self.inputs[0], [None])
         row = shape[1:] or shape
         return None if None in row else int(np.prod(row))  # type: ignore[arg-type]
 
     def is_last(self, axis: int, value: str) -> bool:
-        """Whether an axis is that of the columns; values of unknown shape have two."""
+        """Whether an axis is that of the columns; values of unknown shape are taken to have two axes."""
         return axis in (-1, len(self.shapes.get(value, (0, 0))) - 1)
 
     def where(self, node: Any) -> str:
@@ -250,15 +253,15 @@ class _Graph:
     def way_out(self, node: Any) -> str:
         start = next(iter(self.computed(node)), self.inputs[0])
         if start in self.inputs:
-            return f"it reads {start!r}, the input: export what follows it"
-        return f"outputs={start!r} reads the network up to it"
+            return f"it reads {start!r}, the input: export only what follows it"
+        return f"pass outputs={start!r} to read the network up to it"
 
     def computed(self, node: Any) -> list[str]:
-        """The inputs of a node that are no constants."""
+        """The inputs of a node that are not constants."""
         return [name for name in node.input if name and name not in self.constants]
 
     def origin(self, values: Iterable[str]) -> Iterator[tuple[str, list[Any]]]:
-        """The values that all of these are computed from, the nearest first, and the nodes between, in their order."""
+        """The values from which all of these are computed, the nearest first, and the nodes between, in order."""
         open_ = set(values)
         nodes: list[Any] = []
         if len(open_) == 1:
@@ -283,11 +286,11 @@ def _attributes(node: Any) -> dict[str, Any]:
 
 
 def _plain(number: Any) -> float:
-    """The decimal number that was meant by a float32; a float64 is what it is."""
+    """The shortest decimal number that rounds to a float32; a float64 stays as it is."""
     return float(str(np.float32(number))) if np.asarray(number).dtype == np.float32 else float(number)
 
 
-# Pieces: what stands between the input and the output, before it becomes layers ---------------------------------------
+# Pieces: the operations between the input and the output, before they become layers -----------------------------------
 
 
 class Dense(NamedTuple):
@@ -299,7 +302,7 @@ class Dense(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """x scale + shift, column by column; of one number or of one for each column."""
+    """x scale + shift, with one number, or one for each column."""
 
     node: Any
     scale: np.ndarray
@@ -323,14 +326,14 @@ class Columns(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Nothing, if x has this many columns; -1: any."""
+    """The identity, if x has this many columns; -1: any."""
 
     node: Any
     width: int
 
 
 class Index(NamedTuple):
-    """The number of a column; times 0 it is how a `Constant` gets its rows."""
+    """The index of a column; multiplied by 0 it gives a `Constant` its rows."""
 
     node: Any
 
@@ -358,7 +361,7 @@ class Plain(NamedTuple):
 
 
 class _LogSigmoid:
-    """What `formula` finds as if it were an activation: -softplus(-x)."""
+    """-softplus(-x), which `formula` tries beside the activations."""
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         return -layers.Softplus().forward(-x)
@@ -378,7 +381,7 @@ class _Reader:
 
     def dtype(self) -> Any:
         if not self.dtypes:
-            raise ValueError(f"{self.graph.file}: there is no Gemm or MatMul in it, nor another weight")
+            raise ValueError(f"{self.graph.file}: expected a Gemm, a MatMul or another operator with weights, got none")
         if len(self.dtypes) > 1:
             raise ValueError(f"{self.graph.file}: expected weights of one dtype, got {sorted(map(str, self.dtypes))}")
         return next(iter(self.dtypes))
@@ -405,26 +408,26 @@ class _Reader:
             return self.chain(start, wanted[0])
         if outputs is None:
             raise ValueError(
-                f"{graph.file}: expected one output, got {len(wanted)}; outputs={wanted[0]!r} reads one of them, "
-                f"outputs=({_names(wanted)}) all, side by side"
+                f"{graph.file}: expected one output, got {len(wanted)}: pass outputs={wanted[0]!r} for one of them, or "
+                f"outputs=({_names(wanted)}) for all, side by side"
             )
         origin, _ = next(graph.origin(wanted))
         heads = [self.chain(origin, name) for name in wanted]
         return [*self.chain(start, origin), Join(graph.producer[wanted[0]], layers.Concat, heads)]
 
     def chain(self, start: str, at: str) -> list[Any]:
-        """The pieces that make the value `at` of the value `start`."""
+        """The pieces that compute the value `at` from the value `start`."""
         found: list[list[Any]] = []
         while at != start:
             node = self.graph.producer.get(at)
             if node is None:
-                raise ValueError(f"{self.graph.file}: {at!r} is computed neither from the input nor by a node")
+                raise ValueError(f"{self.graph.file}: {at!r} is neither the input nor the output of a node")
             if at in self.seen:
                 readers = ", ".join(f"{r.op_type} {r.name or r.output[0]!r}" for r in self.graph.readers[at])
                 raise self.refused(
                     node,
-                    f"expected branches that join again, but its output is read by {readers}, "
-                    "and no join has them all: its weights would stand in the model twice",
+                    f"expected branches that join again, but {readers} read its output and do not all join: the model "
+                    "would have its weights twice",
                 )
             self.seen.add(at)
             pieces, at = self.step(node, at)
@@ -432,21 +435,21 @@ class _Reader:
         return [piece for pieces in reversed(found) for piece in pieces]
 
     def step(self, node: Any, at: str) -> tuple[list[Any], str]:
-        """The pieces that make `at` of an earlier value, and that value."""
+        """The pieces that compute `at` from an earlier value, and that value."""
         if node.domain == "ai.onnx.ml" and node.op_type in ("Scaler", "ZipMap"):  # of scikit-learn's models
             return _scaler(node) if node.op_type == "Scaler" else ([], node.input[0])  # a map of the columns
         if not _is_standard(node):
             raise self.refused(
                 node,
-                f"expected an operator of ONNX itself, got one of the domain {node.domain!r}; "
-                "export without operators of your own",
+                f"expected a standard ONNX operator, got one of the domain {node.domain!r}; "
+                "export without custom operators",
             )
         reader = READERS.get(node.op_type)
         if reader is not None and (read := reader(self, node, at)) is not None:
             return read
         if (formula := self.formula(node, at)) is not None:
             return formula
-        raise self.refused(node, "no layer computes it")
+        raise self.refused(node, "no layer of this library computes it")
 
     def where(self, node: Any) -> str:
         return self.graph.where(node)
@@ -478,7 +481,7 @@ class _Reader:
         return columns.astype(np.float64)
 
     def formula(self, node: Any, at: str) -> tuple[list[Any], str] | None:
-        """An activation, a softmax or a norm, whatever operators it is written with: compared by values."""
+        """An activation, a softmax or a norm, recognised by its values, whatever operators compute it."""
         found = None
         for start, nodes in self.graph.origin([at]):
             if len(nodes) > LONGEST_FORMULA or any(not self.in_formula(part) for part in nodes):
@@ -486,7 +489,7 @@ class _Reader:
             if nodes and (pieces := self.compared(node, at, start, nodes)) is not None:
                 found = pieces, start
                 if not isinstance(getattr(pieces[0], "layer", None), (layers.Softmax, layers.LogSoftmax)):
-                    break  # a softmax may begin before, with the subtraction of the maximum, which changes nothing
+                    break  # a softmax may begin earlier, with the subtraction of the maximum, which changes nothing
         return found
 
     def in_formula(self, node: Any) -> bool:
@@ -503,7 +506,7 @@ class _Reader:
         return _is_standard(node) and node.op_type in FORMULAS and all(number.size == 1 for number in numbers)
 
     def compared(self, node: Any, at: str, start: str, nodes: list[Any]) -> list[Any] | None:
-        """The layer that agrees best with these nodes, if one does, as pieces."""
+        """The layer whose values agree best with these nodes, as pieces; None if no layer agrees."""
         from onnx import helper
 
         names = [
@@ -525,7 +528,7 @@ class _Reader:
         try:
             (y,) = self.graph.run(parts, [at], **wide, **{start: x})
         except (RuntimeError, TypeError, ValueError, NotImplementedError):
-            return None  # not what onnx itself can compute
+            return None  # onnx cannot compute it
         if y.shape != x.shape:
             return None
         finite = np.isfinite(y)
@@ -558,7 +561,7 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-# Readers of operators: the pieces and the value that they read; None where the operator may be part of a formula ------
+# Readers of operators: the pieces and the value that they read; None if the operator may be part of a formula ---------
 
 
 def _nothing(reader: _Reader, node: Any, at: str) -> Any:
@@ -585,7 +588,7 @@ def _cast(reader: _Reader, node: Any, at: str) -> Any:
 
 
 def _reshape(reader: _Reader, node: Any, at: str) -> Any:
-    """What leaves the rows as they are: (batch, ...) to (batch, columns)."""
+    """A reshape that keeps the rows: (batch, ...) to (batch, columns)."""
     graph, source = reader.graph, node.input[0]
     before, after = graph.shapes.get(source, []), graph.shapes.get(at, [])
     one = graph.shapes.get(graph.inputs[0], [None])[0] == 1  # the file is for one row
@@ -611,7 +614,7 @@ def _reshape(reader: _Reader, node: Any, at: str) -> Any:
         return [Rows(node, 1)], source  # (batch, 1) to (batch,)
     raise reader.refused(
         node,
-        f"expected what leaves the rows of a batch as they are, as Flatten(axis=1) does, got "
+        f"expected an operator that keeps the rows of a batch, such as Flatten(axis=1), got "
         f"shape {before or 'unknown'} to {after or 'unknown'}; export with one dynamic axis, the batch",
     )
 
@@ -635,7 +638,7 @@ def _matmul(reader: _Reader, node: Any, at: str) -> Any:
     if x in reader.graph.constants and len(reader.graph.shapes.get(name, ())) == 1:  # W x of one vector
         return [Dense(node, reader.array(node, x).astype(np.float64).T)], name
     if name not in reader.graph.constants:
-        raise reader.refused(node, f"expected x and then constant weights, got {x!r} and {name!r}")
+        raise reader.refused(node, f"expected x, then constant weights, got {x!r} and {name!r}")
     weight = reader.array(node, name)
     if weight.ndim != 2:
         raise reader.refused(node, f"expected a matrix of weights, got shape {weight.shape}")
@@ -643,7 +646,7 @@ def _matmul(reader: _Reader, node: Any, at: str) -> Any:
 
 
 def _arithmetic(reader: _Reader, node: Any, at: str) -> Any:
-    """A formula; else a constant term or factor, else branches."""
+    """A formula, or a constant term or factor, or branches."""
     graph, op = reader.graph, node.op_type
     computed = graph.computed(node)
     if len(node.input) == len(computed):
@@ -722,15 +725,15 @@ def _join(reader: _Reader, node: Any, at: str) -> Any:
 
 
 def _softmax(reader: _Reader, node: Any, at: str) -> Any:
-    if not reader.graph.is_last(_attributes(node).get("axis", -1), node.input[0]):
-        raise reader.refused(node, "expected it along the columns, axis -1 or 1")
+    if not reader.graph.is_last(axis := _attributes(node).get("axis", -1), node.input[0]):
+        raise reader.refused(node, f"expected the axis of the columns, -1 or 1, got {axis}")
     return [Plain(node, getattr(layers, node.op_type)())], node.input[0]
 
 
 def _batch_norm(reader: _Reader, node: Any, at: str) -> Any:
     values = _attributes(node)
     if values.get("training_mode") or at != node.output[0]:
-        raise reader.refused(node, "expected training_mode 0; export the model in evaluation mode")
+        raise reader.refused(node, "expected training_mode 0; export the model in evaluation mode, model.eval()")
     weight, bias, mean, var = (reader.array(node, name) for name in node.input[1:])
     eps = values.get("epsilon", 1e-5)
     layer = layers.BatchNorm1d(
@@ -743,7 +746,7 @@ def _batch_norm(reader: _Reader, node: Any, at: str) -> Any:
 def _layer_norm(reader: _Reader, node: Any, at: str) -> Any:
     values = _attributes(node)
     if at != node.output[0] or not reader.graph.is_last(values.get("axis", -1), node.input[0]):
-        raise reader.refused(node, "expected it along the columns, axis -1, and its first output alone")
+        raise reader.refused(node, "expected the axis of the columns, -1, and no use of its second and third outputs")
     weight, *bias = (reader.row(node, name) for name in node.input[1:] if name)
     eps = values.get("epsilon", 1e-5)
     eps = _plain(np.float32(eps)) if np.dtype(np.float64) not in reader.dtypes else eps
@@ -762,7 +765,7 @@ def _prelu(reader: _Reader, node: Any, at: str) -> Any:
 
 
 def _clip(reader: _Reader, node: Any, at: str) -> Any:
-    """max(x, low) is low + relu(x - low), min(x, high) is high - relu(high - x), if no activation is just that."""
+    """max(x, low) as low + relu(x - low), min(x, high) as high - relu(high - x), if no activation equals it."""
     if (formula := reader.formula(node, at)) is not None:
         return formula
     graph, values = reader.graph, _attributes(node)
@@ -776,7 +779,7 @@ def _clip(reader: _Reader, node: Any, at: str) -> Any:
 
 
 def _between(node: Any, low: Any, high: Any) -> list[Any]:
-    """x, but at least low and at most high; None: without an end."""
+    """x clipped to [low, high]; None: no limit."""
     one, relu = np.ones(1), layers.ReLU
     found: list[Any] = []
     if low is not None:
@@ -811,12 +814,12 @@ def _split(reader: _Reader, node: Any, at: str) -> Any:
     graph = reader.graph
     values, source = _attributes(node), node.input[0]
     if not graph.is_last(values.get("axis", 0), source):
-        raise reader.refused(node, "expected parts of the columns, axis -1 or 1")
+        raise reader.refused(node, "expected a split of the columns, axis -1 or 1")
     sizes = values.get("split", graph.constants.get(node.input[1]) if len(node.input) > 1 else None)
     if sizes is None:
         width = graph.shapes.get(source, [None])[-1]
         if width is None:
-            raise reader.refused(node, "expected the sizes of its parts, as a constant; there are none")
+            raise reader.refused(node, "expected constant sizes of its parts, got none")
         size = -(-width // len(node.output))
         sizes = [min(size, width - i * size) for i in range(len(node.output))]
     i = list(node.output).index(at)
@@ -836,7 +839,7 @@ def _gather(reader: _Reader, node: Any, at: str) -> Any:
 def _slice(reader: _Reader, node: Any, at: str) -> Any:
     constants = [reader.graph.constants.get(name) for name in node.input[1:]]
     if len(constants) < 3 or any(c is None or c.size != 1 for c in constants):
-        raise reader.refused(node, "expected constant starts, ends and axes of the columns alone")
+        raise reader.refused(node, "expected constant starts, ends and axes, of the columns alone")
     start, end, axis, step = ([int(c[0]) for c in constants if c is not None] + [1])[:4]
     if not reader.graph.is_last(axis, node.input[0]) or step < 1:
         raise reader.refused(node, f"expected columns, axis -1 or 1, got axis {axis} and step {step}")
@@ -887,7 +890,7 @@ READERS: dict[str, Callable[[_Reader, Any, str], Any]] = {
 
 
 class _Builder:
-    """Makes layers of pieces, from the input on."""
+    """Makes layers from pieces, from the input on."""
 
     def __init__(self, graph: _Graph, dtype: Any) -> None:
         self.graph, self.dtype = graph, np.dtype(dtype).name
@@ -914,7 +917,7 @@ class _Builder:
         return self.graph.where(piece.node)
 
     def together(self, a: Any, b: Any) -> Any:
-        """One piece that does what two do, or None."""
+        """One piece that computes what two pieces compute, or None."""
         if isinstance(a, Rows) and a.width == -1:
             return b
         if isinstance(b, Rows) and isinstance(a, Dense) and b.width in (-1, a.weight.shape[1]):
@@ -955,7 +958,7 @@ class _Builder:
             raise ValueError(f"{self.where(piece)}: expected a number for each of {expected} columns, got {got}")
 
     def layer(self, piece: Any, width: int | None) -> layers.Layer | None:
-        """A piece as a layer; None if it does nothing."""
+        """A piece as a layer; None for the identity."""
         if isinstance(piece, Plain):
             return piece.layer
         if isinstance(piece, Dense):
@@ -976,13 +979,15 @@ class _Builder:
                 )
             return None
         if isinstance(piece, Index):
-            raise ValueError(f"{self.where(piece)}: no layer computes it; {self.graph.way_out(piece.node)}")
+            raise ValueError(
+                f"{self.where(piece)}: no layer of this library computes it; {self.graph.way_out(piece.node)}"
+            )
         if isinstance(piece, Fixed):
             return layers.Constant(piece.value.size, piece.value.astype(self.dtype), dtype=self.dtype)
         if isinstance(piece, Norm):
             width = width if piece.weight is None else piece.weight.size
             if width is None:
-                raise ValueError(f"{self.where(piece)}: expected the width of x in the file; there is none")
+                raise ValueError(f"{self.where(piece)}: {NO_WIDTH}")
             affine = piece.weight is not None
             norm = layers.LayerNorm(width, piece.eps, affine, not affine or piece.bias is not None, dtype=self.dtype)
             if affine:
@@ -1000,7 +1005,7 @@ class _Builder:
             if (piece.scale == 1).all() and not piece.shift.any():
                 return None
         if size is None:
-            raise ValueError(f"{self.where(piece)}: expected the width of x in the file; there is none")
+            raise ValueError(f"{self.where(piece)}: {NO_WIDTH}")
         if isinstance(piece, Affine):
             dense = Dense(piece.node, np.eye(size) * piece.scale, np.broadcast_to(piece.shift, (size,)))
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import layers, losses
+from .._checks import needed
 from ..models import Sequential
 
 _ACTIVATIONS = {
@@ -18,7 +19,7 @@ _ACTIVATIONS = {
 def from_sklearn(mlp: Any, *, optimizer: Any = None) -> Sequential:
     """The model that computes what a fitted multilayer perceptron of scikit-learn computes.
 
-    `predict` returns what scikit-learn's output function is applied to:
+    `predict` returns the input of scikit-learn's output function:
 
     - MLPRegressor: the predictions, of shape (n, outputs) also where scikit-learn's are (n,). The loss is MSELoss.
       With ``loss="poisson"`` they are the logarithms of the predictions, and the loss is PoissonNLLLoss.
@@ -47,6 +48,7 @@ def from_sklearn(mlp: Any, *, optimizer: Any = None) -> Sequential:
     ValueError
         If it is not fitted, or minimises a loss that this library does not have.
     """
+    needed("from_sklearn", "sklearn", "'cnn[sklearn]'")
     from sklearn.neural_network import MLPClassifier, MLPRegressor
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
@@ -69,7 +71,7 @@ def from_sklearn(mlp: Any, *, optimizer: Any = None) -> Sequential:
     if not isinstance(mlp, (MLPClassifier, MLPRegressor)):
         raise TypeError(f"mlp: expected an MLPClassifier or MLPRegressor, got {type(mlp).__name__}")
     if not hasattr(mlp, "coefs_"):
-        raise ValueError(f"mlp: this {type(mlp).__name__} is not fitted")
+        raise ValueError(f"mlp: this {type(mlp).__name__} is not fitted: call fit first")
     if hasattr(mlp, "model_"):  # one of cnn.sklearn
         model = mlp.model_.copy()
         model.optimizer = optimizer
@@ -84,7 +86,7 @@ def from_sklearn(mlp: Any, *, optimizer: Any = None) -> Sequential:
 
 
 def _loss(mlp) -> losses.Loss | None:
-    """The loss that mlp was trained with, less its penalty alpha."""
+    """The loss that mlp was trained with, without its penalty alpha."""
     kind = mlp.out_activation_
     if kind == "softmax":
         return losses.CrossEntropyLoss()
@@ -94,4 +96,4 @@ def _loss(mlp) -> losses.Loss | None:
         return losses.MSELoss()
     if kind == "exp":
         return losses.PoissonNLLLoss()
-    raise ValueError(f"mlp: its output function is {kind!r}, expected identity, logistic, softmax or exp")
+    raise ValueError(f"mlp: expected the output function identity, logistic, softmax or exp, got {kind!r}")

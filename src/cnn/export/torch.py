@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import layers
+from .._checks import needed
 from ..layers.graph import in_features
 from ..models import Sequential
 
@@ -27,13 +28,13 @@ def from_torch(module: Any, *, activation: Any = None, loss: Any = None, optimiz
     module : torch.nn.Module or mapping of str to torch.Tensor
         A `torch.nn.Sequential`, nested ones included, or one layer. A module that occurs several times is
         copied: the copies predict the same, but are trained independently. Subclasses that keep their `forward`
-        are read, with parametrised weights evaluated; `Flatten` is the identity of rows. The layers: Linear,
+        are converted, with parametrised weights evaluated; `Flatten` becomes the identity. The layers: Linear,
         Identity, ReLU, LeakyReLU, ELU, Sigmoid, Tanh, GELU, SiLU, Softplus, SELU, CELU, Mish, Softsign, ReLU6,
-        Hardsigmoid, Hardswish, PReLU, Softmax, LogSoftmax, Dropout, BatchNorm1d, LayerNorm. Or a `state_dict`, if it is
-        of Linear layers alone: their sizes follow from the shapes, `activation` goes between them.
+        Hardsigmoid, Hardswish, PReLU, Softmax, LogSoftmax, Dropout, BatchNorm1d, LayerNorm. Or a `state_dict` of
+        Linear layers alone: their sizes follow from the shapes, and `activation` goes between them.
     activation : Layer, or a class or function that makes one, or PyTorch's, or its name, optional
-        For a `state_dict`: `cnn.ReLU()`, `nn.ReLU()`, `torch.relu` or "relu", for example; `cnn.Identity()` if nothing
-        stands between. It stands between any two layers whose numbers follow one another or leave out one.
+        For a `state_dict`: `cnn.ReLU()`, `nn.ReLU()`, `torch.relu` or "relu", for example; `cnn.Identity()` if there
+        is none. It goes between any two layers whose numbers are consecutive or skip one.
     loss, optimizer : optional
         For the new model.
 
@@ -55,12 +56,13 @@ def from_torch(module: Any, *, activation: Any = None, loss: Any = None, optimiz
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))  # doctest: +SKIP
     >>> model = cnn.from_torch(net)                                                               # doctest: +SKIP
     """
+    needed("from_torch", "torch", "torch")
     import torch
 
     if isinstance(module, torch.nn.Module):
         module = _unwrapped(module)
         if activation is not None:
-            raise TypeError("activation: is for a state_dict; a module brings its own")
+            raise TypeError("activation: expected none with a module, which has its own: it is for a state_dict")
         tensors = module.state_dict()
     elif isinstance(module, Mapping):
         tensors = module
@@ -80,9 +82,9 @@ def _dtype(tensors: Mapping[str, Any]) -> str:
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
         if tensor.is_meta or isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
-            raise TypeError(f"{name}: has no numbers (meta device, or a lazy module): load the weights first")
+            raise TypeError(f"{name}: has no values (meta device, or a lazy module): load the weights first")
         if tensor.dtype not in (torch.float32, torch.float64) and not name.endswith("num_batches_tracked"):
-            raise TypeError(f"{name}: expected float32 or float64, got {tensor.dtype}; module.float() converts")
+            raise TypeError(f"{name}: expected float32 or float64, got {tensor.dtype}: call module.float()")
         if tensor.is_floating_point():
             found[str(tensor.dtype).removeprefix("torch.")] = name
     if len(found) > 1:
@@ -104,7 +106,7 @@ def _unwrapped(module: Any) -> Any:
 
 
 def _known(module: Any, kinds: Iterable[str]) -> Any:
-    """The class of torch.nn, one of `kinds` by name, whose forward the module has; None if it has another."""
+    """The class of torch.nn, one of `kinds` by name, whose forward the module uses; None if it uses another."""
     from torch import nn
 
     for base in type(module).__mro__:
@@ -118,7 +120,7 @@ def _known(module: Any, kinds: Iterable[str]) -> Any:
 
 @contextlib.contextmanager
 def _effective(module: Any, where: str) -> Iterator[None]:
-    """The module with the weights that it computes with in evaluation mode: of parametrisations and weight_norm."""
+    """The module with the weights that it uses in evaluation mode: those of parametrisations and weight_norm."""
     from torch.nn.utils.prune import BasePruningMethod
     from torch.nn.utils.spectral_norm import SpectralNorm
     from torch.nn.utils.weight_norm import WeightNorm
@@ -126,11 +128,11 @@ def _effective(module: Any, where: str) -> Iterator[None]:
     hooks = list(module._forward_pre_hooks.values())
     computed = (WeightNorm, SpectralNorm, BasePruningMethod)
     if module._forward_hooks or not all(isinstance(hook, computed) for hook in hooks):
-        raise TypeError(f"{where}: has forward hooks, which are not carried over")
+        raise TypeError(f"{where}: has forward hooks, which cannot be converted: remove them first")
     before = {part: part.training for part in module.modules()}
     try:
         for part in before:
-            part.training = False  # where spectral_norm does not go on with its iteration
+            part.training = False  # in training mode spectral_norm would continue its iteration
         for hook in hooks:
             hook(module, ())
         yield
@@ -140,20 +142,20 @@ def _effective(module: Any, where: str) -> Iterator[None]:
 
 
 def _parts(module: Any, place: str, dtype: str) -> list[layers.Layer]:
-    """The layers that a module consists of. A chain in a chain stays one, so that names in `state_dict` stay."""
+    """The layers of a module. A nested chain stays nested, so that the names in `state_dict` stay."""
 
     module = _unwrapped(module)
     shown = repr(module) if "\n" not in repr(module) else f"{type(module).__name__}(...)"
     where = f"module {place}, {shown}" if place else f"module: {shown}"
     if "forward" in vars(module):
-        raise TypeError(f"{where}: its forward has been replaced, and what it does is not known here")
+        raise TypeError(f"{where}: its forward has been replaced, and its code cannot be converted")
     if _known(module, {"Sequential"}):
         if module._forward_hooks or module._forward_pre_hooks:
-            raise TypeError(f"{where}: has forward hooks, which are not carried over")
+            raise TypeError(f"{where}: has forward hooks, which cannot be converted: remove them first")
         found: list[layers.Layer] = []
-        for child, inner in module._modules.items():  # named_children leaves out what has come before
+        for child, inner in module._modules.items():  # named_children leaves out repeated modules
             if inner is None:
-                raise TypeError(f"{where}: its module {child} is None")
+                raise TypeError(f"{where}: its child module {child} is None: remove it")
             parts = _parts(inner, f"{place}.{child}".lstrip("."), dtype)
             nested = _known(_unwrapped(inner), {"Sequential"}) and in_features(parts) is not None
             found += [Sequential(parts, dtype=dtype)] if nested else parts
@@ -167,15 +169,14 @@ def _parts(module: Any, place: str, dtype: str) -> list[layers.Layer]:
         if not place and list(module.children()):
             own = ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in module.state_dict().items())
             chains = [key for key, child in module.named_children() if _known(child, {"Sequential"})]
-            part = f", as module.{chains[0]}" if chains else ""
+            part = f", such as module.{chains[0]}" if chains else ""
             mend = (
-                ". What its forward does is not known here: of a chain, pass torch.nn.Sequential of its modules"
-                + part
-                + "; of "
-                "Linear layers also from_torch(module.state_dict(), activation=cnn.ReLU()) will do; else "
-                f"load_weights of a cnn.Sequential built alike, with the weights transposed. Its tensors: {own}"
+                f". The code of its forward cannot be converted. If it is a chain, pass torch.nn.Sequential of its "
+                f"modules{part}; if it has only Linear layers, from_torch(module.state_dict(), activation=cnn.ReLU()) "
+                "works too; otherwise build a cnn.Sequential of the same layers, transpose the weights and pass them "
+                f"to its load_weights. Its tensors: {own}"
             )
-        raise TypeError(f"{where}: has no counterpart here; known are {', '.join(twins)} of torch.nn{mend}")
+        raise TypeError(f"{where}: has no counterpart in cnn: expected one of torch.nn's {', '.join(twins)}{mend}")
     try:
         with _effective(module, where):
             return [twins[kind.__name__]._from_torch(module, dtype)]
@@ -189,18 +190,18 @@ def _from_state_dict(tensors: Mapping[str, Any], activation: Any) -> list[layers
     for name, tensor in tensors.items():
         prefix, _, kind = str(name).rpartition(".")
         if kind not in ("weight", "bias"):
-            raise ValueError(f"state_dict: {name} is no weight or bias of a Linear: pass the module itself")
+            raise ValueError(f"state_dict: {name} is not a weight or bias of a Linear: pass the module itself")
         groups.setdefault(prefix, {})[kind] = tensor
     if not groups:
-        raise ValueError("state_dict: is empty")
+        raise ValueError("state_dict: expected at least one tensor, got none")
     for prefix, group in groups.items():
         label = f"{prefix}.weight".lstrip(".")
         if "weight" not in group:
             raise ValueError(f"state_dict: {label} is missing")
         if group["weight"].ndim != 2:
             raise ValueError(
-                f"state_dict: {label} has shape {tuple(group['weight'].shape)}, that of a Linear has 2 dimensions: "
-                "pass the module itself"
+                f"state_dict: {label}: expected 2 dimensions, as a Linear's weight has, got shape "
+                f"{tuple(group['weight'].shape)}: pass the module itself"
             )
     order, absent = _ordered(list(groups), {prefix: group["weight"].shape for prefix, group in groups.items()})
     found: list[layers.Layer] = []
@@ -219,10 +220,10 @@ def _from_state_dict(tensors: Mapping[str, Any], activation: Any) -> list[layers
 
 
 def _ordered(prefixes: list[str], shapes: Mapping[str, Any]) -> tuple[list[str], dict[str, int]]:
-    """The names of Linear layers in the order of their number, and how many numbers are absent before each.
+    """The names of Linear layers in the order of their numbers, and how many numbers are absent before each.
 
-    Only the number may tell the names apart, or there are two kinds of names, as fc1, fc2, out, and the widths allow
-    one order. ValueError if it cannot be known which layer follows which.
+    The names may differ in their number alone. Two kinds of names, such as fc1, fc2, out, are possible if the widths
+    allow exactly one order. ValueError if the order is ambiguous.
     """
     numbers = {prefix: [int(n) for n in re.findall("[0-9]+", prefix)] for prefix in prefixes}
     forms = {re.sub("[0-9]+", "#", prefix) for prefix in prefixes}
@@ -234,7 +235,7 @@ def _ordered(prefixes: list[str], shapes: Mapping[str, Any]) -> tuple[list[str],
     )
     if len(parents) > 1 or len(moving) > 1 or len(forms) > 2:
         raise ValueError(
-            f"state_dict: the names do not say which layer follows which: {', '.join(prefixes)}. Pass the module, or "
+            f"state_dict: the names do not give the order of the layers: {', '.join(prefixes)}. Pass the module, or "
             "the tensors of one chain, {k: v for k, v in tensors.items() if k.startswith('actor.')}, for example"
         )
     if len(forms) == 2:  # fc1, fc2, out
@@ -243,15 +244,15 @@ def _ordered(prefixes: list[str], shapes: Mapping[str, Any]) -> tuple[list[str],
         second = [prefix for prefix in prefixes if prefix not in first]
         if shapes[first[0]][1] == shapes[second[0]][1]:
             raise ValueError(
-                f"state_dict: {first[0]} and {second[0]} take equally many inputs, so that it cannot be known whether "
-                "one follows the other: pass the module itself"
+                f"state_dict: {first[0]} and {second[0]} have the same number of inputs, so their order is "
+                "ambiguous: pass the module itself"
             )
         rows = [sorted(form, key=numbers.get) for form in (first, second)]  # type: ignore[arg-type]
         orders = list(itertools.islice(_chains(rows, shapes), 2))
         if len(orders) != 1:
             raise ValueError(
                 f"state_dict: the widths allow {'several orders' if orders else 'no order'} of {', '.join(prefixes)}: "
-                "expected one, since the names do not say which layer follows which: pass the module itself"
+                "expected one, because the names do not give it: pass the module itself"
             )
         return orders[0], dict.fromkeys(orders[0], 1)
     order = sorted(prefixes, key=numbers.get)  # type: ignore[arg-type]
@@ -259,14 +260,14 @@ def _ordered(prefixes: list[str], shapes: Mapping[str, Any]) -> tuple[list[str],
     absent = {b: numbers[b][at] - numbers[a][at] - 1 for a, b in itertools.pairwise(order)}
     if len(set(absent.values())) > 1 and 0 in absent.values():
         raise ValueError(
-            f"state_dict: {', '.join(order)}: some numbers follow one another and some do not, so that it cannot be "
-            "known where an activation stands: pass the module itself"
+            f"state_dict: {', '.join(order)}: some numbers are consecutive and some are not, so the places of the "
+            "activations are ambiguous: pass the module itself"
         )
     return order, absent
 
 
 def _chains(rows: list[list[str]], shapes: Mapping[str, Any], before: tuple[str, ...] = ()) -> Iterator[list[str]]:
-    """The orders in which each layer takes what the one before gives; each row of names keeps its own."""
+    """The orders in which each layer has as many inputs as the one before has outputs; each row keeps its order."""
     if not any(rows):
         yield list(before)
     for i, row in enumerate(rows):
@@ -275,14 +276,15 @@ def _chains(rows: list[list[str]], shapes: Mapping[str, Any], before: tuple[str,
 
 
 def _between(before: str, after: str, gap: int, activation: Any) -> list[layers.Layer]:
-    """What stands between two Linear layers: an activation, if no more than one number is absent between them."""
+    """The activation between two Linear layers, if at most one number is absent between them."""
     if gap > 1:
         raise ValueError(
-            f"state_dict: between {before} and {after} stand {gap} layers without parameters: pass the module itself"
+            f"state_dict: expected at most one layer without parameters between {before} and {after}, got {gap}: pass "
+            "the module itself"
         )
     if activation is None:
         raise ValueError(
-            f"state_dict: it does not say what stands between {before} and {after}: pass the module itself, or "
+            f"state_dict: it does not name the activation between {before} and {after}: pass the module itself, or "
             "activation=cnn.ReLU(), for example"
         )
     layer = _activation(activation)
@@ -292,7 +294,7 @@ def _between(before: str, after: str, gap: int, activation: Any) -> list[layers.
 
 
 def _activation(given: Any) -> Any:
-    """A layer of its own, of what stands for an activation here or in PyTorch."""
+    """A new layer for an activation of this library or of PyTorch: an object, a class, a function or a name."""
     import torch
 
     if isinstance(given, layers.Layer):
@@ -334,6 +336,7 @@ def to_torch(model: Any) -> Any:
     TypeError
         If model is not a Sequential, or a layer has no counterpart in torch.nn; the message names it.
     """
+    needed("to_torch", "torch", "torch")
     import torch
 
     if not isinstance(model, Sequential):
@@ -342,7 +345,7 @@ def to_torch(model: Any) -> Any:
 
 
 def _module(layer: layers.Layer, place: str, dtype: Any) -> Any:
-    """The module of a layer, filled."""
+    """The torch.nn module of a layer, with its parameters."""
     import torch
 
     if isinstance(layer, Sequential):

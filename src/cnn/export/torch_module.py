@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import needed
 from ..models import Sequential
 from ..models.core import PARAMETERS
 from ..training.state import STATISTICS
@@ -35,14 +36,15 @@ def as_torch(model: Any) -> Any:
 
     Notes
     -----
-    The gradient has no derivative: ``create_graph=True`` is a RuntimeError (`model.hvp` and `model.hvp_input` are
-    second derivatives). `backward` goes back over what the model kept of its last `forward`; if it has run again since,
-    that forward pass is repeated, which `BatchNorm1d` and `Dropout` in training mode do not allow: a RuntimeError.
-    `model.gradients` are those of the last `backward`. Parameters that are not `trainable` do not require gradients.
+    The gradient has no derivative: ``create_graph=True`` raises a RuntimeError (`model.hvp` and `model.hvp_input`
+    compute second derivatives). `backward` uses what the model stored in its last `forward`. If the model has run
+    forward again since, `backward` repeats that pass; `BatchNorm1d` and `Dropout` in training mode cannot repeat it, so
+    there it raises a RuntimeError. `model.gradients` are those of the last `backward`. Parameters that are not
+    `trainable` do not require gradients.
 
     Weights are (out, in) views of (in, out) memory; their gradients are contiguous. For functions that need contiguous
     parameters, such as torch.nn.utils.parameters_to_vector, use `to_torch` or `model.parameters`. Replacing a tensor of
-    the module, or making the model a part of another one, causes a RuntimeError.
+    the module, or making the model part of another model, raises a RuntimeError.
 
     Examples
     --------
@@ -52,6 +54,7 @@ def as_torch(model: Any) -> Any:
     """
     if not isinstance(model, Sequential):
         raise TypeError(f"model: expected a cnn.Sequential, got {type(model).__name__}")
+    needed("as_torch", "torch", "torch")
     import torch
 
     core = model._core
@@ -72,11 +75,13 @@ def as_torch(model: Any) -> Any:
         def backward(ctx: Any, grad: Any) -> Any:
             if torch.is_grad_enabled():
                 raise RuntimeError(
-                    "cnn.as_torch: the gradient has no derivative, create_graph=True is not possible: model.hvp and "
-                    "model.hvp_input are second derivatives, cnn.to_torch gives a module with all of them"
+                    "cnn.as_torch: create_graph=True is not supported, because the gradient has no derivative: use "
+                    "model.hvp or model.hvp_input for second derivatives, or cnn.to_torch(model)"
                 )
             if core.program.fingerprint != ctx.fingerprint:
-                raise RuntimeError("cnn.as_torch: the parameters have been changed since the forward pass")
+                raise RuntimeError(
+                    "cnn.as_torch: the parameters have been changed since the forward pass: run forward again"
+                )
             if core.program.passes != ctx.turn or not core.program.pending:
                 if not (ctx.repeatable and core.repeatable):
                     raise RuntimeError(
@@ -142,20 +147,20 @@ def as_torch(model: Any) -> Any:
             for layer, program in self._homes:
                 if layer._op[0] is not program:
                     raise RuntimeError(
-                        "cnn.as_torch: the model has become a part of another one, which has the parameters now: call "
+                        "cnn.as_torch: the model has become part of another model, which now owns the parameters: call "
                         "cnn.as_torch again"
                     )
             for tensors, name, tensor, at in self._shared:
                 if tensors.get(name) is not tensor or tensor.data_ptr() != at:
                     raise RuntimeError(
                         f"cnn.as_torch: a {name} has been replaced by another tensor (torch.func.functional_call, "
-                        "load_state_dict(assign=True), .data = ...), which is not the model's memory: write into the "
-                        "tensor that was there, or take cnn.to_torch(model), a module with tensors of its own"
+                        "load_state_dict(assign=True), .data = ...), which is not the model's memory: copy the values "
+                        "into the old tensor, or use cnn.to_torch(model), a module with its own tensors"
                     )
 
         def forward(self, x: Any) -> Any:
             if x.device.type != "cpu":
-                raise ValueError(f"x: expected a tensor on the CPU, got one on {x.device}: x.cpu()")
+                raise ValueError(f"x: expected a tensor on the CPU, got one on {x.device}: pass x.cpu()")
             x = x.to(dtype)
             self._check()
             if not torch.is_grad_enabled() and core.repeatable:  # leaves a pending backward alone
@@ -178,19 +183,22 @@ def as_torch(model: Any) -> Any:
         def _apply(self, fn: Any, recurse: bool = True) -> Any:
             for tensor in (*self.parameters(), *self.buffers()):
                 if fn(tensor) is not tensor:
-                    raise TypeError(f"cnn.as_torch: stays on the CPU and in {dtype}, where the model's memory is")
+                    raise TypeError(
+                        f"cnn.as_torch: expected the CPU and {dtype}, as the module shares the model's memory: use "
+                        "cnn.to_torch(model)"
+                    )
             return self
 
     return Module()
 
 
 def _contiguous(parameter: Any) -> None:
-    """Give a parameter a contiguous gradient, which torch.optim.LBFGS wants; autograd's has the parameter's strides."""
+    """Make a gradient contiguous, as torch.optim.LBFGS requires; autograd keeps the parameter's strides."""
     parameter.grad = parameter.grad.contiguous()
 
 
 def _again(model: Sequential, require: list[bool]) -> Any:
-    """A module over this model, its parameters requiring gradients or not: for copies and pickles."""
+    """A module over this model, with the given `requires_grad` of its parameters: for copies and pickles."""
     module = as_torch(model)
     for parameter, required in zip(module.parameters(), require, strict=True):
         parameter.requires_grad_(required)

@@ -44,8 +44,7 @@ def replace(path: str | os.PathLike[str], pieces: Iterable[bytes | memoryview]) 
     try:
         _replace(os.path.realpath(path), pieces)
     except OSError as error:
-        error.filename, error.filename2 = os.fspath(path), None
-        raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
 def _replace(target: str, pieces: Iterable[bytes | memoryview]) -> None:
@@ -89,7 +88,7 @@ def _writable(target: str) -> os.stat_result | None:
     if stat.S_ISLNK(old.st_mode):  # realpath has followed all links that lead somewhere
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     if not stat.S_ISREG(old.st_mode):
-        raise OSError(errno.EINVAL, "is no regular file")
+        raise OSError(errno.EINVAL, "is not a regular file")
     if not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, "is read-only")
     return old

@@ -113,7 +113,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Any, bool]:
         try:
             return _model(Layer.known["Sequential"], file, size)
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            raise ValueError(f"{path}: no readable checkpoint: {error}") from error
+            raise ValueError(f"{path}: cannot be read as a checkpoint: {error}") from error
 
 
 def from_bytes(cls: type, content: bytes, loss: Any = None) -> Any:
@@ -136,7 +136,7 @@ def _model(cls: Any, file: BinaryIO, size: int) -> tuple[Any, bool]:
     arrays = {name.removeprefix(TRAINING): a for name, a in tensors.items() if name.startswith(TRAINING)}
     if training is None:
         if arrays:
-            raise ValueError(f"unknown {', '.join(arrays)}: the file has no other training state")
+            raise ValueError(f"unknown {', '.join(arrays)}: the file has no training state")
     else:
         model._core.set_training_state(arrays, training)
     return model, training is not None
@@ -153,7 +153,9 @@ def _read(cls: Any, file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str
         raise ValueError(f"expected a format version, got {short(metadata.get('version'))}")
     version = int(metadata["version"])
     if version > FORMAT_VERSION:
-        raise ValueError(f"its format is version {version}, and this library reads up to {FORMAT_VERSION}")
+        raise ValueError(
+            f"its format version is {version}, but this release reads up to {FORMAT_VERSION}: install a newer cnn"
+        )
     names = set(metadata) - ({"training"} if version > 1 else set())
     if names != METADATA[version]:
         expected = ", ".join(sorted(METADATA[version]))
@@ -162,7 +164,7 @@ def _read(cls: Any, file: BinaryIO, size: int) -> tuple[dict[str, Any], dict[str
     sizes = [tensor.size for name, tensor in box.tensors.items() if not name.startswith(TRAINING)]
     check_config(cls, config, sum(sizes))
     if version > 1 and metadata["digest"] != box.digest():
-        raise ValueError("it is damaged: its content does not fit its digest")
+        raise ValueError("it is damaged: its content does not match its digest")
     training = parsed(metadata["training"], "training") if "training" in metadata else None
     return config, box.arrays(), training
 
@@ -189,7 +191,7 @@ def check_config(cls: Any, config: Any, available: int) -> None:
         if least < SMALL:
             cls.from_config(config)  # which says more, if it is for an unknown layer that they do not fit
         raise ValueError(
-            f"config: its layers have {short(least)} numbers at least and {short(most)} at most, the file {available}"
+            f"config: its layers need {short(least)} to {short(most)} numbers, but the file has {available}"
         )
 
 
@@ -213,11 +215,11 @@ def adopt(model: Any, saved: Any, path: str) -> None:
     own, other = model.get_config(can_hold(model.loss)), saved.get_config()
     for key in ("layers", "loss", "dtype"):
         if own[key] != other[key]:
-            raise ValueError(f"{path}: is of another architecture: expected {key} {own[key]}, got {other[key]}")
+            raise ValueError(f"{path}: has another architecture: expected {key} {own[key]}, got {other[key]}")
     optimizer = model.optimizer
     kinds = [part and (part["name"], part.get("schedule")) for part in (own["optimizer"], other["optimizer"])]
     if kinds[0] != kinds[1]:
-        raise ValueError(f"{path}: is of another optimizer: expected {optimizer!r}, got {saved.optimizer!r}")
+        raise ValueError(f"{path}: has another optimizer: expected {optimizer!r}, got {saved.optimizer!r}")
     arrays, numbers = saved._core.training_state()
     if optimizer is not None:
         schedule = optimizer.schedule

@@ -71,7 +71,7 @@ def load(cls: Any, path: str | os.PathLike[str]) -> Any:
         try:
             return _ensemble(cls, safetensors_file.Container(file, size))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError, AttributeError) as error:
-            raise ValueError(f"{path}: no readable file of an ensemble: {error}") from error
+            raise ValueError(f"{path}: cannot be read as an ensemble: {error}") from error
 
 
 def _ensemble(cls: Any, box: Any):
@@ -98,11 +98,11 @@ def _ensemble(cls: Any, box: Any):
         raise ValueError(f"expected arrays of {n} members, got {sum(sizes)} numbers")
     check_config(model, config["model"], sum(sizes) // n)
     if metadata["digest"] != box.digest():
-        raise ValueError("it is damaged: its content does not fit its digest")
+        raise ValueError("it is damaged: its content does not match its digest")
     arrays = box.arrays()
     for name, a in arrays.items():
         if a.ndim < 1 or len(a) != n:
-            raise ValueError(f"{short(name)}: expected {n} members in front, got shape {a.shape}")
+            raise ValueError(f"{short(name)}: expected a first axis of {n} members, got shape {a.shape}")
     members = []
     for i in range(n):
         own = {"seed": seeds[i]} | ({} if optimizers is None else {"optimizer": optimizers[i]})

@@ -58,16 +58,16 @@ class Container:
         self.file = file
         self.size = size
         if size < 8:
-            raise ValueError("it is empty" if size == 0 else f"it is truncated: {size} bytes are no header")
+            raise ValueError("it is empty" if size == 0 else f"it is truncated: expected at least 8 bytes, got {size}")
         (length,) = struct.unpack("<Q", self._read(8))
         if length > size - 8:
-            raise ValueError(f"it is truncated, or no safetensors file: a header of {length} bytes in a file of {size}")
+            raise ValueError(f"it is truncated, or not a safetensors file: a header of {length} bytes in {size}")
         if length > MOST_HEADER:
-            raise ValueError(f"its header is of {length} bytes, and at most {MOST_HEADER} are read")
+            raise ValueError(f"expected a header of at most {MOST_HEADER} bytes, got {length}")
         self.data: int = 8 + length
         text = self._read(length)
         if text[:1] != b"{":
-            raise ValueError("its header does not begin with {: it is no safetensors file")
+            raise ValueError("its header does not begin with {: it is not a safetensors file")
         self.header: Any = parsed(text, "header")
         table = self.header.get("__metadata__", {})
         if not (isinstance(table, dict) and all(isinstance(value, str) for value in table.values())):
@@ -85,7 +85,7 @@ class Container:
     def _read(self, n: int) -> bytes:
         content = self.file.read(n)
         if len(content) != n:
-            raise ValueError("it became shorter while it was read")
+            raise ValueError("it was truncated while it was being read")
         return content
 
     def digest(self) -> str:
@@ -106,7 +106,7 @@ class Container:
             while len(rest):
                 n = self.file.readinto(rest[: 64 * BLOCK])  # type: ignore[attr-defined]
                 if not n:
-                    raise ValueError("it became shorter while it was read")
+                    raise ValueError("it was truncated while it was being read")
                 rest = rest[n:]
         return arrays
 
@@ -229,7 +229,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
             raise
         after = os.fstat(handle)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise ValueError(f"{os.fspath(path)}: it was changed while it was read")
+            raise ValueError(f"{os.fspath(path)}: it was changed while it was being read")
 
 
 def _regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:

@@ -183,7 +183,7 @@ cdef class Program:
             return as_rows(x, self.net.buffers[0].width, name, self.takes)
         if not self.net.sparse:
             raise TypeError(f"{name}: expected a dense array{self.takes}, got {type(x).__name__}: only Linear reads "
-                            "sparse rows; pass .toarray() of it, or let the model begin with a Linear")
+                            "sparse rows; pass its .toarray(), or begin the model with a Linear")
         return _sparse.sparse_rows(x, self.net.buffers[0].width, name, self.takes, DTYPE)
 
     def flattened(self, x, y, w=None, name_x="x", name_y="targets", name_w="sample_weight"):
@@ -197,8 +197,8 @@ cdef class Program:
     def targets(self, y, Py_ssize_t batch, name="targets"):
         """y as the loss can read it: class indices (batch,) or numbers (batch, out_features)."""
         if self.loss is None:
-            raise RuntimeError("targets were given, but the model has no loss: let a loss stand last in its "
-                               "layers, or set model.loss")
+            raise RuntimeError("targets were given, but the model has no loss: make a loss its last "
+                               "layer, or set model.loss")
         return self.loss.targets(y, batch, name, self.gives)
 
     def weights(self, w, Py_ssize_t batch, name="sample_weight"):
@@ -220,7 +220,7 @@ cdef class Program:
     cdef int some_count(self, Pass* p) except -1:
         """ValueError if no row of a batch counts: its loss is not defined."""
         if loss_weight(&p.batch.loss, p.batch.rows, p.batch.target, p.batch.target_bytes, p.batch.weight) == 0:
-            raise ValueError("x: no row counts: their weights are 0, or their targets are to be ignored")
+            raise ValueError("x: no row counts: all weights are 0, or all targets are ignored")
         return 0
 
     cdef double reduced(self, double total, double weight):
@@ -342,11 +342,11 @@ cdef class Program:
         if self.saved != SAVED_NOTHING and self.handed_out and self.seen != fingerprint(&self.net):
             self.forget("the parameters have been changed since")
         if self.saved == SAVED_NOTHING:
-            raise RuntimeError(f"backward needs a forward pass to go back over, but {self.lost}")
+            raise RuntimeError(f"backward needs a forward pass, but {self.lost}")
         if grad_output is None and self.saved != SAVED_LOSS:
             raise RuntimeError("backward needs grad_output, or a forward pass with targets that no backward has used")
         if self.kept is not None and not weights:
-            raise ValueError("the gradient of sparse rows is not computed: pass .toarray() of x to forward")
+            raise ValueError("the gradient of sparse rows is not computed: pass x.toarray() to forward")
         if grad_output is not None:
             if self.leading is None:
                 g = as_matrix(grad_output, self.net.outputs, "grad_output", self.gives)

@@ -26,3 +26,4 @@ __all__ += linear.__all__
 __all__ += normalization.__all__
 __all__ += prelu.__all__
 __all__ += softmax.__all__
+__dir__ = __all__.copy  # for completion

@@ -396,7 +396,7 @@ class Layer(Configurable, kind="layer"):
             If grad_output has the wrong shape or dtype.
         """
         if self._last is None:
-            raise RuntimeError("backward needs a forward pass to go back over, but there was none")
+            raise RuntimeError("backward needs a forward pass, but there was none: call forward first")
         return self._backward(grad_output)
 
     def __call__(self, x: Any) -> Any:

@@ -359,7 +359,7 @@ class _Part:
         core: Any = self._core()
         made = part(core.kernels, core.graph)
         if made is None:
-            raise RuntimeError("the layers of this Sequential have been taken over by several models")
+            raise RuntimeError("the layers of this Sequential now belong to several models: use those models")
         core.program = made
         return getattr(made, name)
 
@@ -367,7 +367,7 @@ class _Part:
 def _graph_of(layers: list[Any], width: int | None = None) -> Graph:
     width = in_features(layers) if width is None else width
     if width is None:
-        raise ValueError("layers: expected at least one Linear, got none: nothing says how wide the input is")
+        raise ValueError("layers: expected at least one Linear, which sets the number of inputs, got none")
     graph = Graph([(width,)])
     chain(graph, layers, 0)
     if not graph.ops:

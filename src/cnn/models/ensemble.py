@@ -1,7 +1,7 @@
-"""`Ensemble`: many models of one shape, trained, evaluated and asked at once.
+"""`Ensemble`: many models of one shape, trained, evaluated and run together.
 
-An ensemble holds a `Sequential` for each member and hands their programs to native calls that run all of them, one
-member a thread at a time (training/many.py). What is member by member here, derivatives and files, loops over them.
+An ensemble has a `Sequential` for each member and passes their programs to native calls that run all of them, a member
+on each thread at a time (training/many.py). Derivatives and files loop over the members.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import losses, optim
 from .._checks import choice, flag, integer, seed_of
-from .._configurable import names_arguments
+from .._configurable import Public, names_arguments
 from .._threads import get_num_threads, threads_for
 from .._types import Array, ArrayLike, DTypeLike
 from ..optim.many import ManyOptimizers
@@ -26,33 +26,33 @@ from .sequential import Sequential
 __all__ = ["Ensemble"]
 
 
-class Ensemble:
-    """Models of one shape with parameters, hyper-parameters and random numbers of their own.
+class Ensemble(Public):
+    """Models of one shape, each with its own parameters, hyper-parameters and random numbers.
 
-    Member i is what ``Sequential(layers, optimizer, dtype, seed + i)`` is, and training makes of it what it makes of
-    that model alone.
+    Member i equals ``Sequential(layers, optimizer, dtype, seed + i)``, and training changes it as it would change that
+    model alone.
 
     Parameters
     ----------
     layers : sequence of Layer
-        As for `Sequential`, a loss may stand last; each member gets copies.
+        As for `Sequential`, the last may be a loss; each member gets copies.
     members : int
     optimizer : Optimizer, optional
-        With numbers, or with arrays of length `members`, for hyper-parameters:
+        Its hyper-parameters are numbers, or arrays of length `members`:
         ``Adam(lr=np.geomspace(1e-4, 0.1, 256))``.
     dtype : {"float32", "float64"}
     seed : int or numpy.random.Generator, optional
-        Member i has ``seed + i``. None: different at every run.
+        Member i has ``seed + i``. None: different in every run.
 
     Attributes
     ----------
     seed : int or None
     optimizer : Optimizer or None
-        As passed in. Setting another one begins anew, as for `Sequential`.
+        As passed in. Setting another one resets its state, as for `Sequential`.
     history : ManyHistory or None
         Of the last `fit`.
     stop_training : bool
-        Set to True in a callback, it ends `fit` after this epoch.
+        If a callback sets it to True, `fit` ends after this epoch.
 
     Raises
     ------
@@ -70,6 +70,7 @@ class Ensemble:
 
     stop_training = False
 
+    @names_arguments
     def __init__(
         self, layers: Any, members: int, optimizer: Any = None, dtype: DTypeLike = "float32", seed: Any = None
     ) -> None:
@@ -97,7 +98,7 @@ class Ensemble:
         Raises
         ------
         ValueError, TypeError
-            If they are no models, or of different layers, losses or dtypes.
+            If they are not models, or differ in layers, loss or dtype.
         """
         models = list(models)
         if not models:
@@ -167,7 +168,7 @@ class Ensemble:
 
     @property
     def optimizer(self) -> Any:
-        """The optimiser, or None; setting another one begins anew, as for `Sequential`."""
+        """The optimiser, or None; setting another one resets its state, as for `Sequential`."""
         return self._optimizer
 
     @optimizer.setter
@@ -194,7 +195,7 @@ class Ensemble:
 
     @property
     def parameters(self) -> Array:
-        """A copy of all parameters, (members, n_parameters), rows as `Sequential.parameters`. Assigning sets them."""
+        """A copy of all parameters, (members, n_parameters): a row for each member. Assigning sets them."""
         return np.stack([member.parameters for member in self._members])
 
     @parameters.setter
@@ -217,7 +218,7 @@ class Ensemble:
         return {name: np.stack([state[name] for state in states]) for name in states[0]}
 
     def load_weights(self, state_dict: Any) -> None:
-        """Set the parameters of all members: all of them, or none if anything does not fit.
+        """Set the parameters of all members: all of them, or none if an array is invalid.
 
         Parameters
         ----------
@@ -232,7 +233,7 @@ class Ensemble:
         before = self.state_dict()
         for name, a in state_dict.items():
             if np.ndim(a) < 1 or len(a) != len(self):
-                raise ValueError(f"{name}: expected {len(self)} members in front, got shape {np.shape(a)}")
+                raise ValueError(f"{name}: expected a first axis of {len(self)} members, got shape {np.shape(a)}")
         try:
             for i, member in enumerate(self._members):
                 member.load_weights({name: np.asarray(a)[i] for name, a in state_dict.items()})
@@ -326,57 +327,58 @@ class Ensemble:
         verbose: int | None = None,
         comm: Any = None,
     ) -> ManyHistory:
-        """Train all members for a number of epochs, natively and at once.
+        """Train all members for a number of epochs, together and in native code.
 
         Parameters
         ----------
         x : array_like of shape (n, in_features) or (members, n, in_features), or list of ndarray
-            Shared by all; or each member's own, of n rows, or in a list of as many as each has.
+            Shared by all members, or an array for each: stacked, or in a list if their numbers of rows differ.
         y : array_like, or list of ndarray
-            Targets as the loss wants them; of each member with a leading axis of the members, or in a list.
+            Targets in the form that the loss expects; for each member, with a leading axis of members or in a list.
         epochs : int
             Number of epochs.
         batch_size : int, "auto" or None
             As for `Sequential.fit`, for each member.
         shuffle : {"own", "shared"} or bool
-            "own" or True: each member takes the rows in the order that its seed gives. "shared": all in that of the
-            first member, which is faster for small networks. False: as they lie.
+            "own" or True: the seed of each member gives its order of the rows. "shared": all members use the order of
+            the first, which is faster for small networks. False: the rows are not shuffled.
         bootstrap : bool
             Whether each member trains on n rows drawn with replacement, see `bootstrap_rows`.
         validation_data : (x, y) or (x, y, sample_weight), optional
-            Shared, or each member's own, as x and y.
+            Shared, or for each member, as x and y.
         validation_split : float
-            As for `Sequential.fit`; `bootstrap` draws from the rows that are left.
+            As for `Sequential.fit`; `bootstrap` draws from the remaining rows.
         sample_weight : array_like of shape (n,) or (members, n), optional
             Not negative.
         class_weight : dict or "balanced", optional
             As for `Sequential.fit`.
         metrics : sequence of str, callable or Metric, or dict
-            As for `Sequential.fit`: arrays of shape (members,) in the history.
+            As for `Sequential.fit`; the history has arrays of shape (members,).
         callbacks : sequence of Callback
-            See `cnn.Callback`. Their `model` is the ensemble, and numbers in `logs` are arrays of shape (members,), NaN
-            of members that have ended. ``ensemble.stop_training = True`` ends all. No `on_batch_end`, `EarlyStopping`
-            or `ModelCheckpoint`, nor any where members train one after the other from Python.
+            See `cnn.Callback`. Their `model` is the ensemble, and the numbers in `logs` are arrays of shape (members,),
+            NaN for members that have ended. ``ensemble.stop_training = True`` ends all. `on_batch_end`, `EarlyStopping`
+            and `ModelCheckpoint` are not supported, nor any callback if Python trains the members one after another.
         early_stopping : EarlyStopping, int or True, optional
-            Member by member: each ends when its own number has not improved, and becomes what it was in its best epoch.
+            For each member: it ends when its monitored value stops improving, and its best epoch is restored.
         initial_epoch : int, optional
             The number of epochs that are done, to continue a run, as for `Sequential.fit`; early stopping and callbacks
-            begin anew. None: a new run.
+            start afresh. None: a new run.
         steps_per_epoch : int, optional
             Batches after which an epoch ends.
         drop_last : bool
             Whether to leave out a last batch that is smaller.
         accumulation_steps : int
-            Batches whose mean gradient makes a step of the optimizer.
+            Number of batches whose mean gradient is used for one step of the optimiser.
         threads : int, optional
             At most this many; None: as `cnn.set_num_threads` says.
         progress : bool or "auto"
             As for `Sequential.fit`. The numbers beside the bar are the means over the members.
         verbose : int, optional
-            Keras's word for `progress`: 0, 1 or 2.
+            Keras's argument, in place of `progress`: 0, 1 or 2.
         comm : mpi4py.MPI.Comm, optional
-            Ranks that share the members out: rank r of R trains those from ``n * r // R`` to ``n * (r + 1) // R``, and
-            in the end all ranks have all members, the same bits as without it. All ranks pass the same data.
+            Ranks that divide the members among them: rank r of R trains those from ``n * r // R`` to
+            ``n * (r + 1) // R``. In the end all ranks have all members, with the same bits as without `comm`. All ranks
+            pass the same data.
 
         Returns
         -------
@@ -386,7 +388,7 @@ class Ensemble:
         Raises
         ------
         ValueError, TypeError
-            If something does not fit; nothing has changed then.
+            If an argument is invalid; then nothing has changed.
         RuntimeError
             If there is no loss or no optimizer, or a callback calls fit or sets the optimizer. With `comm` also if
             another rank has failed, which it names.
@@ -396,7 +398,7 @@ class Ensemble:
         Warns
         -----
         RuntimeWarning
-            If some members diverged: they stop, the others go on, and `ManyHistory.diverged` says which and where.
+            If some members diverged: they stop, the others continue, and `ManyHistory.diverged` says which and where.
 
         Notes
         -----
@@ -513,15 +515,15 @@ class Ensemble:
     def predict(
         self, x: ArrayLike, reduce: str | None = None, quantiles: Any = (0.05, 0.5, 0.95), threads: int | None = None
     ) -> Any:
-        """The outputs of every member, or what is made of them, in evaluation mode.
+        """The outputs of every member, or a statistic over the members, in evaluation mode.
 
         Parameters
         ----------
         x : array_like of shape (n, in_features) or (members, n, in_features), or list of ndarray
-            Shared, or each member's own.
+            Shared, or an array for each member.
         reduce : {None, "mean", "std", "quantiles"}
-            Over the members, block by block of the rows, without an array of all outputs: their mean, their standard
-            deviation (of the population, as `numpy.std`), or their quantiles.
+            A statistic over the members, computed block by block without an array of all outputs: the mean, the
+            standard deviation (of the population, as `numpy.std`), or quantiles.
         quantiles : sequence of float
             From 0 to 1, for ``reduce="quantiles"``.
         threads : int, optional
@@ -530,8 +532,8 @@ class Ensemble:
         Returns
         -------
         ndarray of shape (members, n, out_features)
-            Of a list whose arrays have different lengths a list. With "mean" and "std" (n, out_features), with
-            "quantiles" (len(quantiles), n, out_features).
+            A list if the arrays of x have different lengths. (n, out_features) with "mean" and "std",
+            (len(quantiles), n, out_features) with "quantiles".
 
         Raises
         ------
@@ -552,7 +554,7 @@ class Ensemble:
             outs = many.outputs(self._members, xs, threads)
             return outs if same else list(outs)
         if not same:
-            raise ValueError("x: expected as many rows of each member, to reduce them")
+            raise ValueError("x: expected the same number of rows for each member: pass reduce=None for different ones")
         n, width = len(xs[0]), self._members[0]._core.out_features
         shape = (n, width) if reduce != "quantiles" else (*np.shape(quantiles), n, width)
         result = np.empty(shape, self.dtype)

@@ -41,7 +41,7 @@ class PythonLoss:
         return y
 
     def weights(self, w: Any, batch: int, name: str = "sample_weight") -> None:
-        raise ValueError(f"{name}: expected none with a loss of your own, which weighs the rows itself")
+        raise ValueError(f"{name}: expected none with a loss of your own, which weights the rows itself")
 
     def forward(self, x: Any, y: Any, threads: int, training: bool = True) -> Any:
         self._gradient = None

@@ -1,7 +1,7 @@
 """`Sequential`: a chain of layers, compiled once into a native program that does all the work.
 
-This file turns calls on the model into calls on the program. What is compiled is in core.py, derivative products are in
-derivatives.py, the training loop is in training/fit.py, files are in files/checkpoint.py.
+This file turns calls on the model into calls on the program. core.py compiles the model, derivatives.py has derivative
+products, training/fit.py the training loop, files/checkpoint.py files.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from .. import layers, losses, optim
 from .._checks import foreign, fraction, in_range, integer, seed_of, transposed
-from .._configurable import object_for
+from .._configurable import object_for, unknown
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
 from .._types import Array, ArrayLike, DTypeLike
@@ -41,38 +41,36 @@ class Sequential(layers.Chain):
     Parameters
     ----------
     layers : sequence of Layer
-        Layers in order, among them a `Linear`; a loss may stand last, or a function of your own, or another object that
-        can be called, as for `CallableLoss`. Widths must follow from one another. A layer that stands in a model
-        already is copied, with its numbers (for a model on the same memory see `model[:k]`); a `Sequential` becomes a
-        part of the new model.
+        Layers in order, at least one of them a `Linear`. The last may be a loss, or a function as for `CallableLoss`.
+        Each layer must accept the width of the one before. A layer that already belongs to a model is copied with its
+        parameters (`model[:k]` shares memory instead); a `Sequential` becomes part of the new model.
     optimizer : Optimizer, optional
-        Needed for `step`, `train_step` and `fit`. Setting another one later begins anew: momentum, schedule, and the
-        orders of the rows in `fit`.
+        Needed for `step`, `train_step` and `fit`. Setting another one later resets momentum, schedule and the order of
+        the rows in `fit`.
     dtype : {"float32", "float64"}
         Of parameters and arithmetic. Inputs of another dtype are converted.
     seed : int or numpy.random.Generator, optional
-        Of the initial parameters and of the order in `fit`: the same numbers on every platform. None: different at
-        every run. Two models of the same layers and the same seed are twins: a generator gives each its own seed, drawn
-        in turn.
+        For the initial parameters and the order of the rows in `fit`; gives the same numbers on every platform. None:
+        different in every run. A generator is used to draw a seed, so that models made with it one after another
+        differ.
     *rest
-        Nothing. Layers stand in one list: that they do not is said where they are found here.
+        Not used: layers that are passed one by one, not as a list, raise a TypeError.
 
     Attributes
     ----------
     layers : list of Layer
-        The objects passed in, or copies, without the loss. Their arrays are views into the model's memory.
+        The layers passed in, or their copies, without the loss. Their arrays are views of the model's memory.
     optimizer, loss, dtype, seed
         As passed in; `loss` is None if there is none. The optimizer and the loss can be set.
     training : bool
-        What `train` and `eval` set.
+        The mode, which `train` and `eval` set.
 
     Raises
     ------
     ValueError
-        If there is no Linear, widths do not follow from one another, a loss does not stand last, or a layer is used
-        twice.
+        If there is no Linear, widths do not match, a loss is not last, or a layer is used twice.
     TypeError
-        If something is no layer.
+        If something in the list is not a layer.
 
     Examples
     --------
@@ -90,7 +88,9 @@ class Sequential(layers.Chain):
         self, layers: Any, optimizer: Any = None, dtype: DTypeLike = "float32", seed: Any = None, *rest: Any
     ) -> None:
         if rest or (isinstance(layers, Layer) and isinstance(optimizer, (Layer, losses.Loss))):
-            raise TypeError(f"layers: expected one list, Sequential([{layers!r}, ...]), got one layer after another")
+            raise TypeError(
+                f"layers: expected one list, Sequential([{layers!r}, ...]), got the layers as separate arguments"
+            )
         kernels(dtype)  # the first argument to be wrong is the first to be named
         parts, self._loss = _split(layers)
         self.layers: list[Layer] = _in_no_other_model(parts)
@@ -100,6 +100,13 @@ class Sequential(layers.Chain):
         self.optimizer = optimizer
         _warn_of_twice(self)
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            if hasattr(type(self), name):  # a property that raised an AttributeError
+                return object.__getattribute__(self, name)
+            raise unknown(type(self).__name__, name, () if name.startswith("_") else dir(self))
+
     @property
     def dtype(self) -> np.dtype:
         """Of parameters and arithmetic: numpy.dtype("float32") or numpy.dtype("float64")."""
@@ -107,7 +114,7 @@ class Sequential(layers.Chain):
 
     @property
     def loss(self) -> losses.Loss | None:
-        """The loss that stands last, or None. Another one can be set, also a function as for `CallableLoss`."""
+        """The loss, or None. Another loss can be set, or a function as for `CallableLoss`."""
         return self._loss
 
     @loss.setter
@@ -124,7 +131,7 @@ class Sequential(layers.Chain):
 
     @property
     def optimizer(self) -> optim.Optimizer | None:
-        """The optimiser, or None. Setting another one begins anew: momentum, schedule, orders of the rows in `fit`."""
+        """The optimiser, or None. Setting another one resets momentum, schedule and the order of the rows in `fit`."""
         return self._core.optimizer
 
     @optimizer.setter
@@ -147,7 +154,7 @@ class Sequential(layers.Chain):
 
     @property
     def history(self) -> History | None:
-        """Of the last `fit`, also of one that an exception has ended; None before the first."""
+        """The history of the last `fit`, including one that an exception ended; None before the first."""
         return self._core.state.history
 
     @history.setter
@@ -182,7 +189,7 @@ class Sequential(layers.Chain):
     @overload
     def forward(self, x: Any, targets: ArrayLike) -> float: ...
     def forward(self, x: Any, targets: ArrayLike | None = None) -> Any:
-        """Outputs, or with targets the loss; what `backward` needs is kept.
+        """Compute the outputs, or with targets the loss, and store what `backward` needs.
 
         Parameters
         ----------
@@ -190,13 +197,13 @@ class Sequential(layers.Chain):
             Copied: changing it later does not change what `backward` computes. With other leading axes, or sparse,
             as for `predict`.
         targets : array_like, optional
-            As the loss wants them: class indices of shape (batch,), or numbers of shape (batch, out_features). With
-            the leading axes of x in place of batch.
+            In the form that the loss expects: class indices of shape (batch,), or numbers of shape (batch,
+            out_features); if x has several leading axes, those in place of batch.
 
         Returns
         -------
         ndarray of shape (batch, out_features), or float
-            Without targets the outputs of the last layer (before the loss), else the loss.
+            Without targets, the outputs of the last layer before the loss; with targets, the loss.
 
         Raises
         ------
@@ -213,18 +220,18 @@ class Sequential(layers.Chain):
     __call__ = forward
 
     def backward(self, grad_output: ArrayLike | None = None, debug: bool = False, parameters: bool = True) -> Any:
-        """Go back over the last `forward`; the gradients of the parameters are added to.
+        """Compute the gradients of the last `forward`, and add those of the parameters to `gradients`.
 
         Parameters
         ----------
         grad_output : array_like of shape (batch, out_features), optional
-            Gradient with respect to the outputs. None: that of the loss, if the last `forward` had targets.
+            The gradient of the outputs. None: that of the loss, if the last `forward` had targets.
         debug : bool
-            Report the graph through `logging`, logger "cnn", level INFO: op by op, going back, what it reads and
-            writes, and shapes and norms of its output and of the gradients; raise FloatingPointError at the first op
-            where a gradient is NaN.
+            Log each op of the backward pass through `logging`, logger "cnn", level INFO: what it reads and writes, and
+            the shapes and norms of its output and its gradients. Raise FloatingPointError at the first op with a NaN
+            gradient.
         parameters : bool
-            False: only the gradient of x is computed, and `gradients` stay as they are.
+            False: compute only the gradient of x, and leave `gradients` as they are.
 
         Returns
         -------
@@ -234,9 +241,9 @@ class Sequential(layers.Chain):
         Raises
         ------
         RuntimeError
-            If there was no `forward`, or something has since overwritten what it kept, or changed the parameters.
+            If there was no `forward`, or if a later call has overwritten what it stored or changed the parameters.
         ValueError, TypeError
-            If grad_output does not fit, or only the gradient of x is wanted and x was sparse.
+            If grad_output has the wrong shape or dtype, or parameters is False and x was sparse.
         """
         core = self._core
         if not debug:
@@ -253,19 +260,19 @@ class Sequential(layers.Chain):
         return grad_x
 
     def step(self, gradients: ArrayLike | None = None) -> None:
-        """Take the optimiser's step with the gradients as they are, or with others.
+        """Take a step of the optimiser, with the current gradients or with given ones.
 
         Parameters
         ----------
         gradients : array_like of shape (n_parameters,), optional
-            In the order of `parameters`: set before the step.
+            In the order of `parameters`; they are set before the step.
 
         Raises
         ------
         RuntimeError
             If there is no optimizer.
         ValueError, TypeError
-            If gradients do not fit.
+            If gradients has the wrong shape or dtype.
         """
         self._core.need_optimizer()
         if gradients is not None:
@@ -273,23 +280,22 @@ class Sequential(layers.Chain):
         self._core.program.step(self._core.rates())
 
     def end_epoch(self, logs: dict[str, Any] | None = None) -> None:
-        """End an epoch of a loop of your own, as `fit` does by itself after each of its epochs.
+        """End an epoch of your own training loop; `fit` does this itself.
 
-        A schedule with ``interval="epoch"`` goes on to its next learning rate, and `ReduceLROnPlateau` counts the epoch
-        by what it monitors. A later `fit` goes on from there, with the learning rate and order of rows of the next.
+        A schedule with ``interval="epoch"`` moves to its next learning rate, and `ReduceLROnPlateau` reads the value
+        that it monitors. A later `fit` continues with the learning rate and the order of the rows of the next epoch.
 
         Parameters
         ----------
         logs : mapping or float, optional
-            What `ReduceLROnPlateau` needs, and other schedules do not: numbers by their names, as "val_loss", or the
-            number that it monitors.
+            Needed for `ReduceLROnPlateau` only: numbers by name, such as "val_loss", or the number that it monitors.
 
         Raises
         ------
         RuntimeError
             If there is no optimizer.
         ValueError, TypeError
-            If the schedule monitors what logs do not have.
+            If the schedule monitors a name that is not in logs.
 
         Examples
         --------
@@ -306,9 +312,9 @@ class Sequential(layers.Chain):
         self._core.program.zero_grads()
 
     def loss_and_grad(self, x: Any, y: ArrayLike, *, comm: Any = None, shards: int = 8) -> tuple[float, Array]:
-        """The loss and its gradient as one vector, in the order of `parameters`: what scipy.optimize wants.
+        """The loss and its gradient as one vector, in the order of `parameters`, as scipy.optimize expects them.
 
-        The model's gradients are this gradient afterwards. Training or evaluation mode, as it is set.
+        It also sets `gradients`. The model stays in its mode, training or evaluation.
 
         Parameters
         ----------
@@ -356,12 +362,12 @@ class Sequential(layers.Chain):
     ) -> float:
         """Forward, loss, backward and the optimiser's step in one native call.
 
-        The step is fused into the computation of the gradients, which are not kept: `gradients` stay as they are. With
-        a loss of your own nothing is fused, and they are those of this step. From two rows on the result is that of
-        `loss_and_grad` and `step`, to the last bit. That of `forward`, `backward` and `step` differs by a few roundings
-        where sums have another order: for a single row, and for many rows of narrow networks.
+        The step is fused with the computation of the gradients, which are not stored: `gradients` stay as they are.
+        With a loss of your own nothing is fused, and `gradients` are those of this step. From two rows on, the result
+        equals that of `loss_and_grad` and `step` to the last bit. That of `forward`, `backward` and `step` may differ
+        by a few roundings, because the order of sums differs: for one row, and for many rows of narrow networks.
 
-        To an optimiser that needs the whole data (`LBFGS`) these rows are the whole data of one iteration.
+        For an optimiser that needs the whole data (`LBFGS`), these rows are the whole data of one iteration.
 
         Parameters
         ----------
@@ -369,7 +375,7 @@ class Sequential(layers.Chain):
         y : array_like
             As `targets` of `forward`.
         sample_weight : array_like of shape (batch,), optional
-            How much each row counts: finite, at least 0.
+            Weights of the rows: finite, at least 0.
         comm, shards : optional
             As for `fit`: the arrays are the rows of this rank, and the batch is those of all ranks.
 
@@ -407,8 +413,8 @@ class Sequential(layers.Chain):
         ----------
         x : array_like or sparse matrix of shape (batch, in_features)
         k : int
-            How many layers to go through: the outputs are those of ``model[:k]``, of ``model.layers[k - 1]``. Negative
-            numbers count from the end: -1 leaves the last layer out.
+            Number of layers: the outputs are those of ``model[:k]``, that is of ``model.layers[k - 1]``. Negative
+            numbers count from the end: -1 omits the last layer.
         threads : int, optional
             As for `predict`.
 
@@ -419,7 +425,7 @@ class Sequential(layers.Chain):
         Raises
         ------
         ValueError, TypeError
-            If x does not fit, or there are not so many layers.
+            If x has the wrong shape or dtype, or k is out of range.
 
         Examples
         --------
@@ -439,24 +445,23 @@ class Sequential(layers.Chain):
     evaluate = fitting.evaluate
 
     def predict(self, x: Any, out: np.ndarray | None = None, threads: int | None = None) -> Array:
-        """The outputs of the last layer (logits, where the loss is CrossEntropyLoss: see `predict_proba`) in evaluation
-        mode.
+        """The outputs of the last layer in evaluation mode. With CrossEntropyLoss they are logits: see `predict_proba`.
 
-        Any number of rows: they are run in chunks that stay in cache. Does not disturb a pending `backward`.
+        The number of rows is not limited: they are processed in chunks that fit in the cache. A pending `backward` is
+        not affected.
 
-        **The result of a model with one output is a column, (batch, 1)**, also where y was a vector (batch,): the
+        **The result of a model with one output is a column, (batch, 1)**, even if y was a vector (batch,): the
         difference of the two has the shape (batch, batch). Compare ``predict(x)[:, 0]`` with such a y.
 
         Parameters
         ----------
         x : array_like or sparse matrix of shape (batch, in_features)
-            The batch may be empty. Of an array with other leading axes each (in_features,) is a row, and the result has
-            its leading axes: (in_features,) gives (out_features,), (T, N, in_features) gives (T, N, out_features). A
-            list of arrays (batch, columns), whose columns add up to in_features, stands for them side by side.
-            Sparse matrices of SciPy, and what else has a method `tocsr`, are not made dense; the model must begin with
-            a Linear.
+            The batch may be empty. Other leading axes are kept: (in_features,) gives (out_features,), and
+            (T, N, in_features) gives (T, N, out_features). A list of arrays (batch, columns), whose columns add up to
+            in_features, is concatenated. SciPy's sparse matrices, and other objects with a method `tocsr`, are not made
+            dense; the model must begin with a Linear.
         out : ndarray of shape (batch, out_features), optional
-            Where the result goes; of the model's dtype, rows contiguous.
+            Array for the result, of the model's dtype, with contiguous rows.
         threads : int, optional
             At most this many; None: as `cnn.set_num_threads` says. The result does not depend on it.
 
@@ -467,17 +472,17 @@ class Sequential(layers.Chain):
         Raises
         ------
         ValueError, TypeError
-            If x or out do not fit.
+            If x or out has the wrong shape or dtype.
         """
         return self._core.program.predict(x, out, threads_for(threads))
 
     def predict_proba(self, x: Any, threads: int | None = None) -> Array:
-        """Probabilities, in evaluation mode: of what `predict` gives the softmax, where the loss is CrossEntropyLoss,
-        or the sigmoid, where it is BCEWithLogitsLoss.
+        """Probabilities, in evaluation mode: the softmax of `predict` with CrossEntropyLoss, the sigmoid with
+        BCEWithLogitsLoss.
 
-        With one output the column is the probability of class 1; scikit-learn's two are ``np.hstack([1 - p, p])``. The
-        outputs of a model that ends with a `Softmax` or a `Sigmoid` are probabilities already; of log-probabilities
-        (`LogSoftmax`, NLLLoss) it is the exponential.
+        With one output, the column is the probability of class 1; ``np.hstack([1 - p, p])`` gives the two columns of
+        scikit-learn. The outputs of a model that ends with a `Softmax` or a `Sigmoid` are returned as they are, and
+        those of `LogSoftmax` or NLLLoss are exponentiated.
 
         Parameters
         ----------
@@ -493,7 +498,7 @@ class Sequential(layers.Chain):
         Raises
         ------
         ValueError, TypeError
-            If x does not fit, or the outputs are no probabilities and no logits.
+            If x has the wrong shape or dtype, or the outputs are neither probabilities nor logits.
         """
         kind = losses.probabilities_of(self)
         y = self.predict(x, threads=threads)
@@ -517,7 +522,7 @@ class Sequential(layers.Chain):
     def gradients(self) -> Array:
         """A copy of all gradients as one vector (n_parameters,), in the order of `parameters`. Assigning sets them.
 
-        Those of parameters that are not trained are always zero.
+        The gradients of parameters that are not trained are always zero.
         """
         return self._core.program.gradients
 
@@ -528,9 +533,9 @@ class Sequential(layers.Chain):
 
     @property
     def averaged_parameters(self) -> Array:
-        """A copy of the parameters' moving average by the optimizer's `ema_decay`, (n_parameters,), in their order.
+        """A copy of the moving average of the parameters, of shape (n_parameters,); see the optimizer's `ema_decay`.
 
-        Before the first step it is the parameters.
+        Before the first step it equals the parameters.
 
         Raises
         ------
@@ -544,10 +549,11 @@ class Sequential(layers.Chain):
 
     @contextlib.contextmanager
     def using_average(self) -> Iterator[Sequential]:
-        """``with model.using_average():`` the parameters are `averaged_parameters`, and after it what they were before.
+        """In ``with model.using_average():`` the parameters are `averaged_parameters`.
 
-        For `predict`, `evaluate` and `save`; a step that is taken meanwhile is undone. The running statistics of
-        `BatchNorm1d` stay those of training. To keep the average: ``model.parameters = model.averaged_parameters``.
+        Use it for `predict`, `evaluate` and `save`. At the end the parameters are restored, and a step taken inside is
+        undone. The running statistics of `BatchNorm1d` stay those of training. To keep the average, assign it:
+        ``model.parameters = model.averaged_parameters``.
 
         Yields
         ------
@@ -569,7 +575,7 @@ class Sequential(layers.Chain):
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of the parameters by name: "0.weight" of shape (in_features, out_features), "0.bias", "2.weight", ...
 
-        The number is the layer's place in the model, activations counted, as in PyTorch.
+        The number is the position of the layer in the model, counting activations, as in PyTorch.
 
         Returns
         -------
@@ -586,35 +592,35 @@ class Sequential(layers.Chain):
     def load_weights(
         self, state_dict: Any, config: dict[Any, Any] | None = None, verbose: bool = False, partial: bool = False
     ) -> list[str] | None:
-        """Set the parameters: all of them, or none if anything does not fit. With `partial`, those that fit.
+        """Set the parameters: all of them, or none if an array is invalid. With `partial`, those that match.
 
         Parameters
         ----------
         state_dict : mapping of str to array_like
             As `state_dict` returns it: weights are (in_features, out_features).
         config : dict, optional
-            As `get_config` returns it: must describe layers like this model's.
+            As `get_config` returns it; it must describe the layers of this model.
         verbose : bool
             Print what is loaded.
         partial : bool
-            Set what has the same name and the same shape, as the first layers of a model with another last one; all
-            other parameters stay as they are.
+            Set only the parameters whose name and shape match, for example those of the first layers if the last layer
+            differs; the others stay as they are.
 
         Returns
         -------
         list of str or None
-            With `partial` the names that were set.
+            With `partial`, the names that were set.
 
         Raises
         ------
         ValueError
             If names are missing or unknown, shapes differ, config describes another network, a number is too large for
-            the model's dtype, or a variance or a count is negative. With `partial`: if nothing fits. If all weights
-            are square, and one lies in a tensor of PyTorch or in bytes, as ``safetensors.numpy.load_file`` gives it,
-            and state_dict is not what `state_dict` returned, pickled or not: nothing says then that it is (in, out).
+            the model's dtype, or a variance or a count is negative. With `partial`: if no name and shape match. If all
+            weights are square, and one is a view of a PyTorch tensor or of bytes (``safetensors.numpy.load_file``
+            returns such views): the weights may be (out, in), and their shapes cannot show it.
         TypeError
-            If state_dict is no mapping, or values are no arrays of real numbers, or PyTorch's tensors, whose weights
-            are the other way round.
+            If state_dict is not a mapping, or a value is not an array of real numbers, or is a PyTorch tensor, whose
+            weights are (out, in).
         """
         if not isinstance(state_dict, Mapping):
             hint = (
@@ -653,8 +659,8 @@ class Sequential(layers.Chain):
             value = state_dict[name]
             if type(value).__module__.partition(".")[0] == "torch":
                 raise TypeError(
-                    f"state_dict: {name} is a PyTorch tensor. PyTorch keeps Linear.weight as (out, in); "
-                    "here it is (in, out): use cnn.from_torch"
+                    f"state_dict: {name} is a PyTorch tensor. PyTorch keeps Linear.weight as (out, in), "
+                    "cnn as (in, out): use cnn.from_torch"
                 )
             shape = own[name].shape if name in own else ()
             arrays[name] = np.asarray(value)
@@ -666,9 +672,9 @@ class Sequential(layers.Chain):
                 )
             if square and name in weights and (source := foreign(value, state_dict)):
                 raise ValueError(
-                    f"state_dict: {name} is square and lies in {source}: PyTorch and files keep weights as (out, in), "
-                    "here they are (in, out). Use cnn.load(path) or cnn.from_torch; or pass .T of it, or, if it is "
-                    "(in, out), np.array of it"
+                    f"state_dict: {name} is square and comes from {source}: PyTorch and files keep weights as (out, "
+                    "in), cnn as (in, out). Use cnn.load(path) or cnn.from_torch, or pass its .T; if it is (in, out) "
+                    "already, pass np.array of it"
                 )
             in_range(name, arrays[name], self.dtype)
             if verbose and (not partial or name in fits):
@@ -686,10 +692,10 @@ class Sequential(layers.Chain):
     # copies -----------------------------------------------------------------------------------------------------------
 
     def copy(self) -> Sequential:
-        """A model of its own, of the same layers, parameters, and state of the training, but gradients of zero.
+        """An independent model with the same layers, parameters and training state; its gradients are zero.
 
-        `copy.copy` and `copy.deepcopy` give the same. Training goes on alike in both. A loss of your own keeps its
-        function.
+        `copy.copy` and `copy.deepcopy` do the same. Both models continue training in the same way. A loss of your own
+        keeps its function.
 
         Returns
         -------
@@ -732,7 +738,7 @@ class Sequential(layers.Chain):
         return twin
 
     def copy_from(self, source: Any) -> None:
-        """Take over the parameters and the running statistics of a model of the same layers.
+        """Copy the parameters and the running statistics of a model with the same layers.
 
         Parameters
         ----------
@@ -742,27 +748,27 @@ class Sequential(layers.Chain):
         Raises
         ------
         ValueError, TypeError
-            If source is another model, or none.
+            If source is not a model with the same layers and dtype.
         """
         self.lerp(source, 1.0)
 
     def lerp(self, source: Any, tau: float) -> None:
-        """Bring the parameters a part of the way to those of another model: p = p + tau (source's p - p).
+        """Move the parameters towards those of another model: p = p + tau (source's p - p).
 
-        It is how target networks follow. The running statistics of `BatchNorm1d` go along, and frozen parameters too.
-        The gradients and the optimiser's state stay.
+        Target networks are updated in this way. It includes the running statistics of `BatchNorm1d` and frozen
+        parameters. The gradients and the optimiser's state stay as they are.
 
         Parameters
         ----------
         source : Sequential
             Of the same widths, kinds of layers, and dtype.
         tau : float
-            From 0 to 1, where source is copied.
+            From 0 to 1; 1 copies source.
 
         Raises
         ------
         ValueError, TypeError
-            If source is another model, or none, or tau out of range.
+            If source is not a model with the same layers and dtype, or tau is out of range.
 
         Examples
         --------
@@ -778,12 +784,12 @@ class Sequential(layers.Chain):
             raise ValueError(f"source: expected a model of the same layers,\n{self!r}, got\n{source!r}")
 
     def get_config(self, loss: bool = True) -> dict[str, Any]:
-        """All that `from_config` needs to build this model anew, as JSON can hold it; without the parameters.
+        """The configuration from which `from_config` builds this model, without the parameters; JSON can hold it.
 
         Parameters
         ----------
         loss : bool
-            False leaves the loss out, which may be a Python function.
+            False omits the loss, which may be a Python function.
 
         Returns
         -------
@@ -805,7 +811,7 @@ class Sequential(layers.Chain):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Sequential:
-        """The model that `get_config` described, with new initial parameters.
+        """The model that a configuration of `get_config` describes, with new initial parameters.
 
         Parameters
         ----------
@@ -818,7 +824,7 @@ class Sequential(layers.Chain):
         Raises
         ------
         ValueError
-            If config is not as `get_config` makes it, or names an unknown layer, loss or optimiser.
+            If config is not as `get_config` returns it, or names an unknown layer, loss or optimiser.
         """
 
         try:
@@ -827,40 +833,42 @@ class Sequential(layers.Chain):
             optimizer = None if config["optimizer"] is None else optim.Optimizer.from_config(config["optimizer"])
             return cls([*parts, *([loss] if loss else [])], optimizer, config["dtype"], config["seed"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"config: not as get_config makes it: {error!r}") from error
+            raise ValueError(
+                f"config: expected a dict as get_config returns it, got one that raises {error!r}"
+            ) from error
 
     def save(self, path: str | os.PathLike[str], *, training_state: bool = False, loss: bool = True) -> None:
         """Write the model to a safetensors file; see `cnn.load`.
 
-        The file is complete or not there: it is written under another name, flushed to disk and then renamed. A file
-        that is there is replaced and keeps its mode. Of a symbolic link the target is replaced.
+        The file is never incomplete: it is written under another name, flushed to disk and then renamed. An existing
+        file is replaced and keeps its mode. If path is a symbolic link, its target is replaced.
 
         Parameters
         ----------
         path : str or path
         training_state : bool
-            Write also all that further training depends on: the optimiser's and the schedule's state, averaged
-            parameters, the state of the random numbers, the number of epochs, the history. After `cnn.load` training
-            goes on to the bit as if it had not been interrupted. The gradients are not written.
+            Also write the state of the optimiser, the schedule and the random numbers, averaged parameters, the number
+            of epochs and the history. After `cnn.load`, training continues to the bit as if it had not been
+            interrupted. The gradients are not written.
         loss : bool
-            False leaves the loss out. A function of your own cannot be written: leave it out, and hand it over again in
+            False omits the loss. A function of your own cannot be written: omit it, and pass it to
             ``cnn.load(path, loss=function)``.
 
         Raises
         ------
         TypeError
-            If the loss is a Python function and is not left out.
+            If the loss is a Python function and is not omitted.
         OSError
-            If it cannot be written; a file that was there before is untouched.
+            If the file cannot be written; an existing file stays as it was.
 
         Notes
         -----
-        In the file weights are (out_features, in_features), as PyTorch keeps them, under PyTorch's names::
+        In the file, weights are (out_features, in_features) and have PyTorch's names::
 
             torch_model.load_state_dict(safetensors.torch.load_file(path))
 
-        The training state is further tensors, whose names begin with "cnn.training/": a file that has it wants
-        ``strict=False`` there.
+        The tensors of the training state have names that begin with "cnn.training/"; for a file with them, pass
+        ``strict=False``.
         """
         checkpoint.save(self, path, training_state, loss)
 
@@ -888,16 +896,16 @@ class Sequential(layers.Chain):
         return {name: value for name, value in self.__dict__.items() if name not in ours}
 
     def handle(self) -> Any:
-        """A snapshot of the model that C and Cython programs predict with, without Python: see include/cnn.h.
+        """A snapshot of the model, with which C and Cython programs predict without Python; see include/cnn.h.
 
-        It is immutable and independent of the model: what is changed here afterwards does not change it. The handle
-        keeps it alive. In Cython, `cnn_get_f32(handle)` (for a float64 model `cnn_get_f64`) of `cnn.embed` gives the
-        model as C sees it; `cnn.get_include()` is the folder of the header.
+        It is immutable: later changes of the model do not affect it. The handle keeps it alive. In Cython,
+        `cnn_get_f32(handle)` of `cnn.embed` (`cnn_get_f64` for a float64 model) returns the C struct of the model;
+        `cnn.get_include()` is the folder of the header.
 
         Returns
         -------
         capsule
-            Of the kernels that this process uses: it cannot be sent to another one.
+            It belongs to the kernels of this process and cannot be sent to another process.
         """
         parts = [layers.Layer.from_config(layer.to_config()) for layer in self.layers]
         snapshot = Sequential(parts, dtype=self.dtype)
@@ -912,7 +920,7 @@ class Sequential(layers.Chain):
         Returns
         -------
         str
-            The same text; its repr is empty, so that an interpreter does not show it twice.
+            The same text. Its repr is empty, so that an interpreter does not show it twice.
         """
         from . import summary
 
@@ -926,12 +934,12 @@ class Sequential(layers.Chain):
         return summary.html(self)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Draw the network: layers and branches with the number of their outputs and parameters.
+        """Draw the network: layers and branches with their numbers of outputs and parameters.
 
         Parameters
         ----------
         path : str or path, optional
-            Where the picture goes; its suffix is the format (.png, .svg, .pdf).
+            File for the picture; its suffix gives the format (.png, .svg, .pdf).
 
         Returns
         -------
@@ -941,7 +949,7 @@ class Sequential(layers.Chain):
         Raises
         ------
         ValueError
-            If the suffix is another one.
+            If the suffix is not one of these.
         ImportError
             If matplotlib is not installed (extra `plot`).
         """
@@ -1001,7 +1009,7 @@ def _split(parts) -> tuple[list[Any], losses.Loss | None]:
         computes_natively(loss, f"loss {loss!r}")
     for i, part in enumerate(parts):
         if isinstance(part, losses.Loss):
-            raise ValueError(f"layer {i}, {part!r}: a loss can only stand last")
+            raise ValueError(f"layer {i}, {part!r}: expected a loss only as the last layer")
         if not isinstance(part, layers.Layer):
             hint = object_for(part, {**layers.Layer.known, **losses.Loss.known})
             if isinstance(part, (list, tuple)):

@@ -92,7 +92,7 @@ class SobolevProgram(PythonLoss):
         if own is None:
             return self.native.backward(grad_output, threads, weights)
         if not weights:
-            raise NotImplementedError("SobolevLoss has no gradient in x: only in the parameters")
+            raise NotImplementedError("SobolevLoss has no gradient in x, only in the parameters")
         self._add(own[0], own[1], threads)
         self.native.penalty(True)
         return None

@@ -13,3 +13,4 @@ __all__ += optimizers.__all__
 __all__ += schedules.__all__
 __all__ += whole_data.__all__
 __all__ += second_order.__all__
+__dir__ = __all__.copy  # for completion

@@ -107,7 +107,9 @@ class _EMADecay(_Limit):
 
     def __set__(self, optimizer: Any, value: Any) -> None:
         if (value is None) != (self.__get__(optimizer) is None):
-            raise AttributeError(f"{self.name}: whether there is an average is decided when the optimiser is made")
+            raise AttributeError(
+                f"{self.name}: can only be turned on or off in the constructor: create a new optimizer"
+            )
         super().__set__(optimizer, value)
 
     def _checked(self, value):
@@ -247,7 +249,7 @@ class Optimizer(Configurable, kind="optimizer"):
 
     @decay_bias.setter
     def decay_bias(self, value: Any) -> None:
-        raise AttributeError("decay_bias: can only be set when the optimiser is made")
+        raise AttributeError("decay_bias: can only be set in the constructor: create a new optimizer")
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -262,7 +264,7 @@ class Optimizer(Configurable, kind="optimizer"):
     def _set_in_group(self, row: int, key: str, value) -> None:
         """Set a rate of a group, which is its own from now on."""
         if key not in GROUP_RATES:
-            raise AttributeError(f"groups[{row - 1}]: {key!r} cannot be set, {' and '.join(GROUP_RATES)} can")
+            raise AttributeError(f"groups[{row - 1}]: expected {' or '.join(GROUP_RATES)}, as {key!r} cannot be set")
         value = number(f"groups[{row - 1}]: {key}", value, 0)
         self._check_common("groups", [{key: value}])
         self._groups[row - 1][key] = value
@@ -351,12 +353,14 @@ class Optimizer(Configurable, kind="optimizer"):
                 if not members:
                     known = dict.fromkeys(name.rpartition(".")[0] for name in names)
                     raise ValueError(
-                        f"groups[{row - 1}]: no parameters are in a layer {layer!r}; the layers that have some are "
+                        f"groups[{row - 1}]: the model has no layer {layer!r} with parameters: expected one of "
                         f"{', '.join(known)}"
                     )
                 for i in members:
                     if rows[i] not in (0, row):
-                        raise ValueError(f"groups: {names[i]} is in groups[{rows[i] - 1}] and in groups[{row - 1}]")
+                        raise ValueError(
+                            f"groups: {names[i]} is in groups[{rows[i] - 1}] and in groups[{row - 1}], expected one"
+                        )
                 rows[members] = row
         if not self.decay_bias:
             rows[np.asarray(dims) == 1] += 1 + len(self._groups)

@@ -355,7 +355,7 @@ class LevenbergMarquardt(SecondOrder):
         elif self.regularization is not None:
             raise ValueError(
                 f"regularization: 'bayesian' needs the trace of a matrix of {n:,} parameters, which is computed up to "
-                f"exact_parameters={self.exact_parameters} and where memory allows: raise it, or take weight_decay"
+                f"exact_parameters={self.exact_parameters} and if memory allows: raise it, or use weight_decay instead"
             )
         return solver
 
@@ -371,7 +371,7 @@ class LevenbergMarquardt(SecondOrder):
         if point.objective.total(lambda first, last: np.array([float(short)]))[0]:
             warnings.warn(
                 f"J^T J of {len(point.parameters):,} parameters takes {minimizer.bytes_of_matrix() / 1e9:,.1f} GB, "
-                "more than there is: LevenbergMarquardt solves by conjugate gradients, as with exact_parameters=0",
+                "more than is free: LevenbergMarquardt solves by conjugate gradients, as with exact_parameters=0",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -140,7 +140,7 @@ class LBFGS(WholeDataOptimizer):
 
     @history_size.setter
     def history_size(self, value: Any) -> None:
-        raise AttributeError("history_size: can only be set when the optimiser is made")
+        raise AttributeError("history_size: can only be set in the constructor: create a new optimizer")
 
     @property
     def states(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .._checks import choice, integer, number
+from .._configurable import Public
 from ..files import atomic_write
 from .state import best_of, bring_back
 
@@ -24,7 +25,7 @@ __all__ = ["CSVLogger", "Callback", "EarlyStopping", "LambdaCallback", "TensorBo
 METHODS = ("on_train_begin", "on_epoch_begin", "on_batch_end", "on_epoch_end", "on_train_end")
 
 
-class Callback:
+class Callback(Public):
     """Base class of callbacks: override the methods you need, and pass an object to `fit(callbacks=[...])`.
 
     Attributes
@@ -362,7 +363,7 @@ class EarlyStopping(Callback):
         """
         states = [s for s in model._core.state.callbacks.values() if s.keys() >= {"waited", "best"}]
         if not states:
-            raise RuntimeError("restore_best: there are no best parameters: fit with early_stopping first")
+            raise RuntimeError("restore_best: no best parameters are stored: call fit with early_stopping first")
         for state in states:
             if best := _model_in(state):
                 bring_back(model._core, best)
@@ -407,7 +408,7 @@ def more_is_better(name: str) -> bool:
         return True
     if base in ("loss", "mae", "rmse"):
         return False
-    raise ValueError(f"mode: 'auto' does not know whether more {name} is better: expected 'min' or 'max'")
+    raise ValueError(f"mode: 'auto' cannot tell whether a higher {name} is better: pass mode='min' or mode='max'")
 
 
 class CSVLogger(Callback):

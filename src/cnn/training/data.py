@@ -271,8 +271,8 @@ class _Mapped:
         size = max(first, last) + self.low + self.footprint - low
         if stop > start and low + size > have:
             raise OSError(
-                f"{self.name}: {self.path} has been cut short under its memory map: rows {start} to {stop - 1} "
-                f"reach to byte {low + size}, but the file has {have} bytes"
+                f"{self.name}: {self.path} was truncated while it was mapped: rows {start} to {stop - 1} "
+                f"end at byte {low + size}, but the file has {have} bytes"
             )
         return low, size
 
@@ -400,9 +400,8 @@ class _Iterable(Source):
             raise context.no_rows(names)
         if epochs > 1 and not self.sequence and iter(batches) is batches and context.steps is None:
             raise ValueError(
-                f"{names.all}: {type(batches).__name__} is an iterator, which can be gone over once, but there are "
-                f"{epochs} epochs: pass a list, a Sequence, an object whose __iter__ starts anew each time, or "
-                "steps_per_epoch"
+                f"{names.all}: {type(batches).__name__} is an iterator, which can be read only once, but epochs is "
+                f"{epochs}: pass a list, a Sequence, an object whose __iter__ restarts each time, or steps_per_epoch"
             )
 
     def check(self, metrics):
@@ -434,8 +433,8 @@ class _Iterable(Source):
             yield self.part(found, at + 1 - len(found))
         if at < 0:
             raise ValueError(
-                f"{self.names.all}: gave no batches. An iterator can be gone over once: pass a list, a Sequence, or "
-                "an object whose __iter__ starts anew each time"
+                f"{self.names.all}: gave no batches. An iterator can be read only once: pass a list, a Sequence, or "
+                "an object whose __iter__ restarts each time"
             )
 
     def endless(self) -> Iterator[Any]:
@@ -447,8 +446,8 @@ class _Iterable(Source):
                 found = True
                 yield batch
         raise ValueError(
-            f"{self.names.all}: gave no more batches within an epoch of {self.context.steps} steps: lower "
-            "steps_per_epoch or epochs, or pass an object whose __iter__ starts anew each time"
+            f"{self.names.all}: ran out of batches in an epoch of {self.context.steps} steps: lower "
+            "steps_per_epoch or epochs, or pass an object whose __iter__ restarts each time"
         )
 
     def part(self, batches: list[Any], first: int) -> Part:
@@ -520,7 +519,7 @@ def source_of(context: Any, x: Any, y: Any, w: Any, names: Names, epochs: int = 
     """
     if isinstance(x, Blocks):
         if y is not None or w is not None:
-            raise ValueError(f"{names.y}: expected none beside Blocks, which has its own")
+            raise ValueError(f"{names.y}: expected none with Blocks, which contains its own")
         return _Blocks(context, x, names)
     if y is not None or arrays:
         x = context.program.joined(x, names.x)
@@ -531,9 +530,9 @@ def source_of(context: Any, x: Any, y: Any, w: Any, names: Names, epochs: int = 
     no_iterable = isinstance(x, (np.ndarray, dict, str, bytes)) or is_sparse(x)
     if no_iterable or not (hasattr(x, "__iter__") or hasattr(x, "__getitem__")):
         raise TypeError(
-            f"{names.y}: expected targets, or as {names.x} an iterable of batches (x, y), got None and "
+            f"{names.y}: expected targets, or an iterable of batches (x, y) as {names.x}, got None and "
             f"{type(x).__name__}"
         )
     if w is not None:
-        raise ValueError(f"{names.w}: expected none beside an iterable, whose batches may be (x, y, sample_weight)")
+        raise ValueError(f"{names.w}: expected none with an iterable, whose batches may be (x, y, sample_weight)")
     return _Iterable(context, x, names, epochs)

@@ -144,8 +144,8 @@ def find_lr(
         core.need_optimizer()
         if core.optimizer.whole_data:
             raise ValueError(
-                f"find_lr: {type(core.optimizer).__name__} chooses its steps itself: lr=1 is right; expected another, "
-                "such as cnn.Adam()"
+                f"find_lr: expected an optimizer such as cnn.Adam(), got {type(core.optimizer).__name__}, which "
+                "chooses its steps itself: keep lr=1"
             )
         source = source_of(Context(model, True, batch_size, True, steps=steps), x, y, sample_weight, Names())
         source.check(_NoMetrics())
@@ -167,7 +167,7 @@ def find_lr(
             core.program.clear_padding()
             core.unpack(gradients, "grad_weight", "grad_bias")
     if len(losses) < 3:
-        raise ValueError(f"find_lr: the loss is not finite, or explodes, at rates of {lr_min:g} already: lower lr_min")
+        raise ValueError(f"find_lr: the loss diverges already at a learning rate of {lr_min:g}: lower lr_min")
     return LearningRates(rates[: len(losses)], np.array(losses))
 
 

@@ -34,7 +34,8 @@ from .objective import Objective
 from .progress import Progress, mode_of
 from .state import names_of
 
-NOTHING_COUNTS = "no row counts: their weights are 0, or their targets are to be ignored"
+NOTHING_COUNTS = "no row counts: all weights are 0, or all targets are ignored"
+ODD_ROWS = ": fill or drop those rows"
 SLICE = 0.05  # seconds that one native call may take
 EVALUATION_WORK = 1 << 28  # multiply-adds of one native call of evaluation; fixed, so that sums are always cut alike
 MOST_ROWS = 1 << 62  # batch_size=None: the whole data
@@ -42,7 +43,7 @@ VALIDATION = Names("validation_data[0]", "validation_data[1]", "validation_data[
 
 
 class DivergenceError(ArithmeticError):
-    """The loss became infinite or NaN. The parameters are those from before the epoch in which it did."""
+    """The loss became infinite or NaN. The parameters are those from the start of that epoch."""
 
 
 class Context:
@@ -163,52 +164,51 @@ def fit(
     ----------
     x : array_like or sparse matrix of shape (n, in_features), memory map, Blocks, or iterable of batches
         A sparse matrix is not made dense (see `predict`). A `numpy.memmap` may be larger than memory: it is read and
-        converted in blocks of about 64 MiB, which come in random order, with their rows in random order (see
-        `cnn.Blocks`). An iterable gives (x, y) or (x, y, sample_weight) for each batch, and is iterated over once in
-        each epoch; a Sequence of batches is shuffled by batches. For several inputs (branches with ``split=True``) a
-        list of arrays (n, columns), whose columns add up to in_features, stands for them side by side: they are copied
-        once.
+        converted in blocks of about 64 MiB, in random order, with the rows of a block in random order (see
+        `cnn.Blocks`). An iterable yields (x, y) or (x, y, sample_weight) for each batch, and is iterated over once in
+        each epoch; the batches of a Sequence are shuffled. For several inputs (branches with ``split=True``), a list of
+        arrays (n, columns), whose columns add up to in_features, is concatenated, which copies them once.
     y : array_like, optional
-        Targets as the loss wants them: class indices of shape (n,), or numbers of shape (n, out_features). None if
-        x brings them.
+        Targets in the form that the loss expects: class indices of shape (n,), or numbers of shape (n, out_features).
+        None if x contains them.
     epochs : int
         The number of the last epoch, counted from 1:
 
         - ``fit(x, y, epochs=10)`` trains epochs 1 to 10; a second such call trains 10 more, in a new history;
         - ``fit(x, y, epochs=15, initial_epoch=10)`` after it continues that run with epochs 11 to 15.
     batch_size : int, None or "auto"
-        The last batch of an epoch, or of a block, may be smaller. 1 trains one sample at a time; None takes the whole
-        data as one batch. "auto": 32, or with an optimiser that needs the whole data (`LBFGS`) None, which is all that
-        it takes: x is an array then, and an epoch is one iteration.
+        The last batch of an epoch, or of a block, may be smaller. 1 trains one sample at a time; None makes the whole
+        data one batch. "auto": 32; with an optimiser that needs the whole data (`LBFGS`) it is None, the only value
+        allowed: x must be an array, and an epoch is one iteration.
     shuffle : bool
-        Whether each epoch takes the rows in a random order of its own, which depends on the model's seed and the
-        epoch's number alone.
+        Whether each epoch takes the rows in a new random order, which depends only on the model's seed and the number
+        of the epoch.
     validation_data : (x, y), (x, y, sample_weight), or batches as for x, optional
         Evaluated after each epoch.
     validation_split : float
-        The part of the rows, the last ones, that is held out for validation instead; from 0 to below 1. Of n rows
-        n * (1 - validation_split) are trained on, rounded down. A warning says so if the classes are sorted.
+        The fraction of the rows, at the end, that is held out for validation instead; at least 0 and below 1. Training
+        uses n * (1 - validation_split) of n rows, rounded down. Sorted classes cause a warning.
     stratify : bool
-        Whether `validation_split` takes the last rows of each class, so that each has the same part in both. The rows
-        are copied.
+        Whether `validation_split` takes the last rows of each class, so that both sets have the same proportions. The
+        rows are copied.
     validation_freq : int
-        Epochs from one validation to the next. Between them the history has NaN, and `logs` of callbacks no ``val_``.
+        Epochs from one validation to the next. In other epochs the history has NaN, and callbacks' `logs` no ``val_``.
     sample_weight : array_like of shape (n,), optional
         Not negative. The loss is the weighted mean.
     class_weight : dict or "balanced", optional
-        Weights of class indices, or of one-hot rows' classes; 1 for those that are not named. "balanced":
-        n / (classes * count of the class), as in scikit-learn. They multiply the sample weights. Where a row may
-        belong to several classes (`BCEWithLogitsLoss` with several outputs) the weights of its columns are multiplied:
-        of a dict those whose target is 1, with "balanced" those of 0 and 1 in each column. Weights shift the
-        predicted probabilities towards the classes that have more of it: they are not calibrated for the data as it
-        is any more. To keep them so, train without and move the threshold instead.
+        Weights of the classes, by index; 1 for classes that are not named. "balanced":
+        n / (classes * count of the class), as in scikit-learn. They multiply the sample weights. If a row may have
+        several classes (`BCEWithLogitsLoss` with several outputs), the weights of its columns are multiplied: from a
+        dict, those of columns whose target is 1; with "balanced", those of 0 and 1 in each column. Weights shift the
+        predicted probabilities towards classes with larger weights, so that they are no longer calibrated. To keep
+        them calibrated, train without weights and move the threshold instead.
     weigh_validation : bool
-        Whether `class_weight` enters "val_loss" as well, which is then comparable with "loss".
+        Whether `class_weight` also applies to "val_loss", which makes it comparable with "loss".
     metrics : sequence of str, callable or Metric, or dict, optional
-        Of training rows, by the outputs that they had in the training step, and of validation rows: "accuracy",
-        "top_k" ("top_3", ...), "mae", "rmse", "r2", "auc", "f1", or functions of (targets, outputs) that return a
-        number. Weights do not enter. `cnn.Metric` for functions of probabilities or of labels; "auc_ovr" (as "auc") and
-        "auc_ovo" for several classes. A dict gives names of your own.
+        "accuracy", "top_k" ("top_3", ...), "mae", "rmse", "r2", "auc", "f1", or functions of (targets, outputs) that
+        return a number. They are computed for the training rows, from the outputs of the training step, and for the
+        validation rows, without weights. `cnn.Metric` wraps functions of probabilities or labels; "auc_ovr" (as "auc")
+        and "auc_ovo" are for several classes. A dict sets the names.
     callbacks : sequence of Callback
         See `cnn.Callback`.
     early_stopping : EarlyStopping, int or True, optional
@@ -216,83 +216,81 @@ def fit(
     initial_epoch : int, optional
         The number of epochs that are done, to continue a run:
 
-        - orders of rows, and rates of a schedule by epoch, are those of one uninterrupted run;
+        - the orders of the rows, and schedules by epoch, are those of one uninterrupted run;
         - `model.history` is continued, if it ends there and has the same names;
-        - callbacks go on where they were (`Callback.load_state_dict`): early stopping knows its best epoch;
+        - callbacks continue from their saved state (`Callback.load_state_dict`): early stopping keeps its best epoch;
         - a model that was interrupted within the next epoch, or saved there with its training state (by a callback),
-          continues at that batch; metrics of training rows are then of the remaining rows.
+          continues at that batch; metrics of training rows then cover the remaining rows.
 
-        None: a new run, with a new history; orders and rates follow those of the epochs that this model has done with
+        None: a new run with a new history; orders and rates follow on from the epochs that this model has done with
         its optimizer.
     steps_per_epoch : int, optional
-        Batches of an epoch at most. An iterable that is not a Sequence is gone on with in the next epoch, and may be
-        endless; of rows in an array each epoch takes others, if they are shuffled.
+        At most this many batches in an epoch. The next epoch continues with an iterable that is not a Sequence, which
+        may be endless; from an array, each epoch takes other rows if they are shuffled.
     drop_last : bool
-        Whether the last batch of an epoch, or of a block, is left out if it is smaller than the others.
+        Whether the last batch of an epoch, or of a block, is omitted if it is smaller than the others.
     accumulation_steps : int
-        Batches whose mean gradient makes one step of the optimiser.
+        Number of batches whose mean gradient is used for one step of the optimiser.
     threads : int, optional
         At most this many; None: as `cnn.set_num_threads` says. The result does not depend on it.
     progress : {"auto", True, False}
-        "auto": a bar on a terminal or in a notebook, or without tqdm one line an epoch; elsewhere silence. True: where
-        there is no bar, one line an epoch on stderr. False: silence.
+        "auto": a bar on a terminal or in a notebook (without tqdm, a line for each epoch), and nothing elsewhere. True:
+        also elsewhere, a line for each epoch on stderr. False: nothing.
     verbose : {0, 1, 2}, optional
-        In place of `progress`, as in Keras: 0 is silence, 1 a bar as with True, 2 one line an epoch.
+        Keras's argument, in place of `progress`: 0 shows nothing, 1 a bar as with True, 2 a line for each epoch.
     checkpoint : str or path, optional
         A folder for checkpoints: see `cnn.ModelCheckpoint`, which is added to the callbacks.
     checkpoint_every : int
         Epochs from one checkpoint to the next.
     max_to_keep : int
-        How many checkpoints stay: `max_to_keep` of `cnn.ModelCheckpoint`.
+        Number of checkpoints to keep: `max_to_keep` of `cnn.ModelCheckpoint`.
     resume : bool
-        Whether to go on after the newest checkpoint in that folder, if there is one.
+        Whether to continue from the newest checkpoint in that folder, if there is one.
     comm : mpi4py.MPI.Comm, optional
-        The ranks that train this model together: all of them call `fit`, each with its rows, and `batch_size` is of
-        all. All end with the same parameters. Only rank 0 shows progress and writes files. Not with `validation_split`,
-        "balanced" class weights, or a loss of your own.
+        The ranks that train this model together: each calls `fit` with its rows, and `batch_size` counts the rows of
+        all ranks. All end with the same parameters. Only rank 0 shows progress and writes files. Not with
+        `validation_split`, "balanced" class weights, or a loss of your own.
     shards : int
-        Parts of a batch whose gradients are added up in one order, the ranks times a power of two: runs on other
-        numbers of ranks with as many shards give the same numbers to the bit, if rank r of R has the rows from
+        Number of parts of a batch whose gradients are added in a fixed order: the number of ranks times a power of two.
+        Runs on other numbers of ranks with the same `shards` give the same bits, if rank r of R has the rows from
         n r // R to n (r + 1) // R.
     shard : {None, "auto"}
-        "auto": all ranks pass the same arrays or memory maps, and each takes those rows of it.
+        "auto": all ranks pass the same arrays or memory maps, and each takes these rows.
     deterministic : bool
-        False: gradients are summed by the communicator's Allreduce, in an order that may be another one each time.
+        False: the communicator's Allreduce sums the gradients, in an order that may differ each time.
 
     Returns
     -------
     History
-        A dict of lists, one number an epoch: "loss" (over the epoch, as the parameters changed), with
-        CrossEntropyLoss "accuracy", the metrics, the same of the validation data with ``val_`` before, and with a
-        schedule "lr". With an optimiser that needs the whole data they are those after the iteration, "evaluations" of
-        the loss are counted, and `History.converged` says why it has ended before the last epoch.
+        A dict of lists with a number for each epoch: "loss" (the mean over the epoch, while the parameters change),
+        "accuracy" with CrossEntropyLoss, the metrics, the same for the validation data with the prefix ``val_``, and
+        "lr" with a schedule. With an optimiser that needs the whole data, the numbers are those after the iteration,
+        "evaluations" counts evaluations of the loss, and `History.converged` says why training ended early.
 
     Raises
     ------
     ValueError, TypeError
-        If something does not fit; nothing has changed then. If it is a batch of an iterable or a block of a file
-        that does not fit, the parameters are those from before the epoch; so they are if the iterable, a metric or
-        a loss of your own raises something.
+        If an argument is invalid; then nothing has changed. If a batch of an iterable or a block of a file is invalid,
+        or the iterable, a metric or a loss of your own raises, the parameters are restored to the start of the epoch.
     OSError
-        If the file of a memory map cannot be read, or has been cut short; likewise.
+        If the file of a memory map cannot be read, or was truncated; the parameters are restored likewise.
     RuntimeError
         If there is no loss or no optimizer, or a callback calls fit. With `comm` also if another rank has failed,
         which it names.
     DivergenceError
-        If the loss is no finite number: names epoch, batch and learning rate. The parameters are those from before
-        that epoch.
+        If the loss is not finite; the message names epoch, batch and learning rate. The parameters are restored to the
+        start of that epoch.
 
     Notes
     -----
-    Ctrl-C stops within about 0.1 s and leaves a valid model, with its last parameters; `model.history` has the epochs
-    so far, ``fit(..., initial_epoch=model.history.epochs[-1])`` goes on at that batch, and
-    ``cnn.EarlyStopping.restore_best(model)`` gives it the best parameters, if there was early stopping. So does it
-    after DivergenceError.
+    Ctrl-C stops within about 0.1 s and leaves a valid model with its last parameters. `model.history` has the epochs
+    so far, and ``fit(..., initial_epoch=model.history.epochs[-1])`` continues at that batch. After Ctrl-C or a
+    DivergenceError, ``cnn.EarlyStopping.restore_best(model)`` restores the best parameters of early stopping.
 
-    Memory: arrays of the model's dtype are used where they lie, whatever their order of rows. Others are copied to it
-    once: float64 data of 800 MB takes 400 MB more for a float32 model; ``x.astype("float32")`` before, and
-    ``del`` of the original, saves that. The indices of sparse matrices are copied in any case: 4 bytes a number, 8 a
-    row. Early stopping and each epoch keep a copy of the parameters and the optimiser's state.
+    Memory: arrays of the model's dtype are used in place, in whatever order the rows are taken. Other arrays are
+    converted once: float64 data of 800 MB takes 400 MB more for a float32 model, which you save if you convert it with
+    ``x.astype("float32")`` and delete the original. The indices of sparse matrices are always copied: 4 bytes for each
+    number, 8 for each row. Early stopping and each epoch keep a copy of the parameters and the optimiser's state.
     """
     with only_fit_of(self), _ranks(self, comm, shards, deterministic) as group:
         continued = resume or initial_epoch is not None
@@ -315,7 +313,7 @@ def fit(
         threads = _threads(group, threads)
         progress = mode_of(progress, verbose) if group is None or group.rank == 0 else False
         if resume and checkpoint is None:
-            raise ValueError("resume: expected a folder as checkpoint with it, got none")
+            raise ValueError("resume: expected checkpoint=folder with it, got none")
 
         context = Context(
             self, True, batch_size, bool(shuffle) and not whole, accumulation_steps, steps_per_epoch, drop_last
@@ -352,7 +350,7 @@ def fit(
         source.check(meter)
         if isinstance(source, Rows):
             if not context.rows(source.rows):
-                raise ValueError(f"drop_last: no batch of {batch_size} rows is left of {source.rows} rows")
+                raise ValueError(f"drop_last: {source.rows} rows do not fill a batch of {batch_size}: lower batch_size")
             core.program.check_batches(context.rows(source.rows), batch_size)
         if whole:
             _check_whole(core.optimizer, source, batch_size)
@@ -580,7 +578,7 @@ def class_weights_of(model: Any, wanted: Any, source: Source) -> np.ndarray:
     """The weights of the classes, by the argument `class_weight`."""
     loss = model.loss
     if loss is not None and loss.spec() is None and loss.targets is None:
-        raise ValueError("class_weight: expected none with a loss of your own, which weighs the rows itself")
+        raise ValueError("class_weight: expected none with a loss of your own, which weights the rows itself")
     blocks = source.labels() if isinstance(source, Rows) else None
     ignored, kind = getattr(loss, "ignore_index", None), loss and loss.targets
     return weights_of_classes(wanted, blocks, model._core.out_features, ignored, kind)
@@ -606,7 +604,7 @@ def callbacks_of(callbacks: Any, early_stopping: Any) -> list[Callback]:
             hint = " (pass an object, not the class)" if isinstance(callback, type) else ""
             raise TypeError(f"callbacks: expected cnn.Callback objects, got {callback!r}{hint}")
         if any(callback is other for other in chosen[:i]):
-            raise ValueError(f"callbacks: {callback!r} stands there twice")
+            raise ValueError(f"callbacks: {callback!r} was passed twice")
         check_methods(callback)
     return chosen
 
@@ -782,7 +780,7 @@ class _Trainer:
             self.converged = self.core.iterate(self.objective, lr)
         if not math.isfinite(self.objective.value):
             odd = [name for name, a in (("x", part.x), ("y", part.y)) if not all_finite(a)]
-            self.diverged(epoch, 0, lr, f"; {' and '.join(odd)} has NaN or infinity" if odd else "")
+            self.diverged(epoch, 0, lr, f"; {' and '.join(odd)} has NaN or infinity{ODD_ROWS}" if odd else "")
         totals += self.objective.totals
         totals[0] += (self.objective.loss - self.meter.loss(totals)) * (totals[1] if self.meter.mean else 1)
         for call in self.on_batch_end:
@@ -829,7 +827,7 @@ class _Trainer:
                 lr = self.model.optimizer.lr if now is None else now[(bad - at) // group, 0]
                 rows = slice(bad, bad + batch_size) if part.order is None else part.order[bad : bad + batch_size]
                 odd = [name for name, a in (("x", part.x[rows]), ("y", part.y[rows])) if not all_finite(a)]
-                why = f"; {' and '.join(odd)} has NaN or infinity in this batch" if odd else ""
+                why = f"; {' and '.join(odd)} has NaN or infinity in this batch{ODD_ROWS}" if odd else ""
                 self.diverged(epoch, batches + bad // batch_size, lr, why)
             at = stop
             if self.by_batch:
@@ -883,7 +881,8 @@ class _Trainer:
             self.core.restore(self.earlier)  # the step of the last batch made numbers that no loss has seen
         raise DivergenceError(
             f"the loss is not finite in epoch {epoch}, batch {batch}, at a learning "
-            f"rate of {lr:g}; the parameters are those from before this epoch{why}"
+            f"rate of {lr:g}; the parameters are those from before this epoch"
+            f"{why or ': lower the learning rate, or scale x and y'}"
         )
 
 
@@ -911,7 +910,7 @@ def evaluate(
     x : array_like or sparse matrix of shape (n, in_features), memory map, Blocks, or iterable of batches
         As for `fit`.
     y : array_like, optional
-        Targets; None if x brings them.
+        Targets; None if x contains them.
     sample_weight : array_like of shape (n,), optional
         Not negative.
     metrics : sequence of str, callable or Metric, or dict, optional
@@ -921,26 +920,26 @@ def evaluate(
     class_weight : dict or "balanced", optional
         As for `fit`.
     comm, shards, shard : optional
-        As for `fit`: each rank has its rows, arrays in memory or memory maps, and all get the numbers of all rows.
+        As for `fit`: each rank passes its rows, as arrays or memory maps, and all get the numbers of all rows.
 
     Returns
     -------
     dict
-        {"loss": ..., and with CrossEntropyLoss or NLLLoss "accuracy": the part of rows classified right, and the
-        metrics}.
+        "loss", "accuracy" with CrossEntropyLoss or NLLLoss (the fraction of rows classified correctly), and the
+        metrics.
 
     Raises
     ------
     ValueError, TypeError
-        If something does not fit, or there are no rows.
+        If an argument is invalid, or there are no rows.
     RuntimeError
         If there is no loss.
 
     Warns
     -----
     RuntimeWarning
-        If no row counts, as all have weight 0 or are to be ignored, and the loss is NaN; or x or y make it NaN or
-        infinite, since they are so themselves.
+        If no row counts, because all weights are 0 or all targets are ignored, and the loss is NaN; or if NaN or
+        infinity in x or y makes it so.
     """
     with _ranks(self, comm, shards, True, end=False) as group:
         threads = _threads(group, threads)

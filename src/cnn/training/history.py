@@ -6,10 +6,11 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._configurable import unknown
 from .._pictures import figure_for
 
 
@@ -34,6 +35,14 @@ class History(dict[str, list[float]]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.epochs: list[int] = list(range(1, 1 + len(next(iter(self.values()), []))))
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            raise unknown(type(self).__name__, name, ())
+
+        def __missing__(self, name):
+            raise KeyError(f"{name}: there are {', '.join(self)}")
 
     def record(self, epoch: int, logs: dict[str, float]) -> None:
         """Add an epoch's numbers; missing names get NaN.
@@ -234,6 +243,14 @@ class ManyHistory(dict[str, np.ndarray]):
         self.last_epoch: np.ndarray = np.zeros(members, np.int64)
         self.best_epoch: np.ndarray | None = None
         self.diverged: dict[int, Any] = {}
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            raise unknown(type(self).__name__, name, ())
+
+        def __missing__(self, name):
+            raise KeyError(f"{name}: there are {', '.join(self)}")
 
     def record(self, epoch: int, logs: dict[str, np.ndarray]) -> None:
         """Add an epoch's numbers.

@@ -225,7 +225,7 @@ def models_of(models: Any) -> list[Any]:
         if not isinstance(model, sequential):
             raise TypeError(f"models[{i}]: expected a cnn.Sequential, got {type(model).__name__}")
     if len({id(model) for model in models}) < len(models):
-        raise ValueError("models: one of them stands there twice")
+        raise ValueError("models: the same model was passed twice")
     if not models:
         raise ValueError("models: expected at least one, got none")
     if len({model.dtype for model in models}) > 1:
@@ -368,7 +368,7 @@ def _train(
         counts = {n: context.rows(n) for n in set(all_n)}
         taken = np.array([counts[n] for n in all_n], np.int64)
         if not taken.all():
-            raise ValueError(f"drop_last: no batch of {batch_size} rows is left of {rows.n.min()} rows")
+            raise ValueError(f"drop_last: {rows.n.min()} rows do not fill a batch of {batch_size}: lower batch_size")
         for model, n in zip(models, taken.tolist(), strict=True):
             model._core.program.check_batches(n, batch_size)
         trainer = Trainer(models, rows, validation, taken, batch_size, accumulation_steps, bool(shuffle), threads)

@@ -73,7 +73,7 @@ class Metric:
 
 
 class Known:
-    """A number made of targets and outputs, block by block: `reset`, `update` for each block, `result`.
+    """A metric of the library, computed block by block: `reset`, `update` for each block, `result`.
 
     Targets are class indices of shape (rows,), or numbers of the outputs' shape (rows, outputs).
     """
@@ -84,24 +84,24 @@ class Known:
         """ValueError if the metric is not defined for such targets and `width` outputs."""
 
     def reset(self) -> None:
-        """Forget all blocks."""
+        """Start again, without blocks."""
         raise NotImplementedError
 
     def update(self, targets: np.ndarray, outputs: np.ndarray) -> None:
-        """Count a block."""
+        """Add a block."""
         raise NotImplementedError
 
     def result(self) -> float:
-        """Of all blocks since `reset`; NaN where it is not defined."""
+        """The metric of all blocks since `reset`; NaN if it is not defined."""
         raise NotImplementedError
 
 
 class _Classifying(Known):
     """Base of classification metrics: converts outputs to classes.
 
-    One output: class 1 where it is above the threshold (None: unknown, see `losses.YES_ABOVE`). Class indices, or
-    targets that are probabilities: the class of the largest output. With `several` each column is a class of its own,
-    that a row may belong to or not.
+    With one output, a row has class 1 if its output is above the threshold (None: unknown, see `losses.YES_ABOVE`).
+    With class indices, or targets that are probabilities, it has the class of the largest output. With `several`, each
+    column is a separate class, which a row may have or not.
     """
 
     def __init__(self, threshold: float | None, several: bool) -> None:
@@ -111,7 +111,7 @@ class _Classifying(Known):
     def check(self, targets: Any, width: int) -> None:
         if width == 1 and self.threshold is None:
             raise ValueError(
-                f"{self.name}: the loss does not say which outputs stand for class 1: end the model with a Sigmoid, or "
+                f"{self.name}: the loss does not define which outputs mean class 1: end the model with a Sigmoid, or "
                 "pass a function of (targets, outputs)"
             )
         if width == 1 or self.several:
@@ -120,7 +120,7 @@ class _Classifying(Known):
                 raise ValueError(f"{self.name}: expected targets 0 and 1, got {wrong[0]:g}")
 
     def classes(self, targets: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The true and the predicted classes: integers (rows,), or with `several` truth values (rows, outputs)."""
+        """The true and the predicted classes: integers (rows,), or with `several` booleans (rows, outputs)."""
         if outputs.shape[1] == 1:
             return targets.reshape(-1).astype(np.int64), (outputs[:, 0] > self.threshold).astype(np.int64)
         if targets.ndim == 1:
@@ -149,10 +149,10 @@ class Accuracy(_Classifying):
 
 
 class F1(_Classifying):
-    """2 tp / (2 tp + fp + fn) of class 1, where there are two classes; else the mean over the classes.
+    """2 tp / (2 tp + fp + fn) of class 1 if there are two classes; otherwise the mean over the classes.
 
     The mean is over the classes that occur among the targets or the predictions, as in scikit-learn's
-    f1_score(average="macro"); with several classes a row it is over the columns.
+    f1_score(average="macro"); for multilabel targets it is over the columns.
     """
 
     name = "f1"
@@ -185,7 +185,7 @@ class F1(_Classifying):
 
 
 class TopK(Known):
-    """The fraction of rows whose class is among the k largest outputs; of equal outputs the first counts as larger."""
+    """The fraction of rows whose class is among the k largest outputs; among equal outputs, the first ranks higher."""
 
     def __init__(self, k: int) -> None:
         self.k = k
@@ -217,7 +217,7 @@ class _Regression(Known):
 
     def check(self, targets: Any, width: int) -> None:
         if targets.ndim != 2:
-            raise ValueError(f"{self.name}: expected targets that are numbers, got class indices")
+            raise ValueError(f"{self.name}: expected numeric targets, got class indices")
         if targets.shape[1] != width:
             raise ValueError(
                 f"{self.name}: expected targets of the outputs' shape (rows, {width}), got {targets.shape}"
@@ -261,10 +261,10 @@ class RMSE(_Regression):
 
 
 class R2(_Regression):
-    """1 - sum((outputs - targets)**2) / sum((targets - mean)**2), the mean over the columns: scikit-learn's r2_score.
+    """1 - sum((outputs - targets)**2) / sum((targets - mean)**2), averaged over the columns: scikit-learn's r2_score.
 
-    A column of equal targets counts 1 if the outputs are right, else 0. The sums of squares of blocks are joined by
-    Chan, Golub and LeVeque's formula (1979), which does not cancel.
+    A column of equal targets has the score 1 if all outputs are exact, otherwise 0. The formula of Chan, Golub and
+    LeVeque (1979) combines the sums of squares of blocks without cancellation.
     """
 
     name = "r2"
@@ -323,30 +323,32 @@ class _Whole(Known):
 
 
 class AUC(_Whole):
-    """Area under the receiver operating characteristic: how often a row of class 1 is above one of class 0.
+    """Area under the ROC curve: the probability that a row of class 1 has a higher score than a row of class 0.
 
-    By the ranks, equal outputs having the mean of theirs (Mann and Whitney, 1947). The score is the output, or where
-    there are two, the second less the first. Of columns that are classes of their own it is the mean over the columns.
-    Of more classes: "ovr", the mean over the classes of each against the rest, or "ovo", the mean over the pairs of
-    classes (Hand and Till, 2001), by the probabilities; both are scikit-learn's with average="macro". NaN where a class
-    does not occur, or it is the only one.
+    It is computed from the ranks; equal scores share their mean rank (Mann and Whitney, 1947). The score is the output,
+    or with two outputs the second minus the first. For multilabel targets it is the mean over the columns. For more
+    classes it uses probabilities: "ovr" is the mean over the classes, each against the rest, and "ovo" the mean over
+    the pairs of classes (Hand and Till, 2001); both equal scikit-learn's with average="macro". NaN if a class does not
+    occur, or is the only one.
     """
 
     def __init__(self, name: str = "auc", probabilities: Any = None, several: bool = False) -> None:
         self.name = name
         self.pairs: bool = name == "auc_ovo"
-        self.probabilities = probabilities  # of outputs; None: they are such already, or there is one output
+        self.probabilities = probabilities  # function of outputs; None: they are probabilities, or there is one output
         self.several = several
 
     def check(self, targets: Any, width: int) -> None:
         if width > 2 and targets.ndim != 1 and not self.several:
             raise ValueError(
-                f"{self.name}: expected class indices, or one output, or a loss of yes or no for each output, got "
-                f"{width} outputs and targets that are numbers"
+                f"{self.name}: expected class indices, one output, or a multilabel loss such as "
+                f"BCEWithLogitsLoss, got {width} outputs and numeric targets"
             )
         if width <= 2 or self.several:
             if width == 2 and targets.ndim != 1 and not self.several:
-                raise ValueError(f"{self.name}: expected one output, or class indices, got 2 outputs and numbers")
+                raise ValueError(
+                    f"{self.name}: expected one output, or class indices, got 2 outputs and numeric targets"
+                )
             wrong = targets[(targets != 0) & (targets != 1)]
             if wrong.size:
                 raise ValueError(f"{self.name}: expected targets 0 and 1, got {wrong[0]:g}")
@@ -371,7 +373,7 @@ class AUC(_Whole):
 
 
 def _auc(positive: np.ndarray, score: np.ndarray) -> float:
-    """Of a score, for rows that are positive or not; NaN if there is one kind only."""
+    """The AUC of a score; NaN unless there are positive and negative rows."""
     n, p = len(score), np.count_nonzero(positive)
     if p in (0, n) or np.isnan(score).any():
         return np.nan
@@ -381,7 +383,7 @@ def _auc(positive: np.ndarray, score: np.ndarray) -> float:
 
 
 class Own(_Whole):
-    """A user-defined metric; classify: converts targets and outputs to classes, if the metric takes classes."""
+    """A user-defined metric. `classify` converts targets and outputs to classes, if the metric takes classes."""
 
     def __init__(self, metric: Metric, probabilities: Any, classify: _Classifying | None) -> None:
         self.function: Any = metric.function
@@ -399,11 +401,19 @@ class Own(_Whole):
             targets, outputs = self.classify.classes(targets, outputs)
         elif self.probabilities is not None:
             outputs = self.probabilities(outputs)
-        value = self.function(targets, outputs)
+        try:
+            value = self.function(targets, outputs)
+        except Exception as error:
+            if hasattr(error, "add_note"):  # from Python 3.11 on
+                error.add_note(
+                    f"metric {self.name}: it was called with targets {targets.shape} and outputs {outputs.shape}; "
+                    f"cnn.Metric({self.name}, labels=True) passes classes, proba=True probabilities"
+                )
+            raise
         try:
             return float(value)
         except (TypeError, ValueError):
-            raise TypeError(f"metric {self.name}: expected a number from it, got {value!r}") from None
+            raise TypeError(f"metric {self.name}: expected it to return a number, got {value!r}") from None
 
 
 class Metrics:
@@ -416,7 +426,7 @@ class Metrics:
         sets their names in the history.
     model : Sequential
     free : tuple of str
-        Names that the model reports anyway; they are left out here.
+        Names that the model reports anyway; they are omitted here.
 
     Raises
     ------
@@ -448,7 +458,7 @@ class Metrics:
         names = [metric.name for metric in chosen]
         for name in names:
             if names.count(name) > 1 or name in ("loss", "lr", "epoch") or name.startswith("val_"):
-                raise ValueError(f"metrics: the name {name!r} is taken")
+                raise ValueError(f"metrics: the name {name!r} is reserved or used twice: pass a dict with other names")
         self.list: Any = [metric for metric in chosen if metric.name not in free]
 
     def __bool__(self) -> bool:
@@ -465,8 +475,8 @@ class Metrics:
             metric.check(targets, outputs.shape[1])
 
     def paired(self, targets: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Targets as a column if there is one output, and the outputs that are to equal them: of GaussianNLLLoss the
-        means; of SobolevLoss the targets that are values."""
+        """Targets, as a column if there is one output, and the outputs to compare with them. GaussianNLLLoss: only the
+        means of the outputs; SobolevLoss: only the values of the targets."""
         if self.of_values:
             targets = targets[:, : outputs.shape[1]]
         if outputs.shape[1] == 1 and targets.ndim == 1:
@@ -480,7 +490,7 @@ class Metrics:
             metric.reset()
 
     def update(self, targets: np.ndarray, outputs: np.ndarray) -> None:
-        """Count a block; rows whose target is the loss's `ignore_index` are left out."""
+        """Add a block, without the rows whose target is the loss's `ignore_index`."""
         targets, outputs = self.paired(targets, outputs)
         if self.ignored is not None and targets.ndim == 1:
             kept = targets != self.ignored
@@ -513,7 +523,7 @@ def _metric(one, model) -> Known:
         return TopK(int(top[1]))
     if one not in ("accuracy", "f1"):
         names = [name for name in KNOWN if name.startswith(one)] or difflib.get_close_matches(one, KNOWN, 1)
-        near = f", did you mean {names[0]!r}?" if names else ""
+        near = f" (did you mean {names[0]!r}?)" if names else ""
         raise ValueError(
             f"metrics: unknown name {one!r}{near}: expected one of {', '.join(KNOWN)} (top_3, ...), or a function"
         )
@@ -521,7 +531,7 @@ def _metric(one, model) -> Known:
 
 
 def _probabilities(model):
-    """The function that makes probabilities of outputs; ValueError if there is none."""
+    """The function that turns outputs into probabilities; ValueError if there is none."""
     kind = losses.probabilities_of(model)
     if kind == "probabilities":
         return None

@@ -123,7 +123,7 @@ class ModelCheckpoint(Callback):
                 if not has_state:
                     raise ValueError(f"{path}: it has no training state")
             except (ValueError, OSError) as error:
-                warnings.warn(f"checkpoint passed over: {error}", RuntimeWarning, stacklevel=2)
+                warnings.warn(f"skipped a checkpoint: {error}", RuntimeWarning, stacklevel=2)
                 continue
             checkpoint.adopt(model, saved, path)
             return model._core.state.epoch

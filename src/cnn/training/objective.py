@@ -61,8 +61,8 @@ class Objective:
                 )
             if getattr(place.layer, "l1", 0):
                 raise ValueError(
-                    f"{place.layer!r}: expected l1=0 with {name}, as it has no derivative at 0, where its weights end: "
-                    "use l2, or another optimizer"
+                    f"{place.layer!r}: expected l1=0 with {name}, as the penalty has no derivative at 0, where many "
+                    "weights end: use l2, or another optimizer"
                 )
         program = self.program = core.program
         self.core, self.dtype = core, core.dtype

@@ -123,7 +123,7 @@ class TrainingState:
         callbacks = _callbacks(arrays, numbers.get("callbacks", {}))
         schedule = stateful(optimizer)
         if (schedule is None) != (numbers["schedule"] is None):
-            raise ValueError(f"training: schedule: {short(numbers['schedule'])} is no state of {schedule!r}")
+            raise ValueError(f"training: schedule: {short(numbers['schedule'])} is not a state of {schedule!r}")
         if schedule is not None:
             schedule.load_state_dict(numbers["schedule"])
         for name, a in arrays.items():
@@ -171,7 +171,7 @@ def bring_back(core: Any, best: dict[str, Any]) -> None:
     if np.shape(parameters) != core.program.parameters.shape or any(
         np.shape(a) != own[name].shape for name, a in statistics.items()
     ):
-        raise ValueError("the best state: it is another model's")
+        raise ValueError("the best state: it belongs to another model")
     seen = integer("epochs_seen", seen, 0)
     core.program.set_state(state, _blocks(core.optimizer))
     core.program.set_parameters(parameters)
@@ -237,6 +237,6 @@ def _callbacks(arrays: dict[str, np.ndarray], states: Any) -> dict[str, dict[Any
     for name in [name for name in arrays if name.startswith(CALLBACK)]:
         callback, _, key = name.removeprefix(CALLBACK).partition("/")
         if callback not in found or key in found[callback]:
-            raise ValueError(f"training: {short(name)}: of no callback that is named")
+            raise ValueError(f"training: {short(name)}: expected the name of one of the callbacks")
         found[callback][key] = arrays.pop(name)
     return found

@@ -142,7 +142,7 @@ class ShardProgram:
         part = one_batch(self.group, self, x, y, w, sizes_of(self.group, len(x)))
         native.check_batches(part.rows, part.rows)
         if part.order.weights == [0.0]:
-            raise ValueError("x: no row counts: their weights are 0, or their targets are to be ignored")
+            raise ValueError("x: no row counts: all weights are 0, or all targets are ignored")
         return x, y, w, part.order
 
     def _loss(self, totals) -> float:
