@@ -3,6 +3,7 @@
 The ranks are threads of one process (ranks.py); tests/mpi runs the same under mpiexec.
 """
 
+import contextlib
 import pickle
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from grid.optimizers import OPTIMIZERS
 from ranks import ran, run
 
 import cnn
-from cnn.training.distributed import RankError, rows
+from cnn.training.distributed import RankError, parts, program, rows
 from cnn.training.distributed.group import Group
 from cnn.training.distributed.objective import ShardObjective
 from cnn.training.distributed.rows import cuts_of, ends_of
@@ -45,8 +46,22 @@ def bits(model):
     return {name: np.asarray(a).tobytes() for name, a in named.items()}
 
 
+@contextlib.contextmanager
+def in_parts(small=True):
+    """Take the steps of small models in parts, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        if small:
+            patch.setattr(program, "LONG", 0)
+            patch.setattr(parts, "BUCKET", 256)
+            patch.setattr(program, "MANY", 1)
+        yield
+
+
 def same_on_all(make, work, sizes=(1, 2, 4), **world):
-    """work(model, comm) leaves all ranks, and any number of them, with the same model, and returns the same."""
+    """work(model, comm) leaves all ranks, and any number of them, with the same model, and returns the same.
+
+    The last number of ranks takes the steps in parts, as with a large model.
+    """
     first = None
     for size in sizes:
 
@@ -55,7 +70,9 @@ def same_on_all(make, work, sizes=(1, 2, 4), **world):
             value = work(model, comm)
             return bits(model), value
 
-        for result in ran(size, job, **world):
+        with in_parts(size == sizes[-1]):
+            results = ran(size, job, **world)
+        for result in results:
             first = result if first is None else first
             assert result[0] == first[0], f"other parameters or state on {size} ranks"
             assert repr(result[1]) == repr(first[1]), f"other results on {size} ranks"
@@ -81,7 +98,7 @@ def test_every_layer():
 
 def test_every_optimizer():
     for case in OPTIMIZERS.values():
-        same_on_all(lambda case=case: network(cnn.BatchNorm1d(9), optimizer=case.make()), fitted(epochs=1), (1, 2))
+        same_on_all(lambda case=case: network(cnn.BatchNorm1d(9), optimizer=case.make()), fitted(epochs=1), (1, 2, 4))
 
 
 def test_every_loss_and_weights():
@@ -577,6 +594,57 @@ def test_sums_over_ranks():
             np.testing.assert_array_equal(vector, size * np.arange(20000.0) + size * (size - 1) / 2)
             assert flag == (size > 1)
             assert ranks == list(range(size))
+
+
+def test_steps_in_parts():
+    """The same as whole steps: whatever the step does, with and without messages that overlap, in whatever order."""
+
+    def make():
+        optimizer = cnn.AdamW(lr=0.02, clip_norm=0.5, clip_value=0.1, ema_decay=0.9)
+        parts = [cnn.Linear(INPUTS, 30, l1=0.01), cnn.LayerNorm(30), cnn.PReLU(), cnn.Linear(30, 40, l2=0.1)]
+        parts += [cnn.BatchNorm1d(40), cnn.Tanh(), cnn.Linear(40, OUTPUTS), cnn.CrossEntropyLoss()]
+        model = cnn.Sequential(parts, optimizer=optimizer, seed=3)
+        model.layers[3].trainable = False
+        return model
+
+    class Blocking:
+        def __init__(self, comm):
+            for name in ("Get_rank", "Get_size", "Send", "Recv", "Sendrecv", "allgather"):
+                setattr(self, name, getattr(comm, name))
+
+    def work(model, comm, blocking=False):
+        x, y = mine(comm, X, Y)
+        comm = Blocking(comm) if blocking else comm
+        history = model.fit(x, y, epochs=2, batch_size=20, comm=comm, progress=False)
+        return dict(history), model.train_step(x, y, comm=comm), bits(model)
+
+    expected = ran(1, lambda comm: work(make(), comm))[0]
+    for size in (2, 4, 8):
+        assert ran(size, lambda comm: work(make(), comm)) == [expected] * size
+        with in_parts():
+            assert ran(size, lambda comm: work(make(), comm), latency=1e-4, jitter=1e-3) == [expected] * size
+            assert ran(size, lambda comm: work(make(), comm, True)) == [expected] * size
+
+
+def test_buckets_are_of_whole_pieces():
+    for seed in range(50):
+        random = np.random.default_rng(seed)
+        ops, at = [], 0
+        for units, size in zip(random.integers(0, 9, 5).tolist(), random.choice([0, 16, 48], 5).tolist(), strict=True):
+            ops.append((at, units, size))
+            at += (units * size or 32 * (units > 0)) + 16 * (units > 0)
+        n, unit, least = at + 16, 32, int(random.integers(1, 300))
+        windows, buckets = parts.buckets_of(ops, n, unit, least)
+        assert [high for _, high in buckets] == [n, *(low for low, _ in buckets[:-1])]
+        assert buckets[-1][0] == 0
+        assert all(low % unit == 0 for low, _ in buckets)
+        assert windows[:, :, 1].sum(0).tolist() == [units for _, units, _ in ops]
+        for i, (begin, units, size) in enumerate(ops):
+            for unit_number in range(units):
+                own = [b for b, (first, some) in enumerate(windows[:, i].tolist()) if 0 <= unit_number - first < some]
+                assert len(own) == 1
+                last = [b for b, (low, high) in enumerate(buckets) if low <= begin + unit_number * size < high]
+                assert own[0] <= last[0], "sent before it is computed"
 
 
 def test_a_message_takes_its_time():

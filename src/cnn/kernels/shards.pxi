@@ -14,6 +14,7 @@
 cdef enum:
     HEADER = 8              # doubles before the root of the gradients: for `exchange`, and sums of the loss
     SUMS = 4                # of the loss over the rows, of their weights, of rows classified right, of rows
+    PIECES = 1024           # of the parameters, at most: one process takes the step for whole pieces
 
 
 cdef void add_shards(double* sums, Py_ssize_t n, Py_ssize_t count, Py_ssize_t row) noexcept nogil:
@@ -106,6 +107,30 @@ cdef void shard_gradient(const Pass* p, const Op* op, int thread) noexcept nogil
                         p.wants.update + op.bias_group)
 
 
+cdef double piece_squares(const real* g, Py_ssize_t low, Py_ssize_t high, Py_ssize_t piece,
+                          double* sums) noexcept nogil:
+    """The sum of the squares of numbers low .. high of a block, whole pieces; those of each piece go to `sums`, if that
+    is not NULL."""
+    cdef double total = 0, square
+    cdef Py_ssize_t at
+    for at from low <= at < high by piece:
+        square = sum_of_squares(smaller(piece, high - at), g + at)
+        total += square
+        if sums != NULL:
+            sums[at // piece] = square
+    return total
+
+
+cdef void update_part(const Network* net, Py_ssize_t begin, Py_ssize_t n, Py_ssize_t low, Py_ssize_t high,
+                      real* grads, double l1, double l2, const Update* update) noexcept nogil:
+    """Of n parameters from `begin` on, those within low .. high: add the penalties' gradients, or take the step."""
+    begin, n = larger(begin, low), smaller(begin + n, high) - larger(begin, low)
+    if n > 0 and update != NULL:
+        update_rows(1, n, net.params + begin, 0, grads + begin, 0, update)
+    elif n > 0 and (l1 != 0 or l2 != 0):
+        penalty(n, net.params + begin, grads + begin, l1, l2)
+
+
 cdef class Shards:
     """Gradients of the shards of a batch that are here. Private to the library.
 
@@ -126,10 +151,12 @@ cdef class Shards:
     cdef Arena memory           # the header and the root, then the other blocks
     cdef double* totals         # of each shard
     cdef int threads            # that there are pointers for
+    cdef Py_ssize_t piece       # numbers
     cdef void* room             # losses, and rows classified right, of each row
     cdef Py_ssize_t rows        # ... for so many
     cdef bint keep
     cdef object exchange
+    cdef object advance         # of the run that is under way
     cdef object error
 
     def __cinit__(self, Program program, int count, int first, bint keep, exchange):
@@ -144,6 +171,7 @@ cdef class Shards:
         blocks = count if keep else blocks
         header = HEADER * sizeof(double) // sizeof(real)
         self.list.blocks = allocate(&self.memory, header + times(blocks, net.n_block)) + header
+        self.piece = round_up((net.n_block + PIECES - 1) // PIECES, 16)
         self.list.head = first == 0
         self.list.n_pointers = pointers_of(net, NULL, NULL, True)
         for i in range(net.n_ops):
@@ -191,7 +219,7 @@ cdef class Shards:
 
     def run(self, x, cnp.ndarray y, cnp.ndarray w, cnp.ndarray order, Py_ssize_t start, cnp.ndarray cuts,
             Py_ssize_t before, Py_ssize_t whole, double scale, bint training, bint fresh, cnp.ndarray out,
-            int threads, bint fuse=False, cnp.ndarray rates=None):
+            int threads, bint fuse=False, cnp.ndarray rates=None, cnp.ndarray windows=None, advance=None):
         """Forward and backward over the shards of a batch that are here: the sum of their gradients, and of the loss,
         is in `message` afterwards; with `keep`, after `join`.
 
@@ -199,7 +227,9 @@ cdef class Shards:
         cuts, int64 (count + 1,): where each begins and the last ends, from there. before: rows of the batch in shards
         of lower numbers. whole: rows of the batch. scale: of the gradient. fresh: whether the gradients, with `keep`,
         replace those of the last run. out: None, or gets the outputs from place `start` on. fuse: take the optimiser's
-        step too, at these rates, if the loss is finite.
+        step too, at these rates, if the loss is finite. windows, int64 (runs, ops, 2): the gradients are computed in so
+        many runs, of each op the units (see layout) from the first number on, as many as the second; after each run
+        advance() is called. Not with `keep`; of sparse rows all are computed at once.
         """
         cdef Program program = self.program
         cdef Network* net = &program.net
@@ -209,6 +239,7 @@ cdef class Shards:
         cdef Batch all_rows
         cdef Pass p
         program.enter()
+        self.advance = advance
         try:
             program.forget("training has gone on since")
             program.reserve(&program.train, larger(rows, 1), True, threads, x,
@@ -237,11 +268,16 @@ cdef class Shards:
                     self.count_losses(&p, fresh)
                     if fuse and isfinite((<double*>self.memory.at)[1]):
                         p.wants.update = program.stepper.updates
-                    self.gradients(&p, fresh)
+                    if windows is None or p.batch.csr.start != NULL:
+                        self.gradients(&p, fresh, NULL, 1)
+                    else:
+                        self.gradients(&p, fresh, <const int64_t*>cnp.PyArray_DATA(windows),
+                                       cnp.PyArray_DIM(windows, 0))
                     if p.wants.update != NULL:
                         stepped(&program.stepper, net)
         finally:
             program.training_busy = False
+            self.advance = None
         if self.error is not None:
             error, self.error = self.error, None
             raise error
@@ -280,14 +316,22 @@ cdef class Shards:
             add_shards(self.totals, SUMS, self.list.count, SUMS)
             memcpy(header + 1, self.totals, SUMS * sizeof(double))
 
-    cdef void gradients(self, Pass* p, bint fresh) noexcept nogil:
+    cdef bint advanced(self) noexcept with gil:
+        try:
+            self.advance()
+            return True
+        except BaseException as error:
+            self.error = error
+            return False
+
+    cdef void gradients(self, Pass* p, bint fresh, const int64_t* windows, int runs) noexcept nogil:
         """The weights' gradients: their sum in the first block, or used for the step; with `keep` of each shard."""
         cdef Network into = p.net[0]
         cdef Workspace ws
         cdef ShardList alone
         cdef Pass all_shards = p[0], q
         cdef Pass* now = &all_shards
-        cdef int i
+        cdef int i, run
         for i in range(self.list.count if self.keep else 1):
             if self.keep:
                 shard_of(p, i, &q, &ws, &alone, 0)
@@ -308,7 +352,14 @@ cdef class Shards:
                 elif self.list.count == 1:
                     sort_by_columns(&p.batch.csr, p.ws.spans, p.batch.rows, &p.ws.columns)
                 now.wants.threads = 1       # the entries by columns are those of one shard
-            parallel(weights_task, now, now.wants.threads)
+            for run in range(runs):
+                if windows != NULL:
+                    self.list.window = windows + run * 2 * p.net.n_ops
+                    now.phase.claimed = 0
+                parallel(weights_task, now, now.wants.threads)
+                if windows != NULL and not self.advanced():
+                    break
+            self.list.window = NULL
 
     def join(self):
         """With `keep`: add up the shards' gradients and sums of the loss."""
@@ -334,23 +385,108 @@ cdef class Shards:
         """So many rows more have been trained on: the random numbers of the next are others."""
         self.program.rows_seen += rows
 
+    def layout(self):
+        """Of each op: where its parameters begin in the block, the units of their gradients (see pieces), and the
+        numbers of a unit, 0 if they are computed all at once. And the numbers of the block, and of a piece of it."""
+        cdef const Network* net = &self.program.net
+        cdef const Op* op
+        cdef Py_ssize_t rows, unit, begin
+        cdef int i
+        ops = []
+        for i in range(net.n_ops):
+            op = &net.ops[i]
+            begin = rows = 0
+            unit = 1
+            if op.has_weight or op.has_bias:
+                begin = op.weight if op.has_weight else op.bias
+                op.does.pieces(op, 1, &rows, &unit)
+            ops.append((begin, (rows + unit - 1) // unit, unit * op.row if op.does.shards else 0))
+        return ops, net.n_block, self.piece
+
+    def block(self, int i):
+        """The memory of the parameters (0), of a block of the optimiser's state (1, 2, ...) or of the average (-1);
+        None if there is none."""
+        cdef Program program = self.program
+        cdef cnp.npy_intp n = program.net.n_block
+        cdef real* at = program.net.params
+        if i > 0:
+            at = program.net.state + (i - 1) * n
+        elif i < 0:
+            at = program.stepper.average.at
+        if at == NULL:
+            return None
+        a = cnp.PyArray_SimpleNewFromData(1, &n, REAL_TYPE, at)
+        cnp.set_array_base(a, program)
+        return a
+
+    @property
+    def clips(self):
+        """Whether a step needs the norm of all gradients."""
+        return self.program.stepper.table[HYPER_CLIP_NORM] > 0
+
+    def begin_step(self, cnp.ndarray rates):
+        """Before `prepare_part`, `step_part` and `end_step`: the penalties."""
+        cdef Program program = self.program
+        program.has_optimizer()
+        prepare(&program.stepper, &program.net, rates_of(rates, &program.stepper, 1))
+        return penalties(&program.net, False) if program.stepper.penalised else 0.0
+
+    def prepare_part(self, Py_ssize_t low, Py_ssize_t high, cnp.ndarray squares=None):
+        """What is done to the gradients in `message` before the step, of numbers low .. high of the block, whole
+        pieces; squares: gets the sum of the squares of each of them."""
+        cdef const Network* net = &self.program.net
+        cdef const Stepper* s = &self.program.stepper
+        cdef const Op* op
+        cdef double limit = s.table[HYPER_CLIP_VALUE]
+        cdef int i
+        with nogil:
+            for i in range(net.n_ops if s.penalised else 0):
+                op = &net.ops[i]
+                if op.trains_weight:
+                    update_part(net, op.weight, weight_size(op), low, high, self.list.blocks, op.l1, op.l2, NULL)
+            if limit > 0:
+                clip_block(high - low, self.list.blocks + low, <real>limit)
+        if squares is not None:
+            piece_squares(self.list.blocks, low, high, self.piece, <double*>cnp.PyArray_DATA(squares))
+
+    def step_part(self, Py_ssize_t low, Py_ssize_t high, double square=0):
+        """The step with the gradients in `message`, after `prepare_part`; square: of the norm of all."""
+        cdef const Network* net = &self.program.net
+        cdef Stepper* s = &self.program.stepper
+        cdef const Op* op
+        cdef double factor = 1
+        cdef int i
+        if s.table[HYPER_CLIP_NORM] > 0:
+            factor = clip_factor(square, s.table[HYPER_CLIP_NORM])
+        with nogil:
+            if factor != 1:
+                scale_block(high - low, self.list.blocks + low, <real>factor)
+            for i in range(net.n_ops):
+                op = &net.ops[i]
+                if op.has_weight and op.trains_weight:
+                    update_part(net, op.weight, weight_size(op), low, high, self.list.blocks, 0, 0,
+                                s.updates + op.weight_group)
+                if op.has_bias and op.trains_bias:
+                    update_part(net, op.bias, bias_size(op), low, high, self.list.blocks, 0, 0,
+                                s.updates + op.bias_group)
+            average(s, net, low, high)
+
+    def end_step(self):
+        count_step(&self.program.stepper)
+
     def step(self, cnp.ndarray rates):
         """Take the optimiser's step with the gradients in `message`; the penalties."""
         cdef Program program = self.program
-        cdef Network* net = &program.net
-        cdef real* grads = net.grads
-        cdef const double* rate
+        cdef Py_ssize_t n = program.net.n_block
         cdef double extra
-        program.has_optimizer()
-        rate = rates_of(rates, &program.stepper, 1)
         program.enter()
-        prepare(&program.stepper, net, rate)
-        net.grads = self.list.blocks
-        with nogil:
-            extra = finish(&program.stepper, net)
-            stepped(&program.stepper, net)
-        net.grads = grads
-        program.training_busy = False
+        try:
+            extra = self.begin_step(rates)
+            self.prepare_part(0, n)
+            self.step_part(0, n, piece_squares(self.list.blocks, 0, n, self.piece, NULL) if self.clips else 0)
+            self.end_step()
+        finally:
+            program.training_busy = False
         return extra
 
     def take(self):

@@ -720,6 +720,8 @@ class _Trainer:
         self.earlier: Any = None
         self.number = 0  # of the epoch
         self.ignores = getattr(model.loss, "ignore_index", None) is not None
+        if group is not None:
+            group.program.shares = not self.by_batch  # a callback sees the optimiser's state after each batch
 
     def stopped(self) -> bool:
         stop = self.model.stop_training or any(callback.stop for callback in self.callbacks)
@@ -858,6 +860,8 @@ class _Trainer:
 
     def collect(self, part: Any, first: int, at: int, totals: np.ndarray, out) -> None:
         """What `part` does after training, for rows on all ranks."""
+        with self.undone():
+            self.program.gather_state()
         if self.ignores:
             y = part.y[part.order[:at]]
             totals[3] -= self.program.missing(len(y) - counted(self.model, y))

@@ -22,7 +22,7 @@ import numpy as np
 
 TAG = 77
 HEADER = 64  # bytes: eight doubles
-STATUS, SUMS, KIND, SIZE = 0, slice(1, 6), 6, 7  # of them
+STATUS, SUMS, STOPS, KIND, SIZE = 0, slice(1, 6), 5, 6, 7  # of them
 TEXT = 512  # bytes of a message that says what has failed, header included
 LONG = 1 << 16  # bytes from which a vector is summed in parts
 ROOM = 1 << 16  # bytes of the numbers in one message, at least
@@ -151,6 +151,13 @@ class Group:
             body[:] = total
         elif long:
             self._add_parts(body, dtype)
+        return head
+
+    def agree(self, message: np.ndarray, kind: int) -> np.ndarray:
+        """`add` of the header alone. Number STOPS of it says on how many ranks Ctrl-C has been pressed."""
+        head = message[:HEADER].view(np.float64)
+        head[STATUS], head[STOPS], head[KIND], head[SIZE] = 0, self.interrupted, kind, len(message)
+        self._agree(message[:HEADER], np.float64)
         return head
 
     def sum(self, vector: np.ndarray, kind: int) -> np.ndarray:
