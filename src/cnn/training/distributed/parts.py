@@ -1,9 +1,9 @@
 """`Parts`: the parameters cut into parts, one a rank, whose gradients it adds up and whose step it takes.
 
-They are first cut into buckets, in the order in which their gradients are computed: from the last layer on. A bucket's
-gradients are added up over the ranks by recursive halving, in the order of the tree; so each rank has the sums of a part
-of it, takes the step for that part, and gets the new parameters of the others by recursive doubling. Where the
-communicator has `Isend` and `Irecv` the messages of a bucket are on their way while the gradients of the next are
+They are first cut into buckets, in the order in which their gradients are computed: from the last layer on. A
+bucket's gradients are added up over the ranks by recursive halving, in the order of the tree; so each rank has the sums
+of a part of it, takes the step for that part, and gets the new parameters of the others by recursive doubling. Where
+the communicator has `Isend` and `Irecv` the messages of a bucket are on their way while the gradients of the next are
 computed.
 """
 
@@ -86,7 +86,8 @@ class Parts:
     def poll(self) -> None:
         """Let the buckets go on whose messages have come."""
         left = []
-        for bucket, pending in self.running:
+        for bucket, requests in self.running:
+            pending: list | None = requests
             while pending is not None and all(request.Test() for request in pending):
                 pending = next(bucket, None)
             if pending is not None:

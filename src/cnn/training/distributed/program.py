@@ -16,7 +16,6 @@ from .objective import ShardObjective
 from .parts import Parts
 from .rows import Plan, ShardPart, one_batch, sizes_of, tree
 
-
 MANY = 8  # steps on a block of rows from which on each rank keeps the state of its parts alone
 
 
@@ -123,9 +122,7 @@ class ShardProgram:
                 more |= {} if keep or not parts.overlaps else {"windows": parts.windows, "advance": parts.advance}
             for batch in range(first, last):
                 rows = (x, y, w, plan, 0)
-                self.run(
-                    *(shards, rows, batch, 1 / (last - first), True, batch == first, done, out, threads), **more
-                )
+                self.run(*(shards, rows, batch, 1 / (last - first), True, batch == first, done, out, threads), **more)
                 done += plan.rows[batch]
             if keep:
                 shards.join()
@@ -134,7 +131,7 @@ class ShardProgram:
             if not math.isfinite(loss) and not step_anyway:
                 return first * batch_size
             shards.count_rows(done)
-            extra = parts.extra if share else 0.0 if fuse else shards.step(now)
+            extra = 0.0 if fuse else shards.step(now) if parts is None or not share else parts.extra
             self.stale = self.stale or (share and state)
             totals += np.array((loss + extra * (weight if mean else 1), weight, right, rows))
             self.reached += done
