@@ -2,6 +2,8 @@
 
     python bench/data_parallel.py               a step of each workload; needs mpi4py and mpiexec, and torch for DDP
     python bench/data_parallel.py --model       the model beside ranks as threads whose messages take their time
+    python bench/data_parallel.py --overlap     a step of two such ranks that compute while messages are on their way, and
+                                                of two that wait for them
     python bench/data_parallel.py --crossover   from how many ranks on more of them are slower, by the model
 
 Contenders take turns, each in processes of its own with a core each; the minima count.
@@ -190,6 +192,26 @@ class Blocking:
             setattr(self, name, getattr(comm, name))
 
 
+def check_overlap(rounds):
+    """A step of two ranks as threads with and without overlap, with messages that take their time."""
+    import ranks
+
+    print("| | latency | Gbit/s | ms overlapping | ms blocking | ratio |\n|---|---|---|---|---|---|")
+    for name in ("mnist1024", "deep128"):
+        for latency, gigabits in ((0.0, math.inf), (1e-5, 10), (1e-4, 10), (1e-4, 1)):
+            network = {"latency": latency, "bandwidth": gigabits * 1e9 / 8}
+            best = [math.inf, math.inf]
+            for _ in range(rounds):
+                for i, of in enumerate((lambda comm: comm, Blocking)):
+                    took = ranks.ran(2, lambda comm, of=of, name=name: run_cnn(ROW[name], of(comm), 2), **network)
+                    best[i] = min(best[i], max(took))
+            print(
+                f"| {name} | {latency * 1e6:.0f} us | {gigabits} | {best[0] * 1e3:.3f} | {best[1] * 1e3:.3f} | "
+                f"{best[1] / best[0]:.2f} |",
+                flush=True,
+            )
+
+
 def contender(kind, row, rank):
     """A process: its step, in seconds."""
     if kind.startswith("mpi"):
@@ -226,6 +248,7 @@ def started(kind, name):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", action="store_true")
+    parser.add_argument("--overlap", action="store_true")
     parser.add_argument("--crossover", action="store_true")
     parser.add_argument("--contender")
     parser.add_argument("--workload", choices=IDS)
@@ -236,6 +259,8 @@ def main():
         contender(options.contender, ROW[options.workload], options.rank)
     elif options.model:
         check_model()
+    elif options.overlap:
+        check_overlap(options.rounds)
     elif options.crossover:
         crossover()
     else:
