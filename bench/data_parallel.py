@@ -2,8 +2,8 @@
 
     python bench/data_parallel.py               a step of each workload; needs mpi4py and mpiexec, and torch for DDP
     python bench/data_parallel.py --model       the model beside ranks as threads whose messages take their time
-    python bench/data_parallel.py --overlap     a step of two such ranks that compute while messages are on their way, and
-                                                of two that wait for them
+    python bench/data_parallel.py --overlap     a step of two such ranks that compute while messages are on their way,
+                                                and of two that wait for them
     python bench/data_parallel.py --crossover   from how many ranks on more of them are slower, by the model
 
 Contenders take turns, each in processes of its own with a core each; the minima count.

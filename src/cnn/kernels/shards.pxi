@@ -107,28 +107,18 @@ cdef void shard_gradient(const Pass* p, const Op* op, int thread) noexcept nogil
                         p.wants.update + op.bias_group)
 
 
-cdef double piece_squares(const real* g, Py_ssize_t low, Py_ssize_t high, Py_ssize_t piece,
-                          double* sums) noexcept nogil:
-    """The sum of the squares of numbers low .. high of a block, whole pieces; those of each piece go to `sums`, if that
-    is not NULL."""
-    cdef double total = 0, square
-    cdef Py_ssize_t at
-    for at from low <= at < high by piece:
-        square = sum_of_squares(smaller(piece, high - at), g + at)
-        total += square
-        if sums != NULL:
-            sums[at // piece] = square
-    return total
-
-
 cdef void update_part(const Network* net, Py_ssize_t begin, Py_ssize_t n, Py_ssize_t low, Py_ssize_t high,
-                      real* grads, double l1, double l2, const Update* update) noexcept nogil:
-    """Of n parameters from `begin` on, those within low .. high: add the penalties' gradients, or take the step."""
-    begin, n = larger(begin, low), smaller(begin + n, high) - larger(begin, low)
-    if n > 0 and update != NULL:
-        update_rows(1, n, net.params + begin, 0, grads + begin, 0, update)
-    elif n > 0 and (l1 != 0 or l2 != 0):
-        penalty(n, net.params + begin, grads + begin, l1, l2)
+                      real* grads, const Op* op, const Update* update) noexcept nogil:
+    """Of an op's n parameters from `begin` on, those within low .. high: the step, or without an update add the
+    gradients of the penalties."""
+    n = smaller(begin + n, high)
+    begin = larger(begin, low)
+    if n <= begin:
+        return
+    if update != NULL:
+        update_rows(1, n - begin, net.params + begin, 0, grads + begin, 0, update)
+    else:
+        penalty(n - begin, net.params + begin, grads + begin, op.l1, op.l2)
 
 
 cdef class Shards:
@@ -144,19 +134,20 @@ cdef class Shards:
     keep : bool
         Whether several batches make a step: each shard's gradient has a block of its own then.
     exchange : callable
-        exchange(vector): add up a float64 vector over all processes, in place, for batch normalisation.
+        exchange(vector): add up a float64 vector over all processes, in place, for batch normalisation; see `run` for
+        an empty one.
     """
     cdef Program program
     cdef ShardList list
-    cdef Arena memory           # the header and the root, then the other blocks
+    cdef Arena block            # the header and the root, then the other blocks
     cdef double* totals         # of each shard
     cdef int threads            # that there are pointers for
     cdef Py_ssize_t piece       # numbers
+    cdef double[PIECES] squares     # of the gradients, of each piece
     cdef void* room             # losses, and rows classified right, of each row
     cdef Py_ssize_t rows        # ... for so many
     cdef bint keep
     cdef object exchange
-    cdef object advance         # of the run that is under way
     cdef object error
 
     def __cinit__(self, Program program, int count, int first, bint keep, exchange):
@@ -170,7 +161,7 @@ cdef class Shards:
             blocks += 1
         blocks = count if keep else blocks
         header = HEADER * sizeof(double) // sizeof(real)
-        self.list.blocks = allocate(&self.memory, header + times(blocks, net.n_block)) + header
+        self.list.blocks = allocate(&self.block, header + times(blocks, net.n_block)) + header
         self.piece = round_up((net.n_block + PIECES - 1) // PIECES, 16)
         self.list.head = first == 0
         self.list.n_pointers = pointers_of(net, NULL, NULL, True)
@@ -181,19 +172,11 @@ cdef class Shards:
         self.list.columns = <double*>allocate_plain((4 * count + 2) * widest * sizeof(double))
 
     def __dealloc__(self):
-        release(&self.memory)
+        release(&self.block)
         free(self.list.pointers)
         free(self.totals)
         free(self.list.columns)
         free(self.room)
-
-    @property
-    def message(self):
-        """The memory of the header and of the root of the gradients, as bytes."""
-        cdef cnp.npy_intp n = HEADER * sizeof(double) + self.program.net.n_block * sizeof(real)
-        cdef cnp.ndarray a = cnp.PyArray_SimpleNewFromData(1, &n, cnp.NPY_UINT8, self.memory.at)
-        cnp.set_array_base(a, self)
-        return a
 
     def weighs(self, cnp.ndarray y, cnp.ndarray w):
         """Whether the sum of the weights of some rows may be another number than that of the rows."""
@@ -219,7 +202,7 @@ cdef class Shards:
 
     def run(self, x, cnp.ndarray y, cnp.ndarray w, cnp.ndarray order, Py_ssize_t start, cnp.ndarray cuts,
             Py_ssize_t before, Py_ssize_t whole, double scale, bint training, bint fresh, cnp.ndarray out,
-            int threads, bint fuse=False, cnp.ndarray rates=None, cnp.ndarray windows=None, advance=None):
+            int threads, bint fuse=False, cnp.ndarray rates=None, cnp.ndarray windows=None):
         """Forward and backward over the shards of a batch that are here: the sum of their gradients, and of the loss,
         is in `message` afterwards; with `keep`, after `join`.
 
@@ -229,7 +212,7 @@ cdef class Shards:
         replace those of the last run. out: None, or gets the outputs from place `start` on. fuse: take the optimiser's
         step too, at these rates, if the loss is finite. windows, int64 (runs, ops, 2): the gradients are computed in so
         many runs, of each op the units (see layout) from the first number on, as many as the second; after each run
-        advance() is called. Not with `keep`; of sparse rows all are computed at once.
+        `exchange` is called, with an empty vector. Not with `keep`; of sparse rows all are computed at once.
         """
         cdef Program program = self.program
         cdef Network* net = &program.net
@@ -239,7 +222,6 @@ cdef class Shards:
         cdef Batch all_rows
         cdef Pass p
         program.enter()
-        self.advance = advance
         try:
             program.forget("training has gone on since")
             program.reserve(&program.train, larger(rows, 1), True, threads, x,
@@ -266,7 +248,7 @@ cdef class Shards:
                 run_pass(&p, &weight, &correct)
                 if not self.list.failed:
                     self.count_losses(&p, fresh)
-                    if fuse and isfinite((<double*>self.memory.at)[1]):
+                    if fuse and isfinite((<double*>self.block.at)[1]):
                         p.wants.update = program.stepper.updates
                     if windows is None or p.batch.csr.start != NULL:
                         self.gradients(&p, fresh, NULL, 1)
@@ -277,7 +259,6 @@ cdef class Shards:
                         stepped(&program.stepper, net)
         finally:
             program.training_busy = False
-            self.advance = None
         if self.error is not None:
             error, self.error = self.error, None
             raise error
@@ -300,7 +281,7 @@ cdef class Shards:
         cdef const Batch* b = &p.batch
         cdef const int64_t* cut = self.list.cuts
         cdef double* sums = self.totals
-        cdef double* header = <double*>self.memory.at
+        cdef double* header = <double*>self.block.at
         cdef Py_ssize_t i, j
         if fresh or not self.keep:
             memset(sums, 0, self.list.count * SUMS * sizeof(double))
@@ -315,14 +296,6 @@ cdef class Shards:
         if not self.keep:
             add_shards(self.totals, SUMS, self.list.count, SUMS)
             memcpy(header + 1, self.totals, SUMS * sizeof(double))
-
-    cdef bint advanced(self) noexcept with gil:
-        try:
-            self.advance()
-            return True
-        except BaseException as error:
-            self.error = error
-            return False
 
     cdef void gradients(self, Pass* p, bint fresh, const int64_t* windows, int runs) noexcept nogil:
         """The weights' gradients: their sum in the first block, or used for the step; with `keep` of each shard."""
@@ -357,14 +330,14 @@ cdef class Shards:
                     self.list.window = windows + run * 2 * p.net.n_ops
                     now.phase.claimed = 0
                 parallel(weights_task, now, now.wants.threads)
-                if windows != NULL and not self.advanced():
+                if windows != NULL and not add_up(<void*>self, NULL, 0):
                     break
             self.list.window = NULL
 
     def join(self):
         """With `keep`: add up the shards' gradients and sums of the loss."""
         cdef Py_ssize_t i, stride = 1, n = self.program.net.n_block, count = self.list.count
-        cdef double* header = <double*>self.memory.at
+        cdef double* header = <double*>self.block.at
         cdef real* low
         if not self.keep:
             return
@@ -387,107 +360,103 @@ cdef class Shards:
 
     def layout(self):
         """Of each op: where its parameters begin in the block, the units of their gradients (see pieces), and the
-        numbers of a unit, 0 if they are computed all at once. And the numbers of the block, and of a piece of it."""
+        numbers of a unit, 0 if they are computed all at once. The last row: the numbers of the block, of a piece, 0."""
         cdef const Network* net = &self.program.net
+        cdef cnp.npy_intp[2] shape
+        cdef Py_ssize_t rows, unit
+        cdef int64_t* at
         cdef const Op* op
-        cdef Py_ssize_t rows, unit, begin
         cdef int i
-        ops = []
+        shape[0], shape[1] = net.n_ops + 1, 3
+        ops = cnp.PyArray_ZEROS(2, shape, cnp.NPY_INT64, 0)
+        at = <int64_t*>cnp.PyArray_DATA(ops)
         for i in range(net.n_ops):
             op = &net.ops[i]
-            begin = rows = 0
-            unit = 1
             if op.has_weight or op.has_bias:
-                begin = op.weight if op.has_weight else op.bias
                 op.does.pieces(op, 1, &rows, &unit)
-            ops.append((begin, (rows + unit - 1) // unit, unit * op.row if op.does.shards else 0))
-        return ops, net.n_block, self.piece
+                at[0] = op.weight if op.has_weight else op.bias
+                at[1] = (rows + unit - 1) // unit
+                at[2] = unit * op.row if op.does.shards else 0
+            at += 3
+        at[0], at[1] = net.n_block, self.piece
+        return ops
 
-    def block(self, int i):
-        """The memory of the parameters (0), of a block of the optimiser's state (1, 2, ...) or of the average (-1);
-        None if there is none."""
+    def memory(self, int i):
+        """The memory of the parameters (0), of a block of the optimiser's state (1, 2, ...), of the average (-1; None
+        without one), of the squares of each piece of the gradients (-2), or of the header and the root of the
+        gradients, as bytes (-3)."""
         cdef Program program = self.program
         cdef cnp.npy_intp n = program.net.n_block
-        cdef real* at = program.net.params
+        cdef void* at = program.net.params
+        cdef int kind = REAL_TYPE
         if i > 0:
             at = program.net.state + (i - 1) * n
-        elif i < 0:
+        elif i == -1:
             at = program.stepper.average.at
+        elif i == -2:
+            at, n, kind = self.squares, PIECES, cnp.NPY_FLOAT64
+        elif i == -3:
+            at, n, kind = self.block.at, HEADER * sizeof(double) + n * sizeof(real), cnp.NPY_UINT8
         if at == NULL:
             return None
-        a = cnp.PyArray_SimpleNewFromData(1, &n, REAL_TYPE, at)
-        cnp.set_array_base(a, program)
+        a = cnp.PyArray_SimpleNewFromData(1, &n, kind, at)
+        cnp.set_array_base(a, self)
         return a
 
-    @property
-    def clips(self):
-        """Whether a step needs the norm of all gradients."""
-        return self.program.stepper.table[HYPER_CLIP_NORM] > 0
-
-    def begin_step(self, cnp.ndarray rates):
-        """Before `prepare_part`, `step_part` and `end_step`: the penalties."""
+    def step(self, cnp.ndarray rates, int what, Py_ssize_t low, Py_ssize_t high):
+        """Parts of the optimiser's step, with the gradients in `message`, for numbers low .. high of the parameters,
+        whole pieces: what is the sum of 1 (begin), 2 (what is done to the gradients before the norm of all is known,
+        and their squares, which have to be those of all pieces before 4), 4 (the step itself) and 8 (end). With 1 it
+        gives the penalties. All at once are the whole step."""
         cdef Program program = self.program
+        cdef double extra = 0
         program.has_optimizer()
-        prepare(&program.stepper, &program.net, rates_of(rates, &program.stepper, 1))
-        return penalties(&program.net, False) if program.stepper.penalised else 0.0
-
-    def prepare_part(self, Py_ssize_t low, Py_ssize_t high, cnp.ndarray squares=None):
-        """What is done to the gradients in `message` before the step, of numbers low .. high of the block, whole
-        pieces; squares: gets the sum of the squares of each of them."""
-        cdef const Network* net = &self.program.net
-        cdef const Stepper* s = &self.program.stepper
-        cdef const Op* op
-        cdef double limit = s.table[HYPER_CLIP_VALUE]
-        cdef int i
+        if what == 15:
+            program.enter()
+        if what & 1:
+            prepare(&program.stepper, &program.net, rates_of(rates, &program.stepper, 1))
+            extra = penalties(&program.net, False) if program.stepper.penalised else 0
         with nogil:
-            for i in range(net.n_ops if s.penalised else 0):
-                op = &net.ops[i]
-                if op.trains_weight:
-                    update_part(net, op.weight, weight_size(op), low, high, self.list.blocks, op.l1, op.l2, NULL)
-            if limit > 0:
-                clip_block(high - low, self.list.blocks + low, <real>limit)
-        if squares is not None:
-            piece_squares(self.list.blocks, low, high, self.piece, <double*>cnp.PyArray_DATA(squares))
-
-    def step_part(self, Py_ssize_t low, Py_ssize_t high, double square=0):
-        """The step with the gradients in `message`, after `prepare_part`; square: of the norm of all."""
-        cdef const Network* net = &self.program.net
-        cdef Stepper* s = &self.program.stepper
-        cdef const Op* op
-        cdef double factor = 1
-        cdef int i
-        if s.table[HYPER_CLIP_NORM] > 0:
-            factor = clip_factor(square, s.table[HYPER_CLIP_NORM])
-        with nogil:
-            if factor != 1:
-                scale_block(high - low, self.list.blocks + low, <real>factor)
-            for i in range(net.n_ops):
-                op = &net.ops[i]
-                if op.has_weight and op.trains_weight:
-                    update_part(net, op.weight, weight_size(op), low, high, self.list.blocks, 0, 0,
-                                s.updates + op.weight_group)
-                if op.has_bias and op.trains_bias:
-                    update_part(net, op.bias, bias_size(op), low, high, self.list.blocks, 0, 0,
-                                s.updates + op.bias_group)
-            average(s, net, low, high)
-
-    def end_step(self):
-        count_step(&self.program.stepper)
-
-    def step(self, cnp.ndarray rates):
-        """Take the optimiser's step with the gradients in `message`; the penalties."""
-        cdef Program program = self.program
-        cdef Py_ssize_t n = program.net.n_block
-        cdef double extra
-        program.enter()
-        try:
-            extra = self.begin_step(rates)
-            self.prepare_part(0, n)
-            self.step_part(0, n, piece_squares(self.list.blocks, 0, n, self.piece, NULL) if self.clips else 0)
-            self.end_step()
-        finally:
+            self.step_part(what, low, high)
+        if what & 8:
+            count_step(&program.stepper)
+        if what == 15:
             program.training_busy = False
         return extra
+
+    cdef void step_part(self, int what, Py_ssize_t low, Py_ssize_t high) noexcept nogil:
+        cdef const Network* net = &self.program.net
+        cdef Stepper* s = &self.program.stepper
+        cdef const double* hyper = s.table
+        cdef real* grads = self.list.blocks
+        cdef const Op* op
+        cdef double square = 0
+        cdef Py_ssize_t at
+        cdef int i
+        if what & 2:
+            for i in range(net.n_ops if s.penalised else 0):
+                op = &net.ops[i]
+                if op.trains_weight and (op.l1 != 0 or op.l2 != 0):
+                    update_part(net, op.weight, weight_size(op), low, high, grads, op, NULL)
+            if hyper[HYPER_CLIP_VALUE] > 0:
+                clip_block(high - low, grads + low, <real>hyper[HYPER_CLIP_VALUE])
+            if hyper[HYPER_CLIP_NORM] > 0:
+                for at from low <= at < high by self.piece:
+                    self.squares[at // self.piece] = sum_of_squares(smaller(self.piece, high - at), grads + at)
+        if what & 4:
+            if hyper[HYPER_CLIP_NORM] > 0:
+                for i in range(PIECES):
+                    square += self.squares[i]
+                square = clip_factor(square, hyper[HYPER_CLIP_NORM])
+                if square != 1:
+                    scale_block(high - low, grads + low, <real>square)
+            for i in range(net.n_ops):
+                op = &net.ops[i]
+                if op.trains_weight:
+                    update_part(net, op.weight, weight_size(op), low, high, grads, op, s.updates + op.weight_group)
+                if op.trains_bias:
+                    update_part(net, op.bias, bias_size(op), low, high, grads, op, s.updates + op.bias_group)
+            average(s, net, low, high)
 
     def take(self):
         """Let the gradients in `message`, with those of the penalties, be the program's; packed, as `loss_and_grad`

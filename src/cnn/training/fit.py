@@ -861,7 +861,7 @@ class _Trainer:
     def collect(self, part: Any, first: int, at: int, totals: np.ndarray, out) -> None:
         """What `part` does after training, for rows on all ranks."""
         with self.undone():
-            self.program.gather_state()
+            self.group.program.gather_state()
         if self.ignores:
             y = part.y[part.order[:at]]
             totals[3] -= self.program.missing(len(y) - counted(self.model, y))

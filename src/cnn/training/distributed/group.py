@@ -40,7 +40,8 @@ class Group:
     Parameters
     ----------
     comm : mpi4py.MPI.Comm
-        Or an object with its `Get_rank`, `Get_size`, `Send`, `Recv`, `Sendrecv`, `Allreduce` and `allgather`.
+        Or an object with its `Get_rank`, `Get_size`, `Send`, `Recv`, `Sendrecv`, `Allreduce` and `allgather`, and,
+        for messages that are on their way while gradients are computed, `Isend` and `Irecv`.
 
     Attributes
     ----------

@@ -19,6 +19,8 @@ from .group import BATCH, HEADER, TAG, Group
 
 BUCKET = 1 << 18  # bytes of a bucket, at least
 BUCKETS = 8  # at most
+PARAMETERS, AVERAGE, SQUARES, MESSAGE = 0, -1, -2, -3  # what `Shards.memory` gives
+BEGIN, PREPARE, UPDATE, END, WHOLE = 1, 2, 4, 8, 15  # what `Shards.step` does
 
 
 class Parts:
@@ -29,29 +31,27 @@ class Parts:
     group : Group
     shards : Shards
         The native one, which has the gradients.
-    message : ndarray of uint8
-        Its header, and the gradients of all parameters behind it.
     dtype : dtype
     """
 
-    def __init__(self, group: Group, shards: Any, message: np.ndarray, dtype: Any):
-        self.group, self.shards, self.message = group, shards, message
+    def __init__(self, group: Group, shards: Any, dtype: Any):
+        self.group, self.shards = group, shards
+        self.message = message = shards.memory(MESSAGE)
         self.gradients = message[HEADER:].view(dtype)
         self.overlaps = hasattr(group.comm, "Isend") and hasattr(group.comm, "Irecv")
-        ops, n, unit = shards.layout()
+        *ops, (n, unit, _) = shards.layout().tolist()
         least = max(BUCKET, self.gradients.nbytes // BUCKETS) // self.gradients.itemsize
         self.windows, buckets = buckets_of(ops, n, unit, least if self.overlaps else n)
         self.halves = [list(halves(group, low, high, unit)) for low, high in buckets]
+        self.squares = shards.memory(SQUARES)
         self.own = [stages[-1][0] for stages in self.halves]
-        self.squares = np.zeros(-(-n // unit))  # of the gradients, of each unit
         self.running: list[tuple[Iterator, list]] = []
 
-    def start(self, rates: Any, share: bool, anyway: bool) -> None:
-        """Begin a step; share: each rank takes it for its parts; anyway: even if the loss is not finite."""
-        self.rates, self.share, self.anyway = rates, share, anyway
-        self.clips = share and self.shards.clips
+    def start(self, rates: Any, share: bool, clips: bool, anyway: bool) -> None:
+        """Begin a step; share: each rank takes it for its parts; clips: when the norm of all gradients is known;
+        anyway: even if the loss is not finite."""
+        self.rates, self.share, self.clips, self.anyway = rates, share, share and clips, anyway
         self.at = 0
-        self.squares[:] = 0
         self.extra, self.head = 0.0, np.empty(0)
         self.goes = True
 
@@ -60,8 +60,9 @@ class Parts:
         if self.at == 0:
             self.head = self.group.agree(self.message, BATCH)
             self.goes = self.anyway or math.isfinite(self.head[1])
+            self.squares[:] = 0  # those of other ranks' parts
             if self.goes and self.share:
-                self.extra = self.shards.begin_step(self.rates)
+                self.extra = self.shards.step(self.rates, BEGIN, 0, 0)
         if self.goes:
             self.running.append((self.bucket(self.at), []))
             self.poll()
@@ -73,14 +74,12 @@ class Parts:
             self.advance()
         self.wait()
         if self.goes and self.clips:
-            square = 0.0
-            for part in self.group.sum(self.squares, BATCH).tolist():
-                square += part
-            for low, high in self.own:
-                self.shards.step_part(low, high, square)
-            self.gather(self.shards.block(0))
+            self.group.sum(self.squares, BATCH)
+            for own in self.own:
+                self.shards.step(None, UPDATE, *own)
+            self.gather(self.shards.memory(PARAMETERS))
         if self.goes and self.share:
-            self.shards.end_step()
+            self.shards.step(None, END, 0, 0)
         return self.head
 
     def poll(self) -> None:
@@ -104,15 +103,11 @@ class Parts:
 
     def bucket(self, number: int) -> Generator:
         """The sum of a bucket, and its step; yields the requests that it waits for."""
-        low, high = self.own[number]
         yield from self.reduce(number)
         if self.share:
-            self.shards.prepare_part(low, high, self.squares if self.clips else None)
-        if self.clips:
-            return
-        if self.share:
-            self.shards.step_part(low, high)
-        yield from self.spread(number, self.shards.block(0) if self.share else self.gradients)
+            self.shards.step(None, PREPARE if self.clips else PREPARE + UPDATE, *self.own[number])
+        if not self.clips:
+            yield from self.spread(number, self.shards.memory(PARAMETERS) if self.share else self.gradients)
 
     def reduce(self, number: int) -> Generator:
         """Add up the gradients of a bucket: each rank those of its part."""

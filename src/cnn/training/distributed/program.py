@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .group import BATCH, COLUMNS, EVALUATION, LONG, STOPS, Group
+from .group import BATCH, COLUMNS, EVALUATION, HEADER, LONG, STOPS, Group
 from .objective import ShardObjective
-from .parts import Parts
+from .parts import AVERAGE, MESSAGE, WHOLE, Parts
 from .rows import Plan, ShardPart, one_batch, sizes_of, tree
 
 MANY = 8  # steps on a block of rows from which on each rank keeps the state of its parts alone
@@ -47,9 +47,17 @@ class ShardProgram:
         """The native `Shards`; keep: for several batches a step."""
         if keep not in self._shards:
             group = self.group
-            made = self._make(self.native, group.count, group.first, keep, lambda sums: group.sum(sums, COLUMNS))
-            group.reserve(made.message.nbytes)
-            self._shards[keep] = made, made.message
+
+            def exchange(sums):
+                if len(sums):
+                    group.sum(sums, COLUMNS)
+                else:
+                    self._parts[keep].advance()
+
+            made = self._make(self.native, group.count, group.first, keep, exchange)
+            message = made.memory(MESSAGE)
+            group.reserve(message.nbytes)
+            self._shards[keep] = made, message
         return self._shards[keep][0]
 
     def message(self, keep: bool) -> np.ndarray:
@@ -63,13 +71,13 @@ class ShardProgram:
         if group.size == 1 or not (group.doubling and group.deterministic and len(message) >= LONG):
             return None
         if keep not in self._parts:
-            self._parts[keep] = Parts(group, self.shards(keep), message, self.dtype)
+            self._parts[keep] = Parts(group, self.shards(keep), self.dtype)
         return self._parts[keep]
 
     def state_blocks(self) -> list[int]:
-        """What of the optimiser's state there is, see `Shards.block`."""
+        """What of the optimiser's state there is, see `Shards.memory`."""
         blocks = list(range(1, 1 + self.core.optimizer.states))
-        return blocks if self.shards(False).block(-1) is None else [*blocks, -1]
+        return blocks if self.shards(False).memory(AVERAGE) is None else [*blocks, AVERAGE]
 
     def gather_state(self) -> None:
         """Give all ranks the whole of the optimiser's state."""
@@ -80,7 +88,7 @@ class ShardProgram:
     def _gather_state(self) -> None:
         parts, shards = self._parts.popitem()[1], self.shards(False)
         for block in self.state_blocks():
-            parts.gather(shards.block(block))
+            parts.gather(shards.memory(block))
         self.stale = False
 
     def run(self, shards, part, batch, scale, training, fresh, before, out, threads, **more) -> None:
@@ -103,6 +111,7 @@ class ShardProgram:
         group, keep = self.group, accumulate > 1
         shards = self.shards(keep)
         message = self.message(keep)
+        parameters = (len(message) - HEADER) // self.dtype.itemsize
         mean, fuse = self.native.mean, group.size == 1 and shards.fuses and not step_anyway
         batches = plan.batches(start, stop)
         parts = self.parts(keep)
@@ -118,8 +127,8 @@ class ShardProgram:
             done, now = 0, None if rates is None else rates[step]
             more: dict[str, Any] = {"fuse": fuse, "rates": now}
             if parts is not None:
-                parts.start(now, share, step_anyway)
-                more |= {} if keep or not parts.overlaps else {"windows": parts.windows, "advance": parts.advance}
+                parts.start(now, share, self.core.optimizer.clip_norm is not None, step_anyway)
+                more |= {} if keep or not parts.overlaps else {"windows": parts.windows}
             for batch in range(first, last):
                 rows = (x, y, w, plan, 0)
                 self.run(*(shards, rows, batch, 1 / (last - first), True, batch == first, done, out, threads), **more)
@@ -131,7 +140,10 @@ class ShardProgram:
             if not math.isfinite(loss) and not step_anyway:
                 return first * batch_size
             shards.count_rows(done)
-            extra = 0.0 if fuse else shards.step(now) if parts is None or not share else parts.extra
+            if parts is not None and share:
+                extra = parts.extra
+            else:
+                extra = 0.0 if fuse else shards.step(now, WHOLE, 0, parameters)
             self.stale = self.stale or (share and state)
             totals += np.array((loss + extra * (weight if mean else 1), weight, right, rows))
             self.reached += done
