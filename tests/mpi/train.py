@@ -13,7 +13,9 @@ import numpy as np
 from mpi4py import MPI
 
 import cnn
+from cnn.training.distributed import parts, program
 
+parts.BUCKET, program.MANY = 1 << 13, 1  # as with larger models, and more batches
 folder, epochs = sys.argv[1], int(sys.argv[2])
 shards = int(sys.argv[3]) if len(sys.argv) > 3 else 8
 deadly = int(sys.argv[4]) if len(sys.argv) > 4 else -1
@@ -60,7 +62,20 @@ whole = cnn.Sequential(
     seed=1,
 )
 whole.fit(x, y, epochs=3, comm=comm, shards=shards, shard="auto", progress=False)
-arrays = whole.parameters, model.averaged_parameters, model.parameters
+once = cnn.Sequential(
+    [
+        cnn.Linear(20, 200),
+        cnn.LayerNorm(200),
+        cnn.Linear(200, 200),
+        cnn.ReLU(),
+        cnn.Linear(200, 3),
+        cnn.CrossEntropyLoss(),
+    ],
+    optimizer=cnn.Adam(lr=0.01),
+    seed=1,
+)
+once.fit(x, y, epochs=3, batch_size=50, comm=comm, shards=shards, shard="auto", progress=False)
+arrays = whole.parameters, once.parameters, model.averaged_parameters, model.parameters
 text = repr((history["loss"], history["val_loss"], [array.tobytes() for array in arrays]))
 digests = comm.gather(hashlib.sha256(text.encode()).hexdigest())
 if comm.Get_rank() == 0:
