@@ -15,7 +15,8 @@ from mpi4py import MPI
 import cnn
 from cnn.training.distributed import parts, program
 
-parts.BUCKET, program.MANY = 1 << 13, 1  # as with larger models, and more batches
+# as with larger models, more batches and several machines
+parts.BUCKET, program.MANY, parts.overlaps = 1 << 13, 1, lambda group: True
 folder, epochs = sys.argv[1], int(sys.argv[2])
 shards = int(sys.argv[3]) if len(sys.argv) > 3 else 8
 deadly = int(sys.argv[4]) if len(sys.argv) > 4 else -1

@@ -2,9 +2,10 @@
 
 They are first cut into buckets, in the order in which their gradients are computed: from the last layer on. A
 bucket's gradients are added up over the ranks by recursive halving, in the order of the tree; so each rank has the sums
-of a part of it, takes the step for that part, and gets the new parameters of the others by recursive doubling. Where
-the communicator has `Isend` and `Irecv` the messages of a bucket are on their way while the gradients of the next are
-computed.
+of a part of it, takes the step for that part, and gets the new parameters of the others by recursive doubling. The
+messages of a bucket are on their way while the gradients of the next are computed, if ranks are on several machines and
+the communicator has `Isend` and `Irecv`; on one machine, where the cores that compute copy the messages, there is one
+bucket.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Parts:
         self.group, self.shards = group, shards
         self.message = message = shards.memory(MESSAGE)
         self.gradients = message[HEADER:].view(dtype)
-        self.overlaps = hasattr(group.comm, "Isend") and hasattr(group.comm, "Irecv")
+        self.overlaps = overlaps(group)
         *ops, (n, unit, _) = shards.layout().tolist()
         least = max(BUCKET, self.gradients.nbytes // BUCKETS) // self.gradients.itemsize
         self.windows, buckets = buckets_of(ops, n, unit, least if self.overlaps else n)
@@ -133,6 +134,12 @@ class Parts:
         """Give all ranks what each has of its parts."""
         self.running = [(self.spread(number, body), []) for number in range(len(self.halves))]
         self.wait()
+
+
+def overlaps(group: Group) -> bool:
+    """Whether messages are on their way while gradients are computed."""
+    several = len({machine for machine, _ in group.places}) > 1
+    return several and hasattr(group.comm, "Isend") and hasattr(group.comm, "Irecv")
 
 
 def buckets_of(ops: list, n: int, unit: int, least: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
