@@ -82,21 +82,36 @@ def test_an_interrupt_of_one_rank_ends_all_with_a_checkpoint(tmp_path):
 
 
 def test_kills_at_random_moments(tmp_path):
-    """Whatever is killed whenever: the job ends, and what goes on from its checkpoint gives the bits of a whole run."""
+    """Whatever is killed whenever: the job ends, and what goes on from its checkpoint gives the bits of a whole run.
+    Lost is the epoch under way, and what was trained while the last file was being written: here at most a second."""
     epochs = 15 * (1 + KILLS)
     truth = bits(1, "-", epochs)
     moments = random.Random(0)
+    began, killed, lost, ends = {}, 0.0, [], []
     for kill in range(KILLS):
         process = start(moments.choice((1, 2, 4)), tmp_path, epochs)
-        last = 15 * kill + moments.randrange(2, 15)
+        last, first = 15 * kill + moments.randrange(2, 15), None
         for line in process.stdout:
-            if line.startswith("epoch") and int(line.split()[1]) >= last:
+            if not line.startswith("epoch"):
+                continue
+            now, epoch = time.monotonic(), int(line.split()[1])
+            if first is None:
+                first = epoch
+                again = [at for other, at in began.items() if other >= first]
+                lost.append(len(again))
+                assert not again or killed - min(again) < 1, f"kill {kill}: went on at epoch {first} after {max(began)}"
+                began = {}
+            began[epoch] = now
+            if epoch >= last:
                 time.sleep(moments.random() * 0.02)
+                killed = time.monotonic()
                 os.kill(int(moments.choice(line.split()[3:])), signal.SIGKILL)
                 break
         _, _, code = ended(process, 30)
+        ends.append(time.monotonic() - killed)
         assert code != 0
     assert bits(moments.choice((1, 2, 4, 8)), tmp_path, epochs) == truth
+    print(f"{KILLS} kills: ends within {max(ends):.2f} s; epochs trained again {sum(lost)}, at most {max(lost)} at once")
 
 
 def test_ranks_that_differ_are_named(tmp_path):
