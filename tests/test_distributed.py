@@ -405,6 +405,90 @@ def test_an_exception_on_one_rank_is_raised_on_all(size):
     check(run(size, broken), OSError, "rank 1: OSError: the disk is gone")
 
 
+def _estimator(kind, **options):
+    def call(comm, x, y, bad):
+        estimators = pytest.importorskip("cnn.sklearn")
+        more = {"max_iter": 1, "hidden_layer_sizes": (3,), "random_state": 0} | options
+        return getattr(estimators, kind)(**more, **bad).fit(x, y, comm=comm)
+
+    return call
+
+
+def _trained(make, method="fit", **options):
+    def call(comm, x, y, bad):
+        model = make()
+        if "optimizer" in bad:
+            model.optimizer = None
+            bad = {}
+        return getattr(model, method)(x, y, comm=comm, **options, **bad)
+
+    return call
+
+
+def _twice(method):  # the group of ranks is kept from the call before
+    def call(comm, x, y, bad):
+        model = network()
+        model.train_step(X, Y, comm=comm)
+        return getattr(model, method)(x, y, comm=comm, **bad)
+
+    return call
+
+
+def _many(comm, x, y, bad):
+    return cnn.fit_many([network(seed=i) for i in range(3)], [(x, y)] * 3, comm=comm, progress=False, **bad)
+
+
+def _map(comm, x, y, bad):
+    return network().fit(x, y, comm=comm, shard="auto", progress=False, **bad)
+
+
+QUIET = {"progress": False}
+MEMBERS = lambda: cnn.Ensemble.of([network(seed=i) for i in range(3)])  # noqa: E731
+CALLS = {  # a call with comm, and arguments of its own that are bad
+    "fit": (_trained(network, **QUIET), [{"epochs": 0}, {"batch": 3}, {"deterministic": 3}, {"optimizer": None}]),
+    "fit of one array": (_map, [{"metrics": "none"}, {"shards": 0.5}]),
+    "fit of batches": (lambda c, x, y, bad: network().fit([(x, y)], comm=c, **QUIET, **bad), [{"callbacks": [3]}]),
+    "evaluate": (_trained(network, "evaluate"), [{"metrics": ["none"]}, {"shard": "some"}, {"threads": "two"}]),
+    "train_step": (_trained(network, "train_step"), [{"sample_weight": [1.0]}, {"shards": 3}, {"optimizer": None}]),
+    "another train_step": (_twice("train_step"), [{"sample_weight": [1.0]}, {"shards": 4}]),
+    "loss_and_grad": (_trained(network, "loss_and_grad"), [{"shards": "many"}]),
+    "another loss_and_grad": (_twice("loss_and_grad"), [{"shards": 4}]),
+    "whole data": (_trained(lambda: network(optimizer=cnn.LBFGS()), **QUIET), [{"batch_size": 5}]),
+    "a whole step": (
+        _trained(lambda: network(optimizer=cnn.LevenbergMarquardt()), "train_step"),
+        [{"sample_weight": [[1.0]]}],
+    ),
+    "ensemble": (_trained(MEMBERS, **QUIET), [{"shuffle": 3}, {"callback": 3}, {"bootstrap": 1}, {"optimizer": None}]),
+    "many": (_many, [{"epochs": 0}, {"early_stopping": "late"}, {"epoch": 1}]),
+    "classifier": (_estimator("MLPClassifier"), [{"alpha": -1}, {"dropout": 2}, {"solver": "lbfgs"}]),
+    "regressor": (_estimator("MLPRegressor"), [{"loss": "none"}, {"activation": "none"}]),
+    "members": (_estimator("MLPClassifier", n_members=3), [{"ema_decay": 0.9}]),
+}
+
+
+UNEVEN = ("many", "members")  # on three ranks
+
+
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+def test_what_one_rank_refuses_is_raised_on_all():
+    rows = [
+        (np.full(X.shape, "one"), Y, {}),
+        (X[:, :3], Y, {}),
+        (X[0, 0], Y, {}),
+        (X, Y[:-1], {}),
+        (X, np.full(ROWS, np.nan), {}),
+        (None, Y, {}),
+    ]
+    for name, (call, arguments) in CALLS.items():
+        good = run(2, lambda comm, call=call: call(comm, X, Y, {}), patience=5)
+        assert not any(isinstance(result, BaseException) for result in good), (name, good)
+        for fault in [*rows, *((X, Y, bad) for bad in arguments)]:
+            one = lambda comm, fault=fault, call=call: call(comm, *(fault if comm.rank == 1 else (X, Y, {})))  # noqa: E731
+            for result in run(3 if name in UNEVEN else 2, one, patience=5):
+                assert isinstance(result, BaseException), (name, fault, result)
+                assert not isinstance(result, AssertionError), (name, fault, result)
+
+
 def test_a_rank_with_fewer_batches_is_named():
     def work(comm):
         batches = [(X[:8], Y[:8])] * (3 if comm.rank else 2)
@@ -562,7 +646,7 @@ def test_ranks_that_call_different_methods_are_named():
 
     results = run(2, work)
     assert all(isinstance(result, RankError) for result in results)
-    assert "rank 0 is at the end of fit, and rank 1 at a count of rows" in str(results[1])
+    assert "rank 0 is at the end of a call, and rank 1 at a count of rows" in str(results[1])
 
 
 def test_sums_over_ranks():

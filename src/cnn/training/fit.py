@@ -294,7 +294,7 @@ def fit(
     ``del`` of the original, saves that. The indices of sparse matrices are copied in any case: 4 bytes a number, 8 a
     row. Early stopping and each epoch keep a copy of the parameters and the optimiser's state.
     """
-    with only_fit_of(self), _ranks(self, comm, shards, deterministic) as group:
+    with _ranks(self, comm, shards, deterministic) as group, only_fit_of(self):
         continued = resume or initial_epoch is not None
         initial_epoch = 0 if initial_epoch is None else initial_epoch
         epochs = integer("epochs", epochs, 1)
@@ -440,16 +440,13 @@ def fit(
         return history
 
 
-@contextlib.contextmanager
-def _ranks(model, comm, shards, deterministic, end=True):
+def _ranks(model, comm, shards, deterministic=True):
     """The group of ranks that make a call together; None without a communicator."""
     if comm is None:
-        yield None
-        return
+        return contextlib.nullcontext()
     from . import distributed
 
-    with distributed.group_of(model, comm, shards, flag("deterministic", deterministic), True).together(end) as group:
-        yield group
+    return distributed.ranks_of(model, comm, shards, deterministic, fresh=True)
 
 
 def _threads(group, threads) -> int:
@@ -942,7 +939,7 @@ def evaluate(
         If no row counts, as all have weight 0 or are to be ignored, and the loss is NaN; or x or y make it NaN or
         infinite, since they are so themselves.
     """
-    with _ranks(self, comm, shards, True, end=False) as group:
+    with _ranks(self, comm, shards) as group:
         threads = _threads(group, threads)
         context = Context(self)
         meter = Meter(metrics, self)
