@@ -147,6 +147,14 @@ def test_one_array_for_all_ranks_and_files(tmp_path):
         network, lambda model, comm: dict(model.fit(np.load(tmp_path / "x.npy", mmap_mode="r"), Y, comm=comm, **fit))
     )
     assert files == memory  # one block
+    whole = lambda: network(optimizer=cnn.LBFGS(), dtype="float64")  # noqa: E731
+    work = lambda x: lambda model, comm: dict(model.fit(x, Y, epochs=2, comm=comm, shard="auto", progress=False))  # noqa: E731
+    files = same_on_all(whole, work(np.load(tmp_path / "x.npy", mmap_mode="r")), (1, 2))
+    assert files == same_on_all(whole, work(X.astype("f4")), (1,))
+    alone, same = whole(), whole()
+    alone.fit(np.load(tmp_path / "x.npy", mmap_mode="r"), Y, progress=False)
+    same.fit(X.astype("f4"), Y, progress=False)
+    assert bits(alone) == bits(same)
 
 
 def test_blocks_of_files(tmp_path, monkeypatch):
@@ -617,7 +625,7 @@ def test_what_is_refused():
     x, y = X, Y
     refused(ValueError, "one of your own", lambda c: network(loss=cnn.CallableLoss(own)).train_step(x, x, comm=c))
     lbfgs = lambda **options: network(optimizer=cnn.LBFGS(), **options)  # noqa: E731
-    refused(ValueError, "an array in memory", lambda c: lbfgs().fit([(x, y)], comm=c))
+    refused(ValueError, "got batches, as a list: join the batches", lambda c: lbfgs().fit([(x, y)], comm=c))
     refused(ValueError, "needs the whole data, 77 rows, got 32", lambda c: lbfgs().fit(x, y, batch_size=32, comm=c))
     refused(
         ValueError, "expected validation_data with comm", lambda c: network().fit(x, y, validation_split=0.2, comm=c)

@@ -111,7 +111,9 @@ def test_kills_at_random_moments(tmp_path):
         ends.append(time.monotonic() - killed)
         assert code != 0
     assert bits(moments.choice((1, 2, 4, 8)), tmp_path, epochs) == truth
-    print(f"{KILLS} kills: ends within {max(ends):.2f} s; epochs trained again {sum(lost)}, at most {max(lost)} at once")
+    print(
+        f"{KILLS} kills, all ended in {max(ends):.2f} s; trained again: {sum(lost)} epochs, at most {max(lost)} a kill"
+    )
 
 
 def test_ranks_that_differ_are_named(tmp_path):

@@ -179,7 +179,7 @@ def fit(
     batch_size : int, None or "auto"
         The last batch of an epoch, or of a block, may be smaller. 1 trains one sample at a time; None takes the whole
         data as one batch. "auto": 32, or with an optimiser that needs the whole data (`LBFGS`) None, which is all that
-        it takes: x is an array then, and an epoch is one iteration.
+        it takes: x is an array then, or a memory map that is read whole, and an epoch is one iteration.
     shuffle : bool
         Whether each epoch takes the rows in a random order of its own, which depends on the model's seed and the
         epoch's number alone.
@@ -328,6 +328,8 @@ def fit(
         if shard is not None and isinstance(validation_data, (tuple, list)) and len(validation_data) in (2, 3):
             validation_data = _own(group, shard, *validation_data, *[None] * (3 - len(validation_data)))
         source = source_of(context, x, y, sample_weight, Names(), epochs - initial_epoch)
+        if whole:
+            source = _in_memory(core.optimizer, source, x)
         if group is not None:
             asked = {
                 "epochs": (epochs, initial_epoch, steps_per_epoch, resume),
@@ -478,17 +480,24 @@ def _of_all(group, source: Source, asked: dict, x, y) -> Source:
     return distributed.shard_source(group, source, sizes)
 
 
+def _in_memory(optimizer: Optimizer, source: Source, x: Any) -> Source:
+    """The source of an optimiser that needs the whole data: a memory map is read; ValueError if x is no array."""
+    if isinstance(source, Rows) and not isinstance(x, Blocks):
+        return source if source.in_memory else cast(Any, source).loaded()
+    got = "Blocks" if isinstance(x, Blocks) else f"batches, as a {type(x).__name__}"
+    raise ValueError(
+        f"{source.names.x}: {type(optimizer).__name__} needs the whole data in each evaluation: expected arrays x and "
+        f"y, in memory or memory maps that fit into it, got {got}: join the batches by np.concatenate, or take an "
+        "optimizer of batches, such as cnn.Adam()"
+    )
+
+
 def _check_whole(optimizer: Optimizer, source: Source, batch_size: int) -> None:
     """ValueError if an optimiser that needs the whole data would not get it as one batch."""
-    name = type(optimizer).__name__
-    if not source.in_memory or source.rows is None:
-        raise ValueError(
-            f"{source.names.x}: {name} needs the whole data in each evaluation: expected an array in memory, such as "
-            "np.asarray(x), or an optimizer that takes batches"
-        )
     if batch_size < source.rows:
         raise ValueError(
-            f"batch_size: {name} needs the whole data, {source.rows} rows, got {batch_size}: leave it out, or pass None"
+            f"batch_size: {type(optimizer).__name__} needs the whole data, {source.rows} rows, got {batch_size}: leave "
+            "it out, or pass None"
         )
 
 
