@@ -116,17 +116,25 @@ def test_kills_at_random_moments(tmp_path):
     )
 
 
-def test_ranks_that_differ_are_named(tmp_path):
+def test_ranks_that_differ_and_arguments_of_one_are_named(tmp_path):
     script = tmp_path / "differ.py"
     script.write_text(
-        "import cnn\nfrom mpi4py import MPI\ncomm = MPI.COMM_WORLD\n"
-        "model = cnn.Sequential([cnn.Linear(2, 1), cnn.MSELoss()], cnn.SGD(lr=0.1 * (1 + comm.Get_rank())), seed=0)\n"
-        "model.fit([[0.0, 1.0]] * 8, [1.0] * 8, comm=comm)\n"
+        "import sys, cnn\nfrom mpi4py import MPI\ncomm = MPI.COMM_WORLD\nrank = comm.Get_rank()\n"
+        "lr = 0.1 * (1 + rank) if sys.argv[1] == 'lr' else 0.1\n"
+        "model = cnn.Sequential([cnn.Linear(2, 1), cnn.MSELoss()], cnn.SGD(lr=lr), seed=0)\n"
+        "epochs = 1 - rank if sys.argv[1] == 'epochs' else 1\n"
+        "model.fit([[0.0, 1.0]] * 8, [1.0] * 8, comm=comm, epochs=epochs, metrics=[lambda y, out: 1.0])\n"
     )
-    command = [MPIEXEC, "-n", "2", sys.executable, script]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode != 0
-    assert "the ranks differ in optimizer: rank 0 has SGD(lr=0.1); rank 1 has SGD(lr=0.2)" in done.stderr
+    for name, message in {
+        "lr": "the ranks differ in optimizer: rank 0 has SGD(lr=0.1); rank 1 has SGD(lr=0.2)",
+        "epochs": "RankError: rank 1: ValueError: epochs: expected",
+    }.items():
+        command = [MPIEXEC, "-n", "2", sys.executable, script, name]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode != 0
+        assert message in done.stderr
+    command[-1] = "none"  # functions cannot be sent to the others, nor need they be
+    subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=60, check=True)
 
 
 if not MPIEXEC.exists():
