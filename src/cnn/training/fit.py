@@ -156,6 +156,7 @@ def fit(
     shards: int = 8,
     shard: str | None = None,
     deterministic: bool = True,
+    average_every: int = 1,
 ) -> History:
     """Train for a number of epochs, in native code.
 
@@ -258,6 +259,10 @@ def fit(
         "auto": all ranks pass the same arrays or memory maps, and each takes those rows of it.
     deterministic : bool
         False: gradients are summed by the communicator's Allreduce, in an order that may be another one each time.
+    average_every : int
+        For slow networks: above 1 each of the shards trains a copy of the model on its rows of so many batches, with an
+        optimiser state of its own; then the parameters are averaged. See docs/distributed.md. Only with `comm`, arrays
+        or memory maps.
 
     Returns
     -------
@@ -306,6 +311,7 @@ def fit(
         batch_size = MOST_ROWS if batch_size is None else integer("batch_size", batch_size, 1)
         initial_epoch = integer("initial_epoch", initial_epoch, 0)
         accumulation_steps = integer("accumulation_steps", accumulation_steps, 1)
+        average_every = integer("average_every", average_every, 1)
         checkpoint_every = integer("checkpoint_every", checkpoint_every, 1)
         max_to_keep = integer("max_to_keep", max_to_keep, 1)
         validation_freq = integer("validation_freq", validation_freq, 1)
@@ -324,6 +330,8 @@ def fit(
             if class_weight is not None and not isinstance(class_weight, dict):
                 raise ValueError(f"class_weight: expected a dict with comm, got {class_weight!r}")
             context.program = group.program
+        if average_every > 1:
+            context.program = _local_steps(core, group, average_every, accumulation_steps)
         x, y, sample_weight = _own(group, shard, x, y, sample_weight)
         if shard is not None and isinstance(validation_data, (tuple, list)) and len(validation_data) in (2, 3):
             validation_data = _own(group, shard, *validation_data, *[None] * (3 - len(validation_data)))
@@ -334,6 +342,7 @@ def fit(
             asked = {
                 "epochs": (epochs, initial_epoch, steps_per_epoch, resume),
                 "batch_size": (batch_size, accumulation_steps, drop_last),
+                "average_every": average_every,
                 "shuffle": bool(shuffle),
                 "class_weight": class_weight,
                 "validation": (validation_data is not None, validation_freq),
@@ -356,6 +365,8 @@ def fit(
             if not context.rows(source.rows):
                 raise ValueError(f"drop_last: no batch of {batch_size} rows is left of {source.rows} rows")
             core.program.check_batches(context.rows(source.rows), batch_size)
+        if average_every > 1 and not isinstance(source, Rows):
+            raise ValueError(f"{source.names.x}: expected arrays or memory maps with average_every, got batches")
         if whole:
             _check_whole(core.optimizer, source, batch_size)
         if validation is not None:
@@ -406,6 +417,11 @@ def fit(
             at_end.callback(core.state.release)
             bar = at_end.enter_context(Progress(progress, initial_epoch, epochs, rows))
             trainer = _Trainer(context, self, meter, schedule, chosen, bar, threads, group)
+            if trainer.local and trainer.by_batch:
+                raise ValueError(
+                    "callbacks: expected none with on_batch_end where average_every is above 1: the model changes at "
+                    "the end of an epoch"
+                )
             if saver is not None and saver in chosen and group is not None:
                 at_end.push(lambda kind, *_: trainer.save(saver) if kind is KeyboardInterrupt else None)
             for call in overridden(chosen, "on_train_begin"):
@@ -449,6 +465,18 @@ def _ranks(model, comm, shards, deterministic=True):
     from . import distributed
 
     return distributed.ranks_of(model, comm, shards, deterministic, fresh=True)
+
+
+def _local_steps(core, group, every: int, accumulate: int) -> Any:
+    """The program that trains by local steps."""
+    if group is None:
+        raise ValueError(f"average_every: expected 1 without comm, got {every}")
+    if core.optimizer.whole_data or accumulate > 1:
+        what = f"accumulation_steps={accumulate}" if accumulate > 1 else type(core.optimizer).__name__
+        raise ValueError(f"average_every: expected 1 with {what}, got {every}")
+    from .distributed.local import LocalSteps
+
+    return LocalSteps(core, group, every)
 
 
 def _threads(group, threads) -> int:
@@ -726,6 +754,7 @@ class _Trainer:
         self.earlier: Any = None
         self.number = 0  # of the epoch
         self.ignores = getattr(model.loss, "ignore_index", None) is not None
+        self.local = getattr(self.program, "every", 1) > 1  # the model changes at the end of a part
 
     def stopped(self) -> bool:
         stop = self.model.stop_training or any(callback.stop for callback in self.callbacks)
@@ -826,7 +855,9 @@ class _Trainer:
                         *(self.accumulate, sums),
                     )
                 except KeyboardInterrupt:
-                    if self.group is not None:  # between any two steps
+                    if self.local:
+                        self.core.restore(self.before)
+                    elif self.group is not None:  # between any two steps
                         totals = totals + sums if self.by_batch else totals
                         self.core.state.position = (epoch, self.rows + program.reached, *totals.tolist())
                     raise
@@ -840,7 +871,8 @@ class _Trainer:
             at = stop
             if self.by_batch:
                 totals += sums
-            self.core.state.position = (epoch, self.rows + at, *totals.tolist())
+            if not self.local:
+                self.core.state.position = (epoch, self.rows + at, *totals.tolist())
             if self.by_batch:
                 logs = {"loss": self.meter.loss(sums), "rows": int(sums[3])}
                 if schedule:
