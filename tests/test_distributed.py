@@ -18,6 +18,7 @@ from ranks import ran, run
 import cnn
 from cnn.training.distributed import RankError, rows
 from cnn.training.distributed.group import Group
+from cnn.training.distributed.local import LocalSteps
 from cnn.training.distributed.objective import ShardObjective
 from cnn.training.distributed.rows import cuts_of, ends_of
 
@@ -344,6 +345,93 @@ def test_allreduce_of_the_communicator():
         np.testing.assert_allclose(there, alone, rtol=1e-9, atol=1e-12)
 
 
+def test_local_steps_are_those_of_a_model_for_each_shard():
+    fit = {"epochs": 2, "batch_size": 20, "shuffle": False, "shards": 2, "average_every": 3, "progress": False}
+
+    def work(comm):
+        model = network(optimizer=cnn.SGD(lr=0.1, momentum=0.9), dtype="float64")
+        return dict(model.fit(*mine(comm, X[:76], Y[:76]), comm=comm, **fit)), model.parameters
+
+    models = [network(optimizer=cnn.SGD(lr=0.1, momentum=0.9), dtype="float64") for _ in range(2)]
+    losses = []
+    for _ in range(2):
+        losses.append(0.0)
+        for at in range(0, 38, 10):
+            for rank, model in enumerate(models):
+                rows = slice(38 * rank + at, 38 * rank + min(at + 10, 38))
+                losses[-1] += model.train_step(X[rows], Y[rows]) * len(Y[rows]) / 76
+            if at >= 20:  # after three batches, and at the end
+                mean = (models[0].parameters + models[1].parameters) / 2
+                for model in models:
+                    model.parameters = mean
+        arrays = [model._core.training_state()[0] for model in models]
+        for model in models:  # the momentum
+            both = {"state.0": (arrays[0]["state.0"] + arrays[1]["state.0"]) / 2, "counters": arrays[0]["counters"]}
+            model._core.program.set_state(both, 1)
+    for history, parameters in ran(2, work):
+        np.testing.assert_allclose(history["loss"], losses, rtol=1e-12)
+        np.testing.assert_allclose(parameters, mean, rtol=1e-12, atol=1e-15)
+
+
+def test_local_steps_on_any_number_of_ranks(tmp_path, monkeypatch):
+    schedule = lambda: cnn.CosineAnnealingLR(20, interval="step")  # noqa: E731
+    optimizer = lambda: cnn.AdamW(lr=0.02, clip_norm=0.5, ema_decay=0.9, schedule=schedule())  # noqa: E731
+    make = lambda: network(cnn.BatchNorm1d(9), cnn.Dropout(0.3), optimizer=optimizer())  # noqa: E731
+    local = {"average_every": 3, "metrics": ["top_2"]}
+
+    def work(model, comm):
+        x, y, w = mine(comm, X, Y, W)
+        return fitted(**local, sample_weight=w, validation_data=(x, y), epochs=3)(model, comm)
+
+    truth, history = same_on_all(make, work, (1, 2, 8))
+    assert np.isfinite(history["val_loss"]).all()
+
+    def frozen():
+        model = network(optimizer=cnn.Adam(lr=0.1))
+        model.layers[0].trainable = False
+        return model
+
+    trained = same_on_all(frozen, fitted(shards=12, batch_size=10, epochs=1, average_every=2), (1, 3))[0]
+    assert trained["0.weight"] == frozen().layers[0].weight.tobytes()  # 12 shards, some without rows
+
+    mean = LocalSteps._mean
+    for when in (1, 2):  # within an epoch, and at its end
+        calls = iter(range(when))
+
+        def breaks(steps, *arguments, calls=calls):
+            if steps.group.rank == 1 and next(calls, None) is None:
+                raise KeyboardInterrupt
+            return mean(steps, *arguments)
+
+        def interrupted(comm, when=when):
+            x, y, w = mine(comm, X, Y, W)
+            own = {"validation_data": (x, y), "sample_weight": w, "checkpoint": tmp_path / str(when)}
+            return fitted(**local, **own, epochs=3)(make(), comm)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalSteps, "_mean", breaks)
+            assert all(isinstance(result, KeyboardInterrupt) for result in run(2, interrupted))
+
+        def resumed(model, comm, when=when):
+            x, y, w = mine(comm, X, Y, W)
+            own = {"validation_data": (x, y), "sample_weight": w, "checkpoint": tmp_path / str(when), "resume": True}
+            return fitted(**local, **own, epochs=3)(model, comm)
+
+        assert same_on_all(make, resumed, (4,)) == (truth, history)
+
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", "f8", X.shape)
+    x[:] = X
+    x.flush()
+    monkeypatch.setattr(rows, "BLOCK_BYTES", 50 * 40)
+    files = lambda model, comm: dict(  # noqa: E731
+        model.fit(
+            *(np.load(tmp_path / "x.npy", mmap_mode="r"), Y),
+            **{**local, "batch_size": 25, "comm": comm, "shard": "auto", "progress": False},
+        )
+    )
+    same_on_all(make, files)
+
+
 # failures -------------------------------------------------------------------------------------------------------------
 
 
@@ -482,7 +570,6 @@ def test_what_one_rank_refuses_is_raised_on_all():
     rows = [
         (np.full(X.shape, "one"), Y, {}),
         (X[:, :3], Y, {}),
-        (X[0, 0], Y, {}),
         (X, Y[:-1], {}),
         (X, np.full(ROWS, np.nan), {}),
         (None, Y, {}),
@@ -515,13 +602,14 @@ def test_nan_on_one_rank_diverges_on_all():
         model = network()
         before = model.parameters
         try:
-            return model.fit(x, y, comm=comm, progress=False)
+            return model.fit(x, y, comm=comm, progress=False, average_every=every)
         finally:
             assert (model.parameters == before).all()
 
-    results = run(2, work)
-    assert all(isinstance(result, cnn.DivergenceError) for result in results)
-    assert "x has NaN" in str(results[1])
+    for every in (1, 2):
+        results = run(2, work)
+        assert all(isinstance(result, cnn.DivergenceError) for result in results)
+        assert every > 1 or "x has NaN" in str(results[1])
 
 
 def test_stopping_on_one_rank_stops_all():
@@ -639,6 +727,12 @@ def test_what_is_refused():
     refused(TypeError, "without Get_rank", lambda c: network().fit(x, y, comm="world"))
     refused(ValueError, "shard: expected None, or 'auto'", lambda c: network().fit(x, y, comm=c, shard="mine"))
     refused(ValueError, "shard: expected None, or 'auto'", lambda c: network().fit(x, y, shard="auto"))
+    local = {"average_every": 4, "progress": False}
+    refused(ValueError, "average_every: expected 1 without comm", lambda c: network().fit(x, y, **local))
+    refused(ValueError, "expected 1 with LBFGS", lambda c: lbfgs().fit(x, y, comm=c, **local))
+    refused(ValueError, "got batches", lambda c: network().fit([(x, y)], comm=c, **local))
+    refused(ValueError, "on_batch_end", lambda c: network().fit(x, y, comm=c, callbacks=[At(c, 0, None)], **local))
+    refused(ValueError, "with accumul", lambda c: network().fit(x, y, comm=c, accumulation_steps=2, **local))
     refused(ValueError, "BatchNorm1d", lambda c: network(cnn.BatchNorm1d(9)).train_step(x[:1], y[:1], comm=c))
 
 
