@@ -599,17 +599,19 @@ def test_nan_on_one_rank_diverges_on_all():
         x, y = mine(comm, X.copy(), Y)
         if comm.rank == 1:
             x[3, 2] = np.nan
-        model = network()
+        schedule = cnn.CosineAnnealingLR(50, interval="step")
+        model = network(optimizer=cnn.SGD(lr=0.1, momentum=0.5, schedule=schedule))
         before = model.parameters
         try:
-            return model.fit(x, y, comm=comm, progress=False, average_every=every)
+            return model.fit(x, y, batch_size=4, comm=comm, progress=False, average_every=every)
         finally:
             assert (model.parameters == before).all()
 
-    for every in (1, 2):
+    for every in (1, 64):
         results = run(2, work)
         assert all(isinstance(result, cnn.DivergenceError) for result in results)
-        assert every > 1 or "x has NaN" in str(results[1])
+        assert "x has NaN" in str(results[1])
+        assert every == 1 or "in epoch 1, batch 0, at a learning rate of 0.1;" in str(results[1])
 
 
 def test_stopping_on_one_rank_stops_all():

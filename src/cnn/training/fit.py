@@ -754,7 +754,8 @@ class _Trainer:
         self.earlier: Any = None
         self.number = 0  # of the epoch
         self.ignores = getattr(model.loss, "ignore_index", None) is not None
-        self.local = getattr(self.program, "every", 1) > 1  # the model changes at the end of a part
+        self.every = getattr(self.program, "every", 1)  # batches from one average of local steps to the next
+        self.local = self.every > 1  # the model changes at the end of a part
 
     def stopped(self) -> bool:
         stop = self.model.stop_training or any(callback.stop for callback in self.callbacks)
@@ -863,10 +864,17 @@ class _Trainer:
                     raise
             took = time.perf_counter() - began
             if bad >= 0:
-                lr = self.model.optimizer.lr if now is None else now[(bad - at) // group, 0]
-                rows = slice(bad, bad + batch_size) if part.order is None else part.order[bad : bad + batch_size]
+                if now is not None and rates is None and bad < at:  # local steps since then have not been taken
+                    now, at = schedule.rates(program.steps + bad // batch_size, 1), bad
+                lr = self.model.optimizer.lr if now is None else now[max(0, bad - at) // group, 0]
+                rows = slice(bad, bad + batch_size * self.every)
+                rows = rows if part.order is None else part.order[rows]
                 odd = [name for name, a in (("x", part.x[rows]), ("y", part.y[rows])) if not all_finite(a)]
-                why = f"; {' and '.join(odd)} has NaN or infinity in this batch" if odd else ""
+                why = (
+                    f"; {' and '.join(odd)} has NaN or infinity in {'these batches' if self.local else 'this batch'}"
+                    if odd
+                    else ""
+                )
                 self.diverged(epoch, batches + bad // batch_size, lr, why)
             at = stop
             if self.by_batch:
