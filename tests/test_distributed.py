@@ -584,6 +584,19 @@ def test_what_one_rank_refuses_is_raised_on_all():
                 assert not isinstance(result, AssertionError), (name, fault, result)
 
 
+def test_ranks_that_fail_at_once_each_elsewhere_in_a_call():
+    faults = [{"batch": 3}, {"deterministic": 3}, {"epochs": 0}]
+    for size in (2, 3, 4, 5):
+        for turn in range(size):  # of the ranks: one fails at the first check, one before and one after a comparison
+
+            def work(comm, turn=turn, size=size):
+                rank = (comm.rank + turn) % size
+                return network().fit(*mine(comm, X, Y), comm=comm, **dict(enumerate(faults)).get(rank, {}), shards=size)
+
+            for result in run(size, work, patience=5):
+                assert isinstance(result, (ValueError, TypeError, RankError)), result
+
+
 def test_a_rank_with_fewer_batches_is_named():
     def work(comm):
         batches = [(X[:8], Y[:8])] * (3 if comm.rank else 2)

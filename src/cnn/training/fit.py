@@ -365,10 +365,10 @@ def fit(
             if not context.rows(source.rows):
                 raise ValueError(f"drop_last: no batch of {batch_size} rows is left of {source.rows} rows")
             core.program.check_batches(context.rows(source.rows), batch_size)
+            if whole:
+                _check_whole(core.optimizer, source, batch_size)
         if average_every > 1 and not isinstance(source, Rows):
             raise ValueError(f"{source.names.x}: expected arrays or memory maps with average_every, got batches")
-        if whole:
-            _check_whole(core.optimizer, source, batch_size)
         if validation is not None:
             validation.check(val_meter)
         names = [*meter.summed, *meter.names]
@@ -520,7 +520,7 @@ def _in_memory(optimizer: Optimizer, source: Source, x: Any) -> Source:
     )
 
 
-def _check_whole(optimizer: Optimizer, source: Source, batch_size: int) -> None:
+def _check_whole(optimizer: Optimizer, source: Rows, batch_size: int) -> None:
     """ValueError if an optimiser that needs the whole data would not get it as one batch."""
     if batch_size < source.rows:
         raise ValueError(
@@ -867,7 +867,7 @@ class _Trainer:
                 if now is not None and rates is None and bad < at:  # local steps since then have not been taken
                     now, at = schedule.rates(program.steps + bad // batch_size, 1), bad
                 lr = self.model.optimizer.lr if now is None else now[max(0, bad - at) // group, 0]
-                rows = slice(bad, bad + batch_size * self.every)
+                rows: Any = slice(bad, bad + batch_size * self.every)
                 rows = rows if part.order is None else part.order[rows]
                 odd = [name for name, a in (("x", part.x[rows]), ("y", part.y[rows])) if not all_finite(a)]
                 why = (

@@ -276,7 +276,7 @@ class Group:
         if self.failed:
             return
         text = f"rank {self.rank}: {type(error).__name__}: {error}"
-        failure = _failure(text, self.level)
+        failure: Any = _failure(text, self.level)
         with contextlib.suppress(Exception), self.interrupts():
             if self.size > 1:
                 failure = self._walk(None, np.float64, failure)
