@@ -736,6 +736,8 @@ class _Trainer:
         self.group = group  # of ranks, which have to decide alike
         self.program = context.program
         self.accumulate = context.accumulate
+        self.every = getattr(self.program, "every", 1)  # batches from one average of local steps to the next
+        self.local = self.every > 1  # the model changes at the end of a part
         self.model = model
         self.core = model._core
         self.meter = meter
@@ -754,8 +756,6 @@ class _Trainer:
         self.earlier: Any = None
         self.number = 0  # of the epoch
         self.ignores = getattr(model.loss, "ignore_index", None) is not None
-        self.every = getattr(self.program, "every", 1)  # batches from one average of local steps to the next
-        self.local = self.every > 1  # the model changes at the end of a part
 
     def stopped(self) -> bool:
         stop = self.model.stop_training or any(callback.stop for callback in self.callbacks)
