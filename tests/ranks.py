@@ -1,5 +1,6 @@
 """Ranks as threads of one process: a communicator with the calls of mpi4py's that the library uses."""
 
+import pickle
 import queue
 import random
 import threading
@@ -46,9 +47,10 @@ class Comm:
         return Request(self, buf, source, tag)
 
     def allgather(self, thing):
+        data = pickle.dumps(thing)
         for rank in range(self.world.size):
-            self.world.put(self.rank, rank, "object", thing)
-        return [self.world.get(rank, self.rank, "object") for rank in range(self.world.size)]
+            self.world.put(self.rank, rank, "object", data)
+        return [pickle.loads(self.world.get(rank, self.rank, "object")) for rank in range(self.world.size)]
 
     def Allreduce(self, sendbuf, recvbuf):
         recvbuf[...] = np.sum(self.allgather(sendbuf.copy()), axis=0)
