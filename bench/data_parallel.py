@@ -58,7 +58,8 @@ def step_seconds(ranks, parameters, flops, latency, bandwidth, *, speed=1e11, me
     if ranks == 1:
         return flops / speed
     nbytes = 4 * parameters
-    local = added_seconds(ranks, nbytes, memory, call) + 3 * nbytes / memory  # and the optimiser's step
+    step = 3 * nbytes / memory / (ranks if nbytes >= LONG else 1)  # the optimiser's, of a part
+    local = added_seconds(ranks, nbytes, memory, call) + step
     return flops / speed / ranks + local + network_seconds(ranks, nbytes, latency, bandwidth)
 
 

@@ -11,7 +11,7 @@ import argparse
 import itertools
 
 import numpy as np
-from data_parallel import NETWORKS, added_seconds, network_seconds, size_of
+from data_parallel import LONG, NETWORKS, added_seconds, network_seconds, size_of
 
 RANKS = REPLICAS = 8
 EVERY = (8, 32)
@@ -21,7 +21,7 @@ def batch_seconds(widths, batch, k, local, latency, bandwidth, *, ranks=RANKS, s
     """Seconds a batch takes by the cost model, where k of them share one sum."""
     parameters, flops = size_of(widths)
     nbytes = 4 * parameters
-    step = 3 * nbytes / memory
+    step = 3 * nbytes / memory * (1 if local or nbytes < LONG else 1 / ranks)
     exchange = added_seconds(ranks, nbytes, memory, call) + network_seconds(ranks, nbytes, latency, bandwidth)
     return flops * batch / speed / ranks + (step if local else step / k) + exchange / k
 
@@ -32,12 +32,12 @@ def costs():
     head = [f"{title}: k = {k}" for title, *_ in networks for k in (1, *EVERY)]
     print("| network | one rank |", " | ".join(head), "|\n|---|---|" + "---|" * len(head))
     for name, (widths, batch) in NETWORKS.items():
-        parameters, flops = size_of(widths)
-        cells = [f"{(flops * batch / 1e11 + 12 * parameters / 8e9) * 1e3:.3g}"]
+        flops = size_of(widths)[1]
+        cells = [f"{flops * batch / 1e11 * 1e3:.3g}"]
         for _, latency, bandwidth in networks:
             for k in (1, *EVERY):
                 both = [1e3 * batch_seconds(widths, batch, k, local, latency, bandwidth) for local in (True, False)]
-                cells.append(f"{both[0]:.3g}" if k == 1 else " / ".join(f"{took:.3g}" for took in both))
+                cells.append(f"{both[1]:.3g}" if k == 1 else " / ".join(f"{took:.3g}" for took in both))
         print("|", name, "|", " | ".join(cells), "|")
 
 
