@@ -77,6 +77,7 @@ DIRECTIVES = {
     "cdivision": True,
     "binding": False,
     "embedsignature": True,
+    "auto_pickle": False,
     "freethreading_compatible": False,
 }
 

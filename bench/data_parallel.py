@@ -2,6 +2,8 @@
 
     python bench/data_parallel.py               a step of each workload; needs mpi4py and mpiexec, and torch for DDP
     python bench/data_parallel.py --model       the model beside ranks as threads whose messages take their time
+    python bench/data_parallel.py --overlap     a step of two such ranks that compute while messages are on their way,
+                                                and of two that wait for them
     python bench/data_parallel.py --crossover   from how many ranks on more of them are slower, by the model
 
 Contenders take turns, each in processes of its own with a core each; the minima count.
@@ -43,13 +45,21 @@ def network_seconds(ranks, nbytes, latency, bandwidth):
     return 3 * stages * latency + 2 * nbytes * (1 - 1 / ranks) / bandwidth
 
 
+def added_seconds(ranks, nbytes, memory, call):
+    """What a rank computes in such a sum: it adds what it receives, all of it or, of a long vector, a part."""
+    stages = math.ceil(math.log2(ranks))
+    if nbytes < LONG:
+        return stages * (call + 3 * nbytes / memory)
+    return 3 * stages * call + 3 * nbytes * (1 - 1 / ranks) / memory
+
+
 def step_seconds(ranks, parameters, flops, latency, bandwidth, *, speed=1e11, memory=8e9, call=4e-6):
     """A step's time by the cost model of docs/distributed.md."""
     if ranks == 1:
         return flops / speed
-    nbytes, stages = 4 * parameters, math.ceil(math.log2(ranks))
-    added = stages * nbytes if nbytes < LONG else nbytes
-    local = stages * call + 3 * (nbytes + added) / memory  # the sums, and the optimiser's step
+    nbytes = 4 * parameters
+    step = 3 * nbytes / memory / (ranks if nbytes >= LONG else 1)  # the optimiser's, of a part
+    local = added_seconds(ranks, nbytes, memory, call) + step
     return flops / speed / ranks + local + network_seconds(ranks, nbytes, latency, bandwidth)
 
 
@@ -78,44 +88,151 @@ def crossover():
             )
 
 
-def check_model():
-    """Sums over ranks as threads, whose messages take the latency and bandwidth given, beside the model."""
-    import numpy as np
+def clocked(size, latency, bandwidth, work):
+    """What work(comm) returns on each of so many ranks, which are threads, each with a clock of its own in comm.now.
+
+    One rank computes at a time, and its clock goes on by the processor time that it takes; a message that it waits for
+    brings its clock to when it arrives. So the cores and the load of this machine do not enter, nor how long it sleeps.
+    """
+    import threading
+
     import ranks
+
+    turn, all_there, awaited = threading.Lock(), threading.Barrier(size), {}
+
+    class Rank(ranks.Comm):
+        def __enter__(self):
+            turn.acquire()
+            self.now, self.links, self.since = 0.0, {}, time.thread_time()
+            return self
+
+        def __exit__(self, *_):
+            turn.release()
+
+        def begin(self):
+            """Wait for all, and set the clocks to 0."""
+            turn.release()
+            all_there.wait()
+            turn.acquire()
+            self.now, self.links, self.since = 0.0, {}, time.thread_time()
+
+        def clock(self):
+            self.now += time.thread_time() - self.since
+            self.since = time.thread_time()
+            return self.now
+
+        def Send(self, buf, dest, tag=0):
+            data = memoryview(buf).cast("B")
+            sent = max(self.clock(), self.links.get(dest, 0.0)) + len(data) / bandwidth
+            self.links[dest] = sent
+            self.world.queue((self.rank, dest, tag)).put((sent + latency, bytes(data)))
+            self.since = time.thread_time()  # a network copies by itself
+
+        def allgather(self, thing):
+            turn.release()
+            everybody = super().allgather(thing)
+            turn.acquire()
+            return everybody
+
+        def message(self, source, tag, test=False):
+            """When the next arrives, which may be later than now, and what it is; test: None if its sender waits for
+            one of this rank's first."""
+            self.clock()
+            turn.release()
+            awaited[self.rank] = own = self.world.queue((source, self.rank, tag))
+            while own.empty() and not (test and source in awaited and awaited[source].empty()):
+                time.sleep(1e-5)
+            found = None if own.empty() else own.get()
+            awaited.pop(self.rank)
+            turn.acquire()
+            self.since = time.thread_time()
+            return found
+
+        def take(self, buf, ready, data):
+            self.now = max(self.clock(), ready)
+            memoryview(buf).cast("B")[: len(data)] = data
+            self.since = time.thread_time()
+
+        def Recv(self, buf, source, tag=0):
+            self.take(buf, *self.message(source, tag))
+
+        def Isend(self, buf, dest, tag=0):
+            self.Send(buf, dest, tag)
+            return Request()
+
+        def Irecv(self, buf, source, tag=0):
+            return Request(self, buf, source, tag)
+
+    class Request:
+        def __init__(self, comm=None, buf=None, *place):
+            self.comm, self.buf, self.place, self.next = comm, buf, place, None
+
+        def Test(self):
+            if self.comm is not None:
+                self.next = self.next or self.comm.message(*self.place, test=True)
+                if self.next is not None and self.next[0] <= self.comm.clock():
+                    self.Wait()
+            return self.comm is None
+
+        def Wait(self):
+            if self.comm is not None:
+                self.comm.take(self.buf, *(self.next or self.comm.message(*self.place)))
+                self.comm = None
+
+    def rank(comm):
+        with Rank(comm.world, comm.rank) as own:
+            return work(own)
+
+    return ranks.ran(size, rank)
+
+
+def sum_seconds(size, nbytes, latency, bandwidth, rounds=50):
+    """A sum of so many bytes over so many ranks, measured: the time from when all begin to when the last has it."""
+    import numpy as np
 
     from cnn.training.distributed.group import BATCH, Group
 
-    print("The work of the ranks themselves, which share the cores here, is measured without delays.\n")
+    def work(comm):
+        group = Group(comm)
+        group.reserve(nbytes)
+        message, took = np.zeros(64 + nbytes, np.uint8), []
+        for _ in range(rounds):
+            comm.begin()
+            group.add(message, np.float32, BATCH)
+            took.append(comm.clock())
+        return took
+
+    return min(map(max, zip(*clocked(size, latency, bandwidth, work), strict=True)))
+
+
+def check_model():
+    """Sums over ranks whose messages take the latency and bandwidth given, beside the model."""
+    import numpy as np
+
+    call = sum_seconds(2, 0, 0.0, math.inf, 200)
+    a, b = np.zeros((2, 1 << 18), np.float32)
+    best = math.inf
+    for _ in range(100):
+        began = time.thread_time()
+        np.add(a, b, out=a)
+        best = min(best, time.thread_time() - began)
+    memory = 3 * a.nbytes / best
+    print(f"Here a message takes {call * 1e6:.1f} us of Python, and numbers are added at {memory / 1e9:.1f} GB/s.\n")
     print("| ranks | latency | Gbit/s | bytes | measured ms | model ms | ratio |\n|---|---|---|---|---|---|---|")
-    local = {}
-    for size in (2, 4, 8):
-        for latency in (1e-5, 1e-4, 1e-3):
-            for gigabits in (1, 10, 100):
-                for nbytes in (20_000, 800_000, 3_000_000):
-
-                    def work(comm, nbytes=nbytes):
-                        group = Group(comm)
-                        group.checked = True
-                        group.reserve(nbytes)
-                        message = np.zeros(64 + nbytes, np.uint8)
-                        best = math.inf
-                        for _ in range(10):
-                            group.sum(np.empty(0), BATCH)
-                            began = time.perf_counter()
-                            group.add(message, np.float32, BATCH)
-                            best = min(best, time.perf_counter() - began)
-                        return best
-
-                    bandwidth = gigabits * 1e9 / 8
-                    if (size, nbytes) not in local:
-                        local[size, nbytes] = max(ranks.ran(size, work))
-                    took = max(ranks.ran(size, work, latency=latency, bandwidth=bandwidth))
-                    model = local[size, nbytes] + network_seconds(size, nbytes, latency, bandwidth)
-                    print(
-                        f"| {size} | {latency * 1e6:.0f} us | {gigabits} | {nbytes:,} | {took * 1e3:.3f} | "
-                        f"{model * 1e3:.3f} | {took / model:.2f} |",
-                        flush=True,
-                    )
+    ratios = []
+    for size, latency, gigabits, nbytes in itertools.product(
+        (2, 4, 8), (1e-5, 1e-4, 1e-3), (1, 10, 100), (20_000, 800_000, 3_000_000)
+    ):
+        took = sum_seconds(size, nbytes, latency, gigabits * 1e9 / 8)
+        model = added_seconds(size, nbytes, memory, call) + network_seconds(size, nbytes, latency, gigabits * 1e9 / 8)
+        ratios.append(took / model)
+        print(
+            f"| {size} | {latency * 1e6:.0f} us | {gigabits} | {nbytes:,} | {took * 1e3:.3f} | {model * 1e3:.3f} | "
+            f"{took / model:.2f} |",
+            flush=True,
+        )
+    near = sum(1 / 1.25 <= ratio <= 1.25 for ratio in ratios)
+    print(f"\n{near} of {len(ratios)} within 25 %, ratios from {min(ratios):.2f} to {max(ratios):.2f}")
 
 
 # a step ---------------------------------------------------------------------------------------------------------------
@@ -144,12 +261,15 @@ def run_cnn(row, comm, shards):
     model = cnn.Sequential([*layers[:-1], cnn.MSELoss()], optimizer=optimizer, seed=0)
     best = [math.inf, 0.0]
 
+    clock, begin = getattr(comm, "clock", time.perf_counter), getattr(comm, "begin", lambda: None)
+
     class Clock(cnn.Callback):
         def on_epoch_begin(self, epoch, logs):
-            best[1] = time.perf_counter()
+            begin()
+            best[1] = clock()
 
         def on_epoch_end(self, epoch, logs):
-            best[0] = min(best[0], time.perf_counter() - best[1])
+            best[0] = min(best[0], clock() - best[1])
 
     options = {} if comm is None else {"comm": comm, "shards": shards}
     epochs = 2 if row.flops > 1e10 else 8
@@ -182,14 +302,38 @@ def run_ddp(row, rank):
     return best / steps
 
 
+def check_overlap(rounds):
+    """A step of two ranks with and without overlap, with clocks of their own."""
+    from cnn.training.distributed import parts
+
+    print("| | latency | Gbit/s | ms overlapping | ms waiting | times as fast |\n|---|---|---|---|---|---|")
+    for name in ("mnist1024", "deep128"):
+        for latency, gigabits in ((2e-6, 100), (1e-5, 25), (1e-5, 10), (1e-4, 10), (1e-4, 1)):
+            best = [math.inf, math.inf]
+            for turn in range(2 * rounds):
+                parts.overlaps = lambda group, turn=turn: turn % 2 == 0
+                work = lambda comm, name=name: run_cnn(ROW[name], comm, 2)  # noqa: E731
+                took = max(clocked(2, latency, gigabits * 1e9 / 8, work))
+                best[turn % 2] = min(best[turn % 2], took)
+            print(
+                f"| {name} | {latency * 1e6:.0f} us | {gigabits} | {best[0] * 1e3:.3f} | {best[1] * 1e3:.3f} | "
+                f"{best[1] / best[0]:.2f} |",
+                flush=True,
+            )
+
+
 def contender(kind, row, rank):
     """A process: its step, in seconds."""
     if kind.startswith("mpi"):
         from mpi4py import MPI
 
+        from cnn.training.distributed import parts
+
         rank = MPI.COMM_WORLD.Get_rank()
         os.sched_setaffinity(0, {rank % 2})
-        took = run_cnn(row, MPI.COMM_WORLD, int(kind[3:]))
+        if kind.endswith("o"):
+            parts.overlaps = lambda group: True
+        took = run_cnn(row, MPI.COMM_WORLD, int(kind[3:].rstrip("o")))
     else:
         os.sched_setaffinity(0, {rank % 2})
         took = run_ddp(row, rank) if kind == "ddp" else run_cnn(row, None, 0)
@@ -217,6 +361,7 @@ def started(kind, name):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", action="store_true")
+    parser.add_argument("--overlap", action="store_true")
     parser.add_argument("--crossover", action="store_true")
     parser.add_argument("--contender")
     parser.add_argument("--workload", choices=IDS)
@@ -227,15 +372,17 @@ def main():
         contender(options.contender, ROW[options.workload], options.rank)
     elif options.model:
         check_model()
+    elif options.overlap:
+        check_overlap(options.rounds)
     elif options.crossover:
         crossover()
     else:
         print(
-            "ms a step; mpi2, mpi8: two ranks, 2 and 8 shards\n| | one | mpi2 | mpi8 | ddp | one / mpi2 | ddp / mpi2 |"
+            "ms a step; mpi2, mpi8: two ranks, 2 and 8 shards; mpi2o: they compute while messages are on their way\n"
+            "| | one | mpi2 | mpi2o | mpi8 | ddp | one / mpi2 | ddp / mpi2 |\n|---|---|---|---|---|---|---|---|"
         )
-        print("|---|---|---|---|---|---|---|")
         for name in IDS if options.workload is None else [options.workload]:
-            best = dict.fromkeys(("one", "mpi2", "mpi8", "ddp"), math.inf)
+            best = dict.fromkeys(("one", "mpi2", "mpi2o", "mpi8", "ddp"), math.inf)
             for _ in range(options.rounds):
                 best = {kind: min(took, started(kind, name)) for kind, took in best.items()}
             cells = [f"{took * 1e3:.4g}" for took in best.values()]

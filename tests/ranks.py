@@ -1,6 +1,8 @@
 """Ranks as threads of one process: a communicator with the calls of mpi4py's that the library uses."""
 
+import pickle
 import queue
+import random
 import threading
 import time
 
@@ -37,13 +39,38 @@ class Comm:
         self.Send(sendbuf, dest, sendtag)
         self.Recv(recvbuf, source, recvtag)
 
+    def Isend(self, buf, dest, tag=0):
+        self.Send(buf, dest, tag)
+        return Request()
+
+    def Irecv(self, buf, source, tag=0):
+        return Request(self, buf, source, tag)
+
     def allgather(self, thing):
+        data = pickle.dumps(thing)
         for rank in range(self.world.size):
-            self.world.put(self.rank, rank, "object", thing)
-        return [self.world.get(rank, self.rank, "object") for rank in range(self.world.size)]
+            self.world.put(self.rank, rank, "object", data)
+        return [pickle.loads(self.world.get(rank, self.rank, "object")) for rank in range(self.world.size)]
 
     def Allreduce(self, sendbuf, recvbuf):
         recvbuf[...] = np.sum(self.allgather(sendbuf.copy()), axis=0)
+
+
+class Request:
+    """A message that is on its way."""
+
+    def __init__(self, comm=None, *receive):
+        self.comm, self.receive = comm, receive
+
+    def Wait(self):
+        if self.comm is not None:
+            self.comm.Recv(*self.receive)
+            self.comm = None
+
+    def Test(self):
+        if self.comm is not None and self.comm.world.ready(self.receive[1], self.comm.rank, self.receive[2]):
+            self.Wait()
+        return self.comm is None
 
 
 class World:
@@ -58,11 +85,15 @@ class World:
         Bytes a second.
     patience : float
         Seconds after which a rank that waits for a message gives up.
+    jitter : float
+        Seconds that a message takes longer, at most.
     """
 
-    def __init__(self, size, latency=0.0, bandwidth=float("inf"), patience=60.0):
+    def __init__(self, size, latency=0.0, bandwidth=float("inf"), patience=60.0, jitter=0.0):
         self.size, self.latency, self.bandwidth, self.patience = size, latency, bandwidth, patience
-        self.queues = {}
+        self.jitter, self.random = jitter, random.Random(0)
+        self.queues, self.next = {}, {}  # messages by source, rank and tag; the next, if it has been looked at
+        self.sent = {}  # by source and rank: when the last message is
         self.lock = threading.Lock()
         self.messages = self.bytes = 0
 
@@ -74,11 +105,25 @@ class World:
         size = len(data) if isinstance(data, bytes) else 0
         self.messages += 1
         self.bytes += size
-        self.queue((source, dest, tag)).put((time.perf_counter() + self.latency + size / self.bandwidth, data))
+        sent = max(time.perf_counter(), self.sent.get((source, dest), 0.0)) + size / self.bandwidth
+        self.sent[source, dest] = sent
+        late = self.latency + self.jitter * self.random.random()
+        self.queue((source, dest, tag)).put((sent + late, data))
+
+    def ready(self, source, dest, tag):
+        """Whether the next message has come."""
+        key = source, dest, tag
+        if key not in self.next:
+            try:
+                self.next[key] = self.queue(key).get_nowait()
+            except queue.Empty:
+                return False
+        return self.next[key][0] <= time.perf_counter()
 
     def get(self, source, dest, tag):
+        key = source, dest, tag
         try:
-            ready, data = self.queue((source, dest, tag)).get(timeout=self.patience)
+            ready, data = self.next.pop(key, None) or self.queue(key).get(timeout=self.patience)
         except queue.Empty:
             raise AssertionError(f"rank {dest} waits for rank {source} for ever") from None
         while (left := ready - time.perf_counter()) > 0:

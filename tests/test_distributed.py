@@ -3,6 +3,7 @@
 The ranks are threads of one process (ranks.py); tests/mpi runs the same under mpiexec.
 """
 
+import contextlib
 import pickle
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from grid.optimizers import OPTIMIZERS
 from ranks import ran, run
 
 import cnn
-from cnn.training.distributed import RankError, rows
+from cnn.training.distributed import RankError, parts, program, rows
 from cnn.training.distributed.group import Group
+from cnn.training.distributed.local import LocalSteps
 from cnn.training.distributed.objective import ShardObjective
 from cnn.training.distributed.rows import cuts_of, ends_of
 
@@ -45,8 +47,23 @@ def bits(model):
     return {name: np.asarray(a).tobytes() for name, a in named.items()}
 
 
+@contextlib.contextmanager
+def in_parts(small=True):
+    """Take the steps of small models in parts, too, as on several machines."""
+    with pytest.MonkeyPatch.context() as patch:
+        if small:
+            patch.setattr(program, "LONG", 0)
+            patch.setattr(parts, "BUCKET", 256)
+            patch.setattr(program, "MANY", 1)
+            patch.setattr(parts, "overlaps", lambda group: hasattr(group.comm, "Isend"))
+        yield
+
+
 def same_on_all(make, work, sizes=(1, 2, 4), **world):
-    """work(model, comm) leaves all ranks, and any number of them, with the same model, and returns the same."""
+    """work(model, comm) leaves all ranks, and any number of them, with the same model, and returns the same.
+
+    The last number of ranks takes the steps in parts, as with a large model.
+    """
     first = None
     for size in sizes:
 
@@ -55,7 +72,9 @@ def same_on_all(make, work, sizes=(1, 2, 4), **world):
             value = work(model, comm)
             return bits(model), value
 
-        for result in ran(size, job, **world):
+        with in_parts(size == sizes[-1]):
+            results = ran(size, job, **world)
+        for result in results:
             first = result if first is None else first
             assert result[0] == first[0], f"other parameters or state on {size} ranks"
             assert repr(result[1]) == repr(first[1]), f"other results on {size} ranks"
@@ -81,7 +100,7 @@ def test_every_layer():
 
 def test_every_optimizer():
     for case in OPTIMIZERS.values():
-        same_on_all(lambda case=case: network(cnn.BatchNorm1d(9), optimizer=case.make()), fitted(epochs=1), (1, 2))
+        same_on_all(lambda case=case: network(cnn.BatchNorm1d(9), optimizer=case.make()), fitted(epochs=1), (1, 2, 4))
 
 
 def test_every_loss_and_weights():
@@ -147,6 +166,14 @@ def test_one_array_for_all_ranks_and_files(tmp_path):
         network, lambda model, comm: dict(model.fit(np.load(tmp_path / "x.npy", mmap_mode="r"), Y, comm=comm, **fit))
     )
     assert files == memory  # one block
+    whole = lambda: network(optimizer=cnn.LBFGS(), dtype="float64")  # noqa: E731
+    work = lambda x: lambda model, comm: dict(model.fit(x, Y, epochs=2, comm=comm, shard="auto", progress=False))  # noqa: E731
+    files = same_on_all(whole, work(np.load(tmp_path / "x.npy", mmap_mode="r")), (1, 2))
+    assert files == same_on_all(whole, work(X.astype("f4")), (1,))
+    alone, same = whole(), whole()
+    alone.fit(np.load(tmp_path / "x.npy", mmap_mode="r"), Y, progress=False)
+    same.fit(X.astype("f4"), Y, progress=False)
+    assert bits(alone) == bits(same)
 
 
 def test_blocks_of_files(tmp_path, monkeypatch):
@@ -336,6 +363,93 @@ def test_allreduce_of_the_communicator():
         np.testing.assert_allclose(there, alone, rtol=1e-9, atol=1e-12)
 
 
+def test_local_steps_are_those_of_a_model_for_each_shard():
+    fit = {"epochs": 2, "batch_size": 20, "shuffle": False, "shards": 2, "average_every": 3, "progress": False}
+
+    def work(comm):
+        model = network(optimizer=cnn.SGD(lr=0.1, momentum=0.9), dtype="float64")
+        return dict(model.fit(*mine(comm, X[:76], Y[:76]), comm=comm, **fit)), model.parameters
+
+    models = [network(optimizer=cnn.SGD(lr=0.1, momentum=0.9), dtype="float64") for _ in range(2)]
+    losses = []
+    for _ in range(2):
+        losses.append(0.0)
+        for at in range(0, 38, 10):
+            for rank, model in enumerate(models):
+                rows = slice(38 * rank + at, 38 * rank + min(at + 10, 38))
+                losses[-1] += model.train_step(X[rows], Y[rows]) * len(Y[rows]) / 76
+            if at >= 20:  # after three batches, and at the end
+                mean = (models[0].parameters + models[1].parameters) / 2
+                for model in models:
+                    model.parameters = mean
+        arrays = [model._core.training_state()[0] for model in models]
+        for model in models:  # the momentum
+            both = {"state.0": (arrays[0]["state.0"] + arrays[1]["state.0"]) / 2, "counters": arrays[0]["counters"]}
+            model._core.program.set_state(both, 1)
+    for history, parameters in ran(2, work):
+        np.testing.assert_allclose(history["loss"], losses, rtol=1e-12)
+        np.testing.assert_allclose(parameters, mean, rtol=1e-12, atol=1e-15)
+
+
+def test_local_steps_on_any_number_of_ranks(tmp_path, monkeypatch):
+    schedule = lambda: cnn.CosineAnnealingLR(20, interval="step")  # noqa: E731
+    optimizer = lambda: cnn.AdamW(lr=0.02, clip_norm=0.5, ema_decay=0.9, schedule=schedule())  # noqa: E731
+    make = lambda: network(cnn.BatchNorm1d(9), cnn.Dropout(0.3), optimizer=optimizer())  # noqa: E731
+    local = {"average_every": 3, "metrics": ["top_2"]}
+
+    def work(model, comm):
+        x, y, w = mine(comm, X, Y, W)
+        return fitted(**local, sample_weight=w, validation_data=(x, y), epochs=3)(model, comm)
+
+    truth, history = same_on_all(make, work, (1, 2, 8))
+    assert np.isfinite(history["val_loss"]).all()
+
+    def frozen():
+        model = network(optimizer=cnn.Adam(lr=0.1))
+        model.layers[0].trainable = False
+        return model
+
+    trained = same_on_all(frozen, fitted(shards=12, batch_size=10, epochs=1, average_every=2), (1, 3))[0]
+    assert trained["0.weight"] == frozen().layers[0].weight.tobytes()  # 12 shards, some without rows
+
+    mean = LocalSteps._mean
+    for when in (1, 2):  # within an epoch, and at its end
+        calls = iter(range(when))
+
+        def breaks(steps, *arguments, calls=calls):
+            if steps.group.rank == 1 and next(calls, None) is None:
+                raise KeyboardInterrupt
+            return mean(steps, *arguments)
+
+        def interrupted(comm, when=when):
+            x, y, w = mine(comm, X, Y, W)
+            own = {"validation_data": (x, y), "sample_weight": w, "checkpoint": tmp_path / str(when)}
+            return fitted(**local, **own, epochs=3)(make(), comm)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalSteps, "_mean", breaks)
+            assert all(isinstance(result, KeyboardInterrupt) for result in run(2, interrupted))
+
+        def resumed(model, comm, when=when):
+            x, y, w = mine(comm, X, Y, W)
+            own = {"validation_data": (x, y), "sample_weight": w, "checkpoint": tmp_path / str(when), "resume": True}
+            return fitted(**local, **own, epochs=3)(model, comm)
+
+        assert same_on_all(make, resumed, (4,)) == (truth, history)
+
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", "f8", X.shape)
+    x[:] = X
+    x.flush()
+    monkeypatch.setattr(rows, "BLOCK_BYTES", 50 * 40)
+    files = lambda model, comm: dict(  # noqa: E731
+        model.fit(
+            *(np.load(tmp_path / "x.npy", mmap_mode="r"), Y),
+            **{**local, "batch_size": 25, "comm": comm, "shard": "auto", "progress": False},
+        )
+    )
+    same_on_all(make, files)
+
+
 # failures -------------------------------------------------------------------------------------------------------------
 
 
@@ -405,6 +519,112 @@ def test_an_exception_on_one_rank_is_raised_on_all(size):
     check(run(size, broken), OSError, "rank 1: OSError: the disk is gone")
 
 
+def _estimator(kind, **options):
+    def call(comm, x, y, bad):
+        estimators = pytest.importorskip("cnn.sklearn")
+        more = {"max_iter": 1, "hidden_layer_sizes": (3,), "random_state": 0} | options
+        return getattr(estimators, kind)(**more, **bad).fit(x, y, comm=comm)
+
+    return call
+
+
+def _trained(make, method="fit", **options):
+    def call(comm, x, y, bad):
+        model = make()
+        if "optimizer" in bad:
+            model.optimizer = None
+            bad = {}
+        return getattr(model, method)(x, y, comm=comm, **options, **bad)
+
+    return call
+
+
+def _twice(method):  # the group of ranks is kept from the call before
+    def call(comm, x, y, bad):
+        model = network()
+        model.train_step(X, Y, comm=comm)
+        return getattr(model, method)(x, y, comm=comm, **bad)
+
+    return call
+
+
+def _many(comm, x, y, bad):
+    return cnn.fit_many([network(seed=i) for i in range(3)], [(x, y)] * 3, comm=comm, progress=False, **bad)
+
+
+def _map(comm, x, y, bad):
+    return network().fit(x, y, comm=comm, shard="auto", progress=False, **bad)
+
+
+QUIET = {"progress": False}
+MEMBERS = lambda: cnn.Ensemble.of([network(seed=i) for i in range(3)])  # noqa: E731
+CALLS = {  # a call with comm, and arguments of its own that are bad
+    "fit": (_trained(network, **QUIET), [{"epochs": 0}, {"batch": 3}, {"deterministic": 3}, {"optimizer": None}]),
+    "fit of one array": (_map, [{"metrics": "none"}, {"shards": 0.5}]),
+    "fit of batches": (lambda c, x, y, bad: network().fit([(x, y)], comm=c, **QUIET, **bad), [{"callbacks": [3]}]),
+    "evaluate": (_trained(network, "evaluate"), [{"metrics": ["none"]}, {"shard": "some"}, {"threads": "two"}]),
+    "train_step": (_trained(network, "train_step"), [{"sample_weight": [1.0]}, {"shards": 3}, {"optimizer": None}]),
+    "another train_step": (_twice("train_step"), [{"sample_weight": [1.0]}, {"shards": 4}]),
+    "loss_and_grad": (_trained(network, "loss_and_grad"), [{"shards": "many"}]),
+    "another loss_and_grad": (_twice("loss_and_grad"), [{"shards": 4}]),
+    "whole data": (_trained(lambda: network(optimizer=cnn.LBFGS()), **QUIET), [{"batch_size": 5}]),
+    "a whole step": (
+        _trained(lambda: network(optimizer=cnn.LevenbergMarquardt()), "train_step"),
+        [{"sample_weight": [[1.0]]}],
+    ),
+    "ensemble": (_trained(MEMBERS, **QUIET), [{"shuffle": 3}, {"callback": 3}, {"bootstrap": 1}, {"optimizer": None}]),
+    "many": (_many, [{"epochs": 0}, {"early_stopping": "late"}, {"epoch": 1}]),
+    "classifier": (_estimator("MLPClassifier"), [{"alpha": -1}, {"dropout": 2}, {"solver": "lbfgs"}]),
+    "regressor": (_estimator("MLPRegressor"), [{"loss": "none"}, {"activation": "none"}]),
+    "members": (_estimator("MLPClassifier", n_members=3), [{"ema_decay": 0.9}]),
+}
+
+
+UNEVEN = ("many", "members")  # on three ranks
+
+
+def raised(size, work):
+    """What work(comm) raises on each rank, none of which waits for another one in vain."""
+    began = time.monotonic()
+    results = run(size, work, patience=5)
+    assert time.monotonic() - began < 5
+    for result in results:
+        assert isinstance(result, BaseException), result
+        assert not isinstance(result, AssertionError), result
+    return results
+
+
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+def test_what_one_rank_refuses_is_raised_on_all():
+    rows = [
+        (np.full(X.shape, "one"), Y, {}),
+        (X[:, :3], Y, {}),
+        (X, Y[:-1], {}),
+        (X, np.full(ROWS, np.nan), {}),
+        (None, Y, {}),
+    ]
+    for name, (call, arguments) in CALLS.items():
+        good = run(2, lambda comm, call=call: call(comm, X, Y, {}), patience=5)
+        assert not any(isinstance(result, BaseException) for result in good), (name, good)
+        for fault in [*rows, *((X, Y, bad) for bad in arguments)]:
+            one = lambda comm, fault=fault, call=call: call(comm, *(fault if comm.rank == 1 else (X, Y, {})))  # noqa: E731
+            print(name, fault)
+            raised(3 if name in UNEVEN else 2, one)
+
+
+def test_ranks_that_fail_at_once_each_elsewhere_in_a_call():
+    faults = [{"batch": 3}, {"deterministic": 3}, {"epochs": 0}]
+    for size in (2, 3, 4, 5):
+        for turn in range(size):  # of the ranks: one fails at the first check, one before and one after a comparison
+
+            def work(comm, turn=turn, size=size):
+                rank = (comm.rank + turn) % size
+                return network().fit(*mine(comm, X, Y), comm=comm, **dict(enumerate(faults)).get(rank, {}), shards=size)
+
+            for result in raised(size, work):
+                assert isinstance(result, (ValueError, TypeError, RankError)), result
+
+
 def test_a_rank_with_fewer_batches_is_named():
     def work(comm):
         batches = [(X[:8], Y[:8])] * (3 if comm.rank else 2)
@@ -420,16 +640,19 @@ def test_nan_on_one_rank_diverges_on_all():
         x, y = mine(comm, X.copy(), Y)
         if comm.rank == 1:
             x[3, 2] = np.nan
-        model = network()
+        schedule = cnn.CosineAnnealingLR(50, interval="step")
+        model = network(optimizer=cnn.SGD(lr=0.1, momentum=0.5, schedule=schedule))
         before = model.parameters
         try:
-            return model.fit(x, y, comm=comm, progress=False)
+            return model.fit(x, y, batch_size=4, comm=comm, progress=False, average_every=every)
         finally:
             assert (model.parameters == before).all()
 
-    results = run(2, work)
-    assert all(isinstance(result, cnn.DivergenceError) for result in results)
-    assert "x has NaN" in str(results[1])
+    for every in (1, 64):
+        results = run(2, work)
+        assert all(isinstance(result, cnn.DivergenceError) for result in results)
+        assert "x has NaN" in str(results[1])
+        assert every == 1 or "in epoch 1, batch 0, at a learning rate of 0.1;" in str(results[1])
 
 
 def test_stopping_on_one_rank_stops_all():
@@ -489,18 +712,29 @@ def test_an_interrupt_on_one_rank_leaves_a_checkpoint_for_other_numbers_of_ranks
     def evaluate(*arguments):
         raise KeyboardInterrupt
 
-    for when in ("epoch", "batch", "validation"):
+    original = program.ShardProgram.run
+
+    def pressed(self, *arguments, **more):
+        self.runs = getattr(self, "runs", 0) + 1
+        self.group.interrupted = self.group.rank == 1 and self.runs == 12  # in a step of the second epoch
+        original(self, *arguments, **more)
+
+    for when in ("epoch", "batch", "validation", "step"):
         folder = tmp_path / when
 
         def interrupted(comm, folder=folder, when=when):
             x, y = mine(comm, X, Y)
             own = {"validation_data": (x, y)} if when == "validation" else {}
             callback = At(comm, 1 if not own else None, KeyboardInterrupt(), when == "batch")
-            make().fit(x, y, comm=comm, checkpoint=folder, callbacks=[callback], **fit, **own)
+            callbacks = [] if when == "step" else [callback]
+            make().fit(x, y, comm=comm, checkpoint=folder, callbacks=callbacks, **fit, **own)
 
         with monkeypatch.context() as patch:
             patch.setattr("cnn.training.fit._evaluate", evaluate)
-            assert all(isinstance(result, KeyboardInterrupt) for result in run(2, interrupted))
+            if when == "step":
+                patch.setattr(program.ShardProgram, "run", pressed)
+            with in_parts(when == "step"):
+                assert all(isinstance(result, KeyboardInterrupt) for result in run(2, interrupted))
 
         def resumed(comm, folder=folder):
             model = make()
@@ -533,7 +767,7 @@ def test_what_is_refused():
     x, y = X, Y
     refused(ValueError, "one of your own", lambda c: network(loss=cnn.CallableLoss(own)).train_step(x, x, comm=c))
     lbfgs = lambda **options: network(optimizer=cnn.LBFGS(), **options)  # noqa: E731
-    refused(ValueError, "an array in memory", lambda c: lbfgs().fit([(x, y)], comm=c))
+    refused(ValueError, "got batches, as a list: join the batches", lambda c: lbfgs().fit([(x, y)], comm=c))
     refused(ValueError, "needs the whole data, 77 rows, got 32", lambda c: lbfgs().fit(x, y, batch_size=32, comm=c))
     refused(
         ValueError, "expected validation_data with comm", lambda c: network().fit(x, y, validation_split=0.2, comm=c)
@@ -547,6 +781,12 @@ def test_what_is_refused():
     refused(TypeError, "without Get_rank", lambda c: network().fit(x, y, comm="world"))
     refused(ValueError, "shard: expected None, or 'auto'", lambda c: network().fit(x, y, comm=c, shard="mine"))
     refused(ValueError, "shard: expected None, or 'auto'", lambda c: network().fit(x, y, shard="auto"))
+    local = {"average_every": 4, "progress": False}
+    refused(ValueError, "average_every: expected 1 without comm", lambda c: network().fit(x, y, **local))
+    refused(ValueError, "expected 1 with LBFGS", lambda c: lbfgs().fit(x, y, comm=c, **local))
+    refused(ValueError, "got batches", lambda c: network().fit([(x, y)], comm=c, **local))
+    refused(ValueError, "on_batch_end", lambda c: network().fit(x, y, comm=c, callbacks=[At(c, 0, None)], **local))
+    refused(ValueError, "with accumul", lambda c: network().fit(x, y, comm=c, accumulation_steps=2, **local))
     refused(ValueError, "BatchNorm1d", lambda c: network(cnn.BatchNorm1d(9)).train_step(x[:1], y[:1], comm=c))
 
 
@@ -562,7 +802,7 @@ def test_ranks_that_call_different_methods_are_named():
 
     results = run(2, work)
     assert all(isinstance(result, RankError) for result in results)
-    assert "rank 0 is at the end of fit, and rank 1 at a count of rows" in str(results[1])
+    assert "rank 0 is at the end of a call, and rank 1 at a count of rows" in str(results[1])
 
 
 def test_sums_over_ranks():
@@ -577,6 +817,57 @@ def test_sums_over_ranks():
             np.testing.assert_array_equal(vector, size * np.arange(20000.0) + size * (size - 1) / 2)
             assert flag == (size > 1)
             assert ranks == list(range(size))
+
+
+def test_steps_in_parts():
+    """The same as whole steps: whatever the step does, with and without messages that overlap, in whatever order."""
+
+    def make():
+        optimizer = cnn.AdamW(lr=0.02, clip_norm=0.5, clip_value=0.1, ema_decay=0.9)
+        parts = [cnn.Linear(INPUTS, 30, l1=0.01), cnn.LayerNorm(30), cnn.PReLU(), cnn.Linear(30, 40, l2=0.1)]
+        parts += [cnn.BatchNorm1d(40), cnn.Tanh(), cnn.Linear(40, OUTPUTS), cnn.CrossEntropyLoss()]
+        model = cnn.Sequential(parts, optimizer=optimizer, seed=3)
+        model.layers[3].trainable = False
+        return model
+
+    class Blocking:
+        def __init__(self, comm):
+            for name in ("Get_rank", "Get_size", "Send", "Recv", "Sendrecv", "allgather"):
+                setattr(self, name, getattr(comm, name))
+
+    def work(model, comm, blocking=False):
+        x, y = mine(comm, X, Y)
+        comm = Blocking(comm) if blocking else comm
+        history = model.fit(x, y, epochs=2, batch_size=20, comm=comm, progress=False)
+        return dict(history), model.train_step(x, y, comm=comm), bits(model)
+
+    expected = ran(1, lambda comm: work(make(), comm))[0]
+    for size in (2, 4, 8):
+        assert ran(size, lambda comm: work(make(), comm)) == [expected] * size
+        with in_parts():
+            assert ran(size, lambda comm: work(make(), comm), latency=1e-4, jitter=1e-3) == [expected] * size
+            assert ran(size, lambda comm: work(make(), comm, True)) == [expected] * size
+
+
+def test_buckets_are_of_whole_pieces():
+    for seed in range(50):
+        random = np.random.default_rng(seed)
+        ops, at = [], 0
+        for units, size in zip(random.integers(0, 9, 5).tolist(), random.choice([0, 16, 48], 5).tolist(), strict=True):
+            ops.append((at, units, size))
+            at += (units * size or 32 * (units > 0)) + 16 * (units > 0)
+        n, unit, least = at + 16, 32, int(random.integers(1, 300))
+        windows, buckets = parts.buckets_of(ops, n, unit, least)
+        assert [high for _, high in buckets] == [n, *(low for low, _ in buckets[:-1])]
+        assert buckets[-1][0] == 0
+        assert all(low % unit == 0 for low, _ in buckets)
+        assert windows[:, :, 1].sum(0).tolist() == [units for _, units, _ in ops]
+        for i, (begin, units, size) in enumerate(ops):
+            for unit_number in range(units):
+                own = [b for b, (first, some) in enumerate(windows[:, i].tolist()) if 0 <= unit_number - first < some]
+                assert len(own) == 1
+                last = [b for b, (low, high) in enumerate(buckets) if low <= begin + unit_number * size < high]
+                assert own[0] <= last[0], "sent before it is computed"
 
 
 def test_a_message_takes_its_time():

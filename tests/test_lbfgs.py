@@ -353,7 +353,7 @@ def refused(**options):
             "batch_size: LBFGS needs the whole data, 120 rows",
         ),
         (lambda x, y: refused().fit([(x, y)] * 2), ValueError, "x: LBFGS needs the whole data in each evaluation"),
-        (lambda x, y: refused().fit(cnn.Blocks(x, y)), ValueError, "expected an array in memory"),
+        (lambda x, y: refused().fit(cnn.Blocks(x, y)), ValueError, "memory maps that fit into it, got Blocks"),
         (lambda x, y: refused(l1=0.1).fit(x, y), ValueError, "expected l1=0 with LBFGS"),
         (lambda x, y: refused(act=cnn.Dropout).fit(x, y), ValueError, "makes the loss random, .*layer.eval()"),
         (lambda x, y: refused(act=cnn.Dropout).train_step(x, y), ValueError, "makes the loss random"),

@@ -7,6 +7,7 @@ checks that a class defines all required attributes of its kind.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import reprlib
@@ -174,18 +175,29 @@ def _constructor(init: F) -> F:
 
 
 def names_arguments(function: F) -> F:
-    """Wrap a function or method: suggest the right name for an unknown argument."""
+    """Wrap a function or method: suggest the right name for an unknown argument; with ``comm`` all ranks raise what one
+    of them raises."""
     known = [name for name in inspect.signature(function).parameters if name != "self"]
 
     @functools.wraps(function)
     def method(*args: Any, **kwargs: Any) -> Any:
-        for name in kwargs:
-            if name not in known:
-                who = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
-                raise TypeError(f"{who}: unknown argument {name!r}: {_mend(name, known)}")
-        return function(*args, **kwargs)
+        with among_ranks(kwargs.get("comm")):
+            for name in kwargs:
+                if name not in known:
+                    who = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+                    raise TypeError(f"{who}: unknown argument {name!r}: {_mend(name, known)}")
+            return function(*args, **kwargs)
 
     return method  # type: ignore[return-value]
+
+
+def among_ranks(comm: Any) -> contextlib.AbstractContextManager:
+    """What a call with ``comm`` does in it, from its first check of an argument on, fails on all ranks or on none."""
+    if comm is None:
+        return contextlib.nullcontext()
+    from .training.distributed.group import Group
+
+    return Group(comm).together(stoppable=False)
 
 
 def _settable(one: Any) -> list[str]:

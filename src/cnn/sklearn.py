@@ -34,7 +34,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import layers, losses, optim
-from ._configurable import Public
+from ._configurable import Public, among_ranks
 from ._threads import MOST, threads_for
 from ._types import Array, ArrayLike
 from .models import Ensemble, Sequential
@@ -320,17 +320,18 @@ class _Native(Public):
         ValueError, TypeError
             If an argument has a wrong type, shape or value.
         """
-        if (X_val is None) != (y_val is None):
-            raise ValueError(f"{'X_val' if X_val is None else 'y_val'}: expected both X_val and y_val, or none")
-        if X_val is not None:
-            self._validation = X_val, y_val
-        if comm is not None:
-            self._comm = comm
-        try:
-            return super().fit(X, y, sample_weight)  # type: ignore[misc]
-        finally:
-            vars(self).pop("_validation", None)
-            vars(self).pop("_comm", None)
+        with among_ranks(comm):
+            if (X_val is None) != (y_val is None):
+                raise ValueError(f"{'X_val' if X_val is None else 'y_val'}: expected both X_val and y_val, or none")
+            if X_val is not None:
+                self._validation = X_val, y_val
+            if comm is not None:
+                self._comm = comm
+            try:
+                return super().fit(X, y, sample_weight)  # type: ignore[misc]
+            finally:
+                vars(self).pop("_validation", None)
+                vars(self).pop("_comm", None)
 
     def _initialize(self: Any, y, layer_units, dtype):
         loss = LOSSES.get(self.loss) if isinstance(self.loss, str) else self.loss

@@ -82,34 +82,59 @@ def test_an_interrupt_of_one_rank_ends_all_with_a_checkpoint(tmp_path):
 
 
 def test_kills_at_random_moments(tmp_path):
-    """Whatever is killed whenever: the job ends, and what goes on from its checkpoint gives the bits of a whole run."""
+    """Whatever is killed whenever: the job ends, and what goes on from its checkpoint gives the bits of a whole run.
+    Lost is the epoch under way, and what was trained while the last file was being written: here at most a second."""
     epochs = 15 * (1 + KILLS)
     truth = bits(1, "-", epochs)
     moments = random.Random(0)
+    began, killed, lost, ends = {}, 0.0, [], []
     for kill in range(KILLS):
         process = start(moments.choice((1, 2, 4)), tmp_path, epochs)
-        last = 15 * kill + moments.randrange(2, 15)
+        last, first = 15 * kill + moments.randrange(2, 15), None
         for line in process.stdout:
-            if line.startswith("epoch") and int(line.split()[1]) >= last:
+            if not line.startswith("epoch"):
+                continue
+            now, epoch = time.monotonic(), int(line.split()[1])
+            if first is None:
+                first = epoch
+                again = [at for other, at in began.items() if other >= first]
+                lost.append(len(again))
+                assert not again or killed - min(again) < 1, f"kill {kill}: went on at epoch {first} after {max(began)}"
+                began = {}
+            began[epoch] = now
+            if epoch >= last:
                 time.sleep(moments.random() * 0.02)
+                killed = time.monotonic()
                 os.kill(int(moments.choice(line.split()[3:])), signal.SIGKILL)
                 break
         _, _, code = ended(process, 30)
+        ends.append(time.monotonic() - killed)
         assert code != 0
     assert bits(moments.choice((1, 2, 4, 8)), tmp_path, epochs) == truth
+    print(
+        f"{KILLS} kills, all ended in {max(ends):.2f} s; trained again: {sum(lost)} epochs, at most {max(lost)} a kill"
+    )
 
 
-def test_ranks_that_differ_are_named(tmp_path):
+def test_ranks_that_differ_and_arguments_of_one_are_named(tmp_path):
     script = tmp_path / "differ.py"
     script.write_text(
-        "import cnn\nfrom mpi4py import MPI\ncomm = MPI.COMM_WORLD\n"
-        "model = cnn.Sequential([cnn.Linear(2, 1), cnn.MSELoss()], cnn.SGD(lr=0.1 * (1 + comm.Get_rank())), seed=0)\n"
-        "model.fit([[0.0, 1.0]] * 8, [1.0] * 8, comm=comm)\n"
+        "import sys, cnn\nfrom mpi4py import MPI\ncomm = MPI.COMM_WORLD\nrank = comm.Get_rank()\n"
+        "lr = 0.1 * (1 + rank) if sys.argv[1] == 'lr' else 0.1\n"
+        "model = cnn.Sequential([cnn.Linear(2, 1), cnn.MSELoss()], cnn.SGD(lr=lr), seed=0)\n"
+        "epochs = 1 - rank if sys.argv[1] == 'epochs' else 1\n"
+        "model.fit([[0.0, 1.0]] * 8, [1.0] * 8, comm=comm, epochs=epochs, metrics=[lambda y, out: 1.0])\n"
     )
-    command = [MPIEXEC, "-n", "2", sys.executable, script]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode != 0
-    assert "the ranks differ in optimizer: rank 0 has SGD(lr=0.1); rank 1 has SGD(lr=0.2)" in done.stderr
+    for name, message in {
+        "lr": "the ranks differ in optimizer: rank 0 has SGD(lr=0.1); rank 1 has SGD(lr=0.2)",
+        "epochs": "RankError: rank 1: ValueError: epochs: expected",
+    }.items():
+        command = [MPIEXEC, "-n", "2", sys.executable, script, name]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode != 0
+        assert message in done.stderr
+    command[-1] = "none"  # functions cannot be sent to the others, nor need they be
+    subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=60, check=True)
 
 
 if not MPIEXEC.exists():

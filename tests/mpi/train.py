@@ -13,7 +13,10 @@ import numpy as np
 from mpi4py import MPI
 
 import cnn
+from cnn.training.distributed import parts, program
 
+# as with larger models, more batches and several machines
+parts.BUCKET, program.MANY, parts.overlaps = 1 << 13, 1, lambda group: True
 folder, epochs = sys.argv[1], int(sys.argv[2])
 shards = int(sys.argv[3]) if len(sys.argv) > 3 else 8
 deadly = int(sys.argv[4]) if len(sys.argv) > 4 else -1
@@ -54,14 +57,33 @@ history = model.fit(
     progress=False,
     **options,
 )
+local = cnn.Sequential(
+    [cnn.Linear(20, 300), cnn.Tanh(), cnn.Dropout(0.2), cnn.Linear(300, 80), cnn.Linear(80, 3), cnn.CrossEntropyLoss()],
+    optimizer=cnn.Adam(),
+    seed=1,
+)
+local.fit(x, y, epochs=2, batch_size=50, average_every=3, comm=comm, shards=shards, shard="auto", progress=False)
 whole = cnn.Sequential(
     [cnn.Linear(20, 8), cnn.Tanh(), cnn.Linear(8, 3), cnn.CrossEntropyLoss()],
     optimizer=cnn.LevenbergMarquardt(),
     seed=1,
 )
 whole.fit(x, y, epochs=3, comm=comm, shards=shards, shard="auto", progress=False)
-arrays = whole.parameters, model.averaged_parameters, model.parameters
+once = cnn.Sequential(
+    [
+        cnn.Linear(20, 200),
+        cnn.LayerNorm(200),
+        cnn.Linear(200, 200),
+        cnn.ReLU(),
+        cnn.Linear(200, 3),
+        cnn.CrossEntropyLoss(),
+    ],
+    optimizer=cnn.Adam(lr=0.01),
+    seed=1,
+)
+once.fit(x, y, epochs=3, batch_size=50, comm=comm, shards=shards, shard="auto", progress=False)
+arrays = whole.parameters, once.parameters, model.averaged_parameters, model.parameters
 text = repr((history["loss"], history["val_loss"], [array.tobytes() for array in arrays]))
-digests = comm.gather(hashlib.sha256(text.encode()).hexdigest())
+digests = comm.gather(hashlib.sha256(text.encode() + local.parameters.tobytes()).hexdigest())
 if comm.Get_rank() == 0:
     print("bits", *set(digests), "threads", cnn.get_num_threads(), flush=True)

@@ -230,6 +230,7 @@ cdef struct ShardList:
     int count               # that are here
     int first               # the number of the first of them
     const int64_t* cuts     # rows of the workspace at which each begins, and at which the last ends
+    const int64_t* window   # NULL, or of each op the first unit (see pieces) whose gradient is wanted, and how many
     Py_ssize_t whole        # rows of the batch, those elsewhere too
     bint head               # of a pass over one shard: it is the batch's first
     bint failed             # a sum over all processes could not be had

@@ -137,7 +137,7 @@ cdef void weights_task(void* argument, int thread) noexcept nogil:
     cdef const Op* op
     cdef const real* x
     cdef real* panel = p.ws.panel + thread * p.ws.panel_size
-    cdef Py_ssize_t x_row, rows, unit, units, piece, pieces, first, end, at = 0
+    cdef Py_ssize_t x_row, rows, unit, units, piece, pieces, begin, first, end, at = 0
     cdef Py_ssize_t claimed = atomic_add(&p.phase.claimed, 1)
     cdef int i
     for i in range(p.net.n_ops - 1, -1, -1):
@@ -145,12 +145,16 @@ cdef void weights_task(void* argument, int thread) noexcept nogil:
         pieces = op.does.pieces(op, p.wants.threads, &rows, &unit)
         if pieces == 0 and not op.has_weight and not op.has_bias:
             continue
-        units = (rows + unit - 1) // unit
+        begin, units = 0, (rows + unit - 1) // unit
+        if p.shards != NULL and p.shards.window != NULL:
+            begin, units = p.shards.window[2 * i], p.shards.window[2 * i + 1]
+            if units == 0:
+                continue
         pieces = larger(1, smaller(pieces, units))
         for piece in range(pieces):
             if at == claimed:
-                first = units * piece // pieces * unit
-                end = smaller(rows, units * (piece + 1) // pieces * unit)
+                first = (begin + units * piece // pieces) * unit
+                end = smaller(rows, (begin + units * (piece + 1) // pieces) * unit)
                 x = pass_input(p, op.src, &x_row)
                 if not wants_weight(p, op) and not wants_bias(p, op):
                     pass

@@ -14,6 +14,7 @@
 cdef enum:
     HEADER = 8              # doubles before the root of the gradients: for `exchange`, and sums of the loss
     SUMS = 4                # of the loss over the rows, of their weights, of rows classified right, of rows
+    PIECES = 1024           # of the parameters, at most: one process takes the step for whole pieces
 
 
 cdef void add_shards(double* sums, Py_ssize_t n, Py_ssize_t count, Py_ssize_t row) noexcept nogil:
@@ -106,6 +107,20 @@ cdef void shard_gradient(const Pass* p, const Op* op, int thread) noexcept nogil
                         p.wants.update + op.bias_group)
 
 
+cdef void update_part(const Network* net, Py_ssize_t begin, Py_ssize_t n, Py_ssize_t low, Py_ssize_t high,
+                      real* grads, const Op* op, const Update* update) noexcept nogil:
+    """Of an op's n parameters from `begin` on, those within low .. high: the step, or without an update add the
+    gradients of the penalties."""
+    n = smaller(begin + n, high)
+    begin = larger(begin, low)
+    if n <= begin:
+        return
+    if update != NULL:
+        update_rows(1, n - begin, net.params + begin, 0, grads + begin, 0, update)
+    else:
+        penalty(n - begin, net.params + begin, grads + begin, op.l1, op.l2)
+
+
 cdef class Shards:
     """Gradients of the shards of a batch that are here. Private to the library.
 
@@ -119,13 +134,16 @@ cdef class Shards:
     keep : bool
         Whether several batches make a step: each shard's gradient has a block of its own then.
     exchange : callable
-        exchange(vector): add up a float64 vector over all processes, in place, for batch normalisation.
+        exchange(vector): add up a float64 vector over all processes, in place, for batch normalisation; see `run` for
+        an empty one.
     """
     cdef Program program
     cdef ShardList list
-    cdef Arena memory           # the header and the root, then the other blocks
+    cdef Arena block            # the header and the root, then the other blocks
     cdef double* totals         # of each shard
     cdef int threads            # that there are pointers for
+    cdef Py_ssize_t piece       # numbers
+    cdef double[PIECES] squares     # of the gradients, of each piece
     cdef void* room             # losses, and rows classified right, of each row
     cdef Py_ssize_t rows        # ... for so many
     cdef bint keep
@@ -143,7 +161,8 @@ cdef class Shards:
             blocks += 1
         blocks = count if keep else blocks
         header = HEADER * sizeof(double) // sizeof(real)
-        self.list.blocks = allocate(&self.memory, header + times(blocks, net.n_block)) + header
+        self.list.blocks = allocate(&self.block, header + times(blocks, net.n_block)) + header
+        self.piece = round_up((net.n_block + PIECES - 1) // PIECES, 16)
         self.list.head = first == 0
         self.list.n_pointers = pointers_of(net, NULL, NULL, True)
         for i in range(net.n_ops):
@@ -153,19 +172,11 @@ cdef class Shards:
         self.list.columns = <double*>allocate_plain((4 * count + 2) * widest * sizeof(double))
 
     def __dealloc__(self):
-        release(&self.memory)
+        release(&self.block)
         free(self.list.pointers)
         free(self.totals)
         free(self.list.columns)
         free(self.room)
-
-    @property
-    def message(self):
-        """The memory of the header and of the root of the gradients, as bytes."""
-        cdef cnp.npy_intp n = HEADER * sizeof(double) + self.program.net.n_block * sizeof(real)
-        cdef cnp.ndarray a = cnp.PyArray_SimpleNewFromData(1, &n, cnp.NPY_UINT8, self.memory.at)
-        cnp.set_array_base(a, self)
-        return a
 
     def weighs(self, cnp.ndarray y, cnp.ndarray w):
         """Whether the sum of the weights of some rows may be another number than that of the rows."""
@@ -191,7 +202,7 @@ cdef class Shards:
 
     def run(self, x, cnp.ndarray y, cnp.ndarray w, cnp.ndarray order, Py_ssize_t start, cnp.ndarray cuts,
             Py_ssize_t before, Py_ssize_t whole, double scale, bint training, bint fresh, cnp.ndarray out,
-            int threads, bint fuse=False, cnp.ndarray rates=None):
+            int threads, bint fuse=False, cnp.ndarray rates=None, cnp.ndarray windows=None):
         """Forward and backward over the shards of a batch that are here: the sum of their gradients, and of the loss,
         is in `message` afterwards; with `keep`, after `join`.
 
@@ -199,7 +210,9 @@ cdef class Shards:
         cuts, int64 (count + 1,): where each begins and the last ends, from there. before: rows of the batch in shards
         of lower numbers. whole: rows of the batch. scale: of the gradient. fresh: whether the gradients, with `keep`,
         replace those of the last run. out: None, or gets the outputs from place `start` on. fuse: take the optimiser's
-        step too, at these rates, if the loss is finite.
+        step too, at these rates, if the loss is finite. windows, int64 (runs, ops, 2): the gradients are computed in so
+        many runs, of each op the units (see layout) from the first number on, as many as the second; after each run
+        `exchange` is called, with an empty vector. Not with `keep`; of sparse rows all are computed at once.
         """
         cdef Program program = self.program
         cdef Network* net = &program.net
@@ -235,9 +248,13 @@ cdef class Shards:
                 run_pass(&p, &weight, &correct)
                 if not self.list.failed:
                     self.count_losses(&p, fresh)
-                    if fuse and isfinite((<double*>self.memory.at)[1]):
+                    if fuse and isfinite((<double*>self.block.at)[1]):
                         p.wants.update = program.stepper.updates
-                    self.gradients(&p, fresh)
+                    if windows is None or p.batch.csr.start != NULL:
+                        self.gradients(&p, fresh, NULL, 1)
+                    else:
+                        self.gradients(&p, fresh, <const int64_t*>cnp.PyArray_DATA(windows),
+                                       cnp.PyArray_DIM(windows, 0))
                     if p.wants.update != NULL:
                         stepped(&program.stepper, net)
         finally:
@@ -264,7 +281,7 @@ cdef class Shards:
         cdef const Batch* b = &p.batch
         cdef const int64_t* cut = self.list.cuts
         cdef double* sums = self.totals
-        cdef double* header = <double*>self.memory.at
+        cdef double* header = <double*>self.block.at
         cdef Py_ssize_t i, j
         if fresh or not self.keep:
             memset(sums, 0, self.list.count * SUMS * sizeof(double))
@@ -280,14 +297,14 @@ cdef class Shards:
             add_shards(self.totals, SUMS, self.list.count, SUMS)
             memcpy(header + 1, self.totals, SUMS * sizeof(double))
 
-    cdef void gradients(self, Pass* p, bint fresh) noexcept nogil:
+    cdef void gradients(self, Pass* p, bint fresh, const int64_t* windows, int runs) noexcept nogil:
         """The weights' gradients: their sum in the first block, or used for the step; with `keep` of each shard."""
         cdef Network into = p.net[0]
         cdef Workspace ws
         cdef ShardList alone
         cdef Pass all_shards = p[0], q
         cdef Pass* now = &all_shards
-        cdef int i
+        cdef int i, run
         for i in range(self.list.count if self.keep else 1):
             if self.keep:
                 shard_of(p, i, &q, &ws, &alone, 0)
@@ -308,12 +325,19 @@ cdef class Shards:
                 elif self.list.count == 1:
                     sort_by_columns(&p.batch.csr, p.ws.spans, p.batch.rows, &p.ws.columns)
                 now.wants.threads = 1       # the entries by columns are those of one shard
-            parallel(weights_task, now, now.wants.threads)
+            for run in range(runs):
+                if windows != NULL:
+                    self.list.window = windows + run * 2 * p.net.n_ops
+                    now.phase.claimed = 0
+                parallel(weights_task, now, now.wants.threads)
+                if windows != NULL and not add_up(<void*>self, NULL, 0):
+                    break
+            self.list.window = NULL
 
     def join(self):
         """With `keep`: add up the shards' gradients and sums of the loss."""
         cdef Py_ssize_t i, stride = 1, n = self.program.net.n_block, count = self.list.count
-        cdef double* header = <double*>self.memory.at
+        cdef double* header = <double*>self.block.at
         cdef real* low
         if not self.keep:
             return
@@ -334,24 +358,105 @@ cdef class Shards:
         """So many rows more have been trained on: the random numbers of the next are others."""
         self.program.rows_seen += rows
 
-    def step(self, cnp.ndarray rates):
-        """Take the optimiser's step with the gradients in `message`; the penalties."""
+    def layout(self):
+        """Of each op: where its parameters begin in the block, the units of their gradients (see pieces), and the
+        numbers of a unit, 0 if they are computed all at once. The last row: the numbers of the block, of a piece, 0."""
+        cdef const Network* net = &self.program.net
+        cdef cnp.npy_intp[2] shape
+        cdef Py_ssize_t rows, unit
+        cdef int64_t* at
+        cdef const Op* op
+        cdef int i
+        shape[0], shape[1] = net.n_ops + 1, 3
+        ops = cnp.PyArray_ZEROS(2, shape, cnp.NPY_INT64, 0)
+        at = <int64_t*>cnp.PyArray_DATA(ops)
+        for i in range(net.n_ops):
+            op = &net.ops[i]
+            if op.has_weight or op.has_bias:
+                op.does.pieces(op, 1, &rows, &unit)
+                at[0] = op.weight if op.has_weight else op.bias
+                at[1] = (rows + unit - 1) // unit
+                at[2] = unit * op.row if op.does.shards else 0
+            at += 3
+        at[0], at[1] = net.n_block, self.piece
+        return ops
+
+    def memory(self, int i):
+        """The memory of the parameters (0), of a block of the optimiser's state (1, 2, ...), of the average (-1; None
+        without one), of the squares of each piece of the gradients (-2), or of the header and the root of the
+        gradients, as bytes (-3)."""
         cdef Program program = self.program
-        cdef Network* net = &program.net
-        cdef real* grads = net.grads
-        cdef const double* rate
-        cdef double extra
+        cdef cnp.npy_intp n = program.net.n_block
+        cdef void* at = program.net.params
+        cdef int kind = REAL_TYPE
+        if i > 0:
+            at = program.net.state + (i - 1) * n
+        elif i == -1:
+            at = program.stepper.average.at
+        elif i == -2:
+            at, n, kind = self.squares, PIECES, cnp.NPY_FLOAT64
+        elif i == -3:
+            at, n, kind = self.block.at, HEADER * sizeof(double) + n * sizeof(real), cnp.NPY_UINT8
+        if at == NULL:
+            return None
+        a = cnp.PyArray_SimpleNewFromData(1, &n, kind, at)
+        cnp.set_array_base(a, self)
+        return a
+
+    def step(self, cnp.ndarray rates, int what, Py_ssize_t low, Py_ssize_t high):
+        """Parts of the optimiser's step, with the gradients in `message`, for numbers low .. high of the parameters,
+        whole pieces: what is the sum of 1 (begin), 2 (what is done to the gradients before the norm of all is known,
+        and their squares, which have to be those of all pieces before 4), 4 (the step itself) and 8 (end). With 1 it
+        gives the penalties. All at once are the whole step."""
+        cdef Program program = self.program
+        cdef double extra = 0
         program.has_optimizer()
-        rate = rates_of(rates, &program.stepper, 1)
-        program.enter()
-        prepare(&program.stepper, net, rate)
-        net.grads = self.list.blocks
+        if what == 15:
+            program.enter()
+        if what & 1:
+            prepare(&program.stepper, &program.net, rates_of(rates, &program.stepper, 1))
+            extra = penalties(&program.net, False) if program.stepper.penalised else 0
         with nogil:
-            extra = finish(&program.stepper, net)
-            stepped(&program.stepper, net)
-        net.grads = grads
-        program.training_busy = False
+            self.step_part(what, low, high)
+        if what & 8:
+            count_step(&program.stepper)
+        if what == 15:
+            program.training_busy = False
         return extra
+
+    cdef void step_part(self, int what, Py_ssize_t low, Py_ssize_t high) noexcept nogil:
+        cdef const Network* net = &self.program.net
+        cdef Stepper* s = &self.program.stepper
+        cdef const double* hyper = s.table
+        cdef real* grads = self.list.blocks
+        cdef const Op* op
+        cdef double square = 0
+        cdef Py_ssize_t at
+        cdef int i
+        if what & 2:
+            for i in range(net.n_ops if s.penalised else 0):
+                op = &net.ops[i]
+                if op.trains_weight and (op.l1 != 0 or op.l2 != 0):
+                    update_part(net, op.weight, weight_size(op), low, high, grads, op, NULL)
+            if hyper[HYPER_CLIP_VALUE] > 0:
+                clip_block(high - low, grads + low, <real>hyper[HYPER_CLIP_VALUE])
+            if hyper[HYPER_CLIP_NORM] > 0:
+                for at from low <= at < high by self.piece:
+                    self.squares[at // self.piece] = sum_of_squares(smaller(self.piece, high - at), grads + at)
+        if what & 4:
+            if hyper[HYPER_CLIP_NORM] > 0:
+                for i in range(PIECES):
+                    square += self.squares[i]
+                square = clip_factor(square, hyper[HYPER_CLIP_NORM])
+                if square != 1:
+                    scale_block(high - low, grads + low, <real>square)
+            for i in range(net.n_ops):
+                op = &net.ops[i]
+                if op.trains_weight:
+                    update_part(net, op.weight, weight_size(op), low, high, grads, op, s.updates + op.weight_group)
+                if op.trains_bias:
+                    update_part(net, op.bias, bias_size(op), low, high, grads, op, s.updates + op.bias_group)
+            average(s, net, low, high)
 
     def take(self):
         """Let the gradients in `message`, with those of the penalties, be the program's; packed, as `loss_and_grad`

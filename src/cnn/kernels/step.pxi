@@ -82,15 +82,25 @@ cdef void sweep_updates(const Network* net, const Update* updates) noexcept nogi
             update_rows(1, bias_size(op), net.params + op.bias, 0, net.grads + op.bias, 0, updates + op.bias_group)
 
 
-cdef void stepped(Stepper* s, const Network* net) noexcept nogil:
-    """After a step: count it, and let it into the average."""
+cdef void average(Stepper* s, const Network* net, Py_ssize_t low, Py_ssize_t high) noexcept nogil:
+    """Let numbers low .. high of the parameters, after a step that is not counted yet, into the average."""
+    if s.average.at == NULL:
+        return
+    if s.steps == 0:
+        memcpy(s.average.at + low, net.params + low, (high - low) * sizeof(real))
+    else:
+        lerp_block(high - low, s.average.at + low, net.params + low, 1 - s.table[HYPER_EMA_DECAY])
+
+
+cdef void count_step(Stepper* s) noexcept nogil:
     s.steps += 1
     s.momentum_steps += s.updates[0].kind == UPDATE_MOMENTUM
-    if s.average.at != NULL:
-        if s.steps == 1:
-            memcpy(s.average.at, net.params, net.n_block * sizeof(real))
-        else:
-            lerp_block(net.n_block, s.average.at, net.params, 1 - s.table[HYPER_EMA_DECAY])
+
+
+cdef void stepped(Stepper* s, const Network* net) noexcept nogil:
+    """After a step: count it, and let it into the average."""
+    average(s, net, 0, net.n_block)
+    count_step(s)
 
 
 cdef void clip(const Stepper* s, const Network* net) noexcept nogil:

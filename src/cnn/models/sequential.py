@@ -392,13 +392,14 @@ class Sequential(layers.Chain):
             If there is no loss or no optimizer.
         """
         core = self._core
-        if core.optimizer is None:
-            core.need_optimizer()
         if comm is not None:
             with _shared(self, comm, shards) as (program, threads):
+                core.need_optimizer()
                 if core.optimizer.whole_data:
                     return program.whole_step(core, x, y, sample_weight, threads)
                 return program.train_step(x, y, threads, sample_weight, core.rates())
+        if core.optimizer is None:
+            core.need_optimizer()
         if core.optimizer.whole_data:
             return core.whole_step(x, y, sample_weight, get_num_threads())
         rates = None if core.optimizer._schedule is None else core.rates()
@@ -988,8 +989,7 @@ def _shared(model: Sequential, comm: Any, shards: int):
     """The program and the number of threads for a call that all ranks of a communicator make."""
     from ..training import distributed
 
-    group = distributed.group_of(model, comm, shards)
-    with group.together(end=False):
+    with distributed.ranks_of(model, comm, shards) as group:
         yield group.program, distributed.threads_of(group.places, group.rank, get_num_threads())
 
 

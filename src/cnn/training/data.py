@@ -343,6 +343,11 @@ class _Blocks(Rows):
         self.stop, self.rows = self.start + n, n
         return rest
 
+    def loaded(self) -> _Arrays:
+        """All rows, in memory."""
+        x = self.context.program.rows(self.x.read(self.start, self.stop), self.names.x)
+        return _Arrays(self.context, x, self.targets(self.start, self.stop), self.w, self.names)
+
     def bounds(self) -> list[tuple[int, int]]:
         return [(at, min(at + self.block, self.stop)) for at in range(self.start, self.stop, self.block)]
 

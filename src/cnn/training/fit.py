@@ -157,6 +157,7 @@ def fit(
     shards: int = 8,
     shard: str | None = None,
     deterministic: bool = True,
+    average_every: int = 1,
 ) -> History:
     """Train for a number of epochs, in native code.
 
@@ -179,7 +180,7 @@ def fit(
     batch_size : int, None or "auto"
         The last batch of an epoch, or of a block, may be smaller. 1 trains one sample at a time; None makes the whole
         data one batch. "auto": 32; with an optimiser that needs the whole data (`LBFGS`) it is None, the only value
-        allowed: x must be an array, and an epoch is one iteration.
+        allowed: x must be an array, or a memory map, which is read whole, and an epoch is one iteration.
     shuffle : bool
         Whether each epoch takes the rows in a new random order, which depends only on the model's seed and the number
         of the epoch.
@@ -258,6 +259,10 @@ def fit(
         "auto": all ranks pass the same arrays or memory maps, and each takes these rows.
     deterministic : bool
         False: the communicator's Allreduce sums the gradients, in an order that may differ each time.
+    average_every : int
+        For slow networks: above 1, each shard trains a copy of the model on its rows of this many batches, with its own
+        optimiser state; then the parameters are averaged. See docs/distributed.md. Only with `comm`, and arrays or
+        memory maps.
 
     Returns
     -------
@@ -292,7 +297,7 @@ def fit(
     ``x.astype("float32")`` and delete the original. The indices of sparse matrices are always copied: 4 bytes for each
     number, 8 for each row. Early stopping and each epoch keep a copy of the parameters and the optimiser's state.
     """
-    with only_fit_of(self), _ranks(self, comm, shards, deterministic) as group:
+    with _ranks(self, comm, shards, deterministic) as group, only_fit_of(self):
         continued = resume or initial_epoch is not None
         initial_epoch = 0 if initial_epoch is None else initial_epoch
         epochs = integer("epochs", epochs, 1)
@@ -304,6 +309,7 @@ def fit(
         batch_size = MOST_ROWS if batch_size is None else integer("batch_size", batch_size, 1)
         initial_epoch = integer("initial_epoch", initial_epoch, 0)
         accumulation_steps = integer("accumulation_steps", accumulation_steps, 1)
+        average_every = integer("average_every", average_every, 1)
         checkpoint_every = integer("checkpoint_every", checkpoint_every, 1)
         max_to_keep = integer("max_to_keep", max_to_keep, 1)
         validation_freq = integer("validation_freq", validation_freq, 1)
@@ -322,14 +328,19 @@ def fit(
             if class_weight is not None and not isinstance(class_weight, dict):
                 raise ValueError(f"class_weight: expected a dict with comm, got {class_weight!r}")
             context.program = group.program
+        if average_every > 1:
+            context.program = _local_steps(core, group, average_every, accumulation_steps)
         x, y, sample_weight = _own(group, shard, x, y, sample_weight)
         if shard is not None and isinstance(validation_data, (tuple, list)) and len(validation_data) in (2, 3):
             validation_data = _own(group, shard, *validation_data, *[None] * (3 - len(validation_data)))
         source = source_of(context, x, y, sample_weight, Names(), epochs - initial_epoch)
+        if whole:
+            source = _in_memory(core.optimizer, source, x)
         if group is not None:
             asked = {
                 "epochs": (epochs, initial_epoch, steps_per_epoch, resume),
                 "batch_size": (batch_size, accumulation_steps, drop_last),
+                "average_every": average_every,
                 "shuffle": bool(shuffle),
                 "class_weight": class_weight,
                 "validation": (validation_data is not None, validation_freq),
@@ -352,8 +363,10 @@ def fit(
             if not context.rows(source.rows):
                 raise ValueError(f"drop_last: {source.rows} rows do not fill a batch of {batch_size}: lower batch_size")
             core.program.check_batches(context.rows(source.rows), batch_size)
-        if whole:
-            _check_whole(core.optimizer, source, batch_size)
+            if whole:
+                _check_whole(core.optimizer, source, batch_size)
+        if average_every > 1 and not isinstance(source, Rows):
+            raise ValueError(f"{source.names.x}: expected arrays or memory maps with average_every, got batches")
         if validation is not None:
             validation.check(val_meter)
         names = [*meter.summed, *meter.names]
@@ -402,6 +415,11 @@ def fit(
             at_end.callback(core.state.release)
             bar = at_end.enter_context(Progress(progress, initial_epoch, epochs, rows))
             trainer = _Trainer(context, self, meter, schedule, chosen, bar, threads, group)
+            if trainer.local and trainer.by_batch:
+                raise ValueError(
+                    "callbacks: expected none with on_batch_end where average_every is above 1: the model changes at "
+                    "the end of an epoch"
+                )
             if saver is not None and saver in chosen and group is not None:
                 at_end.push(lambda kind, *_: trainer.save(saver) if kind is KeyboardInterrupt else None)
             for call in overridden(chosen, "on_train_begin"):
@@ -438,16 +456,25 @@ def fit(
         return history
 
 
-@contextlib.contextmanager
-def _ranks(model, comm, shards, deterministic, end=True):
+def _ranks(model, comm, shards, deterministic=True):
     """The group of ranks that make a call together; None without a communicator."""
     if comm is None:
-        yield None
-        return
+        return contextlib.nullcontext()
     from . import distributed
 
-    with distributed.group_of(model, comm, shards, flag("deterministic", deterministic), True).together(end) as group:
-        yield group
+    return distributed.ranks_of(model, comm, shards, deterministic, fresh=True)
+
+
+def _local_steps(core, group, every: int, accumulate: int) -> Any:
+    """The program that trains by local steps."""
+    if group is None:
+        raise ValueError(f"average_every: expected 1 without comm, got {every}")
+    if core.optimizer.whole_data or accumulate > 1:
+        what = f"accumulation_steps={accumulate}" if accumulate > 1 else type(core.optimizer).__name__
+        raise ValueError(f"average_every: expected 1 with {what}, got {every}")
+    from .distributed.local import LocalSteps
+
+    return LocalSteps(core, group, every)
 
 
 def _threads(group, threads) -> int:
@@ -479,17 +506,24 @@ def _of_all(group, source: Source, asked: dict, x, y) -> Source:
     return distributed.shard_source(group, source, sizes)
 
 
-def _check_whole(optimizer: Optimizer, source: Source, batch_size: int) -> None:
+def _in_memory(optimizer: Optimizer, source: Source, x: Any) -> Source:
+    """The source of an optimiser that needs the whole data: a memory map is read; ValueError if x is no array."""
+    if isinstance(source, Rows) and not isinstance(x, Blocks):
+        return source if source.in_memory else cast(Any, source).loaded()
+    got = "Blocks" if isinstance(x, Blocks) else f"batches, as a {type(x).__name__}"
+    raise ValueError(
+        f"{source.names.x}: {type(optimizer).__name__} needs the whole data in each evaluation: expected arrays x and "
+        f"y, in memory or memory maps that fit into it, got {got}: join the batches by np.concatenate, or take an "
+        "optimizer of batches, such as cnn.Adam()"
+    )
+
+
+def _check_whole(optimizer: Optimizer, source: Rows, batch_size: int) -> None:
     """ValueError if an optimiser that needs the whole data would not get it as one batch."""
-    name = type(optimizer).__name__
-    if not source.in_memory or source.rows is None:
-        raise ValueError(
-            f"{source.names.x}: {name} needs the whole data in each evaluation: expected an array in memory, such as "
-            "np.asarray(x), or an optimizer that takes batches"
-        )
     if batch_size < source.rows:
         raise ValueError(
-            f"batch_size: {name} needs the whole data, {source.rows} rows, got {batch_size}: leave it out, or pass None"
+            f"batch_size: {type(optimizer).__name__} needs the whole data, {source.rows} rows, got {batch_size}: leave "
+            "it out, or pass None"
         )
 
 
@@ -700,6 +734,8 @@ class _Trainer:
         self.group = group  # of ranks, which have to decide alike
         self.program = context.program
         self.accumulate = context.accumulate
+        self.every = getattr(self.program, "every", 1)  # batches from one average of local steps to the next
+        self.local = self.every > 1  # the model changes at the end of a part
         self.model = model
         self.core = model._core
         self.meter = meter
@@ -718,6 +754,8 @@ class _Trainer:
         self.earlier: Any = None
         self.number = 0  # of the epoch
         self.ignores = getattr(model.loss, "ignore_index", None) is not None
+        if group is not None:
+            group.program.shares = not self.by_batch  # a callback sees the optimiser's state after each batch
 
     def stopped(self) -> bool:
         stop = self.model.stop_training or any(callback.stop for callback in self.callbacks)
@@ -818,21 +856,28 @@ class _Trainer:
                         *(self.accumulate, sums),
                     )
                 except KeyboardInterrupt:
-                    if self.group is not None:  # between any two steps
+                    if self.local:
+                        self.core.restore(self.before)
+                    elif self.group is not None:  # between any two steps
                         totals = totals + sums if self.by_batch else totals
                         self.core.state.position = (epoch, self.rows + program.reached, *totals.tolist())
                     raise
             took = time.perf_counter() - began
             if bad >= 0:
-                lr = self.model.optimizer.lr if now is None else now[(bad - at) // group, 0]
-                rows = slice(bad, bad + batch_size) if part.order is None else part.order[bad : bad + batch_size]
+                if now is not None and rates is None and bad < at:  # local steps since then have not been taken
+                    now, at = schedule.rates(program.steps + bad // batch_size, 1), bad
+                lr = self.model.optimizer.lr if now is None else now[max(0, bad - at) // group, 0]
+                rows: Any = slice(bad, bad + batch_size * self.every)
+                rows = rows if part.order is None else part.order[rows]
                 odd = [name for name, a in (("x", part.x[rows]), ("y", part.y[rows])) if not all_finite(a)]
-                why = f"; {' and '.join(odd)} has NaN or infinity in this batch{ODD_ROWS}" if odd else ""
+                where = "these batches" if self.local else "this batch"
+                why = f"; {' and '.join(odd)} has NaN or infinity in {where}{ODD_ROWS}" if odd else ""
                 self.diverged(epoch, batches + bad // batch_size, lr, why)
             at = stop
             if self.by_batch:
                 totals += sums
-            self.core.state.position = (epoch, self.rows + at, *totals.tolist())
+            if not self.local:
+                self.core.state.position = (epoch, self.rows + at, *totals.tolist())
             if self.by_batch:
                 logs = {"loss": self.meter.loss(sums), "rows": int(sums[3])}
                 if schedule:
@@ -856,6 +901,8 @@ class _Trainer:
 
     def collect(self, part: Any, first: int, at: int, totals: np.ndarray, out) -> None:
         """What `part` does after training, for rows on all ranks."""
+        with self.undone():
+            self.group.program.gather_state()
         if self.ignores:
             y = part.y[part.order[:at]]
             totals[3] -= self.program.missing(len(y) - counted(self.model, y))
@@ -941,7 +988,7 @@ def evaluate(
         If no row counts, because all weights are 0 or all targets are ignored, and the loss is NaN; or if NaN or
         infinity in x or y makes it so.
     """
-    with _ranks(self, comm, shards, True, end=False) as group:
+    with _ranks(self, comm, shards) as group:
         threads = _threads(group, threads)
         context = Context(self)
         meter = Meter(metrics, self)

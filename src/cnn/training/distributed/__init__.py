@@ -6,29 +6,34 @@ communicator's.
 
 from __future__ import annotations
 
+import contextlib
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ..._about import __version__
-from ..._checks import integer
+from ..._checks import flag, integer
 from ..state import stateful
 from .group import Group, RankError, here, shards_for, threads_of
 from .program import ShardProgram
 from .rows import ShardRows, own_rows, shard_source
 
-__all__ = ["RankError", "ShardRows", "group_of", "own_rows", "shard_source", "shards_for", "tell", "threads_of"]
+__all__ = ["RankError", "ShardRows", "own_rows", "ranks_of", "shard_source", "shards_for", "tell", "threads_of"]
 
 
-def group_of(model: Any, comm: Any, shards: Any, deterministic: Any = True, fresh: bool = False) -> Group:
-    """The group of a model's ranks, with its `ShardProgram`: those of the last call, if they fit and
-    fresh ones are not asked for."""
+@contextlib.contextmanager
+def ranks_of(model: Any, comm: Any, shards: Any, deterministic: Any = True, fresh: bool = False) -> Iterator[Group]:
+    """The group of a model's ranks, with its `ShardProgram`, for a call that all make: those of the last call, if they
+    fit and fresh ones are not asked for."""
     core = model._core
-    asked = shards, bool(deterministic), id(getattr(core.program, "native", core.program))
+    asked = repr((shards, deterministic)), id(getattr(core.program, "native", core.program))
     known = core.ranks
     if known is not None and not fresh and known[0] is comm and known[1] == asked and not known[2].failed:
-        return known[2]
+        with known[2].together(end=False):
+            yield known[2]
+        return
     group = Group(comm)
     with group.together(end=False):
         if hasattr(core.program, "native"):
@@ -37,12 +42,12 @@ def group_of(model: Any, comm: Any, shards: Any, deterministic: Any = True, fres
             )
         if core.nested:
             raise RuntimeError("comm: a part of a model is not trained by itself: train the model that it is a part of")
-        group.arrange(integer("shards", shards, 1), bool(deterministic))
+        group.arrange(integer("shards", shards, 1), flag("deterministic", deterministic))
         group.program = ShardProgram(core, group)
         group.places = [said["_place"] for said in group.check(facts_of(model, group))]
         group.program.shards(False)
-    core.ranks = comm, asked, group
-    return group
+        core.ranks = comm, asked, group
+        yield group
 
 
 def facts_of(model: Any, group: Group) -> dict[str, Any]:

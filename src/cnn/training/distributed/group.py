@@ -5,7 +5,9 @@ exchanges with the rank that differs in one bit of its number, and all have the 
 rank 0 and the result back up. Long vectors are summed in parts, one a rank, along the same tree.
 
 Each message begins with a header: whether its sender has failed, and what it sums. A rank that fails says so in the
-next sum, whichever it is; so all ranks raise at the same point, and nobody waits for ever.
+next sum, whichever it is; so all ranks raise at the same point, and nobody waits for ever. The calls that take ``comm``
+are in `Group.together` from their first line on, one within the other where they call one another. A failure says how
+deep it is: it ends the calls from there on inwards, and goes on outwards as the exception that each rank raises.
 """
 
 from __future__ import annotations
@@ -22,12 +24,17 @@ import numpy as np
 
 TAG = 77
 HEADER = 64  # bytes: eight doubles
-STATUS, SUMS, KIND, SIZE = 0, slice(1, 6), 6, 7  # of them
+STATUS, SUMS, STOPS, KIND, SIZE = 0, slice(1, 6), 5, 6, 7  # of them
 TEXT = 512  # bytes of a message that says what has failed, header included
 LONG = 1 << 16  # bytes from which a vector is summed in parts
 ROOM = 1 << 16  # bytes of the numbers in one message, at least
-KINDS = ("the end of fit", "a batch", "a decision to stop", "an evaluation", "a count of rows", "batch normalisation")
-END, BATCH, STOP, EVALUATION, ROWS, COLUMNS = range(len(KINDS))
+KINDS = (
+    *("the end of a call", "a batch", "a decision to stop", "an evaluation", "a count of rows"),
+    *("batch normalisation", "a comparison of the ranks"),
+)
+END, BATCH, STOP, EVALUATION, ROWS, COLUMNS, COMPARISON = range(len(KINDS))
+
+_calls = threading.local()  # those of this thread that are under way: `groups`, the outermost first
 
 
 class RankError(RuntimeError):
@@ -40,7 +47,8 @@ class Group:
     Parameters
     ----------
     comm : mpi4py.MPI.Comm
-        Or an object with its `Get_rank`, `Get_size`, `Send`, `Recv`, `Sendrecv`, `Allreduce` and `allgather`.
+        Or an object with its `Get_rank`, `Get_size`, `Send`, `Recv`, `Sendrecv`, `Allreduce` and `allgather`, and,
+        for messages that are on their way while gradients are computed, `Isend` and `Irecv`.
 
     Attributes
     ----------
@@ -49,6 +57,8 @@ class Group:
         Of a batch, on all ranks.
     count : int
         Of them here.
+    failed : str
+        What has failed, once all ranks know of it.
     """
 
     def __init__(self, comm: Any):
@@ -62,7 +72,9 @@ class Group:
         self.doubling = self.size & (self.size - 1) == 0
         self.deterministic = True
         self.shards, self.count = self.size, 1
-        self.checked = self.failed = self.interrupted = False
+        self.interrupted = False
+        self.failed = ""
+        self.level = 0  # calls under way around this one
         self.program: Any = None  # the model's `ShardProgram`
         self.places: list = []  # what `here` has said on each rank
         self.room = np.empty(HEADER + ROOM, np.uint8)  # what is received
@@ -92,30 +104,24 @@ class Group:
 
     def check(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """What all ranks have said of themselves; ValueError if they differ in facts whose names have no underscore
-        before, RankError if one has failed."""
-        if self.checked:
-            self.sum(np.empty(0), ROWS)  # nobody has failed since
-        everybody = self.comm.allgather(facts)
-        self.checked = True
-        errors = [said["error"] for said in everybody if "error" in said]
-        if errors:
-            self.failed = True
-            raise RankError(errors[0])
+        before, RankError if one has failed. They are compared as texts."""
+        said = {name: value if name.startswith("_") else _text(value) for name, value in facts.items()}
+        everybody = self.gather(said, COMPARISON)
         differences = []
         for name in facts:
             if name.startswith("_"):
                 continue
             ranks: dict[str, list[int]] = {}
             for rank, said in enumerate(everybody):
-                ranks.setdefault(_text(said.get(name)), []).append(rank)
+                ranks.setdefault(said.get(name, "none"), []).append(rank)
             if len(ranks) > 1:
                 differences.append(name + ": " + "; ".join(f"{_ranks(r)} {text}" for text, r in ranks.items()))
         if differences:
-            self.failed = True  # on all of them
             hint = ""
             if any(name.startswith("parameters") for name in differences):
                 hint = " (give the model a seed, or load the same weights on every rank)"
-            raise ValueError(f"the ranks differ in {', and in '.join(differences)}{hint}")
+            self.failed = f"the ranks differ in {', and in '.join(differences)}{hint}"  # on all of them
+            raise ValueError(self.failed)
         return everybody
 
     def may_stop(self) -> None:
@@ -153,6 +159,13 @@ class Group:
             self._add_parts(body, dtype)
         return head
 
+    def agree(self, message: np.ndarray, kind: int) -> np.ndarray:
+        """`add` of the header alone. Number STOPS of it says on how many ranks Ctrl-C has been pressed."""
+        head = message[:HEADER].view(np.float64)
+        head[STATUS], head[STOPS], head[KIND], head[SIZE] = 0, self.interrupted, kind, len(message)
+        self._agree(message[:HEADER], np.float64)
+        return head
+
     def sum(self, vector: np.ndarray, kind: int) -> np.ndarray:
         """Add up a vector of float64 over all ranks, in place."""
         for at in range(0, len(vector), ROOM // 8) if len(vector) else (0,):
@@ -175,13 +188,22 @@ class Group:
 
     def _agree(self, message: np.ndarray, dtype: Any) -> None:
         """Add up short messages, or, if a rank has failed, raise."""
-        failure = self._walk(message, dtype, None)
-        if failure is not None:
-            self.failed = True
-            text = bytes(failure[HEADER:]).rstrip(b"\0").decode(errors="replace")
-            if text.split(": ")[1:2] == ["KeyboardInterrupt"]:
-                raise KeyboardInterrupt(text)
-            raise RankError(text)
+        if not self.failed:
+            failure = self._walk(message, dtype, None)
+            if failure is None:
+                return
+            self._end(failure, bytes(failure[HEADER:]).rstrip(b"\0").decode(errors="replace"))
+        interrupt = self.failed.split(": ")[1:2] == ["KeyboardInterrupt"]
+        raise KeyboardInterrupt(self.failed) if interrupt else RankError(self.failed)
+
+    def _end(self, failure: np.ndarray, text: str) -> None:
+        """No more sums in the calls that a failure ends."""
+        level = failure[:8].view(np.float64)[0] - 1
+        for group in vars(_calls).get("groups", ()):
+            if group.comm == self.comm and group.level >= level:
+                group.failed = group.failed or text
+        if self.level >= level:
+            self.failed = text
 
     def _walk(self, message, dtype, failure: np.ndarray | None) -> np.ndarray | None:
         """One sum over the ranks, or with a failure that in place of it; the failure that has been met, if any."""
@@ -217,7 +239,11 @@ class Group:
         """Add what has been received; the failure, if it is one, or there has been one."""
         there = self.room[:HEADER].view(np.float64)
         if there[STATUS]:
-            return self.room[:TEXT].copy() if failure is None else failure
+            if failure is None:
+                return self.room[:TEXT].copy()
+            outer = failure[:8].view(np.float64)
+            outer[0] = min(outer[0], there[STATUS])
+            return failure
         if failure is not None or message is None:
             return failure
         head = message[:HEADER].view(np.float64)
@@ -225,7 +251,7 @@ class Group:
             low, high = sorted([(self.rank, head[KIND]), (peer, there[KIND])])
             return _failure(
                 f"rank {low[0]} is at {KINDS[int(low[1])]}, and rank {high[0]} at {KINDS[int(high[1])]}: all have to "
-                "give the same number of batches, and call the same methods"
+                "give the same number of batches, and call the same methods with the same shards"
             )
         head[SUMS] += there[SUMS]
         if len(message) > HEADER:
@@ -257,28 +283,37 @@ class Group:
         """Let all other ranks raise at the sum that they are at, or come to next."""
         if self.failed:
             return
-        self.failed = True
         text = f"rank {self.rank}: {type(error).__name__}: {error}"
-        with contextlib.suppress(Exception):
-            if not self.checked:
-                self.comm.allgather({"error": text})
-            elif self.size > 1:
-                self._walk(None, np.float64, _failure(text))
+        failure: Any = _failure(text, self.level)
+        with contextlib.suppress(Exception), self.interrupts():
+            if self.size > 1:
+                failure = self._walk(None, np.float64, failure)
+        self._end(failure, text)
 
     @contextlib.contextmanager
-    def together(self, end: bool = True):
-        """Let an exception on one rank end what is done here on all of them; end: that all wait for one another."""
-        with self._interrupts():
+    def together(self, end: bool = True, stoppable: bool = True):
+        """Let an exception on one rank end what is done here on all of them.
+
+        end: that all wait for one another; stoppable: that Ctrl-C ends it between two sums, not at once.
+        """
+        calls = vars(_calls).setdefault("groups", [])
+        around, self.level = self.level, sum(group.comm == self.comm for group in calls)
+        calls.append(self)
+        with self.interrupts() if stoppable else contextlib.nullcontext():
             try:
                 yield self
                 if end:
-                    self.sum(np.empty(0), END)
+                    with self.interrupts():
+                        self.sum(np.empty(0), END)
             except BaseException as error:
                 self.fail(error)
                 raise
+            finally:
+                calls.pop()
+                self.level = around
 
     @contextlib.contextmanager
-    def _interrupts(self):
+    def interrupts(self):
         """Let Ctrl-C end this rank between two sums."""
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -315,9 +350,9 @@ def threads_of(places: list[tuple[str, tuple[int, ...]]], rank: int, threads: in
     return max(1, min(threads, len(cores) // others))
 
 
-def _failure(text: str) -> np.ndarray:
+def _failure(text: str, level: int = 0) -> np.ndarray:
     message = np.zeros(TEXT, np.uint8)
-    message[:8].view(np.float64)[0] = 1
+    message[:8].view(np.float64)[0] = 1 + level
     data = text.encode()[: TEXT - HEADER]
     message[HEADER : HEADER + len(data)] = np.frombuffer(data, np.uint8)
     return message

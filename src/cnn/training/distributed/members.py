@@ -28,25 +28,21 @@ def train_shared(train: Any, comm: Any, models: Any, data: Any, validation_data:
     train : callable
         `many._train`; options: its keywords, the same on all ranks but `threads`, `progress` and `verbose`.
     """
-    group = Group(comm)
-    with group.together(end=False):
-        said = group.check(_facts(models, data, validation_data, options))
+    with Group(comm).together(stoppable=False) as group:  # Ctrl-C stops training as it does without ranks
+        with group.interrupts():
+            said = group.check(_facts(models, data, validation_data, options))
         if options.get("threads") is None:
             places = [facts["_place"] for facts in said]
             options["threads"] = threads_of(places, group.rank, threads_for(None))
-    if group.rank:
-        options |= {"progress": False, "verbose": None}
-    n = len(models)
-    own = np.zeros(n, bool)
-    own[members_of(n, group.rank, group.size)] = True
-    try:  # not in `together`: Ctrl-C stops training as it does without ranks
+        if group.rank:
+            options |= {"progress": False, "verbose": None}
+        n = len(models)
+        own = np.zeros(n, bool)
+        own[members_of(n, group.rank, group.size)] = True
         history = train(models, data, validation_data, own=own, **options)
-    except BaseException as error:
-        group.fail(error)
-        raise
-    with group.together(end=False):
-        _exchange(group, [model._core for model in models])
-        return _joined(group.gather(history, END), n)
+        with group.interrupts():
+            _exchange(group, [model._core for model in models])
+            return _joined(group.gather(history, END), n)
 
 
 def _facts(models, data, validation_data, options) -> dict[str, Any]:

@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from .group import BATCH, COLUMNS, EVALUATION, Group
+from .group import BATCH, COLUMNS, EVALUATION, HEADER, LONG, STOPS, Group
 from .objective import ShardObjective
+from .parts import AVERAGE, MESSAGE, WHOLE, Parts
 from .rows import Plan, ShardPart, one_batch, sizes_of, tree
+
+MANY = 8  # steps on a block of rows from which on each rank keeps the state of its parts alone
 
 
 class ShardProgram:
@@ -26,12 +29,16 @@ class ShardProgram:
     """
 
     def __init__(self, core: Any, group: Group):
+        self.core = core
         self.native = core.program
         self.group = group
         self.dtype = core.dtype
         self._make = core.kernels.Shards
         self._shards: dict[bool, Any] = {}
+        self._parts: dict[bool, Parts] = {}
         self.reached = 0  # rows of all that the last `train_batches` has trained on
+        self.shares = False  # the optimiser's state may be that of this rank's parts alone, until `gather_state`
+        self.stale = False  # it is
 
     def __getattr__(self, name):
         return getattr(self.native, name)
@@ -40,9 +47,17 @@ class ShardProgram:
         """The native `Shards`; keep: for several batches a step."""
         if keep not in self._shards:
             group = self.group
-            made = self._make(self.native, group.count, group.first, keep, lambda sums: group.sum(sums, COLUMNS))
-            group.reserve(made.message.nbytes)
-            self._shards[keep] = made, made.message
+
+            def exchange(sums):
+                if len(sums):
+                    group.sum(sums, COLUMNS)
+                else:
+                    self._parts[keep].advance()
+
+            made = self._make(self.native, group.count, group.first, keep, exchange)
+            message = made.memory(MESSAGE)
+            group.reserve(message.nbytes)
+            self._shards[keep] = made, message
         return self._shards[keep][0]
 
     def message(self, keep: bool) -> np.ndarray:
@@ -50,7 +65,33 @@ class ShardProgram:
         self.shards(keep)
         return self._shards[keep][1]
 
-    def run(self, shards, part, batch, scale, training, fresh, before, out, threads, fuse=False, rates=None) -> None:
+    def parts(self, keep: bool) -> Parts | None:
+        """The ranks' parts of the parameters, if their gradients are summed in parts."""
+        group, message = self.group, self.message(keep)
+        if group.size == 1 or not (group.doubling and group.deterministic and len(message) >= LONG):
+            return None
+        if keep not in self._parts:
+            self._parts[keep] = Parts(group, self.shards(keep), self.dtype)
+        return self._parts[keep]
+
+    def state_blocks(self) -> list[int]:
+        """What of the optimiser's state there is, see `Shards.memory`."""
+        blocks = list(range(1, 1 + self.core.optimizer.states))
+        return blocks if self.shards(False).memory(AVERAGE) is None else [*blocks, AVERAGE]
+
+    def gather_state(self) -> None:
+        """Give all ranks the whole of the optimiser's state."""
+        if self.stale:
+            self.group.sum(np.empty(0), BATCH)  # nobody has failed
+            self._gather_state()
+
+    def _gather_state(self) -> None:
+        parts, shards = self._parts.popitem()[1], self.shards(False)
+        for block in self.state_blocks():
+            parts.gather(shards.memory(block))
+        self.stale = False
+
+    def run(self, shards, part, batch, scale, training, fresh, before, out, threads, **more) -> None:
         """Forward and backward over a batch; before: rows of the step in batches before it."""
         x, y, w, plan, _ = part
         rows = plan.rows[batch]
@@ -59,7 +100,8 @@ class ShardProgram:
             scale = scale / weight if weight > 0 else 0.0
         shards.run(
             *(x, y, w, plan.order, plan.starts[batch], plan.cuts[batch], before + plan.before[batch], rows),
-            *(scale, training, fresh, out, threads, fuse, rates),
+            *(scale, training, fresh, out, threads),
+            **more,
         )
 
     def train_batches(
@@ -69,37 +111,46 @@ class ShardProgram:
         group, keep = self.group, accumulate > 1
         shards = self.shards(keep)
         message = self.message(keep)
+        parameters = (len(message) - HEADER) // self.dtype.itemsize
         mean, fuse = self.native.mean, group.size == 1 and shards.fuses and not step_anyway
         batches = plan.batches(start, stop)
+        parts = self.parts(keep)
+        state = parts is not None and bool(self.state_blocks())
+        # to gather the state costs as much as some steps in parts save
+        many = self.shares and not step_anyway and len(plan.rows) >= MANY * accumulate
+        share = parts is not None and (many or not state)
         self.reached = start
         for step, first in enumerate(batches[::accumulate]):
-            group.may_stop()
+            if not share:
+                group.may_stop()
             last = min(first + accumulate, batches.stop)
             done, now = 0, None if rates is None else rates[step]
+            more: dict[str, Any] = {"fuse": fuse, "rates": now}
+            if parts is not None:
+                parts.start(now, share, self.core.optimizer.clip_norm is not None, step_anyway)
+                more |= {} if keep or not parts.overlaps else {"windows": parts.windows}
             for batch in range(first, last):
-                self.run(
-                    shards,
-                    (x, y, w, plan, 0),
-                    batch,
-                    1 / (last - first),
-                    True,
-                    batch == first,
-                    done,
-                    out,
-                    threads,
-                    fuse,
-                    now,
-                )
+                rows = (x, y, w, plan, 0)
+                self.run(*(shards, rows, batch, 1 / (last - first), True, batch == first, done, out, threads), **more)
                 done += plan.rows[batch]
             if keep:
                 shards.join()
-            loss, weight, right, rows = group.add(message, self.dtype, BATCH)[1:5].tolist()
+            head = group.add(message, self.dtype, BATCH) if parts is None else parts.finish()
+            loss, weight, right, rows = head[1:5].tolist()
             if not math.isfinite(loss) and not step_anyway:
                 return first * batch_size
             shards.count_rows(done)
-            extra = 0.0 if fuse else shards.step(now)
+            if parts is not None and share:
+                extra = parts.extra
+            else:
+                extra = 0.0 if fuse else shards.step(now, WHOLE, 0, parameters)
+            self.stale = self.stale or (share and state)
             totals += np.array((loss + extra * (weight if mean else 1), weight, right, rows))
             self.reached += done
+            if share and head[STOPS]:  # on some rank: all have taken this step
+                if self.stale:
+                    self._gather_state()
+                raise KeyboardInterrupt
         return -1
 
     def train_step(self, x, y, threads: int, w=None, rates=None) -> float:

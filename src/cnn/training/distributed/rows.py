@@ -247,12 +247,12 @@ def weights_of(group: Group, program: Any, y, w, plan: Plan) -> list[float] | No
     return group.sum(sums, ROWS).tolist()
 
 
-def tree(sums: Iterable[np.ndarray]) -> np.ndarray:
-    """The sum of vectors, one of each shard here, in the order of the tree; float64. It keeps few of them at a time."""
+def tree(sums: Iterable[np.ndarray], dtype: Any = np.float64) -> np.ndarray:
+    """The sum of vectors, one of each shard here, in the order of the tree. It keeps few of them at a time."""
     branches: list[np.ndarray] = []
     done = 0
     for done, vector in enumerate(sums, 1):
-        branches.append(np.array(vector, np.float64))
+        branches.append(np.array(vector, dtype))
         for _ in range((done & -done).bit_length() - 1):
             _join(branches)
     for _ in range(done.bit_count() - 1):
