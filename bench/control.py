@@ -2,8 +2,12 @@
 
     python bench/control.py
 
-Needs gcc, CasADi (pip install casadi) and gfortran; what is missing is left out. Prints the rows of docs/control.md:
-the least of interleaved rounds, in microseconds, and the seconds that the compiler takes.
+Needs gcc, CasADi (pip install casadi), gfortran and l4casadi; what is missing is left out. Prints the rows of
+docs/control.md: the least of interleaved rounds, in microseconds, and the seconds that the compiler takes; and the
+goals. The results are compared first.
+
+l4casadi 2.0 is built from source, with PyTorch there: CMAKE_POLICY_VERSION_MINIMUM=3.5 pip install scikit-build cmake
+ninja, and then pip install --no-build-isolation --no-deps l4casadi. Its networks are float32.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from goals import judge
 
 import cnn
 
@@ -100,6 +105,18 @@ def jacobian(folder, own=True):
         assert all(np.allclose(a, b, rtol=1e-10) for a, b in zip(results[0], results[-1], strict=True)), name
     best = least(calls, 200)
     return {name: (best[name], libraries[name][1]) for name in calls}
+
+
+def by_l4casadi(model):
+    """Value and Jacobian at one point as a function that takes (1, inputs), called from C as CasADi's solvers do."""
+    import casadi
+    import l4casadi
+    import torch
+
+    torch.set_num_threads(1)
+    x = casadi.MX.sym("x", 1, model.layers[0].in_features)
+    y = l4casadi.L4CasADi(cnn.to_torch(model).float(), name="l4casadi_net")(x)
+    return casadi.Function("both", [x], [y, casadi.jacobian(y, x)])
 
 
 def control(folder, width=64):

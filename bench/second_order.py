@@ -16,6 +16,7 @@ import time
 import types
 
 import numpy as np
+from goals import judge
 from peak import Peak
 from scipy.optimize import least_squares
 
@@ -194,7 +195,7 @@ def main(epochs: int = 10_000) -> None:
     torch = torch_levenberg_marquardt() is not None
     print(f"| problem | Adam, {epochs:,} epochs, s | L-M, ms | times Adam | times SciPy | times PyTorch | won |")
     print("|---|---|---|---|---|---|---|")
-    won = []
+    won, medians = [], {}
     for name in problems(0):
         rows = []
         for seed in SEEDS:
@@ -214,10 +215,15 @@ def main(epochs: int = 10_000) -> None:
                     others[i] = timed(contender, network(widths, None, seed), x, y, loss, limit)[0] / seconds
             rows.append((adam_seconds, 1e3 * seconds, adam_seconds / seconds if goal.there else 0.0, *others))
             won.append(goal.there and adam_seconds >= 10 * seconds)
-        numbers = np.median(rows, axis=0)
+        numbers = medians[name] = np.median(rows, axis=0)
         shown = " | ".join(f"{n:.3g}" for n in numbers)
         print(f"| {name} | {shown} | {sum(won[-len(SEEDS) :])} of {len(SEEDS)} |", flush=True)
-    print(f"\n{np.mean(won):.0%} of the runs in a tenth of Adam's time, or less")
+    print()
+    judge("Levenberg-Marquardt", "of the runs in a tenth of Adam's time or less", 0.8, np.mean(won))
+    for name, numbers in medians.items():
+        judge(name, "times as fast as SciPy's least_squares", 10, numbers[3])
+        if torch:
+            judge(name, "times as fast as torch-levenberg-marquardt", 20, numbers[4])
     kernels()
 
 
