@@ -22,10 +22,10 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from goals import judge  # noqa: E402
 from jax.experimental.jet import jet  # noqa: E402
 
 import cnn  # noqa: E402
-from goals import judge  # noqa: E402
 
 ROUNDS = 15
 WIDTHS = (2, 50, 50, 50, 1)

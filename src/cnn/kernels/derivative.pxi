@@ -37,6 +37,7 @@ cdef struct TangentPass:
     Py_ssize_t segments         # of chunks
     int threads
     int64_t claimed
+    bint passing                # nobody comes back to a row: those of a thread share the room of a chunk
     real* sums                  # (segments, n_block), or NULL
     bint back                   # gradients of the outputs are wanted, and then
     bint second                 # ... walk_second; if not, walk_backward from the tangents
@@ -82,40 +83,41 @@ cdef void tangent_rows(const TangentPass* p, const Tangents* t, Py_ssize_t first
     """A chunk: forward with tangents, and what is asked for of the way back."""
     cdef const Network* net = p.net
     cdef Workspace* ws = p.ws
-    cdef Chunk c = tangent_chunk(p, t, first, rows, thread)
+    cdef Py_ssize_t at = thread * p.chunk if p.passing else first        # in the workspace
+    cdef Chunk c = tangent_chunk(p, t, at, rows, thread)
     cdef const Batch* b = p.batch
     cdef const Op* op
     cdef const real* weight
     cdef int last = net.n_buffers - 1, i
     cdef Py_ssize_t row = net.buffers[last].row, correct = 0, n
-    put_rows(net, 0, rows, p.x + first * p.x_row, p.x_row, row_of(ws.value, net, 0, first))
+    put_rows(net, 0, rows, p.x + first * p.x_row, p.x_row, row_of(ws.value, net, 0, at))
     if p.x_t != NULL:
-        put_rows(net, 0, rows, p.x_t + first * p.x_t_row, p.x_t_row, row_of(t.value, net, 0, first))
+        put_rows(net, 0, rows, p.x_t + first * p.x_t_row, p.x_t_row, row_of(t.value, net, 0, at))
     else:
-        memset(row_of(t.value, net, 0, first), 0, rows * net.buffers[0].row * sizeof(real))
+        memset(row_of(t.value, net, 0, at), 0, rows * net.buffers[0].row * sizeof(real))
     walk_forward(&c, 0, net.n_ops)
     walk_tangent(&c)
     if p.y != NULL:
-        take_rows(net, last, rows, row_of(ws.value, net, last, first), p.y + first * net.outputs)
-        take_rows(net, last, rows, row_of(t.value, net, last, first), p.y_t + first * net.outputs)
+        take_rows(net, last, rows, row_of(ws.value, net, last, at), p.y + first * net.outputs)
+        take_rows(net, last, rows, row_of(t.value, net, last, at), p.y_t + first * net.outputs)
     if not p.back:
         return
     if b != NULL:
         weight = b.weight + first if b.weight != NULL else NULL
-        loss_hessian_rows(&b.loss, rows, net.outputs, row_of(ws.value, net, last, first), row,
+        loss_hessian_rows(&b.loss, rows, net.outputs, row_of(ws.value, net, last, at), row,
                           b.target + first * b.target_bytes, b.target_bytes, weight, p.scale,
-                          row_of(t.value, net, last, first), row, row_of(t.grad, net, last, first), row)
-        batch_loss(net, &b.loss, ws, first, rows, b.target + first * b.target_bytes, b.target_bytes, weight, p.scale,
+                          row_of(t.value, net, last, at), row, row_of(t.grad, net, last, at), row)
+        batch_loss(net, &b.loss, ws, at, rows, b.target + first * b.target_bytes, b.target_bytes, weight, p.scale,
                    True, &correct)
     else:
-        memset(row_of(t.grad, net, last, first), 0, rows * row * sizeof(real))
-        put_rows(net, last, rows, p.v + first * p.v_row, p.v_row, row_of(ws.grad, net, last, first))
+        memset(row_of(t.grad, net, last, at), 0, rows * row * sizeof(real))
+        put_rows(net, last, rows, p.v + first * p.v_row, p.v_row, row_of(ws.grad, net, last, at))
     if p.second:
         walk_second(&c)
         if p.dx_t != NULL:
-            take_rows(net, 0, rows, row_of(t.grad, net, 0, first), p.dx_t + first * net.buffers[0].width)
+            take_rows(net, 0, rows, row_of(t.grad, net, 0, at), p.dx_t + first * net.buffers[0].width)
     else:
-        copy_rows(rows, row, row_of(t.grad, net, last, first), row, row_of(ws.grad, net, last, first), row)
+        copy_rows(rows, row, row_of(t.grad, net, last, at), row, row_of(ws.grad, net, last, at), row)
         walk_backward(&c, net.n_ops, 0)
     for i in range(net.n_ops if p.sums != NULL else 0):
         op = &net.ops[i]
@@ -316,23 +318,26 @@ cdef class Derivatives:
         return rows
 
     cdef cnp.ndarray start(self, TangentPass* pass_, cnp.ndarray x, object x_t, str x_name, object theta_t,
-                           str theta_name, int threads):
+                           str theta_name, int threads, bint back=False, bint second=False):
         """Claim the training workspace and set a pass along (x', theta') up, None: zero, with all else zero. Returns
         what keeps x' alive. The names are the caller's, for error messages."""
         cdef Program p = self.program
         cdef Network* net = &p.net
-        cdef Py_ssize_t batch = cnp.PyArray_DIM(x, 0)
+        cdef Py_ssize_t batch = cnp.PyArray_DIM(x, 0), room = threads * <Py_ssize_t>TANGENT_ROWS
         cdef cnp.ndarray rows = None
         memset(pass_, 0, sizeof(TangentPass))
         pass_.net, pass_.ws, pass_.t, pass_.rows, pass_.threads = net, &p.train, &self.t, batch, threads
-        pass_.x, pass_.x_row = data(x), row_stride(x)
+        pass_.x, pass_.x_row, pass_.back, pass_.second = data(x), row_stride(x), back, second
         if x_t is not None:
             rows = self.tangent_rows(x_t, batch, net.buffers[0].width, x_name, p.takes)
             pass_.x_t, pass_.x_t_row = data(rows), row_stride(rows)
         p.enter()
         try:
-            p.reserve(&p.train, batch, True, threads)
-            self.reserve(batch)
+            if back:
+                self.reserve_sums(pass_)
+            pass_.passing = batch > room and (pass_.sums != NULL or not back)
+            p.reserve(&p.train, room if pass_.passing else batch, True, threads)
+            self.reserve(room if pass_.passing else batch)
             self.t.inputs, self.t.parameters = x_t is not None, theta_t is not None
             if theta_t is not None:
                 unpack(net, theta_t, theta_name, self.t.params)
@@ -440,11 +445,11 @@ cdef class Derivatives:
             t = p.targets(y, batch, "y")
         else:
             g = self.tangent_rows(v, batch, net.outputs, "grad_output", p.gives)
-        x_t = self.start(&pass_, rows, x_t, "v", theta_t, "v", threads)
+        x_t = self.start(&pass_, rows, x_t, "v", theta_t, "v", threads, True, not gauss_newton)
         try:
             loss = p.training_pass(batch, threads)
             p.set_rows(&loss, rows, t, w)
-            pass_.back, pass_.second, pass_.scale = True, not gauss_newton, 1
+            pass_.scale = 1
             if inputs:
                 dx_t = empty_matrix(batch, net.buffers[0].width)
                 pass_.dx_t = data(dx_t)
@@ -453,7 +458,6 @@ cdef class Derivatives:
                 pass_.scale = loss_scale(&b.loss, loss_weight(&b.loss, batch, b.target, b.target_bytes, b.weight))
             else:
                 pass_.v, pass_.v_row = data(g), row_stride(g)
-            self.reserve_sums(&pass_)
             memset(self.t.grads, 0, net.n_block * sizeof(real))
             with nogil:
                 run_tangents(&pass_)
