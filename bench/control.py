@@ -2,8 +2,12 @@
 
     python bench/control.py
 
-Needs gcc, CasADi (pip install casadi) and gfortran; what is missing is left out. Prints the rows of docs/control.md:
-the least of interleaved rounds, in microseconds, and the seconds that the compiler takes.
+Needs gcc, CasADi (pip install casadi), gfortran and l4casadi; what is missing is left out. Prints the rows of
+docs/control.md: the least of interleaved rounds, in microseconds, and the seconds that the compiler takes; and the
+goals. The results are compared first.
+
+l4casadi 2.0 is built from source, with PyTorch there: CMAKE_POLICY_VERSION_MINIMUM=3.5 pip install scikit-build cmake
+ninja, and then pip install --no-build-isolation --no-deps l4casadi. Its networks are float32.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from goals import judge
 
 import cnn
 
@@ -98,8 +103,33 @@ def jacobian(folder, own=True):
         calls[name](1)
         results.append((y.copy(), j.copy() if name == "cnn.to_c" else j.reshape(6, 3).T.copy()))
         assert all(np.allclose(a, b, rtol=1e-10) for a, b in zip(results[0], results[-1], strict=True)), name
+    seconds = {name: seconds for name, (_, seconds) in libraries.items()}
+    if own and importlib.util.find_spec("l4casadi"):
+        began = time.perf_counter()
+        calls["l4casadi"] = by_l4casadi(model, *results[0])
+        seconds["l4casadi"] = time.perf_counter() - began
     best = least(calls, 200)
-    return {name: (best[name], libraries[name][1]) for name in calls}
+    return {name: (best[name], seconds[name]) for name in calls}
+
+
+def by_l4casadi(model, value, jacobian):
+    """The same by l4casadi, at the same point, once its results have been compared with these: float32."""
+    import casadi
+    import l4casadi
+    import torch
+
+    torch.set_num_threads(1)
+    x = casadi.MX.sym("x", 1, 6)
+    y = l4casadi.L4CasADi(cnn.to_torch(model).float(), name="l4casadi_net")(x)
+    both, run = casadi.Function("both", [x], [y, casadi.jacobian(y, x)]).buffer()  # no objects are made in a call
+    point, found = np.linspace(-1, 1, 6), (np.empty(3), np.empty((6, 3)))
+    both.set_arg(0, memoryview(point))
+    for i, a in enumerate(found):
+        both.set_res(i, memoryview(a))
+    run()
+    assert np.allclose(found[0], value, rtol=1e-3, atol=1e-5), "l4casadi"
+    assert np.allclose(found[1].T, jacobian, rtol=1e-3, atol=1e-5), "l4casadi"
+    return lambda times, _alive=(both, point, found): [run() for _ in range(times)]
 
 
 def control(folder, width=64):
@@ -179,16 +209,28 @@ def main():
         folder = Path(name)
         os.chdir(folder)  # where CasADi writes
         print("value and Jacobian of 6-64-64-64-3, float64, one point")
-        for who, (microseconds, seconds) in jacobian(folder, there).items():
+        times = jacobian(folder, there)
+        for who, (microseconds, seconds) in times.items():
             print(f"  {who:10} {microseconds:9.2f} us    compiled in {seconds:5.1f} s")
+        best = {who: microseconds for who, (microseconds, _) in times.items()}
+        judge("value and Jacobian", "microseconds", 5, best["cnn.to_c"], more_is_better=False)
+        if there:
+            own = min(time for who, time in best.items() if who.startswith("CasADi"))
+            judge("value and Jacobian", "times as fast as CasADi's own graph", 5, own / best["cnn.to_c"])
+        if "l4casadi" in best:
+            judge("value and Jacobian", "times as fast as l4casadi", 10, best["l4casadi"] / best["cnn.to_c"])
         if there:
             found, seconds = control(folder)
             print(f"one solve of the swing-up, 30 nodes, network of 64-64 (compiled in {seconds:.1f} s)")
             for who, (microseconds, iterations, _) in found.items():
                 print(f"  {who:10} {microseconds / 1e3:9.1f} ms    {iterations} iterations")
+            (own, _, _), (graph, _, _) = found.values()
+            judge("one solve", "times as fast as with CasADi's own graph", 3, graph / own)
+            judge("one solve", "seconds of the compiler", 5, seconds, more_is_better=False)
         if shutil.which("gfortran"):
             for n, best in fortran(folder).items():
                 print(f"64-64-64, float64, {n} columns: Fortran {best['Fortran']:.2f} us, C {best['C']:.2f} us")
+                judge("Fortran", "times as long as C", 1.1, best["Fortran"] / best["C"], more_is_better=False)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the library promises, held against what was measured. Used by report.py and check.py."""
+"""What the library promises, held against what was measured: all of report.py and check.py; `judge` for the others."""
 
 from __future__ import annotations
 
@@ -53,6 +53,12 @@ class Goal:
     @property
     def bound(self) -> str:
         return f"{'at least' if self.more_is_better else 'at most'} {self.required:g}"
+
+
+def judge(*args: Any, **options: Any) -> None:
+    """Print a goal, given as to `Goal`, and whether it is met."""
+    goal = Goal(*args, **options)
+    print(f"{'met' if goal.met else 'not met':8} {goal}", flush=True)
 
 
 def strongest_peer(times: dict[str, dict[str, Any]]) -> str:

@@ -22,6 +22,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from goals import judge  # noqa: E402
 from jax.experimental.jet import jet  # noqa: E402
 
 import cnn  # noqa: E402
@@ -132,6 +133,9 @@ def main():
     print("| | ms | times cnn |\n|---|---|---|")
     for name, best in times.items():
         print(f"| {name} | {best:.1f} | {best / times['cnn']:.1f} |")
+    best = min(time for name, time in times.items() if "JAX" in name)
+    judge("residual", "times as fast as JAX's best form", 2, best / times["cnn"])
+    judge("residual", "times as fast as PyTorch", 4, times["PyTorch"] / times["cnn"])
 
 
 if __name__ == "__main__":

@@ -265,6 +265,37 @@ def test_batches_longer_than_a_chunk(isa, batch, widths):
     assert_close(model.jvp(x, t)[::40], np.array(rows), 1e-12)
 
 
+@pytest.mark.parametrize("batch", [900, 1500])
+def test_long_batches_on_any_number_of_threads(isa, batch):
+    """Bits do not depend on threads, and numbers not on the batch that a row is in. With 1500 rows, all products pass
+    the rows through the room of a chunk, with 900 only jvp."""
+    model, _ = build([(4, 9, True), ("tanh", None), (9, 2, True)], cnn.MSELoss(reduction="sum"))
+    x, t, y = numbers(1, batch, 4), numbers(2, batch, 4), numbers(3, batch, 2)
+    v, used = numbers(4, model.parameters.size), cnn.get_num_threads()
+
+    def products(rows):
+        return {
+            "jvp": model.jvp(x[rows], t[rows], v),
+            "hvp_input": model.hvp_input(x[rows], t[rows], y[rows]),
+            "hvp": model.hvp(x[rows], y[rows], v),
+            "gnvp": model.gnvp(x[rows], y[rows], v),
+        }
+
+    try:
+        found = []
+        for threads in (1, 2):
+            cnn.set_num_threads(threads)
+            model._core.kernels.forget_waits()
+            found.append(products(slice(None)))
+    finally:
+        cnn.set_num_threads(used)
+    parts = [products(slice(at, at + 100)) for at in range(0, batch, 100)]
+    for name, one in found[0].items():
+        np.testing.assert_array_equal(one, found[1][name], name)
+        join = np.concatenate if one.ndim == 2 else sum
+        assert_close(one, join([part[name] for part in parts]), 1e-11, name)
+
+
 # use ----------------------------------------------------------------------------------------------------------------
 
 
@@ -392,6 +423,12 @@ def test_memory_is_linear():
         model.hvp(x, x, model.parameters)
         return model._core.derivatives.nbytes, model.parameters.nbytes + depth * x.nbytes
 
+    def of_jvp(batch):
+        model = cnn.Sequential([cnn.Linear(8, 8), cnn.Tanh()], seed=0)
+        model.jvp(np.ones((batch, 8), "float32"), np.ones((batch, 8), "float32"))
+        return model._core.derivatives.nbytes
+
+    assert of_jvp(100_000) <= of_jvp(128 * cnn.get_num_threads())
     for batch, width, depth in [(1, 64, 2), (256, 64, 2), (256, 64, 8), (1024, 64, 8), (64, 256, 4)]:
         used, linear = size(batch, width, depth)
         assert used <= 6 * linear

@@ -26,18 +26,35 @@ cdef struct TangentPass:
     Workspace* ws
     const Tangents* t
     Py_ssize_t rows
+    const real* x
+    Py_ssize_t x_row
+    const real* x_t             # NULL: zero
+    Py_ssize_t x_t_row
+    real* y                     # NULL, or where the outputs go, row after row,
+    real* y_t                   # ... their tangents,
+    real* dx_t                  # ... and those of the inputs' gradients
     Py_ssize_t chunk            # rows
     Py_ssize_t segments         # of chunks
     int threads
     int64_t claimed
+    bint passing                # nobody comes back to a row: those of a thread share the room of a chunk
     real* sums                  # (segments, n_block), or NULL
-    bint input_grad
     bint back                   # gradients of the outputs are wanted, and then
-    bint second                 # ... walk_second; if not, with sums, walk_backward from the tangents
+    bint second                 # ... walk_second; if not, walk_backward from the tangents
     const Batch* batch          # of the loss, or
     const real* v               # the gradient of the outputs
     Py_ssize_t v_row
     double scale
+
+
+cdef void put_rows(const Network* net, int b, Py_ssize_t rows, const real* a, Py_ssize_t a_row, real* at) noexcept nogil:
+    """Copy the caller's rows to those of a buffer."""
+    copy_rows(rows, net.buffers[b].width, a, a_row, at, net.buffers[b].row)
+
+
+cdef void take_rows(const Network* net, int b, Py_ssize_t rows, const real* at, real* a) noexcept nogil:
+    """Copy rows of a buffer to the caller's, row after row."""
+    copy_rows(rows, net.buffers[b].width, at, net.buffers[b].row, a, net.buffers[b].width)
 
 
 cdef bint sums_in_second(const Network* net) noexcept nogil:
@@ -57,7 +74,7 @@ cdef Chunk tangent_chunk(const TangentPass* p, const Tangents* t, Py_ssize_t fir
     memset(&c, 0, sizeof(c))
     c.net, c.ws, c.t, c.first, c.batch, c.all_rows = p.net, p.ws, t, first, rows, p.rows
     c.x, c.x_row = row_of(p.ws.value, p.net, 0, first), p.net.buffers[0].row
-    c.keep, c.input_grad, c.panel = True, p.input_grad, p.ws.panel + thread * p.ws.panel_size
+    c.keep, c.input_grad, c.panel = True, p.dx_t != NULL, p.ws.panel + thread * p.ws.panel_size
     return c
 
 
@@ -66,30 +83,41 @@ cdef void tangent_rows(const TangentPass* p, const Tangents* t, Py_ssize_t first
     """A chunk: forward with tangents, and what is asked for of the way back."""
     cdef const Network* net = p.net
     cdef Workspace* ws = p.ws
-    cdef Chunk c = tangent_chunk(p, t, first, rows, thread)
+    cdef Py_ssize_t at = thread * p.chunk if p.passing else first        # in the workspace
+    cdef Chunk c = tangent_chunk(p, t, at, rows, thread)
     cdef const Batch* b = p.batch
     cdef const Op* op
     cdef const real* weight
     cdef int last = net.n_buffers - 1, i
     cdef Py_ssize_t row = net.buffers[last].row, correct = 0, n
+    put_rows(net, 0, rows, p.x + first * p.x_row, p.x_row, row_of(ws.value, net, 0, at))
+    if p.x_t != NULL:
+        put_rows(net, 0, rows, p.x_t + first * p.x_t_row, p.x_t_row, row_of(t.value, net, 0, at))
+    else:
+        memset(row_of(t.value, net, 0, at), 0, rows * net.buffers[0].row * sizeof(real))
     walk_forward(&c, 0, net.n_ops)
     walk_tangent(&c)
+    if p.y != NULL:
+        take_rows(net, last, rows, row_of(ws.value, net, last, at), p.y + first * net.outputs)
+        take_rows(net, last, rows, row_of(t.value, net, last, at), p.y_t + first * net.outputs)
     if not p.back:
         return
     if b != NULL:
         weight = b.weight + first if b.weight != NULL else NULL
-        loss_hessian_rows(&b.loss, rows, net.outputs, row_of(ws.value, net, last, first), row,
+        loss_hessian_rows(&b.loss, rows, net.outputs, row_of(ws.value, net, last, at), row,
                           b.target + first * b.target_bytes, b.target_bytes, weight, p.scale,
-                          row_of(t.value, net, last, first), row, row_of(t.grad, net, last, first), row)
-        batch_loss(net, &b.loss, ws, first, rows, b.target + first * b.target_bytes, b.target_bytes, weight, p.scale,
+                          row_of(t.value, net, last, at), row, row_of(t.grad, net, last, at), row)
+        batch_loss(net, &b.loss, ws, at, rows, b.target + first * b.target_bytes, b.target_bytes, weight, p.scale,
                    True, &correct)
     else:
-        memset(row_of(t.grad, net, last, first), 0, rows * row * sizeof(real))
-        copy_rows(rows, net.outputs, p.v + first * p.v_row, p.v_row, row_of(ws.grad, net, last, first), row)
+        memset(row_of(t.grad, net, last, at), 0, rows * row * sizeof(real))
+        put_rows(net, last, rows, p.v + first * p.v_row, p.v_row, row_of(ws.grad, net, last, at))
     if p.second:
         walk_second(&c)
-    elif p.sums != NULL:
-        copy_rows(rows, row, row_of(t.grad, net, last, first), row, row_of(ws.grad, net, last, first), row)
+        if p.dx_t != NULL:
+            take_rows(net, 0, rows, row_of(t.grad, net, 0, at), p.dx_t + first * net.buffers[0].width)
+    else:
+        copy_rows(rows, row, row_of(t.grad, net, last, at), row, row_of(ws.grad, net, last, at), row)
         walk_backward(&c, net.n_ops, 0)
     for i in range(net.n_ops if p.sums != NULL else 0):
         op = &net.ops[i]
@@ -111,6 +139,7 @@ cdef void tangent_task(void* argument, int thread) noexcept nogil:
             break
         if p.sums != NULL:
             t.grads = p.sums + segment * p.net.n_block
+            memset(t.grads, 0, p.net.n_block * sizeof(real))
         for i in range(chunks * segment // p.segments, chunks * (segment + 1) // p.segments):
             tangent_rows(p, &t, i * p.chunk, smaller(p.chunk, p.rows - i * p.chunk), thread)
 
@@ -164,6 +193,7 @@ cdef class Derivatives:
     cdef Program program
     cdef Tangents t
     cdef Arena block            # theta' and the results
+    cdef Arena sums             # those of segments
     cdef JetSpace* spaces       # of the jets, one for each of n_spaces threads
     cdef int n_spaces
 
@@ -178,6 +208,7 @@ cdef class Derivatives:
         release(&self.t.arena)
         free(self.t.value)
         release(&self.block)
+        release(&self.sums)
 
     cdef void release_spaces(self) noexcept:
         cdef int thread
@@ -278,7 +309,7 @@ cdef class Derivatives:
     @property
     def nbytes(self):
         """Bytes of the tangents, beside those of the program's workspace."""
-        return self.t.arena.bytes + self.block.bytes
+        return self.t.arena.bytes + self.block.bytes + self.sums.bytes
 
     cdef cnp.ndarray tangent_rows(self, object x_t, Py_ssize_t batch, Py_ssize_t columns, str name, str where):
         cdef cnp.ndarray rows = as_matrix(x_t, columns, name, where)
@@ -286,30 +317,30 @@ cdef class Derivatives:
             raise ValueError(f"{name}: expected {batch} rows, as many as x has, got {cnp.PyArray_DIM(rows, 0)}")
         return rows
 
-    cdef int start(self, cnp.ndarray x, object x_t, str x_name, object theta_t, str theta_name,
-                   int threads) except -1:
-        """Claim the training workspace and put x, x' and theta' (None: zero) where the walks read them. The names are
-        the caller's, for error messages."""
+    cdef cnp.ndarray start(self, TangentPass* pass_, cnp.ndarray x, object x_t, str x_name, object theta_t,
+                           str theta_name, int threads, bint back=False, bint second=False):
+        """Claim the training workspace and set a pass along (x', theta') up, None: zero, with all else zero. Returns
+        what keeps x' alive. The names are the caller's, for error messages."""
         cdef Program p = self.program
         cdef Network* net = &p.net
-        cdef Py_ssize_t batch = cnp.PyArray_DIM(x, 0)
+        cdef Py_ssize_t batch = cnp.PyArray_DIM(x, 0), room = threads * <Py_ssize_t>TANGENT_ROWS
         cdef cnp.ndarray rows = None
+        memset(pass_, 0, sizeof(TangentPass))
+        pass_.net, pass_.ws, pass_.t, pass_.rows, pass_.threads = net, &p.train, &self.t, batch, threads
+        pass_.x, pass_.x_row, pass_.back, pass_.second = data(x), row_stride(x), back, second
         if x_t is not None:
             rows = self.tangent_rows(x_t, batch, net.buffers[0].width, x_name, p.takes)
+            pass_.x_t, pass_.x_t_row = data(rows), row_stride(rows)
         p.enter()
         try:
-            p.reserve(&p.train, batch, True, threads)
-            self.reserve(batch)
-            self.t.parameters = theta_t is not None
+            if back:
+                self.reserve_sums(pass_)
+            pass_.passing = batch > room and (pass_.sums != NULL or not back)
+            p.reserve(&p.train, room if pass_.passing else batch, True, threads)
+            self.reserve(room if pass_.passing else batch)
+            self.t.inputs, self.t.parameters = x_t is not None, theta_t is not None
             if theta_t is not None:
                 unpack(net, theta_t, theta_name, self.t.params)
-            self.t.inputs = x_t is not None
-            if rows is not None:
-                copy_rows(batch, net.buffers[0].width, data(rows), row_stride(rows), self.t.value[0],
-                          net.buffers[0].row)
-            else:
-                memset(self.t.value[0], 0, batch * net.buffers[0].row * sizeof(real))
-            copy_rows(batch, net.buffers[0].width, data(x), row_stride(x), p.train.value[0], net.buffers[0].row)
             p.train.training = False
             use_running(net, &p.train)
         except BaseException:
@@ -317,34 +348,28 @@ cdef class Derivatives:
             raise
         if p.saved != SAVED_NOTHING:
             p.forget("a derivative product has run since")
-        return 0
-
-    cdef TangentPass tangents(self, Py_ssize_t batch, int threads) noexcept nogil:
-        """A pass over the rows that `start` has put into the workspace, all else zero."""
-        cdef TangentPass p
-        memset(&p, 0, sizeof(p))
-        p.net, p.ws, p.t, p.rows, p.threads = &self.program.net, &self.program.train, &self.t, batch, threads
-        return p
+        return rows
 
     def jvp(self, x, x_t, theta_t, int threads):
         """(outputs, J (x', theta')), both (batch, out_features). x_t (batch, in_features), theta_t a packed vector;
         None: zero."""
         cdef Program p = self.program
         cdef cnp.ndarray rows = p.inputs(x)
-        cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0)
-        cdef int last = p.net.n_buffers - 1
+        cdef cnp.ndarray y = empty_matrix(cnp.PyArray_DIM(rows, 0), p.net.outputs)
+        cdef cnp.ndarray y_t = empty_matrix(cnp.PyArray_DIM(rows, 0), p.net.outputs)
         cdef TangentPass pass_
-        self.start(rows, x_t, "t", theta_t, "parameters", threads)
+        x_t = self.start(&pass_, rows, x_t, "t", theta_t, "parameters", threads)
         try:
-            pass_ = self.tangents(batch, threads)
+            pass_.y, pass_.y_t = data(y), data(y_t)
             with nogil:
                 run_tangents(&pass_)
-            return p.rows_of(p.train.value, last, batch), p.rows_of(self.t.value, last, batch)
+            return y, y_t
         finally:
             p.training_busy = False
 
-    cdef void back(self, Py_ssize_t batch, int threads, bint input_grad, bint weights) noexcept nogil:
-        """Backward from the gradients of the outputs; those of the parameters go to the block of the results."""
+    cdef void back(self, Py_ssize_t batch, int threads, bint rows, bint weights) noexcept nogil:
+        """rows: backward from the gradients of the outputs to the inputs; weights: then to the parameters, whose
+        gradients go to the block of the results."""
         cdef Network into = self.program.net
         cdef Pass p
         cdef double weight = 0
@@ -352,8 +377,8 @@ cdef class Derivatives:
         into.grads = self.t.grads
         p = self.program.training_pass(batch, threads)
         p.net = &into
-        p.wants.gather = p.wants.backward = p.wants.overwrite = p.wants.frozen_too = True
-        p.wants.input_grad = input_grad
+        p.wants.gather = p.wants.overwrite = p.wants.frozen_too = True
+        p.wants.backward = p.wants.input_grad = rows
         p.wants.weights = weights
         run_pass(&p, &weight, &correct)
 
@@ -386,12 +411,16 @@ cdef class Derivatives:
         finally:
             p.training_busy = False
 
-    cdef int reserve_sums(self, TangentPass* p, Arena* sums) except -1:
+    cdef int reserve_sums(self, TangentPass* p) except -1:
         """Segments with a gradient each, where that is better than one for all rows."""
-        cdef Py_ssize_t chunks = (p.rows + TANGENT_ROWS - 1) // TANGENT_ROWS, most = most_segments(p.net)
+        cdef Py_ssize_t chunks = (p.rows + TANGENT_ROWS - 1) // TANGENT_ROWS, most = most_segments(p.net), n
         if p.second if sums_in_second(p.net) else chunks >= LEAST_SEGMENTS and most > LEAST_SEGMENTS:
             p.chunk, p.segments = TANGENT_ROWS, smaller(chunks, most)
-            p.sums = allocate(sums, times(p.segments, p.net.n_block))
+            n = times(p.segments, p.net.n_block)
+            if self.sums.bytes < n * sizeof(real):
+                release(&self.sums)
+                allocate(&self.sums, n)
+            p.sums = self.sums.at
         return 0
 
     def second(self, x, y, v, x_t, theta_t, bint inputs, int threads, bint gauss_newton=False,
@@ -404,46 +433,41 @@ cdef class Derivatives:
         """
         cdef Program p = self.program
         cdef Network* net = &p.net
-        cdef Workspace* ws = &p.train
-        cdef cnp.ndarray rows = p.inputs(x), t = None, g = None, result
+        cdef cnp.ndarray rows = p.inputs(x), t = None, g = None, dx_t = None
         cdef Py_ssize_t batch = cnp.PyArray_DIM(rows, 0), i
-        cdef int last = net.n_buffers - 1, o
+        cdef int o
         cdef Pass loss
         cdef Batch* b = &loss.batch
         cdef TangentPass pass_
-        cdef Arena sums
         if batch == 0:
             raise ValueError("x: expected at least one row, got none")
         if y is not None:
             t = p.targets(y, batch, "y")
         else:
             g = self.tangent_rows(v, batch, net.outputs, "grad_output", p.gives)
-        memset(&sums, 0, sizeof(sums))
-        self.start(rows, x_t, "v", theta_t, "v", threads)
+        x_t = self.start(&pass_, rows, x_t, "v", theta_t, "v", threads, True, not gauss_newton)
         try:
             loss = p.training_pass(batch, threads)
             p.set_rows(&loss, rows, t, w)
-            pass_ = self.tangents(batch, threads)
-            pass_.back, pass_.second, pass_.input_grad, pass_.scale = True, not gauss_newton, inputs, 1
+            pass_.scale = 1
+            if inputs:
+                dx_t = empty_matrix(batch, net.buffers[0].width)
+                pass_.dx_t = data(dx_t)
             if t is not None:
                 pass_.batch = b
                 pass_.scale = loss_scale(&b.loss, loss_weight(&b.loss, batch, b.target, b.target_bytes, b.weight))
             else:
                 pass_.v, pass_.v_row = data(g), row_stride(g)
-            self.reserve_sums(&pass_, &sums)
             memset(self.t.grads, 0, net.n_block * sizeof(real))
             with nogil:
                 run_tangents(&pass_)
                 if gauss_newton and pass_.sums == NULL:
-                    memcpy(ws.grad[last], self.t.grad[last], batch * net.buffers[last].row * sizeof(real))
                     self.back(batch, threads, False, True)
                 if t is not None and self.t.parameters:
                     for o in range(net.n_ops):
                         for i in range(weight_size(&net.ops[o]) if net.ops[o].l2 != 0 else 0):
                             self.t.grads[net.ops[o].weight + i] += <real>(
                                 2 * net.ops[o].l2 * self.t.params[net.ops[o].weight + i])
-            result = packed(&p.net, self.t.grads)
-            return p.rows_of(self.t.grad, 0, batch) if inputs else None, result
+            return dx_t, packed(&p.net, self.t.grads)
         finally:
-            release(&sums)
             p.training_busy = False

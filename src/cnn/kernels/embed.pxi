@@ -88,14 +88,6 @@ cdef Py_ssize_t lay_out_tangents(const Network* net, Tangents* t, Py_ssize_t row
     return n
 
 
-cdef void put_rows(const Network* net, int b, Py_ssize_t rows, const real* a, real* at) noexcept nogil:
-    copy_rows(rows, net.buffers[b].width, a, net.buffers[b].width, at, net.buffers[b].row)
-
-
-cdef void take_rows(const Network* net, int b, Py_ssize_t rows, const real* at, real* a) noexcept nogil:
-    copy_rows(rows, net.buffers[b].width, at, net.buffers[b].row, a, net.buffers[b].width)
-
-
 cdef void embedded_derivatives(const cnn_model* model, const real* x, const real* v, const real* dx, real* y, real* g,
                                real* dy, real* h, ptrdiff_t n, void* scratch) noexcept nogil:
     """Forward; with dx the tangents; with v backward, or with both the walk `second`.
@@ -132,17 +124,17 @@ cdef void embedded_derivatives(const cnn_model* model, const real* x, const real
     c.x, c.x_row = ws.value[0], net.buffers[0].row
     for first from 0 <= first < n by e.derivative_chunk:
         c.batch = c.all_rows = smaller(e.derivative_chunk, n - first)
-        put_rows(net, 0, c.batch, x + first * inputs, ws.value[0])
+        put_rows(net, 0, c.batch, x + first * inputs, inputs, ws.value[0])
         walk_forward(&c, 0, net.n_ops)
         if y != NULL:
             take_rows(net, last, c.batch, ws.value[last], y + first * outputs)
         if dx != NULL:
-            put_rows(net, 0, c.batch, dx + first * inputs, t.value[0])
+            put_rows(net, 0, c.batch, dx + first * inputs, inputs, t.value[0])
             walk_tangent(&c)
             if dy != NULL:
                 take_rows(net, last, c.batch, t.value[last], dy + first * outputs)
         if v != NULL:
-            put_rows(net, last, c.batch, v + first * outputs, ws.grad[last])
+            put_rows(net, last, c.batch, v + first * outputs, outputs, ws.grad[last])
             if dx == NULL:
                 walk_backward(&c, net.n_ops, 0)
             else:

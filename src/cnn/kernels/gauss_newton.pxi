@@ -197,13 +197,13 @@ cdef void jacobian_task(void* argument, int thread) noexcept nogil:
 
 
 cdef void square_task(void* argument, int thread) noexcept nogil:
-    """Panels of G: G = G + j^T j."""
+    """Panels of G: G = G + j^T j, without what the padding would add; on the diagonal tile by tile, each up to it."""
     cdef Jacobian* f = <Jacobian*>argument
     cdef const Panels* n = &f.panels
-    cdef Py_ssize_t q, block
+    cdef Py_ssize_t q, block, i, rows, step
     cdef Product p
     memset(&p, 0, sizeof(p))
-    p.m, p.n, p.k = n.side, n.side, f.rows
+    p.k = f.rows
     p.a_row, p.a_col, p.b_row, p.c_row = 1, n.side, n.side, n.side
     p.epilogue = EPILOGUE_ADD
     p.act = IDENTITY
@@ -214,9 +214,14 @@ cdef void square_task(void* argument, int thread) noexcept nogil:
             break
         p.b = f.j + q * JACOBIAN_ROWS * n.side
         for block in range(q, n.count):
-            p.a = f.j + block * JACOBIAN_ROWS * n.side
-            p.c = f.g + panel_at(n, q, block)
-            product(&p)
+            rows = smaller(n.side, n.n - block * n.side)
+            step = TILE_MR if block == q else n.side
+            for i from 0 <= i < rows by step:
+                p.m = smaller(step, rows - i)
+                p.n = round_up(i + p.m, VL) if block == q else n.side
+                p.a = f.j + block * JACOBIAN_ROWS * n.side + i
+                p.c = f.g + panel_at(n, q, block) + i * n.side
+                product(&p)
 
 
 cdef class Curvature:
@@ -403,7 +408,7 @@ cdef class Curvature:
         threads = <int>smaller(larger(threads, 1), self.threads)
         p.enter()
         try:
-            p.reserve(&p.train, JACOBIAN_ROWS, True, threads)
+            p.reserve(&p.train, smaller(JACOBIAN_ROWS, larger(1, stop - start)), True, threads)
             if p.saved != SAVED_NOTHING:
                 p.forget("training has gone on since")
             all_rows = p.training_pass(cnp.PyArray_DIM(x, 0), threads)

@@ -111,5 +111,9 @@ cdef void copy_rows(Py_ssize_t rows, Py_ssize_t n, const real* a, Py_ssize_t a_r
     if a_row == n and b_row == n:
         memcpy(b, a, rows * n * sizeof(real))
         return
+    if n <= VL:             # a call of memcpy for each row takes longer than the row
+        for i in range(rows):
+            vf_store_first(b + i * b_row, vf_load_first(a + i * a_row, n), n)
+        return
     for i in range(rows):
         memcpy(b + i * b_row, a + i * a_row, n * sizeof(real))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import os
 import weakref
 import zlib
@@ -221,11 +222,11 @@ class Core:
 
     @property
     def in_features(self) -> int:
-        return self.graph.widths[0]
+        return math.prod(self.graph.shapes[0])
 
     @property
     def out_features(self) -> int:
-        return self.graph.widths[-1]
+        return math.prod(self.graph.shapes[-1])
 
     # parameters -------------------------------------------------------------------------------------------------------
 

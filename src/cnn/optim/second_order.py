@@ -27,7 +27,7 @@ SETTLED = 1e-3  # the ratio of alpha and beta, when it changes by less than this
 
 def _product(a: np.ndarray, b: np.ndarray) -> float:
     """a . b in one order, whatever the machine's BLAS does."""
-    return float((a * b).sum())
+    return float(np.add.reduce(a * b))
 
 
 class _Point:
@@ -135,7 +135,7 @@ class SecondOrder(WholeDataOptimizer, abstract=True):
     def minimizer(self, kernels, program):
         return kernels.Curvature(program)
 
-    def _check(self, objective: Any, point: _Point) -> None:
+    def _check(self, objective: Any) -> None:
         """ValueError or TypeError if there is no second derivative to be had."""
         name = type(self).__name__
         loss = objective.core.loss
@@ -158,7 +158,8 @@ class SecondOrder(WholeDataOptimizer, abstract=True):
         known = objective.known
         before = objective.value if known else objective()
         point = _Point(minimizer, objective, before)
-        self._check(objective, point)
+        if not known:  # else it has been checked
+            self._check(objective)
         if not math.isfinite(before) or lr == 0:
             objective.logs = self._logs(point)
             return None
@@ -300,16 +301,14 @@ class LevenbergMarquardt(SecondOrder):
             found |= dict(zip(("alpha", "beta", "gamma"), point.evidence, strict=True))
         return found
 
-    def _check(self, objective, point):
-        super()._check(objective, point)
-        if self.regularization is None:
-            return
-        if objective.core.loss.kind != "mse":
-            raise ValueError(f"regularization: 'bayesian' needs MSELoss, got {objective.core.loss!r}")
-        if point.diagonal.any():
-            raise ValueError("regularization: expected no weight_decay and no l2 with 'bayesian', which chooses them")
-
     def _step(self, point, lr):
+        if self.regularization is not None:
+            if point.objective.core.loss.kind != "mse":
+                raise ValueError(f"regularization: 'bayesian' needs MSELoss, got {point.objective.core.loss!r}")
+            if point.diagonal.any():
+                raise ValueError(
+                    "regularization: expected no weight_decay and no l2 with 'bayesian', which chooses them"
+                )
         self._solver = self._prepare(point)
         settled = self.regularization is None or self._weigh(point)
         moved, why, damping = self._search(point, lr)

@@ -357,7 +357,7 @@ def fit(
             validation = _of_all(group, validation, {}, *validation_data[:2])
         if weigh_validation and validation is not None:
             validation.context.class_weights = context.class_weights
-        meter, val_meter = (Meter(metrics, self) for _ in range(2))
+        meter = Meter(metrics, self)
         source.check(meter)
         if isinstance(source, Rows):
             if not context.rows(source.rows):
@@ -368,6 +368,7 @@ def fit(
         if average_every > 1 and not isinstance(source, Rows):
             raise ValueError(f"{source.names.x}: expected arrays or memory maps with average_every, got batches")
         if validation is not None:
+            val_meter = Meter(metrics, self)
             validation.check(val_meter)
         names = [*meter.summed, *meter.names]
         names += [f"val_{name}" for name in names] * (validation is not None)
@@ -428,15 +429,16 @@ def fit(
                 if name in known:
                     callback.load_state_dict(known[name])
             core.state.running, core.state.callbacks = chosen, {}
+            beginning, ending = overridden(chosen, "on_epoch_begin"), overridden(chosen, "on_epoch_end")
             for epoch in range(initial_epoch + 1, epochs + 1):
                 if trainer.stopped() or history.converged:
                     break
-                for call in overridden(chosen, "on_epoch_begin"):
+                for call in beginning:
                     call(epoch, {})
                 logs = trainer.epoch(source, epoch, seen, position)
                 position = None
                 if validation is not None and epoch % validation_freq == 0:
-                    with trainer.undone():
+                    with trainer.undone:
                         scores = _evaluate(self, validation, val_meter, threads)
                     logs |= {f"val_{name}": value for name, value in scores.items()}
                 if schedule:
@@ -449,7 +451,7 @@ def fit(
                 history.record(epoch, logs)
                 history.converged = trainer.converged
                 bar.epoch(epoch, trainer.rows, logs)
-                for call in overridden(chosen, "on_epoch_end"):
+                for call in ending:
                     call(epoch, dict(logs))
             for call in overridden(chosen, "on_train_end"):
                 call(dict(logs))
@@ -716,6 +718,22 @@ class _Schedule:
         return cast(Any, self.optimizer.rates(first, count))
 
 
+class _Undone:
+    """Puts back what the epoch has changed, if a batch cannot be had, or a function of the user's own fails."""
+
+    def __init__(self, trainer: _Trainer) -> None:
+        self.trainer = trainer
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is not None and issubclass(kind, Exception):
+            core = self.trainer.core
+            core.restore(self.trainer.before)
+            core.state.position = None
+
+
 class _Trainer:
     """Runs epochs, in native calls of about SLICE seconds.
 
@@ -752,6 +770,7 @@ class _Trainer:
         self.converged: str | None = None  # why it has
         self.before: Any = None  # snapshots of the epoch's beginning, and of that of the epoch before
         self.earlier: Any = None
+        self.undone = _Undone(self)
         self.number = 0  # of the epoch
         self.ignores = getattr(model.loss, "ignore_index", None) is not None
         if group is not None:
@@ -777,7 +796,7 @@ class _Trainer:
             self.lr = float(last[0, 0])
         parts = self.context.taken(source.parts(seen))
         while True:
-            with self.undone():
+            with self.undone:
                 part = next(parts, None)
             if part is None:
                 break
@@ -792,7 +811,7 @@ class _Trainer:
             if done < part.rows or (self.by_batch and self.stopped()):
                 break
         self.core.state.position = None
-        with self.undone():
+        with self.undone:
             if not totals[1]:
                 raise ValueError(f"{source.names.all}: {NOTHING_COUNTS}")
             return self.meter.numbers(totals)
@@ -807,7 +826,7 @@ class _Trainer:
         """An iteration on the whole data, which is this part: the rows. Totals are of the parameters after it."""
         n, schedule, program = part.rows, self.schedule, self.program
         out = self.meter.room(len(part.x))
-        with self.undone():
+        with self.undone:
             if self.group is not None and self.objective is None:
                 self.objective = program.objective(self.core, part, self.threads, out)
             elif self.objective is None or self.objective.x is not part.x:
@@ -849,7 +868,7 @@ class _Trainer:
                 now = None
             sums = np.zeros(4) if self.by_batch else totals
             began = time.perf_counter()
-            with self.undone():  # a loss in Python may raise anything
+            with self.undone:  # a loss in Python may raise anything
                 try:
                     bad = program.train_batches(
                         *(part.x, part.y, part.w, part.order, at, stop, batch_size, now, out, self.threads),
@@ -909,16 +928,6 @@ class _Trainer:
         if out is not None:
             for targets, outputs in self.program.gather(part, first, at, out):
                 self.meter.update(targets, outputs)
-
-    @contextlib.contextmanager
-    def undone(self):
-        """Put back what the epoch has changed, if a batch cannot be had, or a function of the user's own fails."""
-        try:
-            yield
-        except Exception:
-            self.core.restore(self.before)
-            self.core.state.position = None
-            raise
 
     def diverged(self, epoch: int, batch: int, lr: float, why: str) -> None:
         """Put back the last epoch whose parameters are finite, and say so."""
