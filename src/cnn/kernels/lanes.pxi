@@ -33,8 +33,8 @@ cdef struct LaneUpdate:
     vf eps
 
 # Memory of one thread for the models in a vector, or in ABREAST of them: their parameters, and after them the states,
-# each `size` reals, as the gradients; values of all buffers; what lies before an activation; two gradients; x and
-# targets; a model's outputs.
+# each `size` reals, as the gradients; values of all buffers; losses of steps of one row; what lies before an activation;
+# two gradients; x and targets; a model's outputs.
 cdef struct LaneRoom:
     Py_ssize_t lanes            # numbers from one parameter to the next: models that there is room for
     Py_ssize_t size
@@ -42,6 +42,7 @@ cdef struct LaneRoom:
     real* g
     real* value
     real* before
+    real* losses                # of steps of one row
     real* grad
     real* grad_before
     real* x
@@ -125,7 +126,8 @@ cdef Py_ssize_t lane_room(const Member* m, Py_ssize_t batch, real* at, LaneRoom*
         widest = larger(widest, lane_width(larger(net.ops[i].n_in, net.ops[i].n_out)))
     r.lanes, r.size, r.w = lanes, size, at
     r.value = at + blocks * size
-    r.grad = r.value + values * rows
+    r.losses = r.value + values * rows
+    r.grad = r.losses + LANE_STEPS * lanes
     r.grad_before = r.grad + widest * rows
     r.x = r.grad_before + widest * rows
     r.target = r.x + widest * rows
@@ -165,26 +167,30 @@ cdef inline vf lane_updated(const int kind, vf w, vf g, real* state, Py_ssize_t 
     return vf_fma(-u.lr, d, u.w_decay * w)
 
 
-cdef inline void lane_sweep "lane_sweep"(const int kind, const LaneRoom* room, const LaneUpdate* given) noexcept nogil:
+cdef inline void lane_sweep "lane_sweep"(const int kind, Py_ssize_t size, Py_ssize_t rows, Py_ssize_t n, real* w,
+                                         const real* g, Py_ssize_t row, const LaneUpdate* given) noexcept nogil:
     cdef LaneUpdate u = given[0]
-    cdef Py_ssize_t j, n = room.size
-    cdef real* w = room.w
-    cdef const real* g = room.g
-    for j from 0 <= j < n by VL:
-        vf_store(w + j, lane_updated(kind, vf_load(w + j), vf_load(g + j), w + n + j, n, &u))
+    cdef Py_ssize_t i, j
+    for i in range(rows):
+        for j from 0 <= j < n by VL:
+            vf_store(w + j, lane_updated(kind, vf_load(w + j), vf_load(g + j), w + size + j, size, &u))
+        w += row
+        g += row
 
 
-cdef void lane_step(const LaneRoom* room, const LaneUpdate* u) noexcept nogil:
+cdef void lane_step(Py_ssize_t size, Py_ssize_t rows, Py_ssize_t n, real* w, const real* g, Py_ssize_t row,
+                    const LaneUpdate* u) noexcept nogil:
+    """The step of the parameters w (rows, n), which lie `row` apart, as their gradients g; size: as that of the room."""
     if u.kind == UPDATE_PLAIN:
-        lane_sweep(UPDATE_PLAIN, room, u)
+        lane_sweep(UPDATE_PLAIN, size, rows, n, w, g, row, u)
     elif u.kind == UPDATE_SGD:
-        lane_sweep(UPDATE_SGD, room, u)
+        lane_sweep(UPDATE_SGD, size, rows, n, w, g, row, u)
     elif u.kind == UPDATE_MOMENTUM:
-        lane_sweep(UPDATE_MOMENTUM, room, u)
+        lane_sweep(UPDATE_MOMENTUM, size, rows, n, w, g, row, u)
     elif u.kind == UPDATE_ADAM:
-        lane_sweep(UPDATE_ADAM, room, u)
+        lane_sweep(UPDATE_ADAM, size, rows, n, w, g, row, u)
     else:
-        lane_sweep(UPDATE_AMSGRAD, room, u)
+        lane_sweep(UPDATE_AMSGRAD, size, rows, n, w, g, row, u)
 
 
 cdef inline void set_lane(vf* vector, int lane, real value) noexcept nogil:
@@ -206,9 +212,10 @@ cdef void lane_coefficients(Member** team, Py_ssize_t taken, LaneUpdate* u, doub
         row = team[0].stepper.table
         power[0][0] *= row[HYPER_MOMENTUM]
         power[1][0] *= row[HYPER_OWN]
+        momentum = 1 / (1 - power[0][0])
         u.v_scale = vf_set(<real>(1 / sqrt(1 - power[1][0])))
         for l in range(VL):
-            set_lane(&u.lr, l, <real>(team[l].stepper.table[HYPER_LR] / (1 - power[0][0])))
+            set_lane(&u.lr, l, <real>(team[l].stepper.table[HYPER_LR] * momentum))
         return
     for l in range(VL):
         m = team[l]
@@ -368,9 +375,9 @@ cdef const real* lane_forward(const Network* net, const LaneRoom* room, const re
         p.start, p.start_row, p.start_column = w if op.has_bias else NULL, 0, VL
         w += op.n_out * VL if op.has_bias else 0
         width = lane_width(op.n_out) * VL
-        p.c, p.c_row = before if op.keeps_input else value, width
+        p.c, p.c_row, p.floor = before if op.keeps_input else value, width, 0 if op.act == RELU else -INFINITY
         lane_product(shared and i == 0, &p)
-        if op.act != IDENTITY:
+        if op.act != IDENTITY and op.act != RELU:
             activate_rows(op.act, op.param, rows, op.n_out * VL, p.c, width, value, width)
         p.a, p.a_row, p.a_k = value, width, VL
         value += rows * width
@@ -379,15 +386,16 @@ cdef const real* lane_forward(const Network* net, const LaneRoom* room, const re
 
 
 cdef void lane_backward(const Network* net, LaneRoom* room, const real* x, Py_ssize_t x_row, bint shared,
-                        Py_ssize_t rows) noexcept nogil:
-    """All gradients, from that of the outputs."""
+                        Py_ssize_t rows, const LaneUpdate* u) noexcept nogil:
+    """From the gradient of the outputs to the optimiser's step: of a block of columns of the weights as soon as there is
+    its gradient, so that square roots and divisions run beside the next block's multiply-adds."""
     cdef LaneProduct p
     cdef const Op* op
-    cdef const real* w = room.w + room.size
-    cdef real* g = room.g + room.size
+    cdef real* w = room.w + room.size
     cdef Py_ssize_t r, k, width, before, end = 0
     cdef vf total
     cdef int i
+    p.floor = -INFINITY
     for i in range(net.n_ops):
         end += rows * lane_width(net.ops[i].n_out) * VL
     for i in range(net.n_ops - 1, -1, -1):
@@ -399,27 +407,30 @@ cdef void lane_backward(const Network* net, LaneRoom* room, const real* x, Py_ss
                                    (room.before if op.keeps_input else room.value) + end, width, room.grad, width)
         if op.has_bias:
             w -= op.n_out * VL
-            g -= op.n_out * VL
             for k in range(op.n_out):
                 total = vf_set(0)
                 for r in range(rows):
                     total = total + vf_load(room.grad + r * width + k * VL)
-                vf_store(g + k * VL, total)
+                vf_store(room.g + k * VL, total)
+            lane_step(room.size, 1, op.n_out * VL, w, room.g, 0, u)
         w -= op.n_in * op.n_out * VL
-        g -= op.n_in * op.n_out * VL
+        if i > 0:
+            p.start = NULL
+            p.rows, p.columns, p.depth = rows, op.n_in, op.n_out
+            p.a, p.a_row, p.a_k = room.grad, width, VL
+            p.b, p.b_k, p.b_column, p.c, p.c_row = w, VL, op.n_out * VL, room.grad_before, before
+            lane_product(False, &p)
+            p.a, p.a_row, p.a_k = room.value + end - rows * before, VL, before
+        else:
+            p.a, p.a_row, p.a_k = x, 1 if shared else VL, x_row
         p.start = NULL
         p.rows, p.columns, p.depth = op.n_in, op.n_out, rows
-        p.b, p.b_k, p.b_column, p.c, p.c_row = room.grad, width, VL, g, op.n_out * VL
-        if i == 0:
-            p.a, p.a_row, p.a_k = x, 1 if shared else VL, x_row
-            lane_product(shared, &p)
-            return
-        p.a, p.a_row, p.a_k = room.value + end - rows * before, VL, before
-        lane_product(False, &p)
-        p.rows, p.columns, p.depth = rows, op.n_in, op.n_out
-        p.a, p.a_row, p.a_k = room.grad, width, VL
-        p.b, p.b_k, p.b_column, p.c, p.c_row = w, VL, op.n_out * VL, room.grad_before, before
-        lane_product(False, &p)
+        p.b, p.b_k, p.b_column, p.c, p.c_row = room.grad, width, VL, room.g, op.n_out * VL
+        k = 0
+        while k < op.n_out:
+            r = lane_columns(shared and i == 0, &p, k)
+            lane_step(room.size, op.n_in, r * VL, w + k * VL, room.g + k * VL, op.n_out * VL, u)
+            k += r
         room.grad, room.grad_before = room.grad_before, room.grad
 
 
@@ -521,20 +532,29 @@ cdef Py_ssize_t lanes_of(const Member* m) noexcept nogil:
     return VL * ABREAST if lane_sample_fits(m) else VL
 
 
-cdef void lane_samples(Member** team, const LaneRoom* room, bint shared, const LaneUpdate* u, Py_ssize_t steps,
-                       real* losses) noexcept nogil:
+cdef inline void lane_samples "lane_samples"(const int kind, const Network* net, const LaneRoom* room, bint shared,
+                                             const LaneUpdate* u, Py_ssize_t steps, real* losses) noexcept nogil:
     """Steps of one row each, of rows that lie one after the other from room.x and room.target on."""
-    cdef const Network* net = team[0].net
     cdef Py_ssize_t i, width = net.buffers[0].width, targets = net.outputs
     cdef vf factor = vf_set(<real>(2.0 / (targets if net.loss.mean else 1)))
     for i in range(steps):
-        if u.kind == UPDATE_PLAIN:
-            lane_sample(UPDATE_PLAIN, net, room, room.x + i * width, room.target + i * targets, shared, u, factor,
-                        losses)
-        else:
-            lane_sample(UPDATE_ADAM, net, room, room.x + i * width, room.target + i * targets, shared, u, factor,
-                        losses)
+        lane_sample(kind, net, room, room.x + i * width, room.target + i * targets, shared, u, factor, losses)
         losses += VL * ABREAST
+
+
+ctypedef void (*lane_steps)(const Network* net, const LaneRoom* room, bint shared, const LaneUpdate* u,
+                            Py_ssize_t steps, real* losses) noexcept nogil
+
+cdef void plain_samples(const Network* net, const LaneRoom* room, bint shared, const LaneUpdate* u, Py_ssize_t steps,
+                        real* losses) noexcept nogil:
+    lane_samples(UPDATE_PLAIN, net, room, shared, u, steps, losses)
+cdef void adam_samples(const Network* net, const LaneRoom* room, bint shared, const LaneUpdate* u, Py_ssize_t steps,
+                       real* losses) noexcept nogil:
+    lane_samples(UPDATE_ADAM, net, room, shared, u, steps, losses)
+
+cdef lane_steps LANE_SAMPLES[2]         # by whether it is Adam; through a table, they keep their registers
+LANE_SAMPLES[0] = plain_samples
+LANE_SAMPLES[1] = adam_samples
 
 
 cdef void add_losses(Member** team, int count, Py_ssize_t at, Py_ssize_t steps, const real* losses, double scale,
@@ -589,7 +609,6 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
     cdef int l, states = lane_states(lane_kind(team[0].stepper.table))
     cdef bint sample = lane_sample_fits(team[0])
     cdef double odd
-    cdef real losses[LANE_STEPS * MOST_ABREAST]
     cdef Py_ssize_t held = 0, steps
     cdef bint alike = True      # the powers of Adam's kinds
     lane_room(team[0], smaller(team[0].batch_size, n), crowd.rooms[thread].at, &room)
@@ -633,19 +652,18 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
             steps = 1
             if direct and taken > 0 and team[0].rates == NULL and not UPDATE_VARIABLE[u[0].kind]:
                 steps = smaller(LANE_STEPS - held, team[0].stop - at)
-            lane_samples(team, &room, shared, u, steps, losses + held * room.lanes)
+            LANE_SAMPLES[u[0].kind == UPDATE_ADAM](net, &room, shared, u, steps, room.losses + held * room.lanes)
             held += steps
             taken += steps
             at += steps
             work += steps * larger(net.work * VL, 1000)
             if held == LANE_STEPS or at >= team[0].stop:
-                add_losses(team, count, at - held, held, losses, 1.0 / net.outputs if net.loss.mean else 1, total)
+                add_losses(team, count, at - held, held, room.losses, 1.0 / net.outputs if net.loss.mean else 1, total)
                 held = 0
             continue
         x = lane_forward(net, &room, room.x, x_row, shared, rows)
         lane_loss(team, count, orders, shared, at, rows, &room, x, loss, weight, correct)
-        lane_backward(net, &room, room.x, x_row, shared, rows)
-        lane_step(&room, u)
+        lane_backward(net, &room, room.x, x_row, shared, rows, u)
         taken += 1
         odd = 0
         for l in range(VL):
@@ -658,7 +676,7 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
         at += rows
         work += larger(rows * net.work * VL, 1000)
     if sample:
-        add_losses(team, count, at - held, held, losses, 1.0 / net.outputs if net.loss.mean else 1, total)
+        add_losses(team, count, at - held, held, room.losses, 1.0 / net.outputs if net.loss.mean else 1, total)
     lane_copy(team, count, &room, states, True)
     for l in range(count):
         m = team[l]
