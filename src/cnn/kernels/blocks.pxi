@@ -23,6 +23,7 @@ cdef struct LaneProduct:
     const real* start           # NULL, or what the sums begin with: vectors
     Py_ssize_t start_row        # reals from row to row; 0: all rows begin with the same
     Py_ssize_t start_column
+    real floor                  # sums below it become it: 0 for ReLU, else -infinity
     real* c
     Py_ssize_t c_row            # from column to column it is a vector
 
@@ -32,7 +33,7 @@ cdef inline void lane_tiles "lane_tiles"(const int mr, const int nc, const bint 
     """nc columns of the rows from first to end, mr at a time."""
     cdef vf acc[16]
     cdef vf b_k[4]
-    cdef vf a_k
+    cdef vf a_k, floor = vf_set(p.floor)
     cdef int i, j
     cdef Py_ssize_t r, a_row = p.a_row, a_step = p.a_k, b_step = p.b_k, b_column = p.b_column, c_row = p.c_row
     cdef const real* a
@@ -62,7 +63,7 @@ cdef inline void lane_tiles "lane_tiles"(const int mr, const int nc, const bint 
         c = p.c + r * c_row + column * VL
         for i in range(mr):
             for j in range(nc):
-                vf_store(c + j * VL, acc[i * nc + j])
+                vf_store(c + j * VL, vf_max(floor, acc[i * nc + j]))
             c += c_row
 
 
@@ -114,16 +115,21 @@ cdef void fill_lane_table() noexcept nogil:
 fill_lane_table()
 
 
-cdef void lane_product(bint broadcast, LaneProduct* p) noexcept nogil:
-    cdef Py_ssize_t column = 0, nc, fours = p.rows // 4 * 4
+cdef Py_ssize_t lane_columns(bint broadcast, LaneProduct* p, Py_ssize_t column) noexcept nogil:
+    """A block of columns of a product, from `column` on: how many."""
+    cdef Py_ssize_t nc = p.columns - column, fours = p.rows // 4 * 4
     if p.start == NULL:
         p.start, p.start_row, p.start_column = ZEROS, 0, 0
+    nc = 4 if nc >= 4 and TILE_MR == 8 else 2 if nc >= 2 else 1         # TILE_MR of 8: there are 32 registers
+    LANE_TABLE[broadcast][1][nc](p, 0, fours, column)
+    LANE_TABLE[broadcast][0][nc](p, fours, p.rows, column)
+    return nc
+
+
+cdef void lane_product(bint broadcast, LaneProduct* p) noexcept nogil:
+    cdef Py_ssize_t column = 0
     while column < p.columns:
-        nc = p.columns - column
-        nc = 4 if nc >= 4 and TILE_MR == 8 else 2 if nc >= 2 else 1         # TILE_MR of 8: there are 32 registers
-        LANE_TABLE[broadcast][1][nc](p, 0, fours, column)
-        LANE_TABLE[broadcast][0][nc](p, fours, p.rows, column)
-        column += nc
+        column += lane_columns(broadcast, p, column)
 
 
 # The same with the lanes of each sum added up -------------------------------------------------------------------------

@@ -18,9 +18,9 @@ cdef void choose_lanes(Crowd* crowd, bint allowed) noexcept nogil:
         first = i
 
 
-cdef void team_up(Crowd* crowd) noexcept nogil:
-    """Put the members that are left to train in teams: neighbours that share a vector, or one alone."""
-    cdef Py_ssize_t i, team = -1
+cdef void team_up(Crowd* crowd, int threads) noexcept nogil:
+    """Put the members that are left to train in teams: neighbours that share vectors, or one alone."""
+    cdef Py_ssize_t i, team = -1, most = 1
     cdef Member* m
     cdef Member* first = NULL
     crowd.n_teams = 0
@@ -28,19 +28,20 @@ cdef void team_up(Crowd* crowd) noexcept nogil:
         m = &crowd.members[i]
         if not left_to_train(m):
             continue
-        if first == NULL or crowd.team_sizes[team] == VL or not first.lanes or not m.lanes \
+        if first == NULL or crowd.team_sizes[team] == most or not first.lanes or not m.lanes \
                 or not lanes_alike(first, m) or first.at[0] != m.at[0] or first.stop != m.stop:
             team = crowd.n_teams
             crowd.n_teams += 1
             crowd.team_sizes[team] = 0
             first = m
-        crowd.teams[team * VL + crowd.team_sizes[team]] = i
+            most = VL if crowd.n < threads * MOST_ABREAST else lanes_of(m)        # work for each thread
+        crowd.teams[team * MOST_ABREAST + crowd.team_sizes[team]] = i
         crowd.team_sizes[team] += 1
 
 
 cdef void train_task(void* argument, int thread) noexcept nogil:
     cdef Crowd* crowd = <Crowd*>argument
-    cdef Member* team[16]
+    cdef Member* team[MOST_ABREAST]
     cdef Py_ssize_t i, done = 0         # the first members get somewhere, whatever the clock says
     cdef int l, count
     cdef bint all_done
@@ -49,8 +50,8 @@ cdef void train_task(void* argument, int thread) noexcept nogil:
         if i >= crowd.n_teams:
             break
         count = crowd.team_sizes[i]
-        for l in range(count):
-            team[l] = &crowd.members[crowd.teams[i * VL + l]]
+        for l in range(MOST_ABREAST):       # a lane without a model has the first one's numbers
+            team[l] = &crowd.members[crowd.teams[i * MOST_ABREAST + (l if l < count else 0)]]
         if done > 0 and nanoseconds() > crowd.deadline:
             all_done = False
         elif team[0].lanes:
@@ -155,7 +156,7 @@ cdef class Crew:
         self.programs, self.training, self.lanes = programs, training, True
         self.totals, self.at, self.bad = np.zeros((n, 4)), np.zeros(n, np.int64), np.full(n, -1, np.int64)
         c.members = <Member*>allocate_plain(n * sizeof(Member))
-        c.teams = <Py_ssize_t*>allocate_plain(n * VL * sizeof(Py_ssize_t))
+        c.teams = <Py_ssize_t*>allocate_plain(n * MOST_ABREAST * sizeof(Py_ssize_t))
         c.team_sizes = <int*>allocate_plain(n * sizeof(int))
         c.n = n
         firsts = []
@@ -189,7 +190,7 @@ cdef class Crew:
         cdef Py_ssize_t i
         for i in range(c.shapes * c.threads):
             release_workspace(&c.spaces[i])
-        for i in range(c.threads * VL):
+        for i in range(c.threads * MOST_ABREAST):
             free(c.turns[i].order)
         for i in range(c.threads):
             free(c.sums[i])
@@ -205,6 +206,7 @@ cdef class Crew:
         cdef Crowd* c = &self.crowd
         cdef Py_ssize_t i, rows, lanes = 0, most = 0, active = 0
         cdef Member* m
+        cdef LaneRoom room
         cdef int t
         for i in range(c.n):
             active += c.members[i].active
@@ -213,7 +215,7 @@ cdef class Crew:
         if threads > c.threads:
             self.release_spaces()
             c.spaces = <Workspace*>allocate_plain(c.shapes * threads * sizeof(Workspace))
-            c.turns = <Turn*>allocate_plain(threads * VL * sizeof(Turn))
+            c.turns = <Turn*>allocate_plain(threads * MOST_ABREAST * sizeof(Turn))
             c.sums = <double**>allocate_plain(threads * sizeof(double*))
             c.rooms = <Arena*>allocate_plain(threads * sizeof(Arena))
             c.threads = threads
@@ -226,15 +228,15 @@ cdef class Crew:
                 reserve(m.net, &c.spaces[m.shape * c.threads + t], rows, self.training, c.inner)
             most = larger(most, m.rows.batch.rows)
             if self.training and m.lanes:
-                lanes = larger(lanes, lane_room(m.net, rows, NULL, NULL))
+                lanes = larger(lanes, lane_room(m, rows, NULL, &room))
         for t in range(threads):
             if not self.training and c.sums[t] == NULL:
                 c.sums[t] = <double*>allocate_plain((c.piece // LOSS_BLOCK + 1) * (sizeof(double) + sizeof(Py_ssize_t)))
             if c.rooms[t].bytes < <size_t>lanes * sizeof(real):
                 release(&c.rooms[t])
                 allocate(&c.rooms[t], lanes)
-        for t in range(threads * <int>VL if self.training else 0):
-            if t % VL == 0 or lanes > 0:
+        for t in range(threads * MOST_ABREAST if self.training else 0):
+            if t % MOST_ABREAST == 0 or lanes > 0:
                 if c.turns[t].of < most:
                     free(c.turns[t].order)
                     memset(&c.turns[t], 0, sizeof(Turn))
@@ -334,7 +336,7 @@ cdef class Crew:
         if rates is not None:
             self.rates = rates          # kept alive
         choose_lanes(&self.crowd, self.lanes)
-        team_up(&self.crowd)
+        team_up(&self.crowd, threads)
         threads = self.make_room(threads)
         self.claim(True)
         try:

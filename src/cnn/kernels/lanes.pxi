@@ -32,14 +32,17 @@ cdef struct LaneUpdate:
     vf w_decay
     vf eps
 
-# Memory of one thread for the models in a vector: their parameters, and after them the states and the gradients, each
-# `size` reals; values of all buffers; what lies before an activation; two gradients; x and targets; a model's outputs.
+# Memory of one thread for the models in a vector, or in ABREAST of them: their parameters, and after them the states,
+# each `size` reals, as the gradients; values of all buffers; losses of steps of one row; what lies before an activation;
+# two gradients; x and targets; a model's outputs.
 cdef struct LaneRoom:
+    Py_ssize_t lanes            # numbers from one parameter to the next: models that there is room for
     Py_ssize_t size
     real* w
     real* g
     real* value
     real* before
+    real* losses                # of steps of one row
     real* grad
     real* grad_before
     real* x
@@ -109,31 +112,32 @@ cdef inline Py_ssize_t lane_width(Py_ssize_t n) noexcept nogil:
     return n | 1
 
 
-cdef Py_ssize_t lane_room(const Network* net, Py_ssize_t batch, real* at, LaneRoom* room) noexcept nogil:
-    """Reals that the memory takes; with at, let its pointers lead there."""
-    cdef Py_ssize_t size = 0, n = 0, out = net.outputs, row = round_up(out, VL), values = 0, widest = 0
-    cdef int i
+cdef Py_ssize_t lane_room(const Member* m, Py_ssize_t batch, real* at, LaneRoom* room) noexcept nogil:
+    """Reals that the memory takes; with at, let its pointers lead there. What a step of one row takes comes first: for
+    the smallest networks it stays within 4 KB, where no load waits for a store with the same last 12 bits."""
+    cdef const Network* net = m.net
+    cdef Py_ssize_t lanes = lanes_of(m), rows = batch * lanes, targets = larger(net.loss.targets, 1)
+    cdef Py_ssize_t size = 0, row = round_up(net.outputs, VL), values = 0, widest = 0
+    cdef int i, blocks = 1 + lane_states(lane_kind(m.stepper.table))
+    cdef LaneRoom r
     for i in range(net.n_ops):
-        size += (net.ops[i].n_in + net.ops[i].has_bias) * net.ops[i].n_out * VL
+        size += (net.ops[i].n_in + net.ops[i].has_bias) * net.ops[i].n_out * lanes
         values += lane_width(net.ops[i].n_out)
         widest = larger(widest, lane_width(larger(net.ops[i].n_in, net.ops[i].n_out)))
-    if at != NULL:
-        room.size = size
-        room.w = at
-        room.g = at + (1 + STATES) * size
-    n = (2 + STATES) * size
-    if at != NULL:
-        room.value = at + n
-        room.before = room.value + values * batch * VL
-        room.grad = room.before + values * batch * VL
-        room.grad_before = room.grad + widest * batch * VL
-        room.x = room.grad_before + widest * batch * VL
-        room.target = room.x + widest * batch * VL
-        room.y = room.target + larger(net.loss.targets, 1) * batch * VL
-        room.dy = room.y + row * batch
-        room.labels = <char*>(room.dy + row * batch)
-    n += (2 * values + 3 * widest + larger(net.loss.targets, 1)) * batch * VL + 2 * row * batch
-    return n + larger(net.loss.targets, 1) * batch * (sizeof(double) // sizeof(real))
+    r.lanes, r.size, r.w = lanes, size, at
+    r.value = at + blocks * size
+    r.losses = r.value + values * rows
+    r.grad = r.losses + LANE_STEPS * lanes
+    r.grad_before = r.grad + widest * rows
+    r.x = r.grad_before + widest * rows
+    r.target = r.x + widest * rows
+    r.g = r.target + targets * rows
+    r.before = r.g + size
+    r.y = r.before + values * rows
+    r.dy = r.y + row * batch
+    r.labels = <char*>(r.dy + row * batch)
+    room[0] = r
+    return <real*>r.labels - at + targets * batch * (sizeof(double) // sizeof(real))
 
 
 # The optimiser's step -------------------------------------------------------------------------------------------------
@@ -152,45 +156,49 @@ cdef inline vf lane_updated(const int kind, vf w, vf g, real* state, Py_ssize_t 
         m = vf_fma(u.m_decay, m, u.d_to_m * d)
         vf_store(state, m)
         return vf_fma(-u.lr, vf_fma(u.m_to_step, m, u.d_to_step * d), w)
-    m = vf_fma(u.d_to_m, d - m, m)
+    m = vf_flush(vf_fma(u.d_to_m, d - m, m))
     vf_store(state, m)
     v = vf_fma(u.d_to_v * d, d, u.v_decay * vf_load(state + block))
     vf_store(state + block, v)
     if kind == UPDATE_AMSGRAD:
         v = vf_max(vf_load(state + 2 * block), v)
         vf_store(state + 2 * block, v)
-    d = m / vf_max(vf_set(SMALLEST), vf_fma(vf_sqrt(v), u.v_scale, u.eps))
+    d = m / vf_fma(vf_sqrt(vf_max(vf_set(SMALLEST), v)), u.v_scale, u.eps)
     return vf_fma(-u.lr, d, u.w_decay * w)
 
 
-cdef inline void lane_sweep "lane_sweep"(const int kind, const LaneRoom* room, const LaneUpdate* given) noexcept nogil:
+cdef inline void lane_sweep "lane_sweep"(const int kind, Py_ssize_t size, Py_ssize_t rows, Py_ssize_t n, real* w,
+                                         const real* g, Py_ssize_t row, const LaneUpdate* given) noexcept nogil:
     cdef LaneUpdate u = given[0]
-    cdef Py_ssize_t j, n = room.size
-    cdef real* w = room.w
-    cdef const real* g = room.g
-    for j from 0 <= j < n by VL:
-        vf_store(w + j, lane_updated(kind, vf_load(w + j), vf_load(g + j), w + n + j, n, &u))
+    cdef Py_ssize_t i, j
+    for i in range(rows):
+        for j from 0 <= j < n by VL:
+            vf_store(w + j, lane_updated(kind, vf_load(w + j), vf_load(g + j), w + size + j, size, &u))
+        w += row
+        g += row
 
 
-cdef void lane_step(const LaneRoom* room, const LaneUpdate* u) noexcept nogil:
+cdef void lane_step(Py_ssize_t size, Py_ssize_t rows, Py_ssize_t n, real* w, const real* g, Py_ssize_t row,
+                    const LaneUpdate* u) noexcept nogil:
+    """The step of the parameters w (rows, n), which lie `row` apart, as their gradients g; size: as that of the room."""
     if u.kind == UPDATE_PLAIN:
-        lane_sweep(UPDATE_PLAIN, room, u)
+        lane_sweep(UPDATE_PLAIN, size, rows, n, w, g, row, u)
     elif u.kind == UPDATE_SGD:
-        lane_sweep(UPDATE_SGD, room, u)
+        lane_sweep(UPDATE_SGD, size, rows, n, w, g, row, u)
     elif u.kind == UPDATE_MOMENTUM:
-        lane_sweep(UPDATE_MOMENTUM, room, u)
+        lane_sweep(UPDATE_MOMENTUM, size, rows, n, w, g, row, u)
     elif u.kind == UPDATE_ADAM:
-        lane_sweep(UPDATE_ADAM, room, u)
+        lane_sweep(UPDATE_ADAM, size, rows, n, w, g, row, u)
     else:
-        lane_sweep(UPDATE_AMSGRAD, room, u)
+        lane_sweep(UPDATE_AMSGRAD, size, rows, n, w, g, row, u)
 
 
 cdef inline void set_lane(vf* vector, int lane, real value) noexcept nogil:
     (<real*>vector)[lane] = value
 
 
-cdef void lane_coefficients(Member** team, int count, Py_ssize_t taken, LaneUpdate* u,
-                            double[16]* power, bint alike) noexcept nogil:
+cdef void lane_coefficients(Member** team, Py_ssize_t taken, LaneUpdate* u, double[2][16] power,
+                            bint alike) noexcept nogil:
     """Those of the step after `taken` others in this call; power: of each lane beta1**t and beta2**t of Adam's kinds,
     which go on from step to step. alike: they are the same in all lanes."""
     cdef Update own
@@ -204,12 +212,13 @@ cdef void lane_coefficients(Member** team, int count, Py_ssize_t taken, LaneUpda
         row = team[0].stepper.table
         power[0][0] *= row[HYPER_MOMENTUM]
         power[1][0] *= row[HYPER_OWN]
+        momentum = 1 / (1 - power[0][0])
         u.v_scale = vf_set(<real>(1 / sqrt(1 - power[1][0])))
         for l in range(VL):
-            set_lane(&u.lr, l, <real>(team[l if l < count else 0].stepper.table[HYPER_LR] / (1 - power[0][0])))
+            set_lane(&u.lr, l, <real>(team[l].stepper.table[HYPER_LR] * momentum))
         return
     for l in range(VL):
-        m = team[l if l < count else 0]
+        m = team[l]
         row = m.stepper.table
         rate = m.rates
         if rate != NULL:
@@ -243,7 +252,7 @@ cdef void lane_coefficients(Member** team, int count, Py_ssize_t taken, LaneUpda
 # Models in and out ----------------------------------------------------------------------------------------------------
 
 cdef void lane_copy(Member** team, int count, const LaneRoom* room, int states, bint back) noexcept nogil:
-    """The parameters and states of the models to their lanes, or back. A lane without a model has the first one's."""
+    """The parameters and states of the models to their lanes, or back."""
     cdef int block, i, l
     cdef Py_ssize_t j, k, own, at = 0
     cdef const Op* op
@@ -257,20 +266,20 @@ cdef void lane_copy(Member** team, int count, const LaneRoom* room, int states, 
                         own = op.bias + k
                     else:
                         own = op.weight + (k * op.row + j if op.transposed else j * op.row + k)
-                    for l in range(count if back else VL):
-                        model = team[l if l < count else 0].net.params
+                    for l in range(count if back else room.lanes):
+                        model = team[l].net.params
                         if block > 0:
-                            model = team[l if l < count else 0].net.state + (block - 1) * team[0].net.n_block
+                            model = team[l].net.state + (block - 1) * team[0].net.n_block
                         if back:
                             model[own] = room.w[at + l]
                         else:
                             room.w[at + l] = model[own]
-                    at += VL
+                    at += room.lanes
 
 
 # A batch --------------------------------------------------------------------------------------------------------------
 
-cdef void lane_rows(Member** team, int count, const int64_t** orders, bint shared, Py_ssize_t at, Py_ssize_t rows,
+cdef void lane_rows(Member** team, const int64_t** orders, bint shared, Py_ssize_t at, Py_ssize_t rows,
                     const LaneRoom* room) noexcept nogil:
     """x and, unless they are labels, the targets of a batch: numbers if all share them, vectors if not."""
     cdef const Batch* batch
@@ -278,11 +287,11 @@ cdef void lane_rows(Member** team, int count, const int64_t** orders, bint share
     cdef const real* x
     cdef const real* t
     cdef int l
-    cdef Py_ssize_t step = 1 if shared else VL
+    cdef Py_ssize_t step = 1 if shared else room.lanes
     if team[0].rows.batch.loss.labels:
         targets = 0
-    for l in range(1 if shared else VL):
-        batch = &team[l if l < count else 0].rows.batch
+    for l in range(step):
+        batch = &team[l].rows.batch
         for r in range(rows):
             row = at + r if orders[l] == NULL else orders[l][at + r]
             x = batch.x + row * batch.x_row
@@ -366,9 +375,9 @@ cdef const real* lane_forward(const Network* net, const LaneRoom* room, const re
         p.start, p.start_row, p.start_column = w if op.has_bias else NULL, 0, VL
         w += op.n_out * VL if op.has_bias else 0
         width = lane_width(op.n_out) * VL
-        p.c, p.c_row = before if op.keeps_input else value, width
+        p.c, p.c_row, p.floor = before if op.keeps_input else value, width, 0 if op.act == RELU else -INFINITY
         lane_product(shared and i == 0, &p)
-        if op.act != IDENTITY:
+        if op.act != IDENTITY and op.act != RELU:
             activate_rows(op.act, op.param, rows, op.n_out * VL, p.c, width, value, width)
         p.a, p.a_row, p.a_k = value, width, VL
         value += rows * width
@@ -377,15 +386,16 @@ cdef const real* lane_forward(const Network* net, const LaneRoom* room, const re
 
 
 cdef void lane_backward(const Network* net, LaneRoom* room, const real* x, Py_ssize_t x_row, bint shared,
-                        Py_ssize_t rows) noexcept nogil:
-    """All gradients, from that of the outputs."""
+                        Py_ssize_t rows, const LaneUpdate* u) noexcept nogil:
+    """From the gradient of the outputs to the optimiser's step: of a block of columns of the weights as soon as there is
+    its gradient, so that square roots and divisions run beside the next block's multiply-adds."""
     cdef LaneProduct p
     cdef const Op* op
-    cdef const real* w = room.w + room.size
-    cdef real* g = room.g + room.size
+    cdef real* w = room.w + room.size
     cdef Py_ssize_t r, k, width, before, end = 0
     cdef vf total
     cdef int i
+    p.floor = -INFINITY
     for i in range(net.n_ops):
         end += rows * lane_width(net.ops[i].n_out) * VL
     for i in range(net.n_ops - 1, -1, -1):
@@ -397,92 +407,118 @@ cdef void lane_backward(const Network* net, LaneRoom* room, const real* x, Py_ss
                                    (room.before if op.keeps_input else room.value) + end, width, room.grad, width)
         if op.has_bias:
             w -= op.n_out * VL
-            g -= op.n_out * VL
             for k in range(op.n_out):
                 total = vf_set(0)
                 for r in range(rows):
                     total = total + vf_load(room.grad + r * width + k * VL)
-                vf_store(g + k * VL, total)
+                vf_store(room.g + k * VL, total)
+            lane_step(room.size, 1, op.n_out * VL, w, room.g, 0, u)
         w -= op.n_in * op.n_out * VL
-        g -= op.n_in * op.n_out * VL
+        if i > 0:
+            p.start = NULL
+            p.rows, p.columns, p.depth = rows, op.n_in, op.n_out
+            p.a, p.a_row, p.a_k = room.grad, width, VL
+            p.b, p.b_k, p.b_column, p.c, p.c_row = w, VL, op.n_out * VL, room.grad_before, before
+            lane_product(False, &p)
+            p.a, p.a_row, p.a_k = room.value + end - rows * before, VL, before
+        else:
+            p.a, p.a_row, p.a_k = x, 1 if shared else VL, x_row
         p.start = NULL
         p.rows, p.columns, p.depth = op.n_in, op.n_out, rows
-        p.b, p.b_k, p.b_column, p.c, p.c_row = room.grad, width, VL, g, op.n_out * VL
-        if i == 0:
-            p.a, p.a_row, p.a_k = x, 1 if shared else VL, x_row
-            lane_product(shared, &p)
-            return
-        p.a, p.a_row, p.a_k = room.value + end - rows * before, VL, before
-        lane_product(False, &p)
-        p.rows, p.columns, p.depth = rows, op.n_in, op.n_out
-        p.a, p.a_row, p.a_k = room.grad, width, VL
-        p.b, p.b_k, p.b_column, p.c, p.c_row = w, VL, op.n_out * VL, room.grad_before, before
-        lane_product(False, &p)
+        p.b, p.b_k, p.b_column, p.c, p.c_row = room.grad, width, VL, room.g, op.n_out * VL
+        k = 0
+        while k < op.n_out:
+            r = lane_columns(shared and i == 0, &p, k)
+            lane_step(room.size, op.n_in, r * VL, w + k * VL, room.g + k * VL, op.n_out * VL, u)
+            k += r
         room.grad, room.grad_before = room.grad_before, room.grad
 
 
 # One row --------------------------------------------------------------------------------------------------------------
 
-cdef inline void lane_sample "lane_sample"(const int kind, const Network* net, LaneRoom* room, const real* x,
-                                           const real* target, bint shared, const LaneUpdate* given,
+cdef inline void lane_sample "lane_sample"(const int kind, const Network* net, const LaneRoom* room, const real* x,
+                                           const real* target, bint shared, const LaneUpdate* u, vf factor,
                                            real* loss) noexcept nogil:
-    """A step of one row by the mean squared error, layer by layer without a product's blocks; each weight is read
-    twice and written once. The sums of the squared errors go to loss, a vector."""
-    cdef LaneUpdate u = given[0]
+    """A step of one row by the mean squared error, of ABREAST vectors of models; factor: of the errors in the gradient.
+    The sums of the squared errors go to loss, vectors. A gradient takes the place of its output, and is used while it is
+    in registers: row k of the weights above it gives it and is updated, then what made it is. Each weight is read twice
+    and written once; what a small network costs is its stores."""
     cdef const Op* op
     cdef const real* a = x
+    cdef const real* dy = NULL
     cdef real* w = room.w
     cdef real* y = room.value
-    cdef Py_ssize_t j, k, n_in, n_out, size = room.size
-    cdef vf dz, dx, sum_k, x_j
-    cdef int i, last = net.n_ops - 1
-    cdef bint numbers
+    cdef real* above = NULL
+    cdef real* at
+    cdef Py_ssize_t j, k, n_in, n_out, n_above = 0, size = room.size, step = ABREAST * VL
+    cdef vf d, w_kj
+    cdef vf total[ABREAST]
+    cdef vf y_k[ABREAST]
+    cdef vf errors[ABREAST]
+    cdef int i, t, last = net.n_ops - 1
+    cdef bint relu
+    for t in range(ABREAST):
+        errors[t] = vf_set(0)
     for i in range(net.n_ops):
         op = &net.ops[i]
-        n_in, n_out, numbers = op.n_in, op.n_out, shared and i == 0
+        n_in, n_out, relu = op.n_in, op.n_out, op.act == RELU
         for k in range(n_out):
-            sum_k = vf_load(w + (n_in * n_out + k) * VL) if op.has_bias else vf_set(0)
+            for t in range(ABREAST):
+                total[t] = vf_load(w + n_in * n_out * step + k * step + t * VL) if op.has_bias else vf_set(0)
             for j in range(n_in):
-                x_j = vf_set(a[j]) if numbers else vf_load(a + j * VL)
-                sum_k = vf_fma(x_j, vf_load(w + (j * n_out + k) * VL), sum_k)
-            vf_store(y + k * VL, vf_max(vf_set(0), sum_k) if op.act == RELU else sum_k)
-        w += (n_in + op.has_bias) * n_out * VL
+                for t in range(ABREAST):
+                    d = vf_set(a[j]) if shared and i == 0 else vf_load(a + j * step + t * VL)
+                    total[t] = vf_fma(d, vf_load(w + (j * n_out + k) * step + t * VL), total[t])
+            for t in range(ABREAST):
+                d = vf_max(vf_set(0), total[t]) if relu else total[t]
+                if i == last:
+                    d = d - (vf_set(target[k]) if shared else vf_load(target + k * step + t * VL))
+                    errors[t] = vf_fma(d, d, errors[t])
+                    d = factor * d
+                    d = vf_select_gt(total[t], vf_set(0), d, vf_set(0)) if relu else d
+                vf_store(y + k * step + t * VL, d)
+        w += (n_in + op.has_bias) * n_out * step
         a = y
-        y += n_out * VL
-    vf_store(loss, lane_mse(1, net.outputs, a, target, shared, 1.0 / (net.outputs if net.loss.mean else 1), room.grad))
+        y += n_out * step
+    for t in range(ABREAST):
+        vf_store(loss + t * VL, errors[t])
     for i in range(last, -1, -1):
         op = &net.ops[i]
-        n_in, n_out, numbers = op.n_in, op.n_out, shared and i == 0
-        w -= (n_in + op.has_bias) * n_out * VL
-        y -= n_out * VL
+        n_in, n_out, relu = op.n_in, op.n_out, op.act == RELU
+        w -= (n_in + op.has_bias) * n_out * step
+        y -= n_out * step
         for k in range(n_out):
-            dz = vf_load(room.grad + k * VL)
-            if op.act == RELU:
-                dz = vf_select_gt(vf_load(y + k * VL), vf_set(0), dz, vf_set(0))
-                vf_store(room.grad + k * VL, dz)
-            if op.has_bias:
-                lane_one(kind, w + (n_in * n_out + k) * VL, dz, size, &u)
-        a = x if i == 0 else y - n_in * VL
-        for j in range(n_in):
-            dx = vf_set(0)
-            x_j = vf_set(a[j]) if numbers else vf_load(a + j * VL)
-            for k in range(n_out):
-                dz = vf_load(room.grad + k * VL)
-                if i > 0:
-                    dx = vf_fma(dz, vf_load(w + (j * n_out + k) * VL), dx)
-                lane_one(kind, w + (j * n_out + k) * VL, dz * x_j, size, &u)
-            if i > 0:
-                vf_store(room.grad_before + j * VL, dx)
-        room.grad, room.grad_before = room.grad_before, room.grad
+            for t in range(ABREAST):
+                total[t] = vf_load(y + k * step + t * VL)
+            if i < last:
+                for t in range(ABREAST):
+                    y_k[t] = total[t]
+                    total[t] = vf_set(0)
+                for j in range(n_above):
+                    for t in range(ABREAST):
+                        at = above + (k * n_above + j) * step + t * VL
+                        d = vf_load(dy + j * step + t * VL)
+                        w_kj = vf_load(at)
+                        total[t] = vf_fma(d, w_kj, total[t])
+                        vf_store(at, lane_updated(kind, w_kj, d * y_k[t], at + size, size, &u[t]))
+                for t in range(ABREAST):
+                    total[t] = vf_select_gt(y_k[t], vf_set(0), total[t], vf_set(0)) if relu else total[t]
+                    if i > 0:
+                        vf_store(y + k * step + t * VL, total[t])
+            for t in range(ABREAST if op.has_bias else 0):
+                at = w + n_in * n_out * step + k * step + t * VL
+                vf_store(at, lane_updated(kind, vf_load(at), total[t], at + size, size, &u[t]))
+            for j in range(n_in if i == 0 else 0):
+                for t in range(ABREAST):
+                    at = w + (j * n_out + k) * step + t * VL
+                    d = total[t] * (vf_set(x[j]) if shared else vf_load(x + j * step + t * VL))
+                    vf_store(at, lane_updated(kind, vf_load(at), d, at + size, size, &u[t]))
+        above, n_above, dy = w, n_out, y
 
 
-cdef inline void lane_one(const int kind, real* w, vf g, Py_ssize_t size, const LaneUpdate* u) noexcept nogil:
-    vf_store(w, lane_updated(kind, vf_load(w), g, w + size, size, u))
-
-
-cdef bint lane_sample_fits(const Member* m, int kind) noexcept nogil:
+cdef bint lane_sample_fits(const Member* m) noexcept nogil:
     """Whether `lane_sample` is there for a model's steps."""
-    cdef int i
+    cdef int i, kind = lane_kind(m.stepper.table)
     if m.batch_size != 1 or m.rows.batch.loss.kind != LOSS_MSE or kind != UPDATE_PLAIN and kind != UPDATE_ADAM:
         return False
     for i in range(m.net.n_ops):
@@ -491,34 +527,51 @@ cdef bint lane_sample_fits(const Member* m, int kind) noexcept nogil:
     return True
 
 
-cdef void lane_samples(Member** team, LaneRoom* room, bint shared, const LaneUpdate* u, Py_ssize_t steps,
-                       real* losses) noexcept nogil:
+cdef Py_ssize_t lanes_of(const Member* m) noexcept nogil:
+    """How many models, this one among them, are trained side by side at most."""
+    return VL * ABREAST if lane_sample_fits(m) else VL
+
+
+cdef inline void lane_samples "lane_samples"(const int kind, const Network* net, const LaneRoom* room, bint shared,
+                                             const LaneUpdate* u, Py_ssize_t steps, real* losses) noexcept nogil:
     """Steps of one row each, of rows that lie one after the other from room.x and room.target on."""
-    cdef const Network* net = team[0].net
     cdef Py_ssize_t i, width = net.buffers[0].width, targets = net.outputs
+    cdef vf factor = vf_set(<real>(2.0 / (targets if net.loss.mean else 1)))
     for i in range(steps):
-        if u.kind == UPDATE_PLAIN:
-            lane_sample(UPDATE_PLAIN, net, room, room.x + i * width, room.target + i * targets, shared, u, losses)
-        else:
-            lane_sample(UPDATE_ADAM, net, room, room.x + i * width, room.target + i * targets, shared, u, losses)
-        losses += VL
+        lane_sample(kind, net, room, room.x + i * width, room.target + i * targets, shared, u, factor, losses)
+        losses += VL * ABREAST
+
+
+ctypedef void (*lane_steps)(const Network* net, const LaneRoom* room, bint shared, const LaneUpdate* u,
+                            Py_ssize_t steps, real* losses) noexcept nogil
+
+cdef void plain_samples(const Network* net, const LaneRoom* room, bint shared, const LaneUpdate* u, Py_ssize_t steps,
+                        real* losses) noexcept nogil:
+    lane_samples(UPDATE_PLAIN, net, room, shared, u, steps, losses)
+cdef void adam_samples(const Network* net, const LaneRoom* room, bint shared, const LaneUpdate* u, Py_ssize_t steps,
+                       real* losses) noexcept nogil:
+    lane_samples(UPDATE_ADAM, net, room, shared, u, steps, losses)
+
+cdef lane_steps LANE_SAMPLES[2]         # by whether it is Adam; through a table, they keep their registers
+LANE_SAMPLES[0] = plain_samples
+LANE_SAMPLES[1] = adam_samples
 
 
 cdef void add_losses(Member** team, int count, Py_ssize_t at, Py_ssize_t steps, const real* losses, double scale,
                      double* total) noexcept nogil:
     """Add the losses of steps of one row, from row `at` on, to the totals; note the first that is not finite."""
-    cdef vf sums = vf_set(0)
+    cdef vf sums
     cdef Py_ssize_t i
-    cdef int l
-    cdef double odd = 0
-    for i in range(steps):
-        sums = sums + vf_load(losses + i * VL)
-    for l in range(VL):
-        total[l] += scale * (<real*>&sums)[l]
-        odd += 0 * (<real*>&sums)[l]
-    for i in range(steps if odd != 0 else 0):       # NaN: one of them is not finite
-        for l in range(count):
-            if not isfinite(losses[i * VL + l]) and team[l].bad[0] < 0:
+    cdef int l, t
+    for t in range(ABREAST):
+        sums = vf_set(0)
+        for i in range(steps):
+            sums = sums + vf_load(losses + (i * ABREAST + t) * VL)
+        for l in range(VL):
+            total[t * VL + l] += scale * (<real*>&sums)[l]
+    for l in range(count):
+        for i in range(0 if isfinite(total[l]) or team[l].bad[0] >= 0 else steps):
+            if not isfinite(losses[i * VL * ABREAST + l]) and team[l].bad[0] < 0:
                 team[l].bad[0] = at + i
 
 
@@ -542,42 +595,42 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
     cdef Network* net = team[0].net
     cdef Member* m
     cdef LaneRoom room
-    cdef LaneUpdate u
-    cdef double power[2][16]
-    cdef double[16] loss, weight, total
+    cdef LaneUpdate u[ABREAST]
+    cdef double power[ABREAST][2][16]
+    cdef double[16] loss, weight
+    cdef double total[MOST_ABREAST]
     cdef Py_ssize_t[16] correct
-    cdef const int64_t* orders[16]
+    cdef const int64_t* orders[MOST_ABREAST]
     cdef Py_ssize_t at = team[0].at[0], n = team[0].n, rows, work = 0, taken = 0, x_row
     cdef const real* x
     cdef const Batch* batch
     cdef bint direct            # the rows can be read where they lie
     cdef bint shared = lanes_share(team, count)
-    cdef int l, kind = lane_kind(team[0].stepper.table), states = lane_states(kind)
-    cdef bint sample = lane_sample_fits(team[0], kind)
+    cdef int l, states = lane_states(lane_kind(team[0].stepper.table))
+    cdef bint sample = lane_sample_fits(team[0])
     cdef double odd
-    cdef real losses[LANE_STEPS * 16]
     cdef Py_ssize_t held = 0, steps
     cdef bint alike = True      # the powers of Adam's kinds
-    lane_room(net, smaller(team[0].batch_size, n), crowd.rooms[thread].at, &room)
-    memset(&u, 0, sizeof(u))
+    lane_room(team[0], smaller(team[0].batch_size, n), crowd.rooms[thread].at, &room)
+    memset(u, 0, sizeof(u))
     memset(power, 0, sizeof(power))
     memset(weight, 0, sizeof(weight))
     memset(total, 0, sizeof(total))
     memset(correct, 0, sizeof(correct))
     memset(orders, 0, sizeof(orders))
-    for l in range(VL):
+    for l in range(room.lanes):
         orders[l] = orders[0]
         if l < (1 if shared else count):
-            orders[l] = order_of(team[l], &crowd.turns[thread * VL + l], team[l].rows.batch.rows)
-        alike = alike and (l >= count or team[l].stepper.steps == team[0].stepper.steps
+            orders[l] = order_of(team[l], &crowd.turns[thread * MOST_ABREAST + l], team[l].rows.batch.rows)
+        alike = alike and (team[l].stepper.steps == team[0].stepper.steps
                            and team[l].stepper.table[HYPER_MOMENTUM] == team[0].stepper.table[HYPER_MOMENTUM]
                            and team[l].stepper.table[HYPER_OWN] == team[0].stepper.table[HYPER_OWN])
-        if l < count and team[l].fresh:
+        if team[l].fresh:
             if team[l].guarded:
                 copy_state(team[l], crowd.slots[BEFORE].at, True)
             team[l].fresh = False
     lane_copy(team, count, &room, states, False)
-    x_row = net.buffers[0].width if shared else net.buffers[0].width * VL
+    x_row = net.buffers[0].width if shared else net.buffers[0].width * room.lanes
     batch = &team[0].rows.batch
     direct = shared and orders[0] == NULL and not batch.loss.labels and batch.x_row == x_row \
         and batch.target_bytes == batch.loss.targets * <Py_ssize_t>sizeof(real)
@@ -591,26 +644,26 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
             room.x = <real*>team[0].rows.batch.x + at * x_row
             room.target = <real*>(team[0].rows.batch.target + at * team[0].rows.batch.target_bytes)
         else:
-            lane_rows(team, count, orders, shared, at, rows, &room)
-        if taken < 2 or team[0].rates != NULL or UPDATE_VARIABLE[u.kind]:
-            lane_coefficients(team, count, taken, &u, power, alike)
+            lane_rows(team, orders, shared, at, rows, &room)
+        if taken < 2 or team[0].rates != NULL or UPDATE_VARIABLE[u[0].kind]:
+            for l in range(room.lanes // VL):
+                lane_coefficients(team + l * VL, taken, &u[l], power[l], alike)
         if sample:
             steps = 1
-            if direct and taken > 0 and team[0].rates == NULL and not UPDATE_VARIABLE[u.kind]:
+            if direct and taken > 0 and team[0].rates == NULL and not UPDATE_VARIABLE[u[0].kind]:
                 steps = smaller(LANE_STEPS - held, team[0].stop - at)
-            lane_samples(team, &room, shared, &u, steps, losses + held * VL)
+            LANE_SAMPLES[u[0].kind == UPDATE_ADAM](net, &room, shared, u, steps, room.losses + held * room.lanes)
             held += steps
             taken += steps
             at += steps
             work += steps * larger(net.work * VL, 1000)
             if held == LANE_STEPS or at >= team[0].stop:
-                add_losses(team, count, at - held, held, losses, 1.0 / net.outputs if net.loss.mean else 1, total)
+                add_losses(team, count, at - held, held, room.losses, 1.0 / net.outputs if net.loss.mean else 1, total)
                 held = 0
             continue
         x = lane_forward(net, &room, room.x, x_row, shared, rows)
         lane_loss(team, count, orders, shared, at, rows, &room, x, loss, weight, correct)
-        lane_backward(net, &room, room.x, x_row, shared, rows)
-        lane_step(&room, &u)
+        lane_backward(net, &room, room.x, x_row, shared, rows, u)
         taken += 1
         odd = 0
         for l in range(VL):
@@ -623,7 +676,7 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
         at += rows
         work += larger(rows * net.work * VL, 1000)
     if sample:
-        add_losses(team, count, at - held, held, losses, 1.0 / net.outputs if net.loss.mean else 1, total)
+        add_losses(team, count, at - held, held, room.losses, 1.0 / net.outputs if net.loss.mean else 1, total)
     lane_copy(team, count, &room, states, True)
     for l in range(count):
         m = team[l]
@@ -634,7 +687,7 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
         m.rows_seen[0] += at - m.at[0]
         m.at[0] = at
         m.stepper.steps += taken
-        m.stepper.momentum_steps += taken if u.kind == UPDATE_MOMENTUM else 0
+        m.stepper.momentum_steps += taken if u[0].kind == UPDATE_MOMENTUM else 0
         if m.rates != NULL:
             m.rates += taken * m.rates_step
         if m.guarded and m.bad[0] < 0 and at >= n and not all_finite(m.net.params, net.n_block):

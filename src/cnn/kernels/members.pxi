@@ -7,6 +7,10 @@
 #
 # Models of one shape share a workspace for each thread, so that activations stay in cache from one to the next.
 
+cdef enum:
+    ABREAST = 2                 # vectors of models in lanes whose steps of one row go side by side
+    MOST_ABREAST = 16 * ABREAST # models in them
+
 cdef enum:                      # slots: copies of what training changes
     BEFORE                      # the epoch
     BEST                        # of all epochs
@@ -57,12 +61,12 @@ cdef struct Crowd:
     int shapes
     int threads                 # that there is room for
     int inner                   # threads of one model: several, if it is alone
-    Turn* turns                 # of each thread VL
+    Turn* turns                 # of each thread MOST_ABREAST
     double** sums               # of each thread: room for the losses of an evaluation
     Arena[SLOTS] slots
     Py_ssize_t slot_size
     Arena* rooms                # of each thread: memory of the lanes
-    Py_ssize_t* teams           # members that are trained together: VL places for each team
+    Py_ssize_t* teams           # members that are trained together: MOST_ABREAST places for each
     int* team_sizes
     Py_ssize_t n_teams
     int64_t claimed
@@ -137,7 +141,7 @@ cdef bint train_member(Crowd* crowd, Member* m, int thread) noexcept nogil:
     m.fresh = False
     r.rows, r.stepper, r.rows_seen, r.single = m.rows, m.stepper, m.rows_seen, m.single
     r.rows.ws, r.rows.batch.losses, r.rows.batch.correct = ws, ws.losses, ws.correct
-    r.rows.batch.order = order_of(m, &crowd.turns[thread * VL], m.rows.batch.rows)
+    r.rows.batch.order = order_of(m, &crowd.turns[thread * MOST_ABREAST], m.rows.batch.rows)
     r.rows.wants.threads = crowd.inner
     r.batch_size, r.accumulate, r.at, r.stop, r.n = m.batch_size, m.accumulate, m.at[0], m.stop, m.n
     r.rates, r.rates_step, r.deadline, r.decayed, r.total = m.rates, m.rates_step, crowd.deadline, False, m.totals

@@ -160,7 +160,8 @@ OPTIMIZERS = {
 TABLE_COLUMNS = HYPER_COLUMNS
 
 
-# With eps = 0 a parameter that has had no gradient stays as it is, instead of becoming 0 / 0. So does the padding.
+# The least v whose root is taken. With eps = 0 a parameter that has had no gradient stays as it is, instead of becoming
+# 0 / 0. So does the padding.
 cdef real SMALLEST = CNN_PICK(1.1754943508222875e-38, 2.2250738585072014e-308)
 
 # ---- SGD. State: m
@@ -199,17 +200,17 @@ cdef inline int sgd_states "sgd_states"(bint momentum, const double* own) noexce
 # ---- Adam, AdamW, AMSGrad. State: m, v, h
 
 cdef inline vf moments(const bint largest, vf w, vf g, real* state, const Update* u) noexcept nogil:
-    """largest: AMSGrad."""
+    """largest: AMSGrad. m of a unit that has died fades away to zero, and does not stay subnormal for ever."""
     cdef vf d = vf_fma(vf_set(u.weight_decay), w, g)
     cdef vf m = vf_load(state), v
-    m = vf_fma(vf_set(u.d_to_m), d - m, m)
+    m = vf_flush(vf_fma(vf_set(u.d_to_m), d - m, m))
     vf_store(state, m)
     v = vf_fma(vf_set(u.d_to_v) * d, d, vf_set(u.v_decay) * vf_load(state + u.block))
     vf_store(state + u.block, v)
     if largest:
         v = vf_max(vf_load(state + 2 * u.block), v)
         vf_store(state + 2 * u.block, v)
-    d = m / vf_max(vf_set(SMALLEST), vf_fma(vf_sqrt(v), vf_set(u.v_scale), vf_set(u.eps)))
+    d = m / vf_fma(vf_sqrt(vf_max(vf_set(SMALLEST), v)), vf_set(u.v_scale), vf_set(u.eps))
     return vf_fma(vf_set(-u.lr), d, vf_set(u.w_decay) * w)
 
 
@@ -258,8 +259,8 @@ cdef inline vf rmsprop_update "rmsprop_update"(vf w, vf g, real* state, const Up
         a = vf_load(state + 2 * u.block)
         a = vf_fma(vf_set(u.d_to_m), d - a, a)
         vf_store(state + 2 * u.block, a)
-        v = vf_max(vf_set(0), vf_fma(-a, a, v))     # rounding alone can make it negative
-    d = d / vf_max(vf_set(SMALLEST), vf_sqrt(v) + vf_set(u.eps))
+        v = vf_fma(-a, a, v)                        # rounding alone can make it negative
+    d = d / (vf_sqrt(vf_max(vf_set(SMALLEST), v)) + vf_set(u.eps))
     if u.m_to_step > 0:
         d = vf_fma(vf_set(u.m_to_step), vf_load(state + u.block), d)
         vf_store(state + u.block, d)

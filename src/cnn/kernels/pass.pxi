@@ -172,10 +172,10 @@ cdef void weights_task(void* argument, int thread) noexcept nogil:
 
 cdef bint all_finite(const real* x, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
-    cdef real zeros = 0
-    for i in range(n):
-        zeros += 0 * x[i]       # NaN for infinity and NaN
-    return zeros == 0
+    cdef vf zeros = vf_set(0)
+    for i from 0 <= i < n by VL:        # 0 x is NaN for infinity and NaN
+        zeros = vf_fma(vf_load(x + i) if i + VL <= n else vf_load_first(x + i, n - i), vf_set(0), zeros)
+    return vf_sum(zeros, VL) == 0
 
 
 cdef bint finite_row(const Batch* batch, Py_ssize_t row, Py_ssize_t width) noexcept nogil:

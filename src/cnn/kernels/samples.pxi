@@ -297,7 +297,7 @@ cdef real* samples_forward(const Network* net, const SampleRoom* room, bint keep
         y = x + op.n_in * across if keep else (room.grad if i % 2 else room.grad_before)
         p.rows, p.depth, p.b, p.start = op.n_out, op.n_in, x, bias
         p.a, p.a_row, p.a_k = net.params + op.weight, op.row if op.transposed else 1, 1 if op.transposed else op.row
-        p.c = before if keep and op.keeps_input else y
+        p.c, p.floor = before if keep and op.keeps_input else y, 0 if op.act == RELU else -INFINITY
         if keep or not op.transposed:
             lane_product(True, &p)
         else:
@@ -308,7 +308,7 @@ cdef real* samples_forward(const Network* net, const SampleRoom* room, bint keep
             while column < p.columns:
                 lane_dots(1, &p, column)
                 column += 1
-        if op.act != IDENTITY:
+        if op.act != IDENTITY and (op.act != RELU or not keep and op.transposed):
             activate_rows(op.act, op.param, 1, op.n_out * across, p.c, 0, y, 0)
         bias += op.n_out * VL
         before += op.n_out * across
@@ -441,7 +441,7 @@ cdef void samples_backward(const Network* net, SampleRoom* room, real* sums, bin
         sums += lane_sums(&p, sums, add, NULL, 0)
         if i == 0:
             return
-        p.rows, p.columns, p.depth, p.start = op.n_in, room.vectors, op.n_out, NULL
+        p.rows, p.columns, p.depth, p.start, p.floor = op.n_in, room.vectors, op.n_out, NULL, -INFINITY
         p.a, p.a_row, p.a_k = net.params + op.weight, 1 if op.transposed else op.row, op.row if op.transposed else 1
         p.b, p.b_k, p.b_column, p.c, p.c_row = room.grad, across, VL, room.grad_before, across
         lane_product(True, &p)

@@ -31,6 +31,7 @@ cdef extern from "kernels/simd.h" nogil:
     vf vf_abs(vf a)
     vf vf_copysign(vf a, vf sign)
     vf vf_sqrt(vf a)
+    vf vf_flush(vf a)
     vf vf_round_product(vf a, vf b)
     vf vf_exp2(vf n, real offset)
     vf vf_ldexp(vf a, vf n)
