@@ -52,7 +52,7 @@ class Parts:
         """Begin a step; share: each rank takes it for its parts; clips: when the norm of all gradients is known;
         anyway: even if the loss is not finite."""
         self.rates, self.share, self.clips, self.anyway = rates, share, share and clips, anyway
-        self.at = 0
+        self.at, self.running = 0, []
         self.extra, self.head = 0.0, np.empty(0)
         self.goes = True
 

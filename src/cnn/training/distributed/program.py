@@ -86,7 +86,7 @@ class ShardProgram:
             self._gather_state()
 
     def _gather_state(self) -> None:
-        parts, shards = self._parts.popitem()[1], self.shards(False)
+        parts, shards = next(iter(self._parts.values())), self.shards(False)  # with several of them they are alike
         for block in self.state_blocks():
             parts.gather(shards.memory(block))
         self.stale = False
