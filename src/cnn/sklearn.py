@@ -34,13 +34,13 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import layers, losses, optim
-from ._configurable import among_ranks
 from ._threads import MOST, threads_for
 from ._types import Array, ArrayLike
 from .models import Ensemble, Sequential
 from .optim.optimizers import WEIGHT_DECAY
 from .training import Callback, EarlyStopping, History
 from .training.fit import DivergenceError
+from .training.ranks import among_ranks
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
 
