@@ -771,6 +771,10 @@ def test_ranks_that_call_different_methods_are_named():
         with group.together():
             pass
 
+    fit = lambda comm: network().fit(*mine(comm, X, Y), comm=comm, progress=False)  # noqa: E731
+    for result in run(2, lambda comm: network().evaluate(X, Y, comm=comm) if comm.rank else fit(comm), patience=5):
+        assert isinstance(result, ValueError)
+        assert "the ranks differ in epochs: rank 0 has (1, 0, None, False); rank 1 has none" in str(result)
     results = run(2, work)
     assert all(isinstance(result, RankError) for result in results)
     assert "rank 0 is at the end of a call, and rank 1 at a count of rows" in str(results[1])
