@@ -775,6 +775,12 @@ def test_ranks_that_call_different_methods_are_named():
     for result in run(2, lambda comm: network().evaluate(X, Y, comm=comm) if comm.rank else fit(comm), patience=5):
         assert isinstance(result, ValueError)
         assert "the ranks differ in epochs: rank 0 has (1, 0, None, False); rank 1 has none" in str(result)
+    for width in (9, 400):  # a short vector, and a long one
+        make = lambda width=width: network(cnn.Linear(9, 400), cnn.Linear(400, width), width=width)  # noqa: E731
+        step = lambda comm: make().train_step(X, Y, comm=comm)  # noqa: B023, E731
+        for result in run(2, lambda c: make().loss_and_grad(X, Y, comm=c) if c.rank else step(c), patience=5):  # noqa: B023
+            assert isinstance(result, RankError)
+            assert "rank 0 is at a batch, and rank 1 at an evaluation" in str(result)
     results = run(2, work)
     assert all(isinstance(result, RankError) for result in results)
     assert "rank 0 is at the end of a call, and rank 1 at a count of rows" in str(results[1])
