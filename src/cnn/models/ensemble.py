@@ -21,6 +21,7 @@ from .._types import Array, ArrayLike, DTypeLike
 from ..optim.many import ManyOptimizers
 from ..training import many
 from ..training.history import ManyHistory
+from ..training.ranks import takes_comm
 from .sequential import Sequential
 
 __all__ = ["Ensemble"]
@@ -301,7 +302,7 @@ class Ensemble(Public):
 
     # training ---------------------------------------------------------------------------------------------------------
 
-    @names_arguments
+    @takes_comm
     def fit(
         self,
         x: ArrayLike,
