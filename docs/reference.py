@@ -99,10 +99,14 @@ def first_line(one):
 def write(folder):
     """Write index.rst, and a page for each topic and each name, into a folder."""
     (folder / "names").mkdir(parents=True, exist_ok=True)
-    index = ["API reference", "=============", "", ".. toctree::", "   :maxdepth: 2", ""]
+    files = {title: title.lower().replace(" ", "-") for title in topics()}
+    index = ["API reference", "=============", "", "Every public name, by topic.", ""]
+    index += [".. toctree::", "   :hidden:", "", *(f"   {file}" for file in files.values()), ""]
+    index += [".. list-table::", "   :widths: 25 75", ""]
     for title, (introduction, several) in topics().items():
-        file = title.lower().replace(" ", "-")
-        index.append(f"   {file}")
+        file = files[title]
+        names = ", ".join(f":py:{'class' if inspect.isclass(one) else 'func'}:`~{name}`" for name, one in several)
+        index += [f"   * - :doc:`{title} <{file}>`", f"     - {introduction.replace('`', '``')} {names}"]
         lines = [title, "=" * len(title), "", introduction.replace("`", "``"), ""]
         lines += [".. list-table::", "   :widths: 30 70", ""]
         for name, one in several:

@@ -242,7 +242,7 @@ class Loss(Configurable, kind="loss"):
         Raises
         ------
         ValueError, TypeError
-            As in `forward`, or if vector does not fit.
+            As in `forward`, or if vector has the wrong shape.
         NotImplementedError
             If `has_second_derivative` is False.
         """
@@ -769,7 +769,7 @@ class SobolevLoss(Loss):
         Raises
         ------
         ValueError, TypeError
-            If something does not fit.
+            If an argument is invalid.
         """
         total, gradients = 0.0, []
         for factor, output, target in zip((1.0, self.weight), outputs, targets, strict=True):
@@ -799,7 +799,7 @@ class SobolevLoss(Loss):
         Raises
         ------
         ValueError, TypeError
-            If these are no pairs, or something does not fit.
+            If these are not pairs, or an argument is invalid.
         """
         pairs = []
         for name, pair in (("outputs", outputs), ("targets", targets)):

@@ -39,7 +39,7 @@ def vjp(self: Any, x: ArrayLike, v: ArrayLike, parameters: bool = False, outputs
     Raises
     ------
     ValueError, TypeError
-        If x or v do not fit.
+        If x or v have the wrong shape or dtype.
     """
     found = self._core.derivatives.vjp(x, v, get_num_threads(), bool(parameters), bool(outputs))
     wanted = tuple(part for part in found if part is not None)
@@ -64,7 +64,7 @@ def jvp(self: Any, x: ArrayLike, t: ArrayLike | None = None, parameters: ArrayLi
     Raises
     ------
     ValueError, TypeError
-        If both tangents are None, or something does not fit.
+        If both tangents are None, or an argument is invalid.
     """
     if t is None and parameters is None:
         raise ValueError("jvp: expected a tangent of the inputs or of the parameters, got neither")
@@ -85,7 +85,7 @@ def jacobian(self: Any, x: Any) -> Array:
     Raises
     ------
     ValueError, TypeError
-        If x does not fit.
+        If x has the wrong shape or dtype.
     """
     core = self._core
     x = core.program.inputs(x)
@@ -121,7 +121,7 @@ def grad_input(self: Any, x: Any, y: ArrayLike | None = None) -> Array:
     Raises
     ------
     ValueError, TypeError
-        If something does not fit, or there is no y and the model has several outputs: `vjp` is for them.
+        If an argument is invalid, or there is no y and the model has several outputs: `vjp` is for them.
     RuntimeError
         If there is y and the model has no loss.
     """
@@ -160,7 +160,7 @@ def hvp(self: Any, x: ArrayLike, y: ArrayLike, v: ArrayLike) -> Array:
     Raises
     ------
     ValueError, TypeError
-        If something does not fit.
+        If an argument is invalid.
     RuntimeError
         If the model has no loss.
     NotImplementedError
@@ -223,7 +223,7 @@ def hvp_input(
     Raises
     ------
     ValueError, TypeError
-        If something does not fit, or both y and grad_output are given.
+        If an argument is invalid, or both y and grad_output are given.
     NotImplementedError
         If there is y and the loss is a Python function.
     """

@@ -439,7 +439,7 @@ class Ensemble(Public):
         Raises
         ------
         ValueError, TypeError
-            If something does not fit, or the batch is empty.
+            If an argument is invalid, or the batch is empty.
         RuntimeError
             If there is no loss or no optimizer.
         """
@@ -491,7 +491,7 @@ class Ensemble(Public):
         Raises
         ------
         ValueError, TypeError
-            If something does not fit, or there are no rows.
+            If an argument is invalid, or there are no rows.
         RuntimeError
             If there is no loss.
         """
@@ -529,7 +529,7 @@ class Ensemble(Public):
         Raises
         ------
         ValueError, TypeError
-            If something does not fit.
+            If an argument is invalid.
         """
         if reduce is not None:
             choice("reduce", reduce, ("mean", "std", "quantiles"))
@@ -582,7 +582,7 @@ class Ensemble(Public):
         Raises
         ------
         ValueError, TypeError
-            If something does not fit.
+            If an argument is invalid.
         RuntimeError
             If there is no loss.
         """

@@ -43,7 +43,7 @@ def derivatives(self: Any, x: ArrayLike, order: Any = 2) -> tuple[Array, ...]:
     Raises
     ------
     ValueError, TypeError
-        If x does not fit, or order is none of these.
+        If x has the wrong shape or dtype, or order is none of these.
 
     Examples
     --------

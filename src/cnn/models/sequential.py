@@ -208,7 +208,7 @@ class Sequential(layers.Chain):
         Raises
         ------
         ValueError, TypeError
-            If x or targets do not fit.
+            If x or targets have the wrong shape or dtype.
         RuntimeError
             If there are targets but no loss.
         """
@@ -332,7 +332,7 @@ class Sequential(layers.Chain):
         Raises
         ------
         ValueError, TypeError
-            If x or y do not fit, or the batch is empty.
+            If x or y have the wrong shape or dtype, or the batch is empty.
         RuntimeError
             If there is no loss.
         """
@@ -387,7 +387,7 @@ class Sequential(layers.Chain):
         Raises
         ------
         ValueError, TypeError
-            If x or y do not fit, or the batch is empty.
+            If x or y have the wrong shape or dtype, or the batch is empty.
         RuntimeError
             If there is no loss or no optimizer.
         """

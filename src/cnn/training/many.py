@@ -185,7 +185,7 @@ def fit_many(
     Raises
     ------
     ValueError, TypeError
-        If something does not fit; nothing has changed then.
+        If an argument is invalid; then nothing has changed.
     RuntimeError
         If a model has no loss or no optimizer, or is being trained. With `comm` also if another rank has failed,
         which it names.
