@@ -15,7 +15,7 @@ BASES = [
 ]
 OPTIMISERS = [*optim.optimizers.__all__, *optim.whole_data.__all__, *optim.second_order.__all__]
 TOPICS = {  # title -> module that the names are read from, names, introduction
-    "Models": (cnn, ["Sequential", "load", "clip_grad_norm", "gradcheck"], "A model is a `Sequential` of layers."),
+    "Models": (cnn, ["Sequential", "Ensemble", "load", "clip_grad_norm", "gradcheck"], "A model is a list of layers."),
     "Layers": (cnn, layers.__all__, "A `Sequential` compiles its layers; each layer also runs standalone."),
     "Losses": (cnn, losses.__all__, "Pass a loss as the last layer of a `Sequential`, or call it directly."),
     "Optimisers": (cnn, OPTIMISERS, "Pass an optimiser to a `Sequential` as `optimizer=`."),
