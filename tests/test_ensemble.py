@@ -657,7 +657,7 @@ def test_parameters_and_state():
     copy = ensemble[0]
     copy.parameters = copy.parameters * 0
     assert ensemble[0].parameters.any()
-    with pytest.raises(ValueError, match="i: expected at most 2"):
+    with pytest.raises(IndexError, match=r"^ensemble\[3\]: expected a member from -3 to 2"):
         ensemble[3]
 
 

@@ -49,6 +49,8 @@ NAMES = {
     "kaiming_normal": KaimingNormal(),
     "xavier_uniform": XavierUniform(),
     "xavier_normal": XavierNormal(),
+    "he_uniform": KaimingUniform(),
+    "he_normal": KaimingNormal(),
     "glorot_uniform": XavierUniform(),
     "glorot_normal": XavierNormal(),
     "lecun_uniform": LeCunUniform(),
@@ -207,6 +209,7 @@ def test_callable_of_bad_values(values, error, message):
 
 CONFIGS = [
     ("glorot_uniform", "xavier_uniform"),
+    ("he_normal", "kaiming_normal"),
     (KaimingNormal(), "kaiming_normal"),
     (
         KaimingUniform("leaky_relu", a=0.2),

@@ -211,6 +211,13 @@ def unknown(owner: str, name: str, known: Iterable[str]) -> AttributeError:
     return AttributeError(f"{owner} has no attribute {name!r}" + (f": {hint}" if hint else ""))
 
 
+def no_attribute(self: Any, name: str) -> Any:
+    """The `__getattr__` of classes whose missing attributes get a hint."""
+    if hasattr(type(self), name):  # a property that raised an AttributeError
+        return object.__getattribute__(self, name)
+    raise unknown(type(self).__name__, name, () if name.startswith("_") else dir(self))
+
+
 def object_for(given: Any, known: Iterable[str]) -> str:
     """A hint if a class or a name was passed where an object of the library was expected; otherwise ""."""
     if isinstance(given, type):

@@ -9,13 +9,13 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import losses, optim
 from .._checks import choice, flag, integer, seed_of
-from .._configurable import Public, names_arguments
+from .._configurable import Public, names_arguments, no_attribute
 from .._threads import get_num_threads, threads_for
 from .._types import Array, ArrayLike, DTypeLike
 from ..optim.many import ManyOptimizers
@@ -69,6 +69,9 @@ class Ensemble(Public):
     """
 
     stop_training = False
+
+    if not TYPE_CHECKING:
+        __getattr__ = no_attribute
 
     @names_arguments
     def __init__(
@@ -136,7 +139,10 @@ class Ensemble(Public):
 
     def __getitem__(self, i: Any) -> Sequential:
         """A copy of a member, with its parameters, its optimizer and the state of its training."""
-        i = integer("i", i, -len(self), len(self) - 1) % len(self)
+        i, n = integer("ensemble[i]", i), len(self)
+        if not -n <= i < n:
+            raise IndexError(f"ensemble[{i}]: expected a member from {-n} to {n - 1}")
+        i %= n
         model = copy.deepcopy(self._members[i])
         model.history = None if self.history is None else self.history.of(i)
         return model

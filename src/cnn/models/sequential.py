@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import layers, losses, optim
 from .._checks import foreign, fraction, in_range, integer, seed_of, transposed
-from .._configurable import object_for, unknown
+from .._configurable import no_attribute, object_for
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
 from .._types import Array, ArrayLike, DTypeLike
@@ -101,11 +101,7 @@ class Sequential(layers.Chain):
         _warn_of_twice(self)
 
     if not TYPE_CHECKING:
-
-        def __getattr__(self, name):
-            if hasattr(type(self), name):  # a property that raised an AttributeError
-                return object.__getattribute__(self, name)
-            raise unknown(type(self).__name__, name, () if name.startswith("_") else dir(self))
+        __getattr__ = no_attribute
 
     @property
     def dtype(self) -> np.dtype:
