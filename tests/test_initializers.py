@@ -268,7 +268,7 @@ ERRORS = {
     "unknown name": (
         lambda: cnn.Linear(2, 3, weight_init="he"),
         ValueError,
-        "^weight_init: expected one of default, .*, kaiming_uniform, kaiming_normal, .*, or a callable, got 'he'",
+        "^weight_init: expected one of default, .*, kaiming_uniform, he_uniform, .*, or a callable, got 'he'",
     ),
     "unknown name in a dict": (lambda: cnn.Linear(2, 3, bias_init={"name": "one"}), ValueError, "^bias_init: expected"),
     "no name": (lambda: cnn.Linear(2, 3, weight_init={"gain": 1.0}), TypeError, "^weight_init: expected a name"),
