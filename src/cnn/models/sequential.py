@@ -1022,7 +1022,7 @@ def _as_loss(part: Any) -> Any:
 
 
 def _in_no_other_model(parts: list[Any]) -> list[Any]:
-    """The layers of a new model: copies of those that stand in another model, or have stood in one that is gone."""
+    """The layers of a new model: copies of those that belong to another model, or belonged to one that is deleted."""
     inside: set[int] = set()
     _gather(parts, inside)
     return [copy.deepcopy(part) if _stands_elsewhere(part, inside) else part for part in parts]
@@ -1040,11 +1040,11 @@ def _stands_elsewhere(part: layers.Layer, inside: set[int]) -> bool:
 
 
 def _warn_of_twice(model: Sequential) -> None:
-    """Warn of a model whose outputs are probabilities already, where its loss makes some of them."""
+    """Warn if the outputs are probabilities already, and the loss would apply softmax or sigmoid again."""
     last, loss = model.layers[-1], model.loss
     if loss is None or last.outputs is None or loss.outputs in (None, last.outputs):
         return
-    mend = {"logits": f"leave {last!r} out", "log_probabilities": "let cnn.LogSoftmax() stand in its place"}
+    mend = {"logits": f"leave {last!r} out", "log_probabilities": "use cnn.LogSoftmax() instead"}
     if loss.outputs in mend and (last.outputs == "probabilities" or loss.targets != "labels"):
         warnings.warn(
             f"{loss!r} expects {loss.outputs.replace('_', ' ')}, and {last!r} before it gives "

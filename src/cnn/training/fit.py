@@ -47,7 +47,7 @@ class DivergenceError(ArithmeticError):
 
 
 class Context:
-    """What sources of batches need to know of the model and of the call."""
+    """The part of the model and of the call that sources of batches need."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Context:
 
     @property
     def seed(self) -> int:
-        """Of the orders of the rows: a checkpoint that is resumed brings its own."""
+        """The seed of the orders of the rows; a resumed checkpoint has its own."""
         return self._core.state.random_seed
 
     def targets(self, y: Any, n: int, name: str) -> np.ndarray:
@@ -638,7 +638,7 @@ class Meter(Metrics):
             super().check(targets, self.width)
 
     def room(self, rows: int) -> np.ndarray | None:
-        """Where the outputs of that many rows go; None if no metric wants them."""
+        """An array for the outputs of that many rows; None if no metric needs them."""
         if not self:
             return None
         if len(self.outputs) < rows:

@@ -618,7 +618,7 @@ class Trainer:
             state.history = history.of(i) if self.histories else None
 
     def room(self, n: Any) -> list[np.ndarray] | None:
-        """Where the outputs of so many rows of each member go; None if no metric wants them."""
+        """An array for the outputs of so many rows of each member; None if no metric needs them."""
         if not self.meters:
             return None
         return [np.empty((k, core.out_features), core.dtype) for k, core in zip(n, self.cores, strict=True)]
@@ -647,7 +647,7 @@ class Trainer:
                     bar.batch(epoch, int(self.crew.at[active].sum()), loss / max(weight, 1e-300))
 
     def rates(self, active: Any, stops: Any, group: int) -> Any:
-        """What the schedules give for the coming steps, as `Crew.train` wants it."""
+        """The rates of the schedules for the next steps, in the form that `Crew.train` expects."""
         if not self.scheduled:
             return None
         rates: list[Any] = [None] * len(self.cores)
@@ -668,7 +668,7 @@ class Trainer:
         return rates
 
     def order(self, i: int) -> np.ndarray | None:
-        """The rows that a member has taken in this epoch; None: all as they lie."""
+        """The order of the rows that a member has taken in this epoch; None: not shuffled."""
         n = int(self.rows.n[i])
         order = None if self.bags is None else self.bags[i]
         if self.shuffle:
