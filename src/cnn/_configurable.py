@@ -151,7 +151,7 @@ def keywords_of(cls: type) -> list[str]:
     return names
 
 
-def _constructor(init: F) -> F:
+def constructor(init: F) -> F:
     """Wrap `init`: suggest the right name for an unknown argument, and record when the object is complete."""
 
     @functools.wraps(init)
@@ -181,8 +181,7 @@ def names_arguments(function: F) -> F:
     def method(*args: Any, **kwargs: Any) -> Any:
         for name in kwargs:
             if name not in known:
-                who = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
-                raise TypeError(f"{who}: unknown argument {name!r}: {_mend(name, known)}")
+                raise TypeError(f"{function.__name__}: unknown argument {name!r}: {_mend(name, known)}")
         return function(*args, **kwargs)
 
     return method  # type: ignore[return-value]
@@ -283,7 +282,7 @@ class Configurable(Public):
     def __init_subclass__(cls, kind: str | None = None, abstract: bool = False) -> None:
         super().__init_subclass__()
         if "__init__" in vars(cls):
-            cls.__init__ = _constructor(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = constructor(cls.__init__)  # type: ignore[method-assign]
         if kind is not None:
             cls.kind_of_class, cls.known = kind, {}
         if kind is None and not abstract and cls.__module__.partition(".")[0] == PACKAGE:
@@ -312,7 +311,7 @@ class Configurable(Public):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}: {_mend(name, _settable(self))}")
         super().__setattr__(name, value)
 
-    @_constructor
+    @constructor
     def __init__(self) -> None:
         pass
 

@@ -34,7 +34,6 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import layers, losses, optim
-from ._configurable import Public
 from ._threads import MOST, threads_for
 from ._types import Array, ArrayLike
 from .models import Ensemble, Sequential
@@ -65,10 +64,14 @@ NON_FINITE = (
 )
 
 
-class _Native(Public):
+class _Native:
     """The arithmetic that replaces scikit-learn's; it precedes scikit-learn's class in the order of inheritance."""
 
     _model: Sequential | None
+
+    def __dir__(self) -> list[str]:
+        """The public names, for completion."""
+        return [name for name in super().__dir__() if not name.startswith("_")]
 
     # the network ------------------------------------------------------------------------------------------------------
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import losses, optim
+from .. import _configurable, losses, optim
 from .._checks import choice, flag, integer, seed_of
-from .._configurable import Public, names_arguments, no_attribute
+from .._configurable import names_arguments
 from .._threads import get_num_threads, threads_for
 from .._types import Array, ArrayLike, DTypeLike
 from ..optim.many import ManyOptimizers
@@ -26,7 +26,7 @@ from .sequential import Sequential
 __all__ = ["Ensemble"]
 
 
-class Ensemble(Public):
+class Ensemble(_configurable.Public):
     """Models of one shape, each with its own parameters, hyper-parameters and random numbers.
 
     Member i equals ``Sequential(layers, optimizer, dtype, seed + i)``, and training changes it as it would change that
@@ -71,9 +71,9 @@ class Ensemble(Public):
     stop_training = False
 
     if not TYPE_CHECKING:
-        __getattr__ = no_attribute
+        __getattr__ = _configurable.no_attribute
 
-    @names_arguments
+    @_configurable.constructor
     def __init__(
         self, layers: Any, members: int, optimizer: Any = None, dtype: DTypeLike = "float32", seed: Any = None
     ) -> None:

@@ -35,7 +35,6 @@ from .progress import Progress, mode_of
 from .state import names_of
 
 NOTHING_COUNTS = "no row counts: all weights are 0, or all targets are ignored"
-ODD_ROWS = ": fill or drop those rows"
 SLICE = 0.05  # seconds that one native call may take
 EVALUATION_WORK = 1 << 28  # multiply-adds of one native call of evaluation; fixed, so that sums are always cut alike
 MOST_ROWS = 1 << 62  # batch_size=None: the whole data
@@ -177,9 +176,9 @@ def fit(
         - ``fit(x, y, epochs=10)`` trains epochs 1 to 10; a second such call trains 10 more, in a new history;
         - ``fit(x, y, epochs=15, initial_epoch=10)`` after it continues that run with epochs 11 to 15.
     batch_size : int, None or "auto"
-        The last batch of an epoch, or of a block, may be smaller. 1 trains one sample at a time; None makes the whole
-        data one batch. "auto": 32; with an optimiser that needs the whole data (`LBFGS`) it is None, the only value
-        allowed: x must be an array, and an epoch is one iteration.
+        The last batch of an epoch, or of a block, may be smaller. 1 trains one sample at a time; None takes the whole
+        data as one batch. "auto": 32, or with an optimiser that needs the whole data (`LBFGS`) None, which is all that
+        it takes: x is an array then, and an epoch is one iteration.
     shuffle : bool
         Whether each epoch takes the rows in a new random order, which depends only on the model's seed and the number
         of the epoch.
@@ -257,7 +256,7 @@ def fit(
     shard : {None, "auto"}
         "auto": all ranks pass the same arrays or memory maps, and each takes these rows.
     deterministic : bool
-        False: the communicator's Allreduce sums the gradients, in an order that may differ each time.
+        False: gradients are summed by the communicator's Allreduce, in an order that may be another one each time.
 
     Returns
     -------
@@ -780,7 +779,7 @@ class _Trainer:
             self.converged = self.core.iterate(self.objective, lr)
         if not math.isfinite(self.objective.value):
             odd = [name for name, a in (("x", part.x), ("y", part.y)) if not all_finite(a)]
-            self.diverged(epoch, 0, lr, f"; {' and '.join(odd)} has NaN or infinity{ODD_ROWS}" if odd else "")
+            self.diverged(epoch, 0, lr, f"; {' and '.join(odd)} has NaN or infinity" if odd else "")
         totals += self.objective.totals
         totals[0] += (self.objective.loss - self.meter.loss(totals)) * (totals[1] if self.meter.mean else 1)
         for call in self.on_batch_end:
@@ -827,7 +826,7 @@ class _Trainer:
                 lr = self.model.optimizer.lr if now is None else now[(bad - at) // group, 0]
                 rows = slice(bad, bad + batch_size) if part.order is None else part.order[bad : bad + batch_size]
                 odd = [name for name, a in (("x", part.x[rows]), ("y", part.y[rows])) if not all_finite(a)]
-                why = f"; {' and '.join(odd)} has NaN or infinity in this batch{ODD_ROWS}" if odd else ""
+                why = f"; {' and '.join(odd)} has NaN or infinity in this batch" if odd else ""
                 self.diverged(epoch, batches + bad // batch_size, lr, why)
             at = stop
             if self.by_batch:
@@ -882,7 +881,7 @@ class _Trainer:
         raise DivergenceError(
             f"the loss is not finite in epoch {epoch}, batch {batch}, at a learning "
             f"rate of {lr:g}; the parameters are those from before this epoch"
-            f"{why or ': lower the learning rate, or scale x and y'}"
+            f"{why}: {'fill or drop those rows' if why else 'lower the learning rate, or scale x and y'}"
         )
 
 
