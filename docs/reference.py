@@ -15,7 +15,7 @@ BASES = [
 ]
 OPTIMISERS = [*optim.optimizers.__all__, *optim.whole_data.__all__, *optim.second_order.__all__]
 TOPICS = {  # title -> module that the names are read from, names, introduction
-    "Models": (cnn, ["Sequential", "load", "clip_grad_norm", "gradcheck"], "A model is a `Sequential` of layers."),
+    "Models": (cnn, ["Sequential", "Ensemble", "load", "clip_grad_norm", "gradcheck"], "A model is a list of layers."),
     "Layers": (cnn, layers.__all__, "A `Sequential` compiles its layers; each layer also runs standalone."),
     "Losses": (cnn, losses.__all__, "Pass a loss as the last layer of a `Sequential`, or call it directly."),
     "Optimisers": (cnn, OPTIMISERS, "Pass an optimiser to a `Sequential` as `optimizer=`."),
@@ -99,10 +99,14 @@ def first_line(one):
 def write(folder):
     """Write index.rst, and a page for each topic and each name, into a folder."""
     (folder / "names").mkdir(parents=True, exist_ok=True)
-    index = ["API reference", "=============", "", ".. toctree::", "   :maxdepth: 2", ""]
+    files = {title: title.lower().replace(" ", "-") for title in topics()}
+    index = ["API reference", "=============", "", "Every public name, by topic.", ""]
+    index += [".. toctree::", "   :hidden:", "", *(f"   {file}" for file in files.values()), ""]
+    index += [".. list-table::", "   :widths: 25 75", ""]
     for title, (introduction, several) in topics().items():
-        file = title.lower().replace(" ", "-")
-        index.append(f"   {file}")
+        file = files[title]
+        names = ", ".join(f":py:{'class' if inspect.isclass(one) else 'func'}:`~{name}`" for name, one in several)
+        index += [f"   * - :doc:`{title} <{file}>`", f"     - {introduction.replace('`', '``')} {names}"]
         lines = [title, "=" * len(title), "", introduction.replace("`", "``"), ""]
         lines += [".. list-table::", "   :widths: 30 70", ""]
         for name, one in several:

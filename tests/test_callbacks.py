@@ -331,7 +331,7 @@ def test_modes():
 @pytest.mark.parametrize("make", [cnn.EarlyStopping, lambda name: cnn.ModelCheckpoint("x", 1, 3, True, name)])
 def test_a_misspelt_monitor(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    message = "no 'val_los' to monitor: there are loss, val_loss; you may mean 'val_loss'"
+    message = "no 'val_los' to monitor: there are loss, val_loss; did you mean 'val_loss'\\?"
     with pytest.raises(ValueError, match=message):
         model_of().fit(X, Y, validation_split=0.5, callbacks=[make("val_los")])
 
@@ -339,10 +339,10 @@ def test_a_misspelt_monitor(make, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "right"),
     [
-        ("on_train_batch_end", " (you may mean on_batch_end)"),
-        ("on_train_epoch_end", " (you may mean on_epoch_end)"),
-        ("on_train_start", " (you may mean on_train_begin)"),
-        ("on_epoch_ends", " (you may mean on_epoch_end)"),
+        ("on_train_batch_end", " (did you mean on_batch_end?)"),
+        ("on_train_epoch_end", " (did you mean on_epoch_end?)"),
+        ("on_train_start", " (did you mean on_train_begin?)"),
+        ("on_epoch_ends", " (did you mean on_epoch_end?)"),
         ("on_predict_begin", ""),
     ],
 )

@@ -354,7 +354,7 @@ def test_attributes_that_would_do_nothing(make, name, message):
     [
         (cnn.Softmax, cnn.CrossEntropyLoss, r"leave Softmax\(\) out"),
         (cnn.Sigmoid, cnn.BCEWithLogitsLoss, r"leave Sigmoid\(\) out"),
-        (cnn.Softmax, cnn.NLLLoss, r"let cnn.LogSoftmax\(\) stand in its place"),
+        (cnn.Softmax, cnn.NLLLoss, r"use cnn.LogSoftmax\(\) instead"),
         (lambda: cnn.Sequential([cnn.Linear(3, 3), cnn.Softmax()]), cnn.CrossEntropyLoss, "leave .* out"),
         (cnn.LogSoftmax, cnn.BCEWithLogitsLoss, "leave .* out"),
     ],

@@ -595,6 +595,10 @@ def test_what_only_the_constructor_uses_is_fixed(kind, name):
             lambda: parts()["model"].compile,
             "Sequential has no attribute 'compile': the loss is the last of the layers, ",
         ),
+        (
+            lambda: cnn.Ensemble([cnn.Linear(1, 1)], 2).score,
+            "Ensemble has no attribute 'score': did you mean evaluate?",
+        ),
         (lambda: parts()["model"]._anything, "Sequential has no attribute '_anything'"),
         (
             lambda: cnn.History().history,

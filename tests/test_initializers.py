@@ -49,6 +49,8 @@ NAMES = {
     "kaiming_normal": KaimingNormal(),
     "xavier_uniform": XavierUniform(),
     "xavier_normal": XavierNormal(),
+    "he_uniform": KaimingUniform(),
+    "he_normal": KaimingNormal(),
     "glorot_uniform": XavierUniform(),
     "glorot_normal": XavierNormal(),
     "lecun_uniform": LeCunUniform(),
@@ -207,6 +209,7 @@ def test_callable_of_bad_values(values, error, message):
 
 CONFIGS = [
     ("glorot_uniform", "xavier_uniform"),
+    ("he_normal", "kaiming_normal"),
     (KaimingNormal(), "kaiming_normal"),
     (
         KaimingUniform("leaky_relu", a=0.2),
@@ -265,7 +268,7 @@ ERRORS = {
     "unknown name": (
         lambda: cnn.Linear(2, 3, weight_init="he"),
         ValueError,
-        "^weight_init: expected one of default, .*, kaiming_uniform, kaiming_normal, .*, or a callable, got 'he'",
+        "^weight_init: expected one of default, .*, kaiming_uniform, he_uniform, .*, or a callable, got 'he'",
     ),
     "unknown name in a dict": (lambda: cnn.Linear(2, 3, bias_init={"name": "one"}), ValueError, "^bias_init: expected"),
     "no name": (lambda: cnn.Linear(2, 3, weight_init={"gain": 1.0}), TypeError, "^weight_init: expected a name"),

@@ -152,7 +152,7 @@ def keywords_of(cls: type) -> list[str]:
     return names
 
 
-def _constructor(init: F) -> F:
+def constructor(init: F) -> F:
     """Wrap `init`: suggest the right name for an unknown argument, and record when the object is complete."""
 
     @functools.wraps(init)
@@ -212,6 +212,13 @@ def unknown(owner: str, name: str, known: Iterable[str]) -> AttributeError:
     likely = "" if name.startswith("_") else nearest(name, known)
     hint = f"did you mean {likely}?" if likely else ELSEWHERE.get(name)
     return AttributeError(f"{owner} has no attribute {name!r}" + (f": {hint}" if hint else ""))
+
+
+def no_attribute(self: Any, name: str) -> Any:
+    """The `__getattr__` of classes whose missing attributes get a hint."""
+    if hasattr(type(self), name):  # a property that raised an AttributeError
+        return object.__getattribute__(self, name)
+    raise unknown(type(self).__name__, name, () if name.startswith("_") else dir(self))
 
 
 def object_for(given: Any, known: Iterable[str]) -> str:
@@ -279,7 +286,7 @@ class Configurable(Public):
     def __init_subclass__(cls, kind: str | None = None, abstract: bool = False) -> None:
         super().__init_subclass__()
         if "__init__" in vars(cls):
-            cls.__init__ = _constructor(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = constructor(cls.__init__)  # type: ignore[method-assign]
         if kind is not None:
             cls.kind_of_class, cls.known = kind, {}
         if kind is None and not abstract and cls.__module__.partition(".")[0] == PACKAGE:
@@ -308,7 +315,7 @@ class Configurable(Public):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}: {_mend(name, _settable(self))}")
         super().__setattr__(name, value)
 
-    @_constructor
+    @constructor
     def __init__(self) -> None:
         pass
 

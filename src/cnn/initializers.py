@@ -375,7 +375,7 @@ class KaimingUniform(Scaled):
         Whether to preserve the variance in the forward pass or in the backward pass.
     """
 
-    names: ClassVar[tuple[str, ...]] = ("kaiming_uniform",)
+    names: ClassVar[tuple[str, ...]] = ("kaiming_uniform", "he_uniform")
 
     def __init__(self, nonlinearity: str = "relu", a: float = 0.0, mode: str = "fan_in") -> None:
         self.nonlinearity: str = choice("nonlinearity", nonlinearity, [*GAINS])
@@ -397,7 +397,7 @@ class KaimingNormal(KaimingUniform):
         All as for `KaimingUniform`.
     """
 
-    names: ClassVar[tuple[str, ...]] = ("kaiming_normal",)
+    names: ClassVar[tuple[str, ...]] = ("kaiming_normal", "he_normal")
     distribution = "normal"
 
 

@@ -242,7 +242,7 @@ class Loss(Configurable, kind="loss"):
         Raises
         ------
         ValueError, TypeError
-            As in `forward`, or if vector does not fit.
+            As in `forward`, or if vector has the wrong shape.
         NotImplementedError
             If `has_second_derivative` is False.
         """
@@ -256,12 +256,12 @@ class Loss(Configurable, kind="loss"):
         return _made_of.setdefault(self, {}).setdefault(k, {})
 
     def spec(self) -> dict[str, Any] | None:
-        """What the kernels need to know (`Criterion` in kernels/targets.pxi).
+        """The description of the loss for the kernels (`Criterion` in kernels/targets.pxi).
 
         Returns
         -------
         dict or None
-            None if the kernels do not know the loss.
+            None if the kernels do not support the loss.
         """
         spec: dict[str, Any] = {
             "kind": self.kind,
@@ -769,7 +769,7 @@ class SobolevLoss(Loss):
         Raises
         ------
         ValueError, TypeError
-            If something does not fit.
+            If an argument is invalid.
         """
         total, gradients = 0.0, []
         for factor, output, target in zip((1.0, self.weight), outputs, targets, strict=True):
@@ -799,7 +799,7 @@ class SobolevLoss(Loss):
         Raises
         ------
         ValueError, TypeError
-            If these are no pairs, or something does not fit.
+            If these are not pairs, or an argument is invalid.
         """
         pairs = []
         for name, pair in (("outputs", outputs), ("targets", targets)):
@@ -830,7 +830,7 @@ class SobolevLoss(Loss):
         return tuple(g.copy() for g in self._gradient)
 
     def spec(self) -> None:
-        """None: the kernels do not know this loss."""
+        """None: the kernels do not support this loss."""
 
 
 class CallableLoss(Loss):
@@ -843,15 +843,14 @@ class CallableLoss(Loss):
         an array of their shape. outputs is an array (batch, out_features) that must not be changed; targets are what
         was passed as targets.
     reduction : {"mean", "sum"}
-        Which of the two the function takes over the rows of a batch, so that the history of `fit`, and `evaluate`, do
-        not depend on how the rows are cut into batches.
+        Whether the function returns the mean or the sum over the rows of a batch. The history of `fit`, and `evaluate`,
+        then do not depend on the batch size.
 
     Notes
     -----
-    Training goes forward natively, calls the function and goes back natively; the update is not fused. There are no
-    sample weights, since the function would not know of them, and no second derivative. The function cannot be saved
-    with a model. What the outputs mean is unknown: the metrics "accuracy" and "f1" of one output need a `Sigmoid` as
-    the last layer.
+    The forward and backward passes run in native code, the function between them in Python; the update is not fused.
+    Sample weights and second derivatives are not supported. A model file cannot store the function. Because the meaning
+    of the outputs is unknown, the metrics "accuracy" and "f1" of one output need a `Sigmoid` as the last layer.
 
     Examples
     --------
@@ -951,7 +950,7 @@ class CallableLoss(Loss):
         return loss, np.array(gradient, dtype=outputs.dtype, order="C")
 
     def spec(self) -> None:
-        """None: the kernels do not know this loss."""
+        """None: the kernels do not support this loss."""
 
     def get_config(self) -> dict[str, Any]:
         """TypeError: a function cannot be written down as JSON."""

@@ -34,7 +34,6 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import layers, losses, optim
-from ._configurable import Public
 from ._threads import MOST, threads_for
 from ._types import Array, ArrayLike
 from .models import Ensemble, Sequential
@@ -66,10 +65,14 @@ NON_FINITE = (
 )
 
 
-class _Native(Public):
-    """What stands in for scikit-learn's arithmetic, before its class in the order of inheritance."""
+class _Native:
+    """The arithmetic that replaces scikit-learn's; it precedes scikit-learn's class in the order of inheritance."""
 
     _model: Sequential | None
+
+    def __dir__(self) -> list[str]:
+        """The public names, for completion."""
+        return [name for name in super().__dir__() if not name.startswith("_")]
 
     # the network ------------------------------------------------------------------------------------------------------
 
@@ -180,7 +183,7 @@ class _Native(Public):
         return int(state.randint(1 << 31)) if state is not None and self._beyond() else 0
 
     def _beyond(self: Any) -> list[str]:
-        """The options in use that scikit-learn does not have, and that its loop over the batches does not know."""
+        """The options in use that scikit-learn does not have, and that its loop over the batches does not support."""
         used = [name for name in ("batch_norm", "layer_norm", "callbacks") if getattr(self, name)]
         used += ["n_members"] * (self.n_members > 1)
         more = ("schedule", "clip_norm", "ema_decay", "optimizer")
@@ -220,7 +223,7 @@ class _Native(Public):
         return {"softmax": (1.0, 1.0), "identity": (0.5, k / 2)}.get(self.out_activation_, (k, k))
 
     def _targets(self: Any, y):
-        """Targets as the loss wants them."""
+        """Targets in the form that the loss expects."""
         y = y.argmax(axis=1) if self.out_activation_ == "softmax" else np.asarray(y, self.coefs_[0].dtype)
         return self._network()._core.program.targets(y, len(y), "y")
 
@@ -363,7 +366,7 @@ class _Native(Public):
             return sample_weight
         if incremental and isinstance(wanted, str):
             raise ValueError(
-                f"class_weight: {wanted!r} needs all of y, which partial_fit does not see: pass a dict, or the weights "
+                f"class_weight: {wanted!r} needs all of y, which partial_fit does not get: pass a dict, or the weights "
                 "of the rows as sample_weight"
             )
         if isinstance(wanted, dict) and (unknown := [label for label in wanted if label not in self.classes_]):
@@ -880,7 +883,7 @@ class MLPClassifier(_Native, peers.MLPClassifier):
     optimizer : Optimizer, optional
         Such as ``cnn.AdamW(1e-3)``, in place of `solver`, `alpha`, the learning rate and related options.
     schedule : Schedule, optional
-        Of the learning rate: see `cnn.schedules`.
+        Of the learning rate, such as `StepLR`.
     clip_norm, ema_decay : float, optional
         As for `Optimizer`. With ema_decay the fitted parameters are the average.
     callbacks : list of Callback, optional

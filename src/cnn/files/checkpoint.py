@@ -56,7 +56,7 @@ def to_bytes(model: Any) -> bytes:
 
 
 def parts_of(model: Any, training_state: bool, loss: bool = True) -> Parts:
-    """Copies of all that goes into the file, so that the model can go on while it is written; loss: not without it."""
+    """Copies of the content of the file, so that training can continue while it is written. loss: include the loss."""
     config = model.get_config(loss)
     tensors = {name: a.T for name, a in model.state_dict().items()}
     check_config(type(model), config, sum(a.size for a in tensors.values()))
@@ -210,7 +210,7 @@ def _tables(value: Any) -> Iterator[dict[Any, Any]]:
 def adopt(model: Any, saved: Any, path: str) -> None:
     """Make a model what another of the same configuration is; ValueError, and no change, if it has another one.
 
-    Its optimiser and schedule stay the same objects: callbacks may know them.
+    Its optimiser and schedule stay the same objects, because callbacks may refer to them.
     """
     own, other = model.get_config(can_hold(model.loss)), saved.get_config()
     for key in ("layers", "loss", "dtype"):

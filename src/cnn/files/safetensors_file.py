@@ -51,7 +51,7 @@ class Container:
     Raises
     ------
     ValueError
-        If the header is not as the format wants it; says why. Up to 2 MiB have been read by then.
+        If the header is invalid; the message says why. Up to 2 MiB have been read by then.
     """
 
     def __init__(self, file: BinaryIO, size: int) -> None:

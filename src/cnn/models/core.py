@@ -1,4 +1,4 @@
-"""`Core`: what a model is made of inside, and the one face that the library's other modules see of it.
+"""`Core`: the internals of a model, and the interface that the library's other modules use.
 
 A `Sequential` is the public object; its `_core` holds the graph of its layers, the native program compiled from it, and
 the state of its training. Fitting, derivative products, checkpoints, exporters and tables take what they need from
@@ -122,9 +122,9 @@ class Core:
         self._minimizer = self.held = self.ranks = None
 
     def clone(self, model: Any, layers: list[Any], made: dict[int, Any]) -> None:
-        """Give a model that is made of twins of this one's layers a core like this one, in memory of its own.
+        """Give a model of copies of this one's layers an equal core, in separate memory.
 
-        made: the twins by the ids of the layers. All that training depends on is copied, but for the gradients.
+        made: the copies by the ids of the layers. All that training depends on is copied, except the gradients.
         """
         core = model._core = object.__new__(Core)
         core.__dict__.update(self.__dict__)
@@ -156,7 +156,7 @@ class Core:
         self._drawn = [mine.layer for (_, mine), (_, theirs) in pairs if id(theirs.layer) in drawn]
 
     def _belongs_to(self, model: Any) -> None:
-        """Let the layers know the model that they stand in."""
+        """Tell the layers which model they belong to."""
         reference = weakref.ref(model)
         for place in self.graph.seen.values():
             place.layer.__dict__["_model"] = reference

@@ -1,7 +1,7 @@
 """Derivative products of a model: `vjp`, `jvp`, `hvp` and their relatives, which are methods of `Sequential`.
 
-None needs a Jacobian; `jacobian` puts one together, column by column or row by row, for small networks. All are of the
-model in evaluation mode. The native walks are in kernels/walk.pxi.
+None forms a Jacobian, except `jacobian`, which computes it column by column or row by row. All are those of the model
+in evaluation mode. The native code is in kernels/walk.pxi.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .._types import Array, ArrayLike
 
 
 def vjp(self: Any, x: ArrayLike, v: ArrayLike, parameters: bool = False, outputs: bool = False) -> Any:
-    """v^T J: the vector-Jacobian product with respect to the inputs and, asked for, the parameters.
+    """v^T J: the vector-Jacobian product with respect to the inputs and, optionally, the parameters.
 
     The model is in evaluation mode, as in all derivative products. A pending `backward` needs another forward pass
     afterwards; `gradients` stay as they are.
@@ -26,20 +26,20 @@ def vjp(self: Any, x: ArrayLike, v: ArrayLike, parameters: bool = False, outputs
     x : array_like of shape (batch, in_features)
     v : array_like of shape (batch, out_features)
     parameters : bool
-        Whether the product with respect to the parameters is wanted too. Penalties are no part of it.
+        Whether to return the product with respect to the parameters too, without penalties.
     outputs : bool
-        Whether the outputs, which are computed on the way, are wanted too.
+        Whether to return the outputs too, which are computed anyway.
 
     Returns
     -------
-    ndarray of shape (batch, in_features), or a tuple of it and what else was asked for, in this order
+    ndarray of shape (batch, in_features), or a tuple of it and the further results, in this order
         With `parameters` an ndarray of shape (n_parameters,), the sum over the rows, in the order of `parameters`; with
         `outputs` an ndarray of shape (batch, out_features).
 
     Raises
     ------
     ValueError, TypeError
-        If x or v do not fit.
+        If x or v have the wrong shape or dtype.
     """
     found = self._core.derivatives.vjp(x, v, get_num_threads(), bool(parameters), bool(outputs))
     wanted = tuple(part for part in found if part is not None)
@@ -64,7 +64,7 @@ def jvp(self: Any, x: ArrayLike, t: ArrayLike | None = None, parameters: ArrayLi
     Raises
     ------
     ValueError, TypeError
-        If both tangents are None, or something does not fit.
+        If both tangents are None, or an argument is invalid.
     """
     if t is None and parameters is None:
         raise ValueError("jvp: expected a tangent of the inputs or of the parameters, got neither")
@@ -72,7 +72,7 @@ def jvp(self: Any, x: ArrayLike, t: ArrayLike | None = None, parameters: ArrayLi
 
 
 def jacobian(self: Any, x: Any) -> Array:
-    """The Jacobian of each row, by min(in_features, out_features) products: for small networks.
+    """The Jacobian of each row, computed by min(in_features, out_features) products.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def jacobian(self: Any, x: Any) -> Array:
     Raises
     ------
     ValueError, TypeError
-        If x does not fit.
+        If x has the wrong shape or dtype.
     """
     core = self._core
     x = core.program.inputs(x)
@@ -104,7 +104,7 @@ def jacobian(self: Any, x: Any) -> Array:
 
 
 def grad_input(self: Any, x: Any, y: ArrayLike | None = None) -> Array:
-    """The gradient of the loss with respect to x; without y, that of the only output.
+    """The gradient of the loss with respect to x; without y, the gradient of the only output.
 
     The model is in evaluation mode. A pending `backward` needs another forward pass afterwards.
 
@@ -121,7 +121,7 @@ def grad_input(self: Any, x: Any, y: ArrayLike | None = None) -> Array:
     Raises
     ------
     ValueError, TypeError
-        If something does not fit, or there is no y and the model has several outputs: `vjp` is for them.
+        If an argument is invalid, or there is no y and the model has several outputs (use `vjp`).
     RuntimeError
         If there is y and the model has no loss.
     """
@@ -140,10 +140,10 @@ def grad_input(self: Any, x: Any, y: ArrayLike | None = None) -> Array:
 
 
 def hvp(self: Any, x: ArrayLike, y: ArrayLike, v: ArrayLike) -> Array:
-    """Hessian of the loss in the parameters times v, exact (Pearlmutter, 1994); about 2.7 times a gradient's work.
+    """The exact Hessian of the loss in the parameters times v (Pearlmutter, 1994), for the work of 2.7 gradients.
 
-    Penalties are part of the loss: l2 adds 2 l2 v. ReLU and its like have the second derivative 0 wherever they
-    have one. The model is in evaluation mode: `loss_and_grad` has this Hessian after `eval()`.
+    Penalties are part of the loss: l2 adds 2 l2 v. The second derivative of ReLU and other piecewise linear functions
+    is 0. The model is in evaluation mode: it is the Hessian of `loss_and_grad` after `eval()`.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def hvp(self: Any, x: ArrayLike, y: ArrayLike, v: ArrayLike) -> Array:
     Raises
     ------
     ValueError, TypeError
-        If something does not fit.
+        If an argument is invalid.
     RuntimeError
         If the model has no loss.
     NotImplementedError
@@ -172,8 +172,8 @@ def hvp(self: Any, x: ArrayLike, y: ArrayLike, v: ArrayLike) -> Array:
 def gnvp(self: Any, x: ArrayLike, y: ArrayLike, v: ArrayLike) -> Array:
     """Gauss-Newton matrix of the loss, J^T (d2 loss / d outputs2) J, times v; as `hvp`.
 
-    Positive semi-definite where the loss is convex in the outputs, as all of the library's but `GaussianNLLLoss` are.
-    l2 adds 2 l2 v.
+    It is positive semi-definite if the loss is convex in the outputs, which all losses of the library except
+    `GaussianNLLLoss` are. l2 adds 2 l2 v.
 
     Parameters
     ----------
@@ -211,10 +211,10 @@ def hvp_input(
     y : array_like, optional
         Targets: the Hessian is that of the loss. Without them it is that of sum(grad_output * outputs).
     grad_output : array_like of shape (batch, out_features), optional
-        Instead of y; None: ones, for a model with one output its second derivatives.
+        In place of y; None: ones, which give the second derivatives of a model with one output.
     parameters : bool
-        Whether the mixed product is wanted too, the derivative along v of the gradient in the parameters: without y
-        the gradient of sum(grad_output * J v), for losses on derivatives of the network.
+        Whether to return the mixed product too: the derivative along v of the gradient in the parameters. Without y it
+        is the gradient of sum(grad_output * J v), for losses on derivatives of the network.
 
     Returns
     -------
@@ -223,7 +223,7 @@ def hvp_input(
     Raises
     ------
     ValueError, TypeError
-        If something does not fit, or both y and grad_output are given.
+        If an argument is invalid, or both y and grad_output are given.
     NotImplementedError
         If there is y and the loss is a Python function.
     """

@@ -9,13 +9,13 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from .. import losses, optim
+from .. import _configurable, losses, optim
 from .._checks import choice, flag, integer, seed_of
-from .._configurable import Public, names_arguments
+from .._configurable import names_arguments
 from .._threads import get_num_threads, threads_for
 from .._types import Array, ArrayLike, DTypeLike
 from ..optim.many import ManyOptimizers
@@ -27,7 +27,7 @@ from .sequential import Sequential
 __all__ = ["Ensemble"]
 
 
-class Ensemble(Public):
+class Ensemble(_configurable.Public):
     """Models of one shape, each with its own parameters, hyper-parameters and random numbers.
 
     Member i equals ``Sequential(layers, optimizer, dtype, seed + i)``, and training changes it as it would change that
@@ -71,7 +71,10 @@ class Ensemble(Public):
 
     stop_training = False
 
-    @names_arguments
+    if not TYPE_CHECKING:
+        __getattr__ = _configurable.no_attribute
+
+    @_configurable.constructor
     def __init__(
         self, layers: Any, members: int, optimizer: Any = None, dtype: DTypeLike = "float32", seed: Any = None
     ) -> None:
@@ -143,10 +146,10 @@ class Ensemble(Public):
         """A copy of a member, with its optimizer and the state of its training; for a slice, an ensemble of copies."""
         if isinstance(i, slice):
             return Ensemble.of(self._members[i])
-        i = integer("member", i)
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"member: expected {-len(self)} to {len(self) - 1}, got {i}")
-        i %= len(self)
+        i, n = integer("ensemble[i]", i), len(self)
+        if not -n <= i < n:
+            raise IndexError(f"ensemble[{i}]: expected a member from {-n} to {n - 1}")
+        i %= n
         model = copy.deepcopy(self._members[i])
         model.history = None if self.history is None else self.history.of(i)
         return model
@@ -449,7 +452,7 @@ class Ensemble(Public):
         Raises
         ------
         ValueError, TypeError
-            If something does not fit, or the batch is empty.
+            If an argument is invalid, or the batch is empty.
         RuntimeError
             If there is no loss or no optimizer.
         """
@@ -501,7 +504,7 @@ class Ensemble(Public):
         Raises
         ------
         ValueError, TypeError
-            If something does not fit, or there are no rows.
+            If an argument is invalid, or there are no rows.
         RuntimeError
             If there is no loss.
         """
@@ -539,7 +542,7 @@ class Ensemble(Public):
         Raises
         ------
         ValueError, TypeError
-            If something does not fit.
+            If an argument is invalid.
         """
         if reduce is not None:
             choice("reduce", reduce, ("mean", "std", "quantiles"))
@@ -592,7 +595,7 @@ class Ensemble(Public):
         Raises
         ------
         ValueError, TypeError
-            If something does not fit.
+            If an argument is invalid.
         RuntimeError
             If there is no loss.
         """

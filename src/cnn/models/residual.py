@@ -1,7 +1,7 @@
 """Derivatives of the outputs by the inputs, and losses of them: `derivatives` and `residual_loss_and_grad`, methods of
 `Sequential`.
 
-All are of the model in evaluation mode. The native walks are in kernels/jet.pxi and kernels/residual.pxi.
+All are those of the model in evaluation mode. The native code is in kernels/jet.pxi and kernels/residual.pxi.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ NAMES = ("u", "du", "d2u")
 def derivatives(self: Any, x: ArrayLike, order: Any = 2) -> tuple[Array, ...]:
     """The outputs and their first and second derivatives by each input, exact, in one forward pass.
 
-    All threads share the rows; the numbers do not depend on how many there are.
+    The result does not depend on the number of threads.
 
     Parameters
     ----------
     x : array_like of shape (batch, in_features)
     order : {2, 1, "laplacian"}
-        1: no second derivatives. "laplacian": of the second derivatives only their sum over the inputs, which takes
+        1: no second derivatives. "laplacian": only the sum of the second derivatives over the inputs, for
         (2 + in_features) / (1 + 2 in_features) of the work.
 
     Returns
@@ -37,13 +37,13 @@ def derivatives(self: Any, x: ArrayLike, order: Any = 2) -> tuple[Array, ...]:
     du : ndarray of shape (batch, out_features, in_features)
         The Jacobian, du[b, o, i] = d u[b, o] / d x[b, i].
     d2u : ndarray of shape (batch, out_features, in_features) or (batch, out_features)
-        The second derivatives d2 u[b, o] / d x[b, i]**2, or their sum over i. Mixed ones are products: `hvp_input`.
-        Not there with ``order=1``.
+        The second derivatives d2 u[b, o] / d x[b, i]**2, or their sum over i. For mixed derivatives use `hvp_input`.
+        Omitted with ``order=1``.
 
     Raises
     ------
     ValueError, TypeError
-        If x does not fit, or order is none of these.
+        If x has the wrong shape or dtype, or order is none of these.
 
     Examples
     --------
@@ -60,10 +60,9 @@ def derivatives(self: Any, x: ArrayLike, order: Any = 2) -> tuple[Array, ...]:
 def residual_loss_and_grad(self: Any, x: Any, f: Callable[..., tuple[Any, ...]], order: Any = 2) -> tuple[float, Array]:
     """A loss of the outputs and their derivatives by the inputs, and its exact gradient in the parameters.
 
-    What `loss_and_grad` is for the model's own loss: for physics-informed networks and other losses on derivatives. The
-    model's gradients are this gradient afterwards. Penalties are part of it; parameters that are not trained have a
-    gradient of zero. The model is in evaluation mode. All threads share the rows; the numbers do not depend on how many
-    there are.
+    Use it for physics-informed networks and other losses on derivatives; `loss_and_grad` is for the model's own loss.
+    It also sets `gradients`. Penalties are included; parameters that are not trained have a gradient of zero. The model
+    is in evaluation mode. The result does not depend on the number of threads.
 
     Parameters
     ----------
@@ -84,8 +83,8 @@ def residual_loss_and_grad(self: Any, x: Any, f: Callable[..., tuple[Any, ...]],
     Raises
     ------
     ValueError
-        If x or what f returns does not fit, there are no rows, or a partial derivative is not finite though the loss
-        is.
+        If x or the result of f has the wrong shape, there are no rows, or a partial derivative is not finite although
+        the loss is.
     TypeError
         If f is not callable, or does not return a number and arrays of real numbers.
 

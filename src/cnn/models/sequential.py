@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import layers, losses, optim
 from .._checks import foreign, fraction, in_range, integer, seed_of, transposed
-from .._configurable import object_for, unknown
+from .._configurable import no_attribute, object_for
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
 from .._types import Array, ArrayLike, DTypeLike
@@ -101,11 +101,7 @@ class Sequential(layers.Chain):
         _warn_of_twice(self)
 
     if not TYPE_CHECKING:
-
-        def __getattr__(self, name):
-            if hasattr(type(self), name):  # a property that raised an AttributeError
-                return object.__getattribute__(self, name)
-            raise unknown(type(self).__name__, name, () if name.startswith("_") else dir(self))
+        __getattr__ = no_attribute
 
     @property
     def dtype(self) -> np.dtype:
@@ -208,7 +204,7 @@ class Sequential(layers.Chain):
         Raises
         ------
         ValueError, TypeError
-            If x or targets do not fit.
+            If x or targets have the wrong shape or dtype.
         RuntimeError
             If there are targets but no loss.
         """
@@ -332,7 +328,7 @@ class Sequential(layers.Chain):
         Raises
         ------
         ValueError, TypeError
-            If x or y do not fit, or the batch is empty.
+            If x or y have the wrong shape or dtype, or the batch is empty.
         RuntimeError
             If there is no loss.
         """
@@ -387,7 +383,7 @@ class Sequential(layers.Chain):
         Raises
         ------
         ValueError, TypeError
-            If x or y do not fit, or the batch is empty.
+            If x or y have the wrong shape or dtype, or the batch is empty.
         RuntimeError
             If there is no loss or no optimizer.
         """
@@ -1026,7 +1022,7 @@ def _as_loss(part: Any) -> Any:
 
 
 def _in_no_other_model(parts: list[Any]) -> list[Any]:
-    """The layers of a new model: copies of those that stand in another model, or have stood in one that is gone."""
+    """The layers of a new model: copies of those that belong to another model, or belonged to one that is deleted."""
     inside: set[int] = set()
     _gather(parts, inside)
     return [copy.deepcopy(part) if _stands_elsewhere(part, inside) else part for part in parts]
@@ -1044,11 +1040,11 @@ def _stands_elsewhere(part: layers.Layer, inside: set[int]) -> bool:
 
 
 def _warn_of_twice(model: Sequential) -> None:
-    """Warn of a model whose outputs are probabilities already, where its loss makes some of them."""
+    """Warn if the outputs are probabilities already, and the loss would apply softmax or sigmoid again."""
     last, loss = model.layers[-1], model.loss
     if loss is None or last.outputs is None or loss.outputs in (None, last.outputs):
         return
-    mend = {"logits": f"leave {last!r} out", "log_probabilities": "let cnn.LogSoftmax() stand in its place"}
+    mend = {"logits": f"leave {last!r} out", "log_probabilities": "use cnn.LogSoftmax() instead"}
     if loss.outputs in mend and (last.outputs == "probabilities" or loss.targets != "labels"):
         warnings.warn(
             f"{loss!r} expects {loss.outputs.replace('_', ' ')}, and {last!r} before it gives "

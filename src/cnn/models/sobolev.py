@@ -12,10 +12,10 @@ from .residual import jets
 
 
 class SobolevProgram(PythonLoss):
-    """A program whose loss is of its outputs and their derivatives by the inputs.
+    """A program whose loss depends on its outputs and on their derivatives by the inputs.
 
-    Forward and back run natively, in blocks (kernels/residual.pxi); the loss, of arrays as small as the targets, stands
-    between them. The update is not fused.
+    The forward and backward passes run in native code, in blocks (kernels/residual.pxi). The loss between them is
+    computed in Python, on arrays of the size of the targets. The update is not fused.
 
     Parameters
     ----------

@@ -161,7 +161,7 @@ class Optimizer(Configurable, kind="optimizer"):
         At least 0 and below 1. After each step average = decay average + (1 - decay) parameters, which starts as a copy
         of the parameters at the first step (torch.optim.swa_utils.get_ema_multi_avg_fn).
     schedule : Schedule, optional
-        Of the learning rate: see `cnn.schedules`.
+        Of the learning rate, such as `StepLR`.
 
     Attributes
     ----------

@@ -421,8 +421,8 @@ class NewtonCG(SecondOrder):
     rejected.
 
     For any loss with a second derivative and networks of any size: a product takes about 2.7 times as long as a
-    gradient, and memory is that of a few vectors. ReLU and its like curve nowhere. The history has "radius", and
-    "products".
+    gradient, and memory is that of a few vectors. The second derivative of ReLU and other piecewise linear functions
+    is 0. The history has "radius" and "products".
 
     Parameters
     ----------

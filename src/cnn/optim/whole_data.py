@@ -1,4 +1,4 @@
-"""Optimisers that need the whole data: an iteration evaluates the loss at as many points as it likes."""
+"""Optimisers that need the whole data: an iteration evaluates the loss at several points."""
 
 from __future__ import annotations
 
@@ -89,11 +89,11 @@ class LBFGS(WholeDataOptimizer):
     Parameters
     ----------
     lr : float
-        Scales the first step that each line search tries, also by a schedule; 0 stops. 1 is right nearly always.
+        Scales the first step that each line search tries; 1 is nearly always right, and 0 stops training.
     max_eval : int
-        Evaluations of one line search at most; then it begins anew along the gradient, without a history.
+        At most this many evaluations in a line search; then it restarts along the gradient, without a history.
     tolerance_grad : float
-        `fit` ends when no number of the gradient is larger than this (SciPy's gtol).
+        `fit` ends when no element of the gradient is larger than this (SciPy's gtol).
     tolerance_change : float
         `fit` ends when an iteration lowers the loss by at most this, times the loss if that is above 1 (SciPy's ftol).
     history_size : int

@@ -148,7 +148,7 @@ def check_methods(callback: Callback) -> None:
         if name.startswith("on_") and name not in METHODS and callable(getattr(callback, name, None)):
             plain = name.replace("_train_", "_", 1) if "batch" in name or "epoch" in name else name
             near = difflib.get_close_matches(plain.replace("_start", "_begin"), METHODS, 1, 0.85)
-            hint = f" (you may mean {near[0]})" if near else ""
+            hint = f" (did you mean {near[0]}?)" if near else ""
             raise AttributeError(
                 f"callbacks: {type(callback).__name__} has a method {name}, which fit never calls{hint}: there are "
                 f"{', '.join(METHODS)}"
@@ -394,7 +394,7 @@ def expect_monitor(who: str, monitor: str, names: list[str]) -> None:
         if monitor.startswith("val_") and not any(name.startswith("val_") for name in names):
             hint = "; pass validation_data or validation_split, or monitor='loss'"
         elif near := difflib.get_close_matches(monitor, names, 1):
-            hint = f"; you may mean {near[0]!r}"
+            hint = f"; did you mean {near[0]!r}?"
         raise ValueError(f"{who}: no {monitor!r} to monitor: there are {', '.join(names)}{hint}")
 
 

@@ -24,7 +24,7 @@ MIX = 0xD1342543DE82EF95  # an odd number (L'Ecuyer's multiplier): each block ha
 
 
 class Part(NamedTuple):
-    """Rows to train on: checked arrays, the order of the rows (None: as they lie), and the size of a batch."""
+    """Rows to train on: checked arrays, the order of the rows (None: not shuffled), and the size of a batch."""
 
     x: np.ndarray | SparseRows
     y: np.ndarray
@@ -399,7 +399,7 @@ class _Iterable(Source):
         self.rows = None
         self.batches = batches
         self.training = False
-        self.running: Iterator[Any] | None = None  # what epochs of so many steps go on with
+        self.running: Iterator[Any] | None = None  # the iterator that the next epoch continues with, given `steps`
         self.sequence = hasattr(batches, "__len__") and hasattr(batches, "__getitem__")
         if self.sequence and len(batches) == 0:
             raise context.no_rows(names)

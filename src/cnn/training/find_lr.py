@@ -126,7 +126,7 @@ def find_lr(
     Raises
     ------
     ValueError, TypeError
-        If something does not fit, or the loss is not finite at the first rates.
+        If an argument is invalid, or the loss is not finite at the first rates.
     RuntimeError
         If there is no loss or no optimizer.
 

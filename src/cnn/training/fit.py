@@ -35,7 +35,6 @@ from .ranks import takes_comm
 from .state import names_of
 
 NOTHING_COUNTS = "no row counts: all weights are 0, or all targets are ignored"
-ODD_ROWS = ": fill or drop those rows"
 SLICE = 0.05  # seconds that one native call may take
 EVALUATION_WORK = 1 << 28  # multiply-adds of one native call of evaluation; fixed, so that sums are always cut alike
 MOST_ROWS = 1 << 62  # batch_size=None: the whole data
@@ -47,7 +46,7 @@ class DivergenceError(ArithmeticError):
 
 
 class Context:
-    """What sources of batches need to know of the model and of the call."""
+    """The part of the model and of the call that sources of batches need."""
 
     def __init__(
         self,
@@ -74,7 +73,7 @@ class Context:
 
     @property
     def seed(self) -> int:
-        """Of the orders of the rows: a checkpoint that is resumed brings its own."""
+        """The seed of the orders of the rows; a resumed checkpoint has its own."""
         return self._core.state.random_seed
 
     def targets(self, y: Any, n: int, name: str) -> np.ndarray:
@@ -674,7 +673,7 @@ class Meter(Metrics):
             super().check(targets, self.width)
 
     def room(self, rows: int) -> np.ndarray | None:
-        """Where the outputs of that many rows go; None if no metric wants them."""
+        """An array for the outputs of that many rows; None if no metric needs them."""
         if not self:
             return None
         if len(self.outputs) < rows:
@@ -837,7 +836,7 @@ class _Trainer:
             self.converged = self.core.iterate(self.objective, lr)
         if not math.isfinite(self.objective.value):
             odd = [name for name, a in (("x", part.x), ("y", part.y)) if not all_finite(a)]
-            self.diverged(epoch, 0, lr, f"; {' and '.join(odd)} has NaN or infinity{ODD_ROWS}" if odd else "")
+            self.diverged(epoch, 0, lr, f"; {' and '.join(odd)} has NaN or infinity" if odd else "")
         totals += self.objective.totals
         totals[0] += (self.objective.loss - self.meter.loss(totals)) * (totals[1] if self.meter.mean else 1)
         for call in self.on_batch_end:
@@ -938,7 +937,7 @@ class _Trainer:
         raise DivergenceError(
             f"the loss is not finite in epoch {epoch}, batch {batch}, at a learning "
             f"rate of {lr:g}; the parameters are those from before this epoch"
-            f"{why or ': lower the learning rate, or scale x and y'}"
+            f"{why}: {'fill or drop those rows' if why else 'lower the learning rate, or scale x and y'}"
         )
 
 

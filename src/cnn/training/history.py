@@ -229,12 +229,12 @@ class ManyHistory(dict[str, np.ndarray]):
     epochs : list of int
         The epochs' numbers, from 1, or after `initial_epoch`.
     last_epoch : ndarray of shape (members,), int64
-        The last epoch that each has completed. Behind it its numbers are NaN.
+        The last epoch that each has completed; its later numbers are NaN.
     best_epoch : ndarray of shape (members,), int64, or None
-        With early stopping: the epoch with each one's best number, 0 if it has none.
+        With early stopping, the best epoch of each; 0 if it has none.
     diverged : dict of int to DivergenceError
-        Members whose loss became infinite or NaN; each is what it was before that epoch, or, with early stopping, at
-        its best.
+        Members whose loss became infinite or NaN; each is restored to the start of that epoch, or, with early
+        stopping, to its best epoch.
     """
 
     def __init__(self, names: Sequence[str], members: int) -> None:

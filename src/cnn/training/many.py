@@ -134,48 +134,49 @@ def fit_many(
     verbose: int | None = None,
     comm: Any = None,
 ) -> ManyHistory:
-    """Train many models, each on data of its own, at once: natively, on all threads, one model a thread at a time.
+    """Train many models, each on its own data, in native code on all threads, with one model per thread at a time.
 
-    Each becomes what its own ``fit`` makes of it, bit for bit, whatever the number of threads: the same order of rows,
-    the same steps. The models may be of any shapes.
+    The results are bit for bit those of each model's own ``fit``, for any number of threads. The models may have
+    different shapes.
 
     Parameters
     ----------
     models : sequence of Sequential, or Ensemble
-        Different ones, of one dtype, each with a loss and an optimizer.
+        Different objects of one dtype, each with a loss and an optimizer.
     data : sequence of (x, y) or (x, y, sample_weight)
-        Of each model, in memory; as for `Sequential.fit`.
+        For each model, in memory; as for `Sequential.fit`.
     epochs : int
         Number of epochs.
     batch_size : int, "auto" or None
         As for `Sequential.fit`, for each model.
     shuffle : bool
-        Whether each model takes its rows in a random order, which its seed gives.
+        Whether each model takes its rows in a random order, which its seed determines.
     validation_data : sequence of (x, y) or (x, y, sample_weight), optional
-        Of each model.
+        For each model.
     validation_split : float
-        As for `Sequential.fit`, of each model's rows.
+        As for `Sequential.fit`, for the rows of each model.
     class_weight : dict or "balanced", optional
         As for `Sequential.fit`.
     metrics : sequence of str, callable or Metric, or dict
-        As for `Sequential.fit`: arrays of shape (models,) in the history.
+        As for `Sequential.fit`; the history has arrays of shape (models,).
     early_stopping : EarlyStopping, int or True, optional
-        Model by model: each ends when its own number has not improved, and becomes what it was in its best epoch.
+        For each model: it ends when its monitored value stops improving, and its best epoch is restored.
     steps_per_epoch : int, optional
         Batches after which an epoch ends.
     drop_last : bool
-        Whether to leave out a last batch that is smaller.
+        Whether to omit a last batch that is smaller.
     accumulation_steps : int
-        Batches whose mean gradient makes a step of the optimizer.
+        Number of batches whose mean gradient is used for one step of the optimiser.
     threads : int, optional
         At most this many; None: as `cnn.set_num_threads` says.
     progress : bool or "auto"
         As for `Sequential.fit`. The numbers beside the bar are the means over the models.
     verbose : int, optional
-        Keras's word for `progress`: 0, 1 or 2.
+        Keras's argument, in place of `progress`: 0, 1 or 2.
     comm : mpi4py.MPI.Comm, optional
-        Ranks that share the models out: rank r of R trains those from ``n * r // R`` to ``n * (r + 1) // R``, and in
-        the end all ranks have all models, the same bits as without it. All ranks pass the same models and data.
+        Ranks that divide the models among them: rank r of R trains those from ``n * r // R`` to
+        ``n * (r + 1) // R``. In the end all ranks have all models, with the same bits as without `comm`. All ranks pass
+        the same models and data.
 
     Returns
     -------
@@ -185,7 +186,7 @@ def fit_many(
     Raises
     ------
     ValueError, TypeError
-        If something does not fit; nothing has changed then.
+        If an argument is invalid; then nothing has changed.
     RuntimeError
         If a model has no loss or no optimizer, or is being trained. With `comm` also if another rank has failed,
         which it names.
@@ -195,11 +196,11 @@ def fit_many(
     Warns
     -----
     RuntimeWarning
-        If some models diverged: they stop, the others go on, and `ManyHistory.diverged` says which and where.
+        If some models diverged: they stop, the others continue, and `ManyHistory.diverged` says which and where.
 
     Notes
     -----
-    Ctrl-C stops within about 0.1 s and leaves valid models, with their last parameters. A model whose loss is a Python
+    Ctrl-C stops within about 0.1 s and leaves valid models with their last parameters. A model whose loss is a Python
     function is trained by its own ``fit``, after the others.
 
     Examples
@@ -617,7 +618,7 @@ class Trainer:
             state.history = history.of(i) if self.histories else None
 
     def room(self, n: Any) -> list[np.ndarray] | None:
-        """Where the outputs of so many rows of each member go; None if no metric wants them."""
+        """An array for the outputs of so many rows of each member; None if no metric needs them."""
         if not self.meters:
             return None
         return [np.empty((k, core.out_features), core.dtype) for k, core in zip(n, self.cores, strict=True)]
@@ -646,7 +647,7 @@ class Trainer:
                     bar.batch(epoch, int(self.crew.at[active].sum()), loss / max(weight, 1e-300))
 
     def rates(self, active: Any, stops: Any, group: int) -> Any:
-        """What the schedules give for the coming steps, as `Crew.train` wants it."""
+        """The rates of the schedules for the next steps, in the form that `Crew.train` expects."""
         if not self.scheduled:
             return None
         rates: list[Any] = [None] * len(self.cores)
@@ -667,7 +668,7 @@ class Trainer:
         return rates
 
     def order(self, i: int) -> np.ndarray | None:
-        """The rows that a member has taken in this epoch; None: all as they lie."""
+        """The order of the rows that a member has taken in this epoch; None: not shuffled."""
         n = int(self.rows.n[i])
         order = None if self.bags is None else self.bags[i]
         if self.shuffle:

@@ -37,11 +37,11 @@ class TrainingState:
     position : tuple or None
         Within an epoch of `fit`: its number, the rows done, and four sums over them.
     history : History or None
-        Of the last `fit`, also of one that an exception has ended.
+        That of the last `fit`, including one that an exception ended.
     callbacks : dict of str to dict
-        What the `state_dict` of the callbacks of the last `fit` gave, by `names_of`.
+        The states of the callbacks of the last `fit`, under the names of `names_of`.
     running : list of Callback
-        Those of the `fit` that is running, whose state is asked for when it is wanted.
+        Those of the `fit` that is running; their state is read when it is needed.
     """
 
     random_seed: int
