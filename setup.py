@@ -172,6 +172,7 @@ class BuildExt(build_ext):
             made = r"__pyx_f_\w*(?:compile_network|define|share_memory|unpack|packed|as_block|as_out|counters|_place)"
             made += (
                 r"|__pyx_tp_new_vectorcall\w*|__pyx_f_\w*_(?:\w*jets?(?:_\w+)?|activation_slopes|batch_norm_shard_\w+)"
+                r"|__pyx_f_\w*Derivatives_\w+"
             )
             called = rf"^static (?:PyObject \*|PyArrayObject \*|int |void )(__pyx_(?:pw|pf|pymod_exec)\w*|{made})(?=\()"
             code, count = re.subn(called, marked, code, flags=re.MULTILINE)

@@ -47,14 +47,16 @@ cdef struct TangentPass:
     double scale
 
 
-cdef void put_rows(const Network* net, int b, Py_ssize_t rows, const real* a, Py_ssize_t a_row, real* at) noexcept nogil:
-    """Copy the caller's rows to those of a buffer."""
-    copy_rows(rows, net.buffers[b].width, a, a_row, at, net.buffers[b].row)
+cdef void put_rows(const Network* net, real** buffers, int b, Py_ssize_t first, Py_ssize_t rows, const real* a,
+                   Py_ssize_t a_row) noexcept nogil:
+    """Copy the caller's rows to those of a buffer from `first` on."""
+    copy_rows(rows, net.buffers[b].width, a, a_row, row_of(buffers, net, b, first), net.buffers[b].row)
 
 
-cdef void take_rows(const Network* net, int b, Py_ssize_t rows, const real* at, real* a) noexcept nogil:
-    """Copy rows of a buffer to the caller's, row after row."""
-    copy_rows(rows, net.buffers[b].width, at, net.buffers[b].row, a, net.buffers[b].width)
+cdef void take_rows(const Network* net, real** buffers, int b, Py_ssize_t first, Py_ssize_t rows,
+                    real* a) noexcept nogil:
+    """Copy rows of a buffer from `first` on to the caller's, one after the other."""
+    copy_rows(rows, net.buffers[b].width, row_of(buffers, net, b, first), net.buffers[b].row, a, net.buffers[b].width)
 
 
 cdef bint sums_in_second(const Network* net) noexcept nogil:
@@ -90,16 +92,16 @@ cdef void tangent_rows(const TangentPass* p, const Tangents* t, Py_ssize_t first
     cdef const real* weight
     cdef int last = net.n_buffers - 1, i
     cdef Py_ssize_t row = net.buffers[last].row, correct = 0, n
-    put_rows(net, 0, rows, p.x + first * p.x_row, p.x_row, row_of(ws.value, net, 0, at))
+    put_rows(net, ws.value, 0, at, rows, p.x + first * p.x_row, p.x_row)
     if p.x_t != NULL:
-        put_rows(net, 0, rows, p.x_t + first * p.x_t_row, p.x_t_row, row_of(t.value, net, 0, at))
+        put_rows(net, t.value, 0, at, rows, p.x_t + first * p.x_t_row, p.x_t_row)
     else:
         memset(row_of(t.value, net, 0, at), 0, rows * net.buffers[0].row * sizeof(real))
     walk_forward(&c, 0, net.n_ops)
     walk_tangent(&c)
     if p.y != NULL:
-        take_rows(net, last, rows, row_of(ws.value, net, last, at), p.y + first * net.outputs)
-        take_rows(net, last, rows, row_of(t.value, net, last, at), p.y_t + first * net.outputs)
+        take_rows(net, ws.value, last, at, rows, p.y + first * net.outputs)
+        take_rows(net, t.value, last, at, rows, p.y_t + first * net.outputs)
     if not p.back:
         return
     if b != NULL:
@@ -111,11 +113,11 @@ cdef void tangent_rows(const TangentPass* p, const Tangents* t, Py_ssize_t first
                    True, &correct)
     else:
         memset(row_of(t.grad, net, last, at), 0, rows * row * sizeof(real))
-        put_rows(net, last, rows, p.v + first * p.v_row, p.v_row, row_of(ws.grad, net, last, at))
+        put_rows(net, ws.grad, last, at, rows, p.v + first * p.v_row, p.v_row)
     if p.second:
         walk_second(&c)
         if p.dx_t != NULL:
-            take_rows(net, 0, rows, row_of(t.grad, net, 0, at), p.dx_t + first * net.buffers[0].width)
+            take_rows(net, t.grad, 0, at, rows, p.dx_t + first * net.buffers[0].width)
     else:
         copy_rows(rows, row, row_of(t.grad, net, last, at), row, row_of(ws.grad, net, last, at), row)
         walk_backward(&c, net.n_ops, 0)
@@ -318,7 +320,7 @@ cdef class Derivatives:
         return rows
 
     cdef cnp.ndarray start(self, TangentPass* pass_, cnp.ndarray x, object x_t, str x_name, object theta_t,
-                           str theta_name, int threads, bint back=False, bint second=False):
+                           str theta_name, int threads, bint back, bint second):
         """Claim the training workspace and set a pass along (x', theta') up, None: zero, with all else zero. Returns
         what keeps x' alive. The names are the caller's, for error messages."""
         cdef Program p = self.program
@@ -358,7 +360,7 @@ cdef class Derivatives:
         cdef cnp.ndarray y = empty_matrix(cnp.PyArray_DIM(rows, 0), p.net.outputs)
         cdef cnp.ndarray y_t = empty_matrix(cnp.PyArray_DIM(rows, 0), p.net.outputs)
         cdef TangentPass pass_
-        x_t = self.start(&pass_, rows, x_t, "t", theta_t, "parameters", threads)
+        x_t = self.start(&pass_, rows, x_t, "t", theta_t, "parameters", threads, False, False)
         try:
             pass_.y, pass_.y_t = data(y), data(y_t)
             with nogil:

@@ -124,26 +124,26 @@ cdef void embedded_derivatives(const cnn_model* model, const real* x, const real
     c.x, c.x_row = ws.value[0], net.buffers[0].row
     for first from 0 <= first < n by e.derivative_chunk:
         c.batch = c.all_rows = smaller(e.derivative_chunk, n - first)
-        put_rows(net, 0, c.batch, x + first * inputs, inputs, ws.value[0])
+        put_rows(net, ws.value, 0, 0, c.batch, x + first * inputs, inputs)
         walk_forward(&c, 0, net.n_ops)
         if y != NULL:
-            take_rows(net, last, c.batch, ws.value[last], y + first * outputs)
+            take_rows(net, ws.value, last, 0, c.batch, y + first * outputs)
         if dx != NULL:
-            put_rows(net, 0, c.batch, dx + first * inputs, inputs, t.value[0])
+            put_rows(net, t.value, 0, 0, c.batch, dx + first * inputs, inputs)
             walk_tangent(&c)
             if dy != NULL:
-                take_rows(net, last, c.batch, t.value[last], dy + first * outputs)
+                take_rows(net, t.value, last, 0, c.batch, dy + first * outputs)
         if v != NULL:
-            put_rows(net, last, c.batch, v + first * outputs, outputs, ws.grad[last])
+            put_rows(net, ws.grad, last, 0, c.batch, v + first * outputs, outputs)
             if dx == NULL:
                 walk_backward(&c, net.n_ops, 0)
             else:
                 memset(t.grad[last], 0, c.batch * net.buffers[last].row * sizeof(real))
                 walk_second(&c)
             if g != NULL:
-                take_rows(net, 0, c.batch, ws.grad[0], g + first * inputs)
+                take_rows(net, ws.grad, 0, 0, c.batch, g + first * inputs)
             if h != NULL:
-                take_rows(net, 0, c.batch, t.grad[0], h + first * inputs)
+                take_rows(net, t.grad, 0, 0, c.batch, h + first * inputs)
 
 
 cdef void embedded_vjp(const cnn_model* model, const real* x, const real* v, real* y, real* g, ptrdiff_t n,
