@@ -1,11 +1,16 @@
 """Many models at once: `Ensemble.fit` beside JAX in four forms, and beside a loop over our own `fit`.
 
     python bench/ensembles.py [--rounds 7] [--rows tiny ...]
+    python bench/ensembles.py --ragged [--rounds 7]
 
 Random normal inputs and targets that all members share, as they lie; ReLU, mean squared error, float32, one thread of
 one core. JAX is compiled in four forms: a scan over the batches of a vmap over the members, a map over the members of a
 scan, a vmap of a scan, and a scan of a map; the fastest counts. The parameters of all are compared with ours after a
 pass, before anything is timed. They take turns, round after round; what counts is the shortest turn of each.
+
+--ragged: `fit_many` of 1,000 models 10-32-1, each on rows of its own, 200 to 2,000: on two cores, on one, and beside a
+loop over PyTorch on one core. PyTorch trains every 50th model, which is checked against ours; its time is scaled by the
+rows.
 """
 
 from __future__ import annotations
@@ -156,12 +161,72 @@ def measure(row: Row, rounds: int) -> dict[str, float]:
     return {name: 1e6 * min(turns) / (row.steps * row.members) for name, turns in times.items()}
 
 
+def torch_loop(models, data) -> float:
+    """Seconds of PyTorch for an epoch of these models on their data; RuntimeError if it ends with other parameters."""
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(1)
+    made = []
+    for model in models:
+        layers = []
+        for linear in [layer for layer in model.layers if hasattr(layer, "weight")]:
+            layers += [torch.nn.Linear(linear.in_features, linear.out_features), torch.nn.ReLU()]
+            layers[-2].weight.data[:] = torch.tensor(linear.weight.T)
+            layers[-2].bias.data[:] = torch.tensor(linear.bias)
+        net = torch.nn.Sequential(*layers[:-1])
+        made.append((net, torch.optim.Adam(net.parameters(), lr=LR)))
+    loss = torch.nn.MSELoss()
+    began = time.perf_counter()
+    for (net, optimizer), (x, y) in zip(made, data, strict=True):
+        for xs, ys in zip(torch.from_numpy(x).split(32), torch.from_numpy(y).split(32), strict=True):
+            optimizer.zero_grad()
+            loss(net(xs), ys).backward()
+            optimizer.step()
+    seconds = time.perf_counter() - began
+    for model, (x, y), (net, _) in zip(models, data, made, strict=True):
+        model.fit(x, y, batch_size=32, shuffle=False, progress=False)
+        if not np.allclose(model.predict(x), net(torch.from_numpy(x)).detach().numpy(), rtol=1e-2, atol=2e-3):
+            raise RuntimeError("PyTorch has other parameters")
+    return seconds
+
+
+def ragged(rounds: int, epochs: int = 20) -> None:
+    """Print the times of an epoch of 1,000 models, each on rows of its own."""
+    import numpy as np
+
+    import cnn
+
+    rng = np.random.default_rng(0)
+    rows = rng.integers(200, 2001, 1000).tolist()
+    data = [tuple(rng.standard_normal((n, width), dtype=np.float32) for width in (10, 1)) for n in rows]
+    layers = [cnn.Linear(10, 32), cnn.ReLU(), cnn.Linear(32, 1), cnn.MSELoss()]
+    models = [cnn.Sequential(layers, optimizer=cnn.Adam(lr=LR), seed=i) for i in range(len(rows))]
+    peer = torch_loop(models[::50], data[::50]) * sum(rows) / sum(rows[::50])
+    times: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for threads, turns in times.items():
+            began = time.perf_counter()
+            cnn.fit_many(models, data, epochs=epochs, batch_size=32, threads=threads, progress=False)
+            turns.append((time.perf_counter() - began) / epochs)
+    one, two = (min(turns) for turns in times.values())
+    print("| 1,000 of 10-32-1, 200 to 2,000 rows each, batch 32, Adam | ms an epoch | faster | goal |")
+    print("|---|---:|---:|---:|")
+    print(f"| `fit_many`, two cores | **{1e3 * two:.1f}** | | |")
+    print(f"| `fit_many`, one core | {1e3 * one:.1f} | {one / two:.2f} | 1.9 |")
+    print(f"| a loop over PyTorch, one core | {1e3 * peer:,.0f} | {peer / two:.0f} | 20 |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", nargs="*", default=[row.id for row in ROWS])
+    parser.add_argument("--ragged", action="store_true", help="models with rows of their own, on two cores")
     options = parser.parse_args()
-    machine.pin(1)
+    machine.pin(2 if options.ragged else 1)
+    if options.ragged:
+        ragged(options.rounds)
+        return
     print("| us a member's step | cnn | a loop over `fit` | JAX, best form | faster | goal | GFLOP/s |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for row in ROWS:

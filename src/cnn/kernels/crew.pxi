@@ -20,7 +20,7 @@ cdef void choose_lanes(Crowd* crowd, bint allowed) noexcept nogil:
 
 cdef void team_up(Crowd* crowd, int threads) noexcept nogil:
     """Put the members that are left to train in teams: neighbours that share vectors, or one alone."""
-    cdef Py_ssize_t i, team = -1, most = 1
+    cdef Py_ssize_t i, n = 0, size = 0, most = 1
     cdef Member* m
     cdef Member* first = NULL
     crowd.n_teams = 0
@@ -28,20 +28,22 @@ cdef void team_up(Crowd* crowd, int threads) noexcept nogil:
         m = &crowd.members[i]
         if not left_to_train(m):
             continue
-        if first == NULL or crowd.team_sizes[team] == most or not first.lanes or not m.lanes \
-                or not lanes_alike(first, m) or first.at[0] != m.at[0] or first.stop != m.stop:
-            team = crowd.n_teams
+        if size == 0 or size == most or not first.lanes or not m.lanes or not lanes_alike(first, m) \
+                or first.at[0] != m.at[0] or first.stop != m.stop:
+            crowd.firsts[crowd.n_teams] = n
             crowd.n_teams += 1
-            crowd.team_sizes[team] = 0
-            first = m
-            most = VL if crowd.n < threads * MOST_ABREAST else lanes_of(m)        # work for each thread
-        crowd.teams[team * MOST_ABREAST + crowd.team_sizes[team]] = i
-        crowd.team_sizes[team] += 1
+            size, first = 0, m
+            most = VL if crowd.n < 3 * VL * threads else lanes_of(m)
+        crowd.teams[n] = i
+        n += 1
+        size += 1
+    crowd.firsts[crowd.n_teams] = n
 
 
 cdef void train_task(void* argument, int thread) noexcept nogil:
     cdef Crowd* crowd = <Crowd*>argument
     cdef Member* team[MOST_ABREAST]
+    cdef const Py_ssize_t* first
     cdef Py_ssize_t i, done = 0         # the first members get somewhere, whatever the clock says
     cdef int l, count
     cdef bint all_done
@@ -49,9 +51,9 @@ cdef void train_task(void* argument, int thread) noexcept nogil:
         i = atomic_add(&crowd.claimed, 1)
         if i >= crowd.n_teams:
             break
-        count = crowd.team_sizes[i]
+        first, count = crowd.teams + crowd.firsts[i], <int>(crowd.firsts[i + 1] - crowd.firsts[i])
         for l in range(MOST_ABREAST):       # a lane without a model has the first one's numbers
-            team[l] = &crowd.members[crowd.teams[i * MOST_ABREAST + (l if l < count else 0)]]
+            team[l] = &crowd.members[first[l if l < count else 0]]
         if done > 0 and nanoseconds() > crowd.deadline:
             all_done = False
         elif team[0].lanes:
@@ -156,8 +158,8 @@ cdef class Crew:
         self.programs, self.training, self.lanes = programs, training, True
         self.totals, self.at, self.bad = np.zeros((n, 4)), np.zeros(n, np.int64), np.full(n, -1, np.int64)
         c.members = <Member*>allocate_plain(n * sizeof(Member))
-        c.teams = <Py_ssize_t*>allocate_plain(n * MOST_ABREAST * sizeof(Py_ssize_t))
-        c.team_sizes = <int*>allocate_plain(n * sizeof(int))
+        c.teams = <Py_ssize_t*>allocate_plain(n * sizeof(Py_ssize_t))
+        c.firsts = <Py_ssize_t*>allocate_plain((n + 1) * sizeof(Py_ssize_t))
         c.n = n
         firsts = []
         for i in range(n):
@@ -183,7 +185,7 @@ cdef class Crew:
             release(&self.crowd.slots[slot])
         free(self.crowd.members)
         free(self.crowd.teams)
-        free(self.crowd.team_sizes)
+        free(self.crowd.firsts)
 
     cdef void release_spaces(self) noexcept:
         cdef Crowd* c = &self.crowd
@@ -204,7 +206,7 @@ cdef class Crew:
     cdef int make_room(self, int threads) except -1:
         """Workspaces, and room for orders or sums, for this call of so many threads."""
         cdef Crowd* c = &self.crowd
-        cdef Py_ssize_t i, rows, lanes = 0, most = 0, active = 0
+        cdef Py_ssize_t i, rows, lanes = 0, most = 0, orders = 1, active = 0
         cdef Member* m
         cdef LaneRoom room
         cdef int t
@@ -226,9 +228,11 @@ cdef class Crew:
             rows = smaller(m.batch_size, m.n) if self.training else infer_rows(m.net, m.rows.batch.rows) * c.inner
             for t in range(threads):
                 reserve(m.net, &c.spaces[m.shape * c.threads + t], rows, self.training, c.inner)
-            most = larger(most, m.rows.batch.rows)
+            if m.shuffled:
+                most = larger(most, m.rows.batch.rows)
             if self.training and m.lanes:
-                lanes = larger(lanes, lane_room(m, rows, NULL, &room))
+                orders = larger(orders, lanes_of(m))
+                lanes = larger(lanes, lane_room(m, lanes_of(m), rows, NULL, &room))
         for t in range(threads):
             if not self.training and c.sums[t] == NULL:
                 c.sums[t] = <double*>allocate_plain((c.piece // LOSS_BLOCK + 1) * (sizeof(double) + sizeof(Py_ssize_t)))
@@ -236,7 +240,7 @@ cdef class Crew:
                 release(&c.rooms[t])
                 allocate(&c.rooms[t], lanes)
         for t in range(threads * MOST_ABREAST if self.training else 0):
-            if t % MOST_ABREAST == 0 or lanes > 0:
+            if t % MOST_ABREAST < orders:
                 if c.turns[t].of < most:
                     free(c.turns[t].order)
                     memset(&c.turns[t], 0, sizeof(Turn))

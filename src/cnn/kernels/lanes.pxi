@@ -112,11 +112,10 @@ cdef inline Py_ssize_t lane_width(Py_ssize_t n) noexcept nogil:
     return n | 1
 
 
-cdef Py_ssize_t lane_room(const Member* m, Py_ssize_t batch, real* at, LaneRoom* room) noexcept nogil:
-    """Reals that the memory takes; with at, let its pointers lead there. What a step of one row takes comes first: for
-    the smallest networks it stays within 4 KB, where no load waits for a store with the same last 12 bits."""
+cdef Py_ssize_t lane_room(const Member* m, Py_ssize_t lanes, Py_ssize_t batch, real* at, LaneRoom* room) noexcept nogil:
+    """Reals that the memory takes; with at, let its pointers lead there. What a step of one row takes comes first."""
     cdef const Network* net = m.net
-    cdef Py_ssize_t lanes = lanes_of(m), rows = batch * lanes, targets = larger(net.loss.targets, 1)
+    cdef Py_ssize_t rows = batch * lanes, targets = larger(net.loss.targets, 1)
     cdef Py_ssize_t size = 0, row = round_up(net.outputs, VL), values = 0, widest = 0
     cdef int i, blocks = 1 + lane_states(lane_kind(m.stepper.table))
     cdef LaneRoom r
@@ -436,10 +435,10 @@ cdef void lane_backward(const Network* net, LaneRoom* room, const real* x, Py_ss
 
 # One row --------------------------------------------------------------------------------------------------------------
 
-cdef inline void lane_sample "lane_sample"(const int kind, const Network* net, const LaneRoom* room, const real* x,
-                                           const real* target, bint shared, const LaneUpdate* u, vf factor,
-                                           real* loss) noexcept nogil:
-    """A step of one row by the mean squared error, of ABREAST vectors of models; factor: of the errors in the gradient.
+cdef inline void lane_sample "lane_sample"(const int kind, const int vectors, const Network* net, const LaneRoom* room,
+                                           const real* x, const real* target, bint shared, const LaneUpdate* u,
+                                           vf factor, real* loss) noexcept nogil:
+    """A step of one row by the mean squared error, of so many vectors of models; factor: of the errors in the gradient.
     The sums of the squared errors go to loss, vectors. A gradient takes the place of its output, and is used while it is
     in registers: row k of the weights above it gives it and is updated, then what made it is. Each weight is read twice
     and written once; what a small network costs is its stores."""
@@ -450,26 +449,26 @@ cdef inline void lane_sample "lane_sample"(const int kind, const Network* net, c
     cdef real* y = room.value
     cdef real* above = NULL
     cdef real* at
-    cdef Py_ssize_t j, k, n_in, n_out, n_above = 0, size = room.size, step = ABREAST * VL
+    cdef Py_ssize_t j, k, n_in, n_out, n_above = 0, size = room.size, step = vectors * VL
     cdef vf d, w_kj
     cdef vf total[ABREAST]
     cdef vf y_k[ABREAST]
     cdef vf errors[ABREAST]
     cdef int i, t, last = net.n_ops - 1
     cdef bint relu
-    for t in range(ABREAST):
+    for t in range(vectors):
         errors[t] = vf_set(0)
     for i in range(net.n_ops):
         op = &net.ops[i]
         n_in, n_out, relu = op.n_in, op.n_out, op.act == RELU
         for k in range(n_out):
-            for t in range(ABREAST):
+            for t in range(vectors):
                 total[t] = vf_load(w + n_in * n_out * step + k * step + t * VL) if op.has_bias else vf_set(0)
             for j in range(n_in):
-                for t in range(ABREAST):
+                for t in range(vectors):
                     d = vf_set(a[j]) if shared and i == 0 else vf_load(a + j * step + t * VL)
                     total[t] = vf_fma(d, vf_load(w + (j * n_out + k) * step + t * VL), total[t])
-            for t in range(ABREAST):
+            for t in range(vectors):
                 d = vf_max(vf_set(0), total[t]) if relu else total[t]
                 if i == last:
                     d = d - (vf_set(target[k]) if shared else vf_load(target + k * step + t * VL))
@@ -480,7 +479,7 @@ cdef inline void lane_sample "lane_sample"(const int kind, const Network* net, c
         w += (n_in + op.has_bias) * n_out * step
         a = y
         y += n_out * step
-    for t in range(ABREAST):
+    for t in range(vectors):
         vf_store(loss + t * VL, errors[t])
     for i in range(last, -1, -1):
         op = &net.ops[i]
@@ -488,28 +487,28 @@ cdef inline void lane_sample "lane_sample"(const int kind, const Network* net, c
         w -= (n_in + op.has_bias) * n_out * step
         y -= n_out * step
         for k in range(n_out):
-            for t in range(ABREAST):
+            for t in range(vectors):
                 total[t] = vf_load(y + k * step + t * VL)
             if i < last:
-                for t in range(ABREAST):
+                for t in range(vectors):
                     y_k[t] = total[t]
                     total[t] = vf_set(0)
                 for j in range(n_above):
-                    for t in range(ABREAST):
+                    for t in range(vectors):
                         at = above + (k * n_above + j) * step + t * VL
                         d = vf_load(dy + j * step + t * VL)
                         w_kj = vf_load(at)
                         total[t] = vf_fma(d, w_kj, total[t])
                         vf_store(at, lane_updated(kind, w_kj, d * y_k[t], at + size, size, &u[t]))
-                for t in range(ABREAST):
+                for t in range(vectors):
                     total[t] = vf_select_gt(y_k[t], vf_set(0), total[t], vf_set(0)) if relu else total[t]
                     if i > 0:
                         vf_store(y + k * step + t * VL, total[t])
-            for t in range(ABREAST if op.has_bias else 0):
+            for t in range(vectors if op.has_bias else 0):
                 at = w + n_in * n_out * step + k * step + t * VL
                 vf_store(at, lane_updated(kind, vf_load(at), total[t], at + size, size, &u[t]))
             for j in range(n_in if i == 0 else 0):
-                for t in range(ABREAST):
+                for t in range(vectors):
                     at = w + (j * n_out + k) * step + t * VL
                     d = total[t] * (vf_set(x[j]) if shared else vf_load(x + j * step + t * VL))
                     vf_store(at, lane_updated(kind, vf_load(at), d, at + size, size, &u[t]))
@@ -528,50 +527,47 @@ cdef bint lane_sample_fits(const Member* m) noexcept nogil:
 
 
 cdef Py_ssize_t lanes_of(const Member* m) noexcept nogil:
-    """How many models, this one among them, are trained side by side at most."""
-    return VL * ABREAST if lane_sample_fits(m) else VL
+    """How many models, this one among them, are trained side by side at most. Where a step is square roots and
+    divisions, more would not be faster."""
+    return VL * ABREAST if lane_kind(m.stepper.table) == UPDATE_PLAIN and lane_sample_fits(m) else VL
 
 
-cdef inline void lane_samples "lane_samples"(const int kind, const Network* net, const LaneRoom* room, bint shared,
-                                             const LaneUpdate* u, Py_ssize_t steps, real* losses) noexcept nogil:
-    """Steps of one row each, of rows that lie one after the other from room.x and room.target on."""
+cdef inline void lane_samples "lane_samples"(const int kind, const int vectors, const Network* net,
+                                             const LaneRoom* room, bint shared, const LaneUpdate* u, Py_ssize_t steps,
+                                             real* losses) noexcept nogil:
     cdef Py_ssize_t i, width = net.buffers[0].width, targets = net.outputs
     cdef vf factor = vf_set(<real>(2.0 / (targets if net.loss.mean else 1)))
     for i in range(steps):
-        lane_sample(kind, net, room, room.x + i * width, room.target + i * targets, shared, u, factor, losses)
-        losses += VL * ABREAST
+        lane_sample(kind, vectors, net, room, room.x + i * width, room.target + i * targets, shared, u, factor, losses)
+        losses += VL * vectors
 
 
-ctypedef void (*lane_steps)(const Network* net, const LaneRoom* room, bint shared, const LaneUpdate* u,
-                            Py_ssize_t steps, real* losses) noexcept nogil
-
-cdef void plain_samples(const Network* net, const LaneRoom* room, bint shared, const LaneUpdate* u, Py_ssize_t steps,
-                        real* losses) noexcept nogil:
-    lane_samples(UPDATE_PLAIN, net, room, shared, u, steps, losses)
-cdef void adam_samples(const Network* net, const LaneRoom* room, bint shared, const LaneUpdate* u, Py_ssize_t steps,
-                       real* losses) noexcept nogil:
-    lane_samples(UPDATE_ADAM, net, room, shared, u, steps, losses)
-
-cdef lane_steps LANE_SAMPLES[2]         # by whether it is Adam; through a table, they keep their registers
-LANE_SAMPLES[0] = plain_samples
-LANE_SAMPLES[1] = adam_samples
+cdef void lane_steps(const Network* net, const LaneRoom* room, bint shared, const LaneUpdate* u, Py_ssize_t steps,
+                     real* losses) noexcept nogil:
+    """Steps of one row each, of rows that lie one after the other from room.x and room.target on."""
+    if u.kind == UPDATE_ADAM:
+        lane_samples(UPDATE_ADAM, 1, net, room, shared, u, steps, losses)
+    elif room.lanes == VL:
+        lane_samples(UPDATE_PLAIN, 1, net, room, shared, u, steps, losses)
+    else:
+        lane_samples(UPDATE_PLAIN, ABREAST, net, room, shared, u, steps, losses)
 
 
-cdef void add_losses(Member** team, int count, Py_ssize_t at, Py_ssize_t steps, const real* losses, double scale,
+cdef void add_losses(Member** team, int count, Py_ssize_t at, Py_ssize_t steps, const LaneRoom* room, double scale,
                      double* total) noexcept nogil:
     """Add the losses of steps of one row, from row `at` on, to the totals; note the first that is not finite."""
     cdef vf sums
-    cdef Py_ssize_t i
-    cdef int l, t
-    for t in range(ABREAST):
+    cdef Py_ssize_t i, j
+    cdef int l
+    for j from 0 <= j < room.lanes by VL:
         sums = vf_set(0)
         for i in range(steps):
-            sums = sums + vf_load(losses + (i * ABREAST + t) * VL)
+            sums = sums + vf_load(room.losses + i * room.lanes + j)
         for l in range(VL):
-            total[t * VL + l] += scale * (<real*>&sums)[l]
+            total[j + l] += scale * (<real*>&sums)[l]
     for l in range(count):
         for i in range(0 if isfinite(total[l]) or team[l].bad[0] >= 0 else steps):
-            if not isfinite(losses[i * VL * ABREAST + l]) and team[l].bad[0] < 0:
+            if not isfinite(room.losses[i * room.lanes + l]) and team[l].bad[0] < 0:
                 team[l].bad[0] = at + i
 
 
@@ -611,7 +607,7 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
     cdef double odd
     cdef Py_ssize_t held = 0, steps
     cdef bint alike = True      # the powers of Adam's kinds
-    lane_room(team[0], smaller(team[0].batch_size, n), crowd.rooms[thread].at, &room)
+    lane_room(team[0], VL if count <= VL else VL * ABREAST, smaller(team[0].batch_size, n), crowd.rooms[thread].at, &room)
     memset(u, 0, sizeof(u))
     memset(power, 0, sizeof(power))
     memset(weight, 0, sizeof(weight))
@@ -652,13 +648,13 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
             steps = 1
             if direct and taken > 0 and team[0].rates == NULL and not UPDATE_VARIABLE[u[0].kind]:
                 steps = smaller(LANE_STEPS - held, team[0].stop - at)
-            LANE_SAMPLES[u[0].kind == UPDATE_ADAM](net, &room, shared, u, steps, room.losses + held * room.lanes)
+            lane_steps(net, &room, shared, u, steps, room.losses + held * room.lanes)
             held += steps
             taken += steps
             at += steps
             work += steps * larger(net.work * VL, 1000)
             if held == LANE_STEPS or at >= team[0].stop:
-                add_losses(team, count, at - held, held, room.losses, 1.0 / net.outputs if net.loss.mean else 1, total)
+                add_losses(team, count, at - held, held, &room, 1.0 / net.outputs if net.loss.mean else 1, total)
                 held = 0
             continue
         x = lane_forward(net, &room, room.x, x_row, shared, rows)
@@ -676,7 +672,7 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
         at += rows
         work += larger(rows * net.work * VL, 1000)
     if sample:
-        add_losses(team, count, at - held, held, room.losses, 1.0 / net.outputs if net.loss.mean else 1, total)
+        add_losses(team, count, at - held, held, &room, 1.0 / net.outputs if net.loss.mean else 1, total)
     lane_copy(team, count, &room, states, True)
     for l in range(count):
         m = team[l]

@@ -8,7 +8,7 @@
 # Models of one shape share a workspace for each thread, so that activations stay in cache from one to the next.
 
 cdef enum:
-    ABREAST = 2                 # vectors of models in lanes whose steps of one row go side by side
+    ABREAST = 4                 # vectors of models in lanes whose steps of one row go side by side
     MOST_ABREAST = 16 * ABREAST # models in them
 
 cdef enum:                      # slots: copies of what training changes
@@ -66,8 +66,8 @@ cdef struct Crowd:
     Arena[SLOTS] slots
     Py_ssize_t slot_size
     Arena* rooms                # of each thread: memory of the lanes
-    Py_ssize_t* teams           # members that are trained together: MOST_ABREAST places for each
-    int* team_sizes
+    Py_ssize_t* teams           # members that are trained together, team after team
+    Py_ssize_t* firsts          # where each team begins, and where the last one ends
     Py_ssize_t n_teams
     int64_t claimed
     int64_t deadline
