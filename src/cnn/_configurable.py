@@ -155,13 +155,16 @@ def keywords_of(cls: type) -> list[str]:
 def constructor(init: F) -> F:
     """Wrap `init`: suggest the right name for an unknown argument, and record when the object is complete."""
 
+    parameters = inspect.signature(init).parameters.values()
+    positional = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD][1:]
+
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         cls = type(self)
         outermost = cls.__init__ is __init__
         if outermost and kwargs and init.__module__.partition(".")[0] == PACKAGE:
             known = keywords_of(cls)
-            for name, _ in zip(known, args, strict=False):
+            for name, _ in zip(positional, args, strict=False):
                 if name in kwargs:
                     raise TypeError(f"{cls.__name__}: {name!r} was passed twice, by position and by name")
             for name in kwargs:

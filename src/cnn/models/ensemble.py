@@ -15,7 +15,6 @@ import numpy as np
 
 from .. import _configurable, losses, optim
 from .._checks import choice, flag, integer, seed_of
-from .._configurable import names_arguments
 from .._threads import get_num_threads, threads_for
 from .._types import Array, ArrayLike, DTypeLike
 from ..optim.many import ManyOptimizers

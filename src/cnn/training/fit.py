@@ -889,7 +889,7 @@ class _Trainer:
                 rows = rows if part.order is None else part.order[rows]
                 odd = [name for name, a in (("x", part.x[rows]), ("y", part.y[rows])) if not all_finite(a)]
                 where = "these batches" if self.local else "this batch"
-                why = f"; {' and '.join(odd)} has NaN or infinity in {where}{ODD_ROWS}" if odd else ""
+                why = f"; {' and '.join(odd)} has NaN or infinity in {where}" if odd else ""
                 self.diverged(epoch, batches + bad // batch_size, lr, why)
             at = stop
             if self.by_batch:
@@ -919,7 +919,7 @@ class _Trainer:
 
     def collect(self, part: Any, first: int, at: int, totals: np.ndarray, out) -> None:
         """What `part` does after training, for rows on all ranks."""
-        with self.undone():
+        with self.undone:
             self.group.program.gather_state()
         if self.ignores:
             y = part.y[part.order[:at]]
