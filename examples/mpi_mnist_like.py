@@ -79,7 +79,7 @@ def model_of(compute, ranks, latency, bandwidth):
     """Seconds of a step by docs/distributed.md: the computation is shared out, the sum of the gradients is not."""
     nbytes = 4 * sum(a * b + b for a, b in itertools.pairwise(WIDTHS))
     stages = np.ceil(np.log2(ranks))
-    shared = (ranks > 1) * 6 * nbytes / 8e9
+    shared = (ranks > 1) * 3 * nbytes / 8e9
     return compute / ranks + shared + 3 * stages * latency + 2 * nbytes * (1 - 1 / ranks) / bandwidth
 
 

@@ -142,29 +142,20 @@ def _constructor(init: F) -> F:
     return __init__  # type: ignore[return-value]
 
 
-def names_arguments(function: F) -> F:
-    """Wrap a function or method: suggest the right name for an unknown argument; with ``comm`` all ranks raise what one
-    of them raises."""
+def names_arguments(function: F, within: Callable[[dict[str, Any]], Any] = lambda _: contextlib.nullcontext()) -> F:
+    """Wrap a function or method: suggest the right name for an unknown argument; within: of the arguments by name, the
+    context of a call."""
     known = [name for name in inspect.signature(function).parameters if name != "self"]
 
     @functools.wraps(function)
     def method(*args: Any, **kwargs: Any) -> Any:
-        with among_ranks(kwargs.get("comm")):
+        with within(kwargs):
             for name in kwargs:
                 if name not in known:
                     raise TypeError(f"{function.__name__}: unknown argument {name!r}: {_mend(name, known)}")
             return function(*args, **kwargs)
 
     return method  # type: ignore[return-value]
-
-
-def among_ranks(comm: Any) -> contextlib.AbstractContextManager:
-    """What a call with ``comm`` does in it, from its first check of an argument on, fails on all ranks or on none."""
-    if comm is None:
-        return contextlib.nullcontext()
-    from .training.distributed.group import Group
-
-    return Group(comm).together(stoppable=False)
 
 
 def _settable(one: Any) -> list[str]:

@@ -34,13 +34,13 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import layers, losses, optim
-from ._configurable import among_ranks
 from ._threads import MOST, threads_for
 from ._types import Array, ArrayLike
 from .models import Ensemble, Sequential
 from .optim.optimizers import WEIGHT_DECAY
 from .training import Callback, EarlyStopping, History
 from .training.fit import DivergenceError
+from .training.ranks import among_ranks
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
 
@@ -484,11 +484,6 @@ class _Native:
         if not incremental or model.optimizer is None or others is not None:
             model.optimizer = self._chosen_optimizer(batch_size, sample_weight)
         watch, validation = _Watch(self, val, X.shape[0], self._factors()[0]), self._validation_rows(val)
-        ranks: dict[str, Any] = {}
-        if (comm := vars(self).get("_comm")) is not None:
-            from .training.distributed import shards_for
-
-            ranks = {"comm": comm, "shard": "auto", "shards": shards_for(comm.Get_size())}
         self.n_iter_ = 0
         try:
             history = model.fit(
@@ -502,7 +497,7 @@ class _Native:
                 callbacks=[*self._callbacks(), watch],
                 threads=self._threads(),
                 progress=bool(self.verbose),
-                **ranks,
+                **self._ranks(),
             )
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=2)
@@ -516,6 +511,14 @@ class _Native:
             model.parameters = model.averaged_parameters
         if not incremental and self.n_iter_ == self.max_iter and not watch.stop:
             self._warn_of_the_end()
+
+    def _ranks(self: Any) -> dict[str, Any]:
+        """What `Sequential.fit` is told of the ranks that train together."""
+        if (comm := vars(self).get("_comm")) is None:
+            return {}
+        from .training.distributed import shards_for
+
+        return {"comm": comm, "shard": "auto", "shards": shards_for(comm.Get_size())}
 
     def _validation_rows(self: Any, val):
         """Rows to validate on as `fit` takes them, or None."""
@@ -600,10 +603,12 @@ class _Native:
         return copy.copy(self.optimizer)
 
     def _fit_lbfgs(self: Any, X, y, sample_weight, *rest):
-        if taken := [name for name in self._beyond() if name not in ("activation", "loss")]:
+        if taken := [name for name in self._beyond() if name not in ("activation", "loss", "comm")]:
             raise ValueError(f"{taken[0]}: expected solver='adam' or 'sgd' with it, got 'lbfgs'")
         sample_weight, model = self._weights(y, sample_weight), self._network()
         shown, factor = self._factors()
+        if shown != factor and "_comm" in vars(self):
+            raise ValueError("comm: expected one output with solver='lbfgs' and the squared error, or another solver")
         if shown != factor:  # scikit-learn's gradient is not that of its loss: only its own line search goes its way
             vars(self).pop("_history", None)
             super()._fit_lbfgs(_dense(X), y, sample_weight, *rest)  # type: ignore[misc]
@@ -624,6 +629,7 @@ class _Native:
             callbacks=[_Evaluations(self.max_fun)],
             threads=self._threads(),
             progress=bool(self.verbose),
+            **self._ranks(),
         )
         self.n_iter_ = len(history.epochs)
         constant = np.average(np.broadcast_to(self._deviance(y), len(y)), weights=sample_weight)

@@ -15,12 +15,12 @@ import numpy as np
 
 from .. import losses, optim
 from .._checks import choice, flag, integer, seed_of
-from .._configurable import names_arguments
 from .._threads import get_num_threads, threads_for
 from .._types import Array, ArrayLike, DTypeLike
 from ..optim.many import ManyOptimizers
 from ..training import many
 from ..training.history import ManyHistory
+from ..training.ranks import takes_comm
 from .sequential import Sequential
 
 __all__ = ["Ensemble"]
@@ -291,7 +291,7 @@ class Ensemble:
 
     # training ---------------------------------------------------------------------------------------------------------
 
-    @names_arguments
+    @takes_comm
     def fit(
         self,
         x: ArrayLike,

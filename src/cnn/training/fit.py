@@ -18,7 +18,6 @@ from typing import Any, cast
 import numpy as np
 
 from .._checks import flag, integer, number
-from .._configurable import names_arguments
 from .._sparse import SparseRows
 from .._threads import threads_for
 from .._types import ArrayLike
@@ -32,6 +31,7 @@ from .metrics import Metrics
 from .model_checkpoint import ModelCheckpoint
 from .objective import Objective
 from .progress import Progress, mode_of
+from .ranks import takes_comm
 from .state import names_of
 
 NOTHING_COUNTS = "no row counts: their weights are 0, or their targets are to be ignored"
@@ -122,7 +122,7 @@ class Context:
 # fit ------------------------------------------------------------------------------------------------------------------
 
 
-@names_arguments
+@takes_comm
 def fit(
     self: Any,
     x: Any,
@@ -940,7 +940,7 @@ class _Trainer:
 # evaluate -------------------------------------------------------------------------------------------------------------
 
 
-@names_arguments
+@takes_comm
 def evaluate(
     self: Any,
     x: Any,

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from .._checks import flag, integer, number
-from .._configurable import names_arguments
 from .._threads import threads_for
 from ..layers import Layer
 from ..optim.schedules import ReduceLROnPlateau
@@ -38,6 +37,7 @@ from .fit import (
 from .history import History, ManyHistory
 from .model_checkpoint import ModelCheckpoint
 from .progress import Progress, mode_of
+from .ranks import takes_comm
 from .state import stateful
 
 LANES = True  # models of one narrow shape share vectors (kernels/lanes.pxi), which rounds sums otherwise
@@ -113,7 +113,7 @@ def _in_memory(a):
 # training -------------------------------------------------------------------------------------------------------------
 
 
-@names_arguments
+@takes_comm
 def fit_many(
     models: Any,
     data: Any,

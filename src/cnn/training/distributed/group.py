@@ -108,7 +108,7 @@ class Group:
         said = {name: value if name.startswith("_") else _text(value) for name, value in facts.items()}
         everybody = self.gather(said, COMPARISON)
         differences = []
-        for name in facts:
+        for name in {name: None for said in everybody for name in said}:
             if name.startswith("_"):
                 continue
             ranks: dict[str, list[int]] = {}

@@ -175,7 +175,7 @@ class ShardProgram:
         x, y, w, plan = self.batch(x, y, None, "the loss of an empty batch is not defined")
         shards = self.shards(False)
         self.run(shards, (x, y, w, plan, 0), 0, 1.0, training, True, 0, None, threads)
-        totals = self.group.add(self.message(False), self.dtype, BATCH)[1:5]
+        totals = self.group.add(self.message(False), self.dtype, EVALUATION)[1:5]
         if training and not self.native.all_off:
             shards.count_rows(len(plan))
         gradient, extra = shards.take()
