@@ -1,12 +1,13 @@
 """Many models at once: `Ensemble.fit` beside JAX in four forms, and beside a loop over our own `fit`.
 
-    python bench/ensembles.py [--rounds 7] [--rows tiny ...]
+    python bench/ensembles.py [--rounds 7] [--rows tiny ...] [--processor-time]
     python bench/ensembles.py --ragged [--rounds 7]
 
 Random normal inputs and targets that all members share, as they lie; ReLU, mean squared error, float32, one thread of
 one core. JAX is compiled in four forms: a scan over the batches of a vmap over the members, a map over the members of a
 scan, a vmap of a scan, and a scan of a map; the fastest counts. The parameters of all are compared with ours after a
-pass, before anything is timed. They take turns, round after round; what counts is the shortest turn of each.
+pass, before anything is timed. They take turns, round after round; what counts is the shortest turn of each, by the
+clock, or by the processor time of this process (on a machine that others use too).
 
 --ragged: `fit_many` of 1,000 models 10-32-1, each on rows of its own, 200 to 2,000: on two cores, on one, and beside a
 loop over PyTorch on one core. PyTorch trains every 50th model, which is checked against ours; its time is scaled by the
@@ -140,7 +141,7 @@ def jax_forms(row: Row, x, y, start):
     return {f"JAX {name}": form(function) for name, function in forms.items()}
 
 
-def measure(row: Row, rounds: int) -> dict[str, float]:
+def measure(row: Row, rounds: int, clock=time.perf_counter) -> dict[str, float]:
     """Microseconds of one member's step, by contender; RuntimeError if their results differ."""
     import numpy as np
 
@@ -155,9 +156,9 @@ def measure(row: Row, rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, (run, _) in runs.items():
-            began = time.perf_counter()
+            began = clock()
             run()
-            times[name].append(time.perf_counter() - began)
+            times[name].append(clock() - began)
     return {name: 1e6 * min(turns) / (row.steps * row.members) for name, turns in times.items()}
 
 
@@ -221,6 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", nargs="*", default=[row.id for row in ROWS])
+    parser.add_argument("--processor-time", action="store_true", help="of this process, not the clock's")
     parser.add_argument("--ragged", action="store_true", help="models with rows of their own, on two cores")
     options = parser.parse_args()
     machine.pin(2 if options.ragged else 1)
@@ -232,7 +234,7 @@ def main() -> None:
     for row in ROWS:
         if row.id not in options.rows:
             continue
-        times = measure(row, options.rounds)
+        times = measure(row, options.rounds, time.process_time if options.processor_time else time.perf_counter)
         best = min((name for name in times if name.startswith("JAX")), key=times.__getitem__)
         print(
             f"| {row.title} | **{times['cnn']:.4g}** | {times['cnn, a loop']:.4g} | {times[best]:.4g} {best[4:]} "

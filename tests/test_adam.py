@@ -347,3 +347,23 @@ def test_one_optimiser_for_two_models(isa, dtype):
             model.train_step(x, y)
         alone.train_step(x, y)
     np.testing.assert_array_equal(models[0].parameters, alone.parameters)
+
+
+def test_moments_of_a_dead_unit_fade_to_zero(dtype):
+    """They do not stay subnormal, where each square root and division would take three times as long."""
+    rows = 2000 if dtype == "float32" else 16000
+    x, y = np.ones((rows, 3), dtype), np.ones((rows, 1), dtype)
+    layers = [cnn.Linear(3, 2), cnn.ReLU(), cnn.Linear(2, 1), cnn.MSELoss()]
+    for members, batch_size in ((1, 2), (9, 2), (9, 1)):
+        ensemble = cnn.Ensemble(layers, members, cnn.Adam(), dtype, 0)
+        ensemble.train_step(x[:2], y[:2])
+        parameters = ensemble.parameters
+        parameters[:, 6:8] = -1e6  # the biases: all units are dead from here on
+        ensemble.parameters = parameters
+        ensemble.fit(x, y, batch_size=batch_size, progress=False)
+        for model in ensemble:
+            state = model._core.training_state()[0]
+            moments = np.concatenate([state[name].ravel() for name in state if name.startswith("state.")])
+            moments = np.abs(moments[moments != 0])
+            assert moments.size > 0
+            assert (moments >= np.finfo(dtype).tiny).all()

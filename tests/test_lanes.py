@@ -3,6 +3,7 @@
 import grid
 import numpy as np
 import pytest
+from arrays import looped
 from test_ensemble import ROWS, WIDTH, data, layers
 
 import cnn
@@ -44,6 +45,30 @@ def test_numbers_of_members(isa, dtype, members, shuffle, monkeypatch):
     make = lambda: layers(cnn.Linear(5, 7, bias=False), cnn.ReLU(), cnn.Linear(7, 5))  # noqa: E731
     found = both(make, members, cnn.SGD(0.1), x, y, monkeypatch, dtype, epochs=2, batch_size=6, shuffle=shuffle)
     assert_near(found, dtype)
+
+
+@looped("shuffle", ["own", "shared", False])
+@looped("members", [31, 48, 97])
+def test_vectors_side_by_side(isa, dtype, members, shuffle):
+    """Steps of one row, of several vectors of models at once: to the bit as of one vector. On three threads, there are
+    too few models for several."""
+    x, y = data(dtype=dtype)
+    make = [cnn.Linear(WIDTH, 4), cnn.ReLU(), cnn.Linear(4, 3, bias=False), cnn.Linear(3, 2), cnn.ReLU(), cnn.MSELoss()]
+    found = []
+    for threads in (1, 3):
+        ensemble = cnn.Ensemble(make, members, cnn.SGD(0.02), dtype, 5)
+        history = ensemble.fit(x, y, epochs=2, batch_size=1, shuffle=shuffle, threads=threads, progress=False)
+        found.append((ensemble.parameters, history["loss"]))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_many_vectors_side_by_side(dtype, monkeypatch):
+    x, y = data(dtype=dtype)
+    make = lambda: [cnn.Linear(WIDTH, 4), cnn.ReLU(), cnn.Linear(4, 2), cnn.ReLU(), cnn.MSELoss()]  # noqa: E731
+    own = [np.stack(a) for a in zip(*(data(seed=i, dtype=dtype) for i in range(50)), strict=True)]
+    for x_i, y_i in ((x, y), own):
+        assert_near(both(make, 50, cnn.SGD(0.02), x_i, y_i, monkeypatch, dtype, epochs=2, batch_size=1), dtype)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, None])
@@ -151,6 +176,22 @@ def test_divergence_stays_in_its_lane(isa, dtype):
     rest = [i for i in range(18) if i not in (2, 17)]
     np.testing.assert_array_equal(ensemble.parameters[rest], calm.parameters[rest])
     assert ensemble.train_step(x, y).shape == (18,)
+
+
+def test_divergence_where_vectors_are_side_by_side(dtype):
+    x, y = data(dtype=dtype)
+    lrs = np.full(60, 0.01)
+    lrs[[2, 41, 59]] = 1e30 if dtype == "float32" else 1e250
+    make = [cnn.Linear(WIDTH, 5), cnn.Linear(5, 2), cnn.MSELoss()]
+    ensemble = cnn.Ensemble(make, 60, cnn.SGD(lrs), dtype, 5)
+    start = ensemble.parameters.copy()
+    with pytest.warns(RuntimeWarning, match="3 of 60 members diverged and were stopped: 2, 41, 59"):
+        history = ensemble.fit(x, y, epochs=2, batch_size=1, threads=1, progress=False)
+    np.testing.assert_array_equal(ensemble.parameters[[2, 41, 59]], start[[2, 41, 59]])
+    alone = cnn.Ensemble(make, 3, cnn.SGD(lrs[41]), dtype, 46)
+    with pytest.raises(cnn.DivergenceError) as error:
+        alone.fit(x, y, epochs=2, batch_size=1, progress=False)
+    assert str(history.diverged[41]).partition("epoch")[2] in str(error.value)
 
 
 @pytest.mark.parametrize("loss", [cnn.MSELoss, cnn.HuberLoss])
