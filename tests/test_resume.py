@@ -351,7 +351,7 @@ def test_training_tensors_without_their_numbers(tmp_path):
     tensors, metadata = checkpoint.parts_of(model, True)
     del metadata["training"]
     atomic_write.replace(tmp_path / "file", safetensors_file.pack(tensors, metadata))
-    with pytest.raises(ValueError, match="unknown counters: the file has no other training state"):
+    with pytest.raises(ValueError, match="unknown counters: the file has no training state"):
         cnn.load(tmp_path / "file")
 
 

@@ -91,7 +91,7 @@ def test_files_without_the_loss(isa, tmp_path, loss, state):
     model = model_of(loss)
     model.fit(X, Y, epochs=2)
     if not isinstance(loss, cnn.MSELoss):
-        with pytest.raises(TypeError, match=r"model.save\(path, loss=False\), and then cnn.load"):
+        with pytest.raises(TypeError, match=r"model.save\(path, loss=False\) and then cnn.load"):
             model.save(path, training_state=state)
         assert not path.exists()
     model.save(path, training_state=state, loss=False)

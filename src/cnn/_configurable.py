@@ -160,7 +160,7 @@ def constructor(init: F) -> F:
         outermost = cls.__init__ is __init__
         if outermost and kwargs and init.__module__.partition(".")[0] == PACKAGE:
             known = keywords_of(cls)
-            for name, _ in zip(known, args, strict=False):
+            for name in init.__code__.co_varnames[1 : 1 + min(len(args), init.__code__.co_argcount - 1)]:
                 if name in kwargs:
                     raise TypeError(f"{cls.__name__}: {name!r} was passed twice, by position and by name")
             for name in kwargs:
