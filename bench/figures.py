@@ -60,9 +60,7 @@ def draw_results(results: dict[str, Any], path: Path) -> None:
         axes = figure.add_axes((4.3 / width, (top - count * row) / height, 5.6 / width, count * row / height))
         _draw_panel(axes, rows, limit, first=i == 0)
         top -= count * row + gap
-    figure.text(
-        0.15 / width, 1 - 0.15 / height, "Small networks on one core: speed of each library", fontsize=17, va="top"
-    )
+    figure.text(0.15 / width, 1 - 0.15 / height, "Small networks on one core: speed by library", fontsize=17, va="top")
     figure.text(
         0.15 / width,
         1 - 0.53 / height,

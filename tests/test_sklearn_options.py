@@ -94,7 +94,7 @@ def test_class_weight():
         ValueError, match=r"class_weight: \['often'\] are no classes of y, which has \['rare', 'usual'\]"
     ):
         MLPClassifier(class_weight={"often": 2}).fit(X, y)
-    with pytest.raises(ValueError, match="class_weight: 'balanced' needs all of y, which partial_fit does not see"):
+    with pytest.raises(ValueError, match="class_weight: 'balanced' needs all of y, which partial_fit does not get"):
         MLPClassifier(class_weight="balanced").partial_fit(X, y, classes=["rare", "usual"])
 
 

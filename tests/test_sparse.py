@@ -264,7 +264,9 @@ def test_numbers_that_are_not_finite():
         rest = np.arange(20) != row
         assert np.array_equal(found[rest], good[rest])
         assert bad == np.inf or np.isnan(found[row]).all()
-        with pytest.raises(cnn.DivergenceError, match=r"; x has NaN or infinity in this batch: fill or drop those rows$"):
+        with pytest.raises(
+            cnn.DivergenceError, match=r"; x has NaN or infinity in this batch: fill or drop those rows$"
+        ):
             model_of(30, activation=cnn.Identity()).fit(odd, y, shuffle=False)
         with pytest.warns(RuntimeWarning, match="^x has NaN or infinity"):
             model_of(30, activation=cnn.Identity()).evaluate(odd, y)
@@ -371,7 +373,9 @@ def test_calls_that_take_no_sparse_x():
     with pytest.raises(TypeError, match=r"^y: expected targets, or an iterable of batches"):
         model.fit(EYE)
     model(EYE, y)
-    with pytest.raises(ValueError, match=r"^the gradient of sparse rows is not computed: pass x\.toarray\(\) to forward"):
+    with pytest.raises(
+        ValueError, match=r"^the gradient of sparse rows is not computed: pass x\.toarray\(\) to forward"
+    ):
         model.backward(parameters=False)
     model.backward()
     with pytest.raises(ValueError, match=r"^out: shares memory with x$"):
