@@ -422,7 +422,7 @@ def fit(
                 logs = trainer.epoch(source, epoch, seen, position)
                 position = None
                 if validation is not None and epoch % validation_freq == 0:
-                    with trainer.undone:
+                    with _Undone(trainer):
                         scores = _evaluate(self, validation, val_meter, threads)
                     logs |= {f"val_{name}": value for name, value in scores.items()}
                 if schedule:
@@ -736,7 +736,6 @@ class _Trainer:
         self.converged: str | None = None  # why it has
         self.before: Any = None  # snapshots of the epoch's beginning, and of that of the epoch before
         self.earlier: Any = None
-        self.undone = _Undone(self)
         self.number = 0  # of the epoch
         self.ignores = getattr(model.loss, "ignore_index", None) is not None
 
@@ -760,7 +759,7 @@ class _Trainer:
             self.lr = float(last[0, 0])
         parts = self.context.taken(source.parts(seen))
         while True:
-            with self.undone:
+            with _Undone(self):
                 part = next(parts, None)
             if part is None:
                 break
@@ -775,7 +774,7 @@ class _Trainer:
             if done < part.rows or (self.by_batch and self.stopped()):
                 break
         self.core.state.position = None
-        with self.undone:
+        with _Undone(self):
             if not totals[1]:
                 raise ValueError(f"{source.names.all}: {NOTHING_COUNTS}")
             return self.meter.numbers(totals)
@@ -790,7 +789,7 @@ class _Trainer:
         """An iteration on the whole data, which is this part: the rows. Totals are of the parameters after it."""
         n, schedule, program = part.rows, self.schedule, self.program
         out = self.meter.room(len(part.x))
-        with self.undone:
+        with _Undone(self):
             if self.group is not None and self.objective is None:
                 self.objective = program.objective(self.core, part, self.threads, out)
             elif self.objective is None or self.objective.x is not part.x:
@@ -832,7 +831,7 @@ class _Trainer:
                 now = None
             sums = np.zeros(4) if self.by_batch else totals
             began = time.perf_counter()
-            with self.undone:  # a loss in Python may raise anything
+            with _Undone(self):  # a loss in Python may raise anything
                 try:
                     bad = program.train_batches(
                         *(part.x, part.y, part.w, part.order, at, stop, batch_size, now, out, self.threads),
