@@ -450,17 +450,16 @@ cdef inline void lane_sample "lane_sample"(const int kind, const int vectors, co
     cdef real* above = NULL
     cdef real* at
     cdef Py_ssize_t j, k, n_in, n_out, n_above = 0, size = room.size, step = vectors * VL
-    cdef vf d, w_kj
+    cdef vf d, w_kj, floor
     cdef vf total[ABREAST]
     cdef vf y_k[ABREAST]
     cdef vf errors[ABREAST]
     cdef int i, t, last = net.n_ops - 1
-    cdef bint relu
     for t in range(vectors):
         errors[t] = vf_set(0)
     for i in range(net.n_ops):
         op = &net.ops[i]
-        n_in, n_out, relu = op.n_in, op.n_out, op.act == RELU
+        n_in, n_out, floor = op.n_in, op.n_out, vf_set(0 if op.act == RELU else -INFINITY)
         for k in range(n_out):
             for t in range(vectors):
                 total[t] = vf_load(w + n_in * n_out * step + k * step + t * VL) if op.has_bias else vf_set(0)
@@ -469,12 +468,11 @@ cdef inline void lane_sample "lane_sample"(const int kind, const int vectors, co
                     d = vf_set(a[j]) if shared and i == 0 else vf_load(a + j * step + t * VL)
                     total[t] = vf_fma(d, vf_load(w + (j * n_out + k) * step + t * VL), total[t])
             for t in range(vectors):
-                d = vf_max(vf_set(0), total[t]) if relu else total[t]
+                d = vf_max(floor, total[t])
                 if i == last:
                     d = d - (vf_set(target[k]) if shared else vf_load(target + k * step + t * VL))
                     errors[t] = vf_fma(d, d, errors[t])
-                    d = factor * d
-                    d = vf_select_gt(total[t], vf_set(0), d, vf_set(0)) if relu else d
+                    d = vf_select_gt(total[t], floor, factor * d, vf_set(0))
                 vf_store(y + k * step + t * VL, d)
         w += (n_in + op.has_bias) * n_out * step
         a = y
@@ -483,7 +481,7 @@ cdef inline void lane_sample "lane_sample"(const int kind, const int vectors, co
         vf_store(loss + t * VL, errors[t])
     for i in range(last, -1, -1):
         op = &net.ops[i]
-        n_in, n_out, relu = op.n_in, op.n_out, op.act == RELU
+        n_in, n_out, floor = op.n_in, op.n_out, vf_set(0 if op.act == RELU else -INFINITY)
         w -= (n_in + op.has_bias) * n_out * step
         y -= n_out * step
         for k in range(n_out):
@@ -501,7 +499,7 @@ cdef inline void lane_sample "lane_sample"(const int kind, const int vectors, co
                         total[t] = vf_fma(d, w_kj, total[t])
                         vf_store(at, lane_updated(kind, w_kj, d * y_k[t], at + size, size, &u[t]))
                 for t in range(vectors):
-                    total[t] = vf_select_gt(y_k[t], vf_set(0), total[t], vf_set(0)) if relu else total[t]
+                    total[t] = vf_select_gt(y_k[t], floor, total[t], vf_set(0))
                     if i > 0:
                         vf_store(y + k * step + t * VL, total[t])
             for t in range(vectors if op.has_bias else 0):
