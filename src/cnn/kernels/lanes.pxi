@@ -33,8 +33,8 @@ cdef struct LaneUpdate:
     vf eps
 
 # Memory of one thread for the models in a vector, or in ABREAST of them: their parameters, and after them the states,
-# each `size` reals, as the gradients; values of all buffers; losses of steps of one row; what lies before an activation;
-# two gradients; x and targets; a model's outputs.
+# each `size` reals, as the gradients; values of all buffers; losses of steps of one row; what lies before an
+# activation; two gradients; x and targets; a model's outputs.
 cdef struct LaneRoom:
     Py_ssize_t lanes            # numbers from one parameter to the next: models that there is room for
     Py_ssize_t size
@@ -112,7 +112,8 @@ cdef inline Py_ssize_t lane_width(Py_ssize_t n) noexcept nogil:
     return n | 1
 
 
-cdef Py_ssize_t lane_room(const Member* m, Py_ssize_t lanes, Py_ssize_t batch, real* at, LaneRoom* room) noexcept nogil:
+cdef Py_ssize_t lane_room(const Member* m, Py_ssize_t lanes, Py_ssize_t batch, real* at,
+                          LaneRoom* room) noexcept nogil:
     """Reals that the memory takes; with at, let its pointers lead there. What a step of one row takes comes first."""
     cdef const Network* net = m.net
     cdef Py_ssize_t rows = batch * lanes, targets = larger(net.loss.targets, 1)
@@ -386,8 +387,8 @@ cdef const real* lane_forward(const Network* net, const LaneRoom* room, const re
 
 cdef void lane_backward(const Network* net, LaneRoom* room, const real* x, Py_ssize_t x_row, bint shared,
                         Py_ssize_t rows, const LaneUpdate* u) noexcept nogil:
-    """From the gradient of the outputs to the optimiser's step: of a block of columns of the weights as soon as there is
-    its gradient, so that square roots and divisions run beside the next block's multiply-adds."""
+    """From the gradient of the outputs to the optimiser's step: of a block of columns of the weights as soon as there
+    is its gradient, so that square roots and divisions run beside the next block's multiply-adds."""
     cdef LaneProduct p
     cdef const Op* op
     cdef real* w = room.w + room.size
@@ -438,10 +439,10 @@ cdef void lane_backward(const Network* net, LaneRoom* room, const real* x, Py_ss
 cdef inline void lane_sample "lane_sample"(const int kind, const int vectors, const Network* net, const LaneRoom* room,
                                            const real* x, const real* target, bint shared, const LaneUpdate* u,
                                            vf factor, real* loss) noexcept nogil:
-    """A step of one row by the mean squared error, of so many vectors of models; factor: of the errors in the gradient.
-    The sums of the squared errors go to loss, vectors. A gradient takes the place of its output, and is used while it is
-    in registers: row k of the weights above it gives it and is updated, then what made it is. Each weight is read twice
-    and written once; what a small network costs is its stores."""
+    """A step of one row by the mean squared error, of so many vectors of models; factor: of the errors in the
+    gradient. The sums of the squared errors go to loss, vectors. A gradient takes the place of its output, and is used
+    while it is in registers: row k of the weights above it gives it and is updated, then what made it is. Each weight
+    is read twice and written once; what a small network costs is its stores."""
     cdef const Op* op
     cdef const real* a = x
     cdef const real* dy = NULL
@@ -605,7 +606,8 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
     cdef double odd
     cdef Py_ssize_t held = 0, steps
     cdef bint alike = True      # the powers of Adam's kinds
-    lane_room(team[0], VL if count <= VL else VL * ABREAST, smaller(team[0].batch_size, n), crowd.rooms[thread].at, &room)
+    lane_room(team[0], VL if count <= VL else VL * ABREAST, smaller(team[0].batch_size, n), crowd.rooms[thread].at,
+              &room)
     memset(u, 0, sizeof(u))
     memset(power, 0, sizeof(power))
     memset(weight, 0, sizeof(weight))
