@@ -180,7 +180,7 @@ cdef inline void lane_sweep "lane_sweep"(const int kind, Py_ssize_t size, Py_ssi
 
 cdef void lane_step(Py_ssize_t size, Py_ssize_t rows, Py_ssize_t n, real* w, const real* g, Py_ssize_t row,
                     const LaneUpdate* u) noexcept nogil:
-    """The step of the parameters w (rows, n), which lie `row` apart, as their gradients g; size: as that of the room."""
+    """The step of the parameters w (rows, n), which lie `row` apart, as their gradients g; size: that of the room."""
     if u.kind == UPDATE_PLAIN:
         lane_sweep(UPDATE_PLAIN, size, rows, n, w, g, row, u)
     elif u.kind == UPDATE_SGD:
