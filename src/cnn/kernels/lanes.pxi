@@ -33,8 +33,8 @@ cdef struct LaneUpdate:
     vf eps
 
 # Memory of one thread for the models in a vector, or in ABREAST of them: their parameters, and after them the states,
-# each `size` reals, as the gradients; values of all buffers; losses of steps of one row; what lies before an activation;
-# two gradients; x and targets; a model's outputs.
+# each `size` reals, as the gradients; values of all buffers; losses of steps of one row; what lies before an
+# activation; two gradients; x and targets; a model's outputs.
 cdef struct LaneRoom:
     Py_ssize_t lanes            # numbers from one parameter to the next: models that there is room for
     Py_ssize_t size
@@ -112,7 +112,8 @@ cdef inline Py_ssize_t lane_width(Py_ssize_t n) noexcept nogil:
     return n | 1
 
 
-cdef Py_ssize_t lane_room(const Member* m, Py_ssize_t lanes, Py_ssize_t batch, real* at, LaneRoom* room) noexcept nogil:
+cdef Py_ssize_t lane_room(const Member* m, Py_ssize_t lanes, Py_ssize_t batch, real* at,
+                          LaneRoom* room) noexcept nogil:
     """Reals that the memory takes; with at, let its pointers lead there. What a step of one row takes comes first."""
     cdef const Network* net = m.net
     cdef Py_ssize_t rows = batch * lanes, targets = larger(net.loss.targets, 1)
@@ -179,7 +180,7 @@ cdef inline void lane_sweep "lane_sweep"(const int kind, Py_ssize_t size, Py_ssi
 
 cdef void lane_step(Py_ssize_t size, Py_ssize_t rows, Py_ssize_t n, real* w, const real* g, Py_ssize_t row,
                     const LaneUpdate* u) noexcept nogil:
-    """The step of the parameters w (rows, n), which lie `row` apart, as their gradients g; size: as that of the room."""
+    """The step of the parameters w (rows, n), which lie `row` apart, as their gradients g; size: that of the room."""
     if u.kind == UPDATE_PLAIN:
         lane_sweep(UPDATE_PLAIN, size, rows, n, w, g, row, u)
     elif u.kind == UPDATE_SGD:
@@ -386,8 +387,8 @@ cdef const real* lane_forward(const Network* net, const LaneRoom* room, const re
 
 cdef void lane_backward(const Network* net, LaneRoom* room, const real* x, Py_ssize_t x_row, bint shared,
                         Py_ssize_t rows, const LaneUpdate* u) noexcept nogil:
-    """From the gradient of the outputs to the optimiser's step: of a block of columns of the weights as soon as there is
-    its gradient, so that square roots and divisions run beside the next block's multiply-adds."""
+    """From the gradient of the outputs to the optimiser's step: of a block of columns of the weights as soon as there
+    is its gradient, so that square roots and divisions run beside the next block's multiply-adds."""
     cdef LaneProduct p
     cdef const Op* op
     cdef real* w = room.w + room.size
@@ -438,10 +439,10 @@ cdef void lane_backward(const Network* net, LaneRoom* room, const real* x, Py_ss
 cdef inline void lane_sample "lane_sample"(const int kind, const int vectors, const Network* net, const LaneRoom* room,
                                            const real* x, const real* target, bint shared, const LaneUpdate* u,
                                            vf factor, real* loss) noexcept nogil:
-    """A step of one row by the mean squared error, of so many vectors of models; factor: of the errors in the gradient.
-    The sums of the squared errors go to loss, vectors. A gradient takes the place of its output, and is used while it is
-    in registers: row k of the weights above it gives it and is updated, then what made it is. Each weight is read twice
-    and written once; what a small network costs is its stores."""
+    """A step of one row by the mean squared error, of so many vectors of models; factor: of the errors in the
+    gradient. The sums of the squared errors go to loss, vectors. A gradient takes the place of its output, and is used
+    while it is in registers: row k of the weights above it gives it and is updated, then what made it is. Each weight
+    is read twice and written once; what a small network costs is its stores."""
     cdef const Op* op
     cdef const real* a = x
     cdef const real* dy = NULL
@@ -450,17 +451,16 @@ cdef inline void lane_sample "lane_sample"(const int kind, const int vectors, co
     cdef real* above = NULL
     cdef real* at
     cdef Py_ssize_t j, k, n_in, n_out, n_above = 0, size = room.size, step = vectors * VL
-    cdef vf d, w_kj
+    cdef vf d, w_kj, floor
     cdef vf total[ABREAST]
     cdef vf y_k[ABREAST]
     cdef vf errors[ABREAST]
     cdef int i, t, last = net.n_ops - 1
-    cdef bint relu
     for t in range(vectors):
         errors[t] = vf_set(0)
     for i in range(net.n_ops):
         op = &net.ops[i]
-        n_in, n_out, relu = op.n_in, op.n_out, op.act == RELU
+        n_in, n_out, floor = op.n_in, op.n_out, vf_set(0 if op.act == RELU else -INFINITY)
         for k in range(n_out):
             for t in range(vectors):
                 total[t] = vf_load(w + n_in * n_out * step + k * step + t * VL) if op.has_bias else vf_set(0)
@@ -469,12 +469,11 @@ cdef inline void lane_sample "lane_sample"(const int kind, const int vectors, co
                     d = vf_set(a[j]) if shared and i == 0 else vf_load(a + j * step + t * VL)
                     total[t] = vf_fma(d, vf_load(w + (j * n_out + k) * step + t * VL), total[t])
             for t in range(vectors):
-                d = vf_max(vf_set(0), total[t]) if relu else total[t]
+                d = vf_max(floor, total[t])
                 if i == last:
                     d = d - (vf_set(target[k]) if shared else vf_load(target + k * step + t * VL))
                     errors[t] = vf_fma(d, d, errors[t])
-                    d = factor * d
-                    d = vf_select_gt(total[t], vf_set(0), d, vf_set(0)) if relu else d
+                    d = vf_select_gt(total[t], floor, factor * d, vf_set(0))
                 vf_store(y + k * step + t * VL, d)
         w += (n_in + op.has_bias) * n_out * step
         a = y
@@ -483,7 +482,7 @@ cdef inline void lane_sample "lane_sample"(const int kind, const int vectors, co
         vf_store(loss + t * VL, errors[t])
     for i in range(last, -1, -1):
         op = &net.ops[i]
-        n_in, n_out, relu = op.n_in, op.n_out, op.act == RELU
+        n_in, n_out, floor = op.n_in, op.n_out, vf_set(0 if op.act == RELU else -INFINITY)
         w -= (n_in + op.has_bias) * n_out * step
         y -= n_out * step
         for k in range(n_out):
@@ -501,7 +500,7 @@ cdef inline void lane_sample "lane_sample"(const int kind, const int vectors, co
                         total[t] = vf_fma(d, w_kj, total[t])
                         vf_store(at, lane_updated(kind, w_kj, d * y_k[t], at + size, size, &u[t]))
                 for t in range(vectors):
-                    total[t] = vf_select_gt(y_k[t], vf_set(0), total[t], vf_set(0)) if relu else total[t]
+                    total[t] = vf_select_gt(y_k[t], floor, total[t], vf_set(0))
                     if i > 0:
                         vf_store(y + k * step + t * VL, total[t])
             for t in range(vectors if op.has_bias else 0):
@@ -607,7 +606,8 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
     cdef double odd
     cdef Py_ssize_t held = 0, steps
     cdef bint alike = True      # the powers of Adam's kinds
-    lane_room(team[0], VL if count <= VL else VL * ABREAST, smaller(team[0].batch_size, n), crowd.rooms[thread].at, &room)
+    lane_room(team[0], VL if count <= VL else VL * ABREAST, smaller(team[0].batch_size, n), crowd.rooms[thread].at,
+              &room)
     memset(u, 0, sizeof(u))
     memset(power, 0, sizeof(power))
     memset(weight, 0, sizeof(weight))
