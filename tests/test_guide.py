@@ -35,7 +35,8 @@ def test_python_blocks(tmp_path, monkeypatch, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.json", "history.png", "log.csv", "rates.png"]
 
 
-def test_python_blocks_of_ensembles(capsys):
+def test_python_blocks_of_ensembles(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     names = run_blocks(DOCS / "ensembles.md", 5)
     assert capsys.readouterr().out == "(60, 32)\n"
     assert names["spread"].mean() < 0.1
