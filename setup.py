@@ -78,6 +78,7 @@ DIRECTIVES = {
     "binding": False,
     "embedsignature": True,
     "auto_pickle": False,
+    "always_allow_keywords": False,
     "freethreading_compatible": False,
 }
 
