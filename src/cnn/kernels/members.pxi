@@ -9,7 +9,7 @@
 
 cdef enum:
     ABREAST = 4                 # vectors of models in lanes whose steps of one row go side by side
-    MOST_ABREAST = 16 * ABREAST # models in them
+    MOST_ABREAST = 16 * ABREAST  # models in them
 
 cdef enum:                      # slots: copies of what training changes
     BEFORE                      # the epoch
