@@ -1,5 +1,7 @@
 """Models in the lanes of the vectors: the same as one after the other but for roundings, and no lane sees another."""
 
+import itertools
+
 import grid
 import numpy as np
 import pytest
@@ -126,6 +128,20 @@ def test_hyper_parameters(name, isa, dtype, monkeypatch):
         monkeypatch.setattr(many, "LANES", lanes)
         ensemble.fit(x, y, epochs=1, batch_size=6, progress=False)
     assert_near(found, dtype)
+
+
+def test_slices_of_time_change_nothing(monkeypatch):
+    """A call that the clock ends leaves members that have not begun, and others in the middle of the epoch."""
+    x, y = data(ROWS * 8)
+    for name, lanes in itertools.product(ADAM, (False, True)):
+        monkeypatch.setattr(many, "LANES", lanes)
+        found = []
+        for seconds in (60, 0):
+            monkeypatch.setattr(many, "SLICE", seconds)
+            ensemble = cnn.Ensemble(layers(), 9, ADAM[name](), "float64", seed=0)
+            ensemble.fit(x, y, epochs=2, batch_size=6, threads=1, progress=False)
+            found.append(ensemble.parameters)
+        np.testing.assert_array_equal(*found, err_msg=f"{name}, lanes: {lanes}")
 
 
 def test_own_data(monkeypatch):

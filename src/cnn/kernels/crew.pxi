@@ -300,6 +300,7 @@ cdef class Crew:
             m = &self.crowd.members[i]
             m.active = (<const char*>cnp.PyArray_DATA(active))[i]
             m.fresh = True
+            m.rates = NULL
             m.seed = (<const uint64_t*>cnp.PyArray_DATA(seeds))[i]
             m.epoch = (<const int64_t*>cnp.PyArray_DATA(epochs))[i]
             m.n = (<const int64_t*>cnp.PyArray_DATA(rows))[i]
@@ -314,8 +315,8 @@ cdef class Crew:
 
     def train(self, cnp.ndarray stops, rates, int threads, double seconds):
         """Train the active members to these rows of the epoch (int64), for about so many seconds at most; how many have
-        not got there. rates: None, or for each member None or as `rates_of` has them, and how many rows of them are
-        left after a step: 1, or 0 where one row holds for all steps."""
+        not got there. rates: None where they stay those of the last call, or for each member None or as `rates_of` has
+        them, and how many rows of them are left after a step: 1, or 0 where one row holds for all steps."""
         cdef Py_ssize_t i
         cdef Member* m
         cdef Program program
@@ -335,8 +336,6 @@ cdef class Crew:
                 table = rates[i][0]
                 m.rates = rates_of(table, m.stepper, table.shape[0])
                 m.rates_step = m.stepper.rated * <Py_ssize_t>rates[i][1]
-            elif m.fresh:
-                m.rates = NULL
         if rates is not None:
             self.rates = rates          # kept alive
         choose_lanes(&self.crowd, self.lanes)
