@@ -788,6 +788,22 @@ def test_what_is_refused():
     refused(ValueError, "on_batch_end", lambda c: network().fit(x, y, comm=c, callbacks=[At(c, 0, None)], **local))
     refused(ValueError, "with accumul", lambda c: network().fit(x, y, comm=c, accumulation_steps=2, **local))
     refused(ValueError, "BatchNorm1d", lambda c: network(cnn.BatchNorm1d(9)).train_step(x[:1], y[:1], comm=c))
+    normed = lambda c: network(cnn.BatchNorm1d(9)).fit(*mine(c, x, y), batch_size=8, comm=c, **local)  # noqa: E731
+    refused(ValueError, "batch_size: a shard would have one row of a batch of 8, and BatchNorm1d", normed)
+    weightless = lambda c: network().fit(*mine(c, x, y), sample_weight=mine(c, 0 * W)[0], comm=c, progress=False)  # noqa: E731
+    refused(ValueError, "sample_weight: expected at least one weight above 0", weightless)
+
+
+def test_ranks_whose_rows_have_no_weight():
+    w = np.where(np.arange(ROWS) < ROWS // 2, 0, W)
+    for every in (1, 3):
+
+        def work(model, comm, every=every):
+            x, y, some = mine(comm, X, Y, w)
+            options = {"batch_size": 20, "average_every": every, "progress": False}
+            return dict(model.fit(x, y, sample_weight=some, comm=comm, **options))
+
+        same_on_all(network, work)
 
 
 def test_ranks_that_call_different_methods_are_named():

@@ -198,7 +198,7 @@ def test_members_and_slices_of_them():
             ensemble[i]
     with pytest.raises(TypeError, match=r"^ensemble\[i\]: expected an int, got 1\.0"):
         ensemble[1.0]
-    with pytest.raises(ValueError, match=r"^models: expected at least one, got none"):
+    with pytest.raises(IndexError, match=r"^ensemble\[...\]: expected a slice with some of 5 members, got slice\(9, "):
         ensemble[9:]
     assert history["loss"].shape == (3, 5)
 

@@ -126,3 +126,14 @@ def test_nested_representations_are_indented():
         "  (1): Tanh()",
         ")",
     ]
+
+
+def test_n_parameters(capsys):
+    """Of a model all of them; in the table each once."""
+    inner = cnn.Sequential([cnn.Linear(3, 7), cnn.Add(cnn.Linear(7, 7), cnn.Identity())])
+    model = cnn.Sequential([inner, cnn.Tanh(), cnn.Linear(7, 2)])
+    assert model.n_parameters == len(model.parameters) == 28 + 56 + 16
+    assert inner.n_parameters == model[:1].n_parameters == 28 + 56
+    model.summary()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row for row in rows if row[:1] == ["0"]] == [["0", "Sequential"]]

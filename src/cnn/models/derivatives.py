@@ -143,7 +143,8 @@ def hvp(self: Any, x: ArrayLike, y: ArrayLike, v: ArrayLike) -> Array:
     """The exact Hessian of the loss in the parameters times v (Pearlmutter, 1994), for the work of 2.7 gradients.
 
     Penalties are part of the loss: l2 adds 2 l2 v. The second derivative of ReLU and other piecewise linear functions
-    is 0. The model is in evaluation mode: it is the Hessian of `loss_and_grad` after `eval()`.
+    is 0. The model is in evaluation mode: it is the Hessian of `loss_and_grad` after `eval()`, but of all parameters:
+    frozen ones are variables here, too.
 
     Parameters
     ----------

@@ -144,7 +144,9 @@ class Ensemble(_configurable.Public):
     def __getitem__(self, i: Any) -> Any:
         """A copy of a member, with its optimizer and the state of its training; for a slice, an ensemble of copies."""
         if isinstance(i, slice):
-            return Ensemble.of(self._members[i])
+            if not (members := self._members[i]):
+                raise IndexError(f"ensemble[...]: expected a slice with some of {len(self)} members, got {i}")
+            return Ensemble.of(members)
         i, n = integer("ensemble[i]", i), len(self)
         if not -n <= i < n:
             raise IndexError(f"ensemble[{i}]: expected a member from {-n} to {n - 1}")

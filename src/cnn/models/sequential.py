@@ -104,6 +104,11 @@ class Sequential(layers.Chain):
         __getattr__ = no_attribute
 
     @property
+    def n_parameters(self) -> int:
+        """Number of parameters, of all layers."""
+        return int(self._core.program.n_parameters)
+
+    @property
     def dtype(self) -> np.dtype:
         """Of parameters and arithmetic: numpy.dtype("float32") or numpy.dtype("float64")."""
         return self._core.dtype

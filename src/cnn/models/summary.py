@@ -23,7 +23,7 @@ def table(model: Any) -> tuple[list[tuple[str, ...]], int]:
         total += cost
         shape = "" if op is None else f"(batch, {', '.join(map(str, graph.shapes[op['dst']]))})"
         name = type(layer).__name__ if layer.children else repr(layer)
-        numbers = (f"{n:,}" if n else "" for n in (layer.n_parameters, cost))
+        numbers = (f"{n:,}" if n else "" for n in (layer.n_parameters if layer.parameter_names else 0, cost))
         rows.append((place.key, name, shape, *numbers))
     if model.loss is not None:
         rows.append((str(len(model.layers)), repr(model.loss), "scalar", "", ""))

@@ -70,6 +70,7 @@ class Context:
         self._core = model._core
         self.permutation: Any = model._core.kernels.permutation
         self.class_weights: np.ndarray | None = None
+        self.group: Any = None  # of ranks
 
     @property
     def seed(self) -> int:
@@ -88,7 +89,10 @@ class Context:
 
     def some_weight(self, w: np.ndarray | None, name: str) -> None:
         """ValueError if rows to train on have no weight."""
-        if self.training and w is not None and not w.any():
+        if not self.training or w is None:
+            return
+        some = bool(w.any())
+        if not (some if self.group is None else self.group.any(some)):
             raise ValueError(f"{name}: expected at least one weight above 0")
 
     def with_classes(self, y: np.ndarray, w: np.ndarray | None) -> np.ndarray:
@@ -326,7 +330,7 @@ def fit(
         if group is not None:
             if class_weight is not None and not isinstance(class_weight, dict):
                 raise ValueError(f"class_weight: expected a dict with comm, got {class_weight!r}")
-            context.program = group.program
+            context.program, context.group = group.program, group
         if average_every > 1:
             context.program = _local_steps(core, group, average_every, accumulation_steps)
         x, y, sample_weight = _own(group, shard, x, y, sample_weight)

@@ -42,7 +42,7 @@ class History(dict[str, list[float]]):
             raise unknown(type(self).__name__, name, ())
 
         def __missing__(self, name):
-            raise KeyError(f"{name}: there are {', '.join(self)}")
+            raise KeyError(f"{name}: there are {', '.join(self) or 'no numbers yet'}")
 
     def record(self, epoch: int, logs: dict[str, float]) -> None:
         """Add an epoch's numbers; missing names get NaN.
@@ -250,7 +250,7 @@ class ManyHistory(dict[str, np.ndarray]):
             raise unknown(type(self).__name__, name, ())
 
         def __missing__(self, name):
-            raise KeyError(f"{name}: there are {', '.join(self)}")
+            raise KeyError(f"{name}: there are {', '.join(self) or 'no numbers yet'}")
 
     def record(self, epoch: int, logs: dict[str, np.ndarray]) -> None:
         """Add an epoch's numbers.
@@ -314,7 +314,8 @@ class ManyHistory(dict[str, np.ndarray]):
                     epochs = np.array(self.epochs)[known]
                     ax.plot(epochs, middle, color=color, lw=1.6, label=label, marker="o" if len(epochs) == 1 else None)
                     ax.fill_between(epochs, low, high, color=color, alpha=0.2, lw=0)
-            ax.set_title(f"{name} of {len(self.last_epoch)} members: median, 10 to 90 %", fontsize=10)
+            of = f" of {len(self.last_epoch)} members: median, 10 to 90 %" if len(self.last_epoch) > 1 else ""
+            ax.set_title(name + of, fontsize=10)
             ax.set_xlabel("epoch")
             ax.grid(alpha=0.25, lw=0.6)
             ax.spines[["top", "right"]].set_visible(False)

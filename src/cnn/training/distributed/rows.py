@@ -81,6 +81,7 @@ class Plan:
         counts = np.diff(cuts, axis=0)
         self.sizes = counts.sum(0)  # rows of each shard, on all ranks
         self.rows = counts.sum(1).tolist()  # of each batch
+        self.single = bool((counts == 1).any())  # whether a shard has one row of a batch
         self.before = counts[:, : group.first].sum(1).tolist()  # of its rows, on lower ranks
         self.counts = counts[:, mine]
         self.cuts = np.zeros((len(counts), group.count + 1), np.int64)
