@@ -186,10 +186,6 @@ class Group:
         self.sum(np.empty(0), kind)  # nobody has failed
         return self.comm.allgather(thing)
 
-    def any(self, here: bool) -> bool:
-        """Whether it is so on a rank."""
-        return any(self.gather(here, ROWS))
-
     def _agree(self, message: np.ndarray, dtype: Any) -> None:
         """Add up short messages, or, if a rank has failed, raise."""
         if not self.failed:
