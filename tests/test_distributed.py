@@ -444,7 +444,7 @@ def test_local_steps_on_any_number_of_ranks(tmp_path, monkeypatch):
     files = lambda model, comm: dict(  # noqa: E731
         model.fit(
             *(np.load(tmp_path / "x.npy", mmap_mode="r"), Y),
-            **{**local, "batch_size": 25, "comm": comm, "shard": "auto", "progress": False},
+            **{**local, "batch_size": 26, "comm": comm, "shard": "auto", "progress": False},
         )
     )
     same_on_all(make, files)
