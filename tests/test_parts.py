@@ -109,6 +109,8 @@ def test_a_part_is_a_model(isa, dtype, tmp_path):
 
 
 def layer_size(layer):
+    if isinstance(layer, cnn.Sequential):
+        return layer.n_parameters
     return layer.n_parameters + sum(layer_size(child) for child in layer.children)
 
 
