@@ -77,6 +77,7 @@ DIRECTIVES = {
     "cdivision": True,
     "binding": False,
     "embedsignature": True,
+    # private modules: no pickles, and one argument by position; 5 kB a module in the wheel
     "auto_pickle": False,
     "always_allow_keywords": False,
     "freethreading_compatible": False,

@@ -191,7 +191,7 @@ class CnnC(Contender):
                 f'#include "policy.h"\n'
                 f"void run(const {real} *x, {real} *y, long n) {{ while (n-- > 0) policy(x, y); }}\n"
             )
-            flags = ["-std=c99", "-O3", "-march=native", "-shared", "-fPIC"]
+            flags = ["-std=c99", "-O3", "-march=native", "-shared", "-fPIC"]  # it runs here, and is thrown away
             command = ["cc", *flags, "policy.c", "-o", "policy.so", "-lm"]
             subprocess.run(command, cwd=folder, check=True)
             library = ctypes.CDLL(str(Path(folder, "policy.so")))

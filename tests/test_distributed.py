@@ -794,6 +794,18 @@ def test_what_is_refused():
     refused(ValueError, "sample_weight: expected at least one weight above 0", weightless)
 
 
+def test_a_step_at_rates_of_a_wrong_form_leaves_the_model_free():
+    def work(comm):
+        model = network()
+        model.train_step(X, Y, comm=comm)
+        shards = model._core.ranks[2].program.shards(False)
+        with pytest.raises((TypeError, ValueError), match="rates"):
+            shards.step(np.zeros((1, 9)), parts.WHOLE, 0, len(shards.memory(parts.PARAMETERS)))
+        return model.train_step(X, Y, comm=comm)
+
+    assert np.isfinite(ran(1, work)).all()
+
+
 def test_ranks_whose_rows_have_no_weight():
     w = np.where(np.arange(ROWS) < ROWS // 2, 0, W)
     for every in (1, 3):

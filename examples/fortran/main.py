@@ -44,7 +44,7 @@ def states(n, seed):
 
 
 def compile_program(model, folder):
-    """moist, in this folder, for the processor that it is compiled on."""
+    """moist, in this folder, for the processor that it is compiled on: -march=native is for no other."""
     cnn.to_c(model, folder / "lapse.c")
     cnn.to_c(model, folder / "learner.c", derivatives=1, parameters="argument")
     for name in "lapse", "learner":

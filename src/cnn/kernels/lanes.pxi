@@ -439,10 +439,15 @@ cdef void lane_backward(const Network* net, LaneRoom* room, const real* x, Py_ss
 cdef inline void lane_sample "lane_sample"(const int kind, const int vectors, const Network* net, const LaneRoom* room,
                                            const real* x, const real* target, bint shared, const LaneUpdate* u,
                                            vf factor, real* loss) noexcept nogil:
-    """A step of one row by the mean squared error, of so many vectors of models; factor: of the errors in the
-    gradient. The sums of the squared errors go to loss, vectors. A gradient takes the place of its output, and is used
-    while it is in registers: row k of the weights above it gives it and is updated, then what made it is. Each weight
-    is read twice and written once; what a small network costs is its stores."""
+    """A step of one row by the mean squared error, of so many vectors of models. For each layer and model
+
+        y = f(x W + b), f ReLU or none      x (in,), W (in, out), b and y (out,)
+        dz = dy where y > 0, dx = W dz      dy = factor (y - t) of the last
+        W -= lr x^T dz, b -= lr dz          or as Adam has it
+
+    6 in out FLOPs. The sums of the squared errors go to loss, vectors. A gradient takes the place of its output, and
+    is used while it is in registers: row k of the weights above it gives it and is updated, then what made it is. Each
+    weight is read twice and written once; what a small network costs is its stores."""
     cdef const Op* op
     cdef const real* a = x
     cdef const real* dy = NULL

@@ -16,6 +16,19 @@ cdef enum:
     SUMS = 4                # of the loss over the rows, of their weights, of rows classified right, of rows
     PIECES = 1024           # of the parameters, at most: one process takes the step for whole pieces
 
+cdef enum:                  # what `Shards.step` does; training/distributed/parts.py has the same names
+    BEGIN = 1
+    PREPARE = 2
+    UPDATE = 4
+    END = 8
+    WHOLE = 15
+
+cdef enum:                  # what `Shards.memory` gives, beside the optimiser's state (1, 2, ...); there, too
+    PARAMETERS = 0
+    AVERAGE = -1
+    SQUARES = -2
+    MESSAGE = -3
+
 
 cdef void add_shards(double* sums, Py_ssize_t n, Py_ssize_t count, Py_ssize_t row) noexcept nogil:
     """The sum of `count` vectors of n numbers, `row` apart, in the order of the tree: it takes the place of the first.
@@ -382,20 +395,20 @@ cdef class Shards:
         return ops
 
     def memory(self, int i):
-        """The memory of the parameters (0), of a block of the optimiser's state (1, 2, ...), of the average (-1; None
-        without one), of the squares of each piece of the gradients (-2), or of the header and the root of the
-        gradients, as bytes (-3)."""
+        """The memory of the PARAMETERS, of a block of the optimiser's state (1, 2, ...), of the AVERAGE (None without
+        one), of the SQUARES of each piece of the gradients, or of the MESSAGE, the header and the root of the
+        gradients, as bytes."""
         cdef Program program = self.program
         cdef cnp.npy_intp n = program.net.n_block
         cdef void* at = program.net.params
         cdef int kind = REAL_TYPE
-        if i > 0:
+        if i > PARAMETERS:
             at = program.net.state + (i - 1) * n
-        elif i == -1:
+        elif i == AVERAGE:
             at = program.stepper.average.at
-        elif i == -2:
+        elif i == SQUARES:
             at, n, kind = self.squares, PIECES, cnp.NPY_FLOAT64
-        elif i == -3:
+        elif i == MESSAGE:
             at, n, kind = self.block.at, HEADER * sizeof(double) + n * sizeof(real), cnp.NPY_UINT8
         if at == NULL:
             return None
@@ -404,23 +417,26 @@ cdef class Shards:
         return a
 
     def step(self, cnp.ndarray rates, int what, Py_ssize_t low, Py_ssize_t high):
-        """Parts of the optimiser's step, with the gradients in `message`, for numbers low .. high of the parameters,
-        whole pieces: what is the sum of 1 (begin), 2 (what is done to the gradients before the norm of all is known,
-        and their squares, which have to be those of all pieces before 4), 4 (the step itself) and 8 (end). With 1 it
-        gives the penalties. All at once are the whole step."""
+        """Parts of the optimiser's step, with the gradients in the MESSAGE, for numbers low .. high of the parameters,
+        whole pieces; what: the sum of BEGIN, which gives the penalties, PREPARE, what is done to the gradients before
+        the norm of all is known, and their squares, which have to be those of all pieces before UPDATE, the step
+        itself, and END."""
         cdef Program program = self.program
+        cdef const double* rate = NULL
         cdef double extra = 0
         program.has_optimizer()
-        if what == 15:
+        if what & BEGIN:
+            rate = rates_of(rates, &program.stepper, 1)
+        if what == WHOLE:
             program.enter()
-        if what & 1:
-            prepare(&program.stepper, &program.net, rates_of(rates, &program.stepper, 1))
+        if what & BEGIN:
+            prepare(&program.stepper, &program.net, rate)
             extra = penalties(&program.net, False) if program.stepper.penalised else 0
         with nogil:
             self.step_part(what, low, high)
-        if what & 8:
+        if what & END:
             count_step(&program.stepper)
-        if what == 15:
+        if what == WHOLE:
             program.training_busy = False
         return extra
 
@@ -433,7 +449,7 @@ cdef class Shards:
         cdef double square = 0
         cdef Py_ssize_t at
         cdef int i
-        if what & 2:
+        if what & PREPARE:
             for i in range(net.n_ops if s.penalised else 0):
                 op = &net.ops[i]
                 if op.trains_weight and (op.l1 != 0 or op.l2 != 0):
@@ -443,7 +459,7 @@ cdef class Shards:
             if hyper[HYPER_CLIP_NORM] > 0:
                 for at from low <= at < high by self.piece:
                     self.squares[at // self.piece] = sum_of_squares(smaller(self.piece, high - at), grads + at)
-        if what & 4:
+        if what & UPDATE:
             if hyper[HYPER_CLIP_NORM] > 0:
                 for i in range(PIECES):
                     square += self.squares[i]

@@ -14,6 +14,33 @@ from .._configurable import unknown
 from .._pictures import figure_for
 
 
+def _no_attribute(self: Any, name: str) -> Any:
+    raise unknown(type(self).__name__, name, ())
+
+
+def _no_number(self: dict[str, Any], name: str) -> Any:
+    raise KeyError(f"{name}: there are {', '.join(self) or 'no numbers yet'}")
+
+
+def _panels(history: Any, names: list[str], path: Any) -> tuple[Any, list[Any]]:
+    """A figure with a panel over the epochs for each number; ValueError without epochs."""
+    who = f"{type(history).__name__}.plot"
+    if not history.epochs:
+        raise ValueError(f"{who}: there are no epochs to draw")
+    columns = 2 if len(names) == 4 else min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = figure_for(path, who, figsize=(4.2 * columns, 3.1 * rows))
+    from matplotlib.ticker import MaxNLocator
+
+    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(len(names))]
+    for ax in axes:
+        ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+        ax.grid(alpha=0.25, lw=0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
 class History(dict[str, list[float]]):
     """{"loss": [...], "val_loss": [...], ...}: one number per epoch.
 
@@ -37,12 +64,7 @@ class History(dict[str, list[float]]):
         self.epochs: list[int] = list(range(1, 1 + len(next(iter(self.values()), []))))
 
     if not TYPE_CHECKING:
-
-        def __getattr__(self, name):
-            raise unknown(type(self).__name__, name, ())
-
-        def __missing__(self, name):
-            raise KeyError(f"{name}: there are {', '.join(self) or 'no numbers yet'}")
+        __getattr__, __missing__ = _no_attribute, _no_number
 
     def record(self, epoch: int, logs: dict[str, float]) -> None:
         """Add an epoch's numbers; missing names get NaN.
@@ -160,16 +182,9 @@ class History(dict[str, list[float]]):
         ImportError
             Without matplotlib.
         """
-        if not self.epochs:
-            raise ValueError("History.plot: there are no epochs to draw")
         names = [name for name in self if not name.startswith("val_") and name != "lr"]
         panels = names + ["lr"] * ("lr" in self)
-        columns = 2 if len(panels) == 4 else min(3, len(panels))
-        rows = -(-len(panels) // columns)
-        figure = figure_for(path, "History.plot", figsize=(4.2 * columns, 3.1 * rows))
-        from matplotlib.ticker import MaxNLocator
-
-        axes = [figure.add_subplot(rows, columns, i + 1) for i in range(len(panels))]
+        figure, axes = _panels(self, panels, path)
         best = self.best_epoch
         marker = "o" if len(self.epochs) == 1 else None
         for ax, name in zip(axes, panels, strict=True):
@@ -190,10 +205,6 @@ class History(dict[str, list[float]]):
             if wide and name in ("loss", "mae", "rmse"):
                 ax.set_yscale("log")
             ax.set_title({"lr": "learning rate"}.get(name, name), fontsize=11, pad=6 if name == "lr" else 22)
-            ax.set_xlabel("epoch")
-            ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-            ax.grid(alpha=0.25, lw=0.6)
-            ax.spines[["top", "right"]].set_visible(False)
             if name != "lr":
                 above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "borderaxespad": 0.2, "ncols": 3}
                 ax.legend(**above, frameon=False, fontsize=8.5, columnspacing=1, handlelength=1.5)
@@ -245,12 +256,7 @@ class ManyHistory(dict[str, np.ndarray]):
         self.diverged: dict[int, Any] = {}
 
     if not TYPE_CHECKING:
-
-        def __getattr__(self, name):
-            raise unknown(type(self).__name__, name, ())
-
-        def __missing__(self, name):
-            raise KeyError(f"{name}: there are {', '.join(self) or 'no numbers yet'}")
+        __getattr__, __missing__ = _no_attribute, _no_number
 
     def record(self, epoch: int, logs: dict[str, np.ndarray]) -> None:
         """Add an epoch's numbers.
@@ -300,11 +306,8 @@ class ManyHistory(dict[str, np.ndarray]):
         ImportError
             Without matplotlib.
         """
-        if not self.epochs:
-            raise ValueError("ManyHistory.plot: there are no epochs to draw")
         names = [name for name in self if not name.startswith("val_") and name != "lr"]
-        figure = figure_for(path, "ManyHistory.plot", figsize=(4.2 * len(names), 3.1))
-        axes = [figure.add_subplot(1, len(names), i + 1) for i in range(len(names))]
+        figure, axes = _panels(self, names, path)
         for ax, name in zip(axes, names, strict=True):
             for key, label, color in ((name, "training", "#1f77b4"), (f"val_{name}", "validation", "#e8710a")):
                 known = np.isfinite(self[key]).any(axis=1) if key in self else np.zeros(0, bool)
@@ -316,9 +319,6 @@ class ManyHistory(dict[str, np.ndarray]):
                     ax.fill_between(epochs, low, high, color=color, alpha=0.2, lw=0)
             of = f" of {len(self.last_epoch)} members: median, 10 to 90 %" if len(self.last_epoch) > 1 else ""
             ax.set_title(name + of, fontsize=10)
-            ax.set_xlabel("epoch")
-            ax.grid(alpha=0.25, lw=0.6)
-            ax.spines[["top", "right"]].set_visible(False)
             if ax.lines:
                 ax.legend(frameon=False, fontsize=8.5)
         if path is not None:
