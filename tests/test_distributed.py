@@ -128,6 +128,7 @@ def _of_loss(case):
         {"accumulation_steps": 3},
         {"batch_size": 5},  # shards without rows
         {"shuffle": False, "steps_per_epoch": 2},
+        {"batch_size": None},
         {"drop_last": True, "metrics": ["top_2"]},
         {"class_weight": {1: 3.0}, "early_stopping": 1, "validation_data": (X, Y)},
     ],

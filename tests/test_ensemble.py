@@ -277,6 +277,12 @@ def test_shared_order():
     assert_same(ensemble[0], alone(layers, 0, x, y, optimizer=cnn.SGD(0.1), epochs=2, batch_size=4)[0])
 
 
+@pytest.mark.parametrize("batch_size", [ROWS - 1, ROWS, None])
+def test_batches_of_all_rows(batch_size):
+    """They are not shuffled; where an epoch takes a part of the rows, they are."""
+    check(layers, *data(), epochs=3, batch_size=batch_size, steps_per_epoch=1, metrics=["r2"])
+
+
 def test_own_targets_of_shared_x():
     x, _ = data()
     ys = np.random.default_rng(1).standard_normal((3, ROWS))

@@ -66,6 +66,24 @@ def test_shuffling_takes_the_rows_in_another_order(isa, dtype, loss, batch_size,
     np.testing.assert_array_equal(shuffled.parameters, ordered.parameters)
 
 
+@pytest.mark.parametrize("batch_size", [19, 20, 21, None])
+def test_a_batch_of_all_rows_is_taken_as_it_lies(batch_size):
+    """Its order would not matter; where an epoch takes a part of the rows, it takes others each time."""
+    x, y = batch_for(chain(5, 3), "mse", 20, np.float32)
+    orders = []
+
+    def note(targets, outputs):
+        orders.append([int(np.flatnonzero((y == row).all(axis=1))[0]) for row in targets])
+        return 0.0
+
+    model = model_of(chain(5, 3), "mse", np.float32)
+    for source in (x, y), (cnn.Blocks(x, y),):
+        del orders[:]
+        model.fit(*source, epochs=4, batch_size=batch_size, steps_per_epoch=1, metrics=note)
+        assert (orders == [list(range(20))] * 4) == (batch_size != 19)
+        assert len(set(map(tuple, orders))) == (4 if batch_size == 19 else 1)
+
+
 def test_seeds(isa, dtype):
     """The same seed gives the same numbers, whatever the calls are cut into; others give others."""
     spec = chain(5, 9, 3)

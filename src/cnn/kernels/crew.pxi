@@ -304,7 +304,7 @@ cdef class Crew:
             m.seed = (<const uint64_t*>cnp.PyArray_DATA(seeds))[i]
             m.epoch = (<const int64_t*>cnp.PyArray_DATA(epochs))[i]
             m.n = (<const int64_t*>cnp.PyArray_DATA(rows))[i]
-            m.batch_size, m.accumulate, m.shuffled = batch_size, accumulate, shuffled
+            m.batch_size, m.accumulate, m.shuffled = batch_size, accumulate, shuffled and batch_size < m.rows.batch.rows
             (<Program>self.programs[i]).has_optimizer()
             row = m.stepper.table
             m.states = optimizer_states(<int>row[HYPER_OPTIMIZER],

@@ -192,7 +192,7 @@ class _Arrays(Rows):
     def parts(self, epoch):
         context = self.context
         order = None
-        if epoch is not None and context.shuffle:
+        if epoch is not None and context.shuffles(self.rows):
             if self.order is None:
                 self.order = np.empty(self.rows, np.int64)
             order = context.permutation(self.rows, context.seed, epoch, self.order)
@@ -385,7 +385,9 @@ class _Blocks(Rows):
             w = None if self.w is None else self.w[start:stop]
             if context.class_weights is not None:
                 w = context.with_classes(y, w)
-            order = context.permutation(n, (context.seed + MIX * i) % 2**64, epoch) if shuffled else None
+            order = None
+            if shuffled and context.shuffles(n):
+                order = context.permutation(n, (context.seed + MIX * i) % 2**64, epoch)
             yield Part(x, y, w, order, context.batch_size)
 
 

@@ -72,6 +72,11 @@ class Context:
         self.class_weights: np.ndarray | None = None
         self.group: Any = None  # of ranks
 
+    def shuffles(self, rows: int) -> bool:
+        """Whether an epoch takes so many rows in a random order. One batch of all of them does without: the order
+        would change no more than the rounding of its sums."""
+        return self.shuffle and self.batch_size < rows
+
     @property
     def seed(self) -> int:
         """The seed of the orders of the rows; a resumed checkpoint has its own."""
@@ -186,7 +191,7 @@ def fit(
         allowed: x must be an array, or a memory map, which is read whole, and an epoch is one iteration.
     shuffle : bool
         Whether each epoch takes the rows in a new random order, which depends only on the model's seed and the number
-        of the epoch.
+        of the epoch. A batch of all rows takes them as they lie.
     validation_data : (x, y), (x, y, sample_weight), or batches as for x, optional
         Evaluated after each epoch.
     validation_split : float

@@ -671,7 +671,7 @@ class Trainer:
         """The order of the rows that a member has taken in this epoch; None: not shuffled."""
         n = int(self.rows.n[i])
         order = None if self.bags is None else self.bags[i]
-        if self.shuffle:
+        if self.shuffle and self.batch_size < n:
             seen = self.turn if self.one_order else self.seen[i]
             turn = self.kernels.permutation(n, int(self.seeds[i]), int(seen))
             order = turn if order is None else order[turn]

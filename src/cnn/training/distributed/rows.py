@@ -221,9 +221,12 @@ class ShardRows(Rows):
             plan.weights = weights_of(group, context.program, y, w, plan)
             yield ShardPart(x, y, w, plan, context.batch_size)
 
-    def order(self, block: int, epoch: int, begins: np.ndarray, taken: np.ndarray) -> np.ndarray:
-        """The rows here in the order of the batches; taken (batches + 1, shards here): before each batch."""
+    def order(self, block: int, epoch: int, begins: np.ndarray, taken: np.ndarray) -> np.ndarray | None:
+        """The rows here in the order of the batches, None: as they lie; taken (batches + 1, shards here): before each
+        batch."""
         context = self.context
+        if len(taken) == 2:
+            return None
         rows = []
         for i, begin in enumerate(begins):
             n = int(taken[-1, i])
