@@ -20,7 +20,7 @@ MODULES = [cnn] + [
 def examples():
     finder = doctest.DocTestFinder()
     for module in MODULES:
-        for test in finder.find(module, globs={**vars(cnn), "cnn": cnn}):
+        for test in finder.find(module, globs={name: getattr(cnn, name) for name in cnn.__all__} | {"cnn": cnn}):
             if test.examples:
                 yield pytest.param(test, id=test.name)
 

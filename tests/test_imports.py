@@ -135,3 +135,12 @@ def test_other_interpreters():
     first, other, last = output(INTERPRETER.format(path=path, run=name)).splitlines()
     assert first == last
     assert other == first or other.startswith("ImportError: ")
+
+
+def test_what_is_imported_when_it_is_used():
+    later = cnn._LATER
+    modules = sorted({f"cnn.{module}" for module in later.values()})
+    assert output(f"import sys, cnn; print([name for name in {modules} if name in sys.modules])") == "[]"
+    assert set(later) <= {*cnn.__all__, "LearningRates"}
+    for name, module in later.items():
+        assert getattr(cnn, name).__module__ == f"cnn.{module}"

@@ -22,6 +22,7 @@ Other formats  `to_c`, `to_onnx`, `to_torch`, `as_torch`; `from_onnx`, `from_tor
 For details use ``help(cnn.Sequential.fit)``, for example; `show_config` prints the build and the instruction set.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from . import functional, initializers, layers, losses, optim
@@ -29,12 +30,6 @@ from ._about import __version__ as __version__
 from ._about import get_include, show_config
 from ._configurable import unknown
 from ._threads import get_num_threads, set_num_threads
-from .export.c import to_c
-from .export.onnx import to_onnx
-from .export.onnx_reader import from_onnx
-from .export.sklearn import from_sklearn
-from .export.torch import from_torch, to_torch
-from .export.torch_module import as_torch
 from .files import load
 from .layers.activations import *
 from .layers.branches import *
@@ -46,7 +41,7 @@ from .layers.normalization import *
 from .layers.prelu import *
 from .layers.softmax import *
 from .losses import *
-from .models import Ensemble, Sequential, clip_grad_norm, gradcheck
+from .models import Sequential, clip_grad_norm
 from .optim.optimizers import *
 from .optim.schedules import *
 from .optim.second_order import *
@@ -59,14 +54,23 @@ from .training import (
     EarlyStopping,
     History,
     LambdaCallback,
-    LearningRates,
     ManyHistory,
     Metric,
     ModelCheckpoint,
     TensorBoardLogger,
-    find_lr,
-    fit_many,
 )
+
+if TYPE_CHECKING:
+    from .export.c import to_c
+    from .export.onnx import to_onnx
+    from .export.onnx_reader import from_onnx
+    from .export.sklearn import from_sklearn
+    from .export.torch import from_torch, to_torch
+    from .export.torch_module import as_torch
+    from .models.ensemble import Ensemble
+    from .models.gradcheck import gradcheck
+    from .training.find_lr import LearningRates, find_lr
+    from .training.many import fit_many
 
 __all__ = [
     "Blocks",
@@ -109,10 +113,28 @@ __all__ += optim.schedules.__all__
 __all__ += optim.whole_data.__all__
 __all__ += optim.second_order.__all__
 
+# What most programs do without is imported when it is used: the module of each name.
+_LATER = {
+    "Ensemble": "models.ensemble",
+    "LearningRates": "training.find_lr",
+    "as_torch": "export.torch_module",
+    "find_lr": "training.find_lr",
+    "fit_many": "training.many",
+    "from_onnx": "export.onnx_reader",
+    "from_sklearn": "export.sklearn",
+    "from_torch": "export.torch",
+    "gradcheck": "models.gradcheck",
+    "to_c": "export.c",
+    "to_onnx": "export.onnx",
+    "to_torch": "export.torch",
+}
 
 if not TYPE_CHECKING:
 
     def __getattr__(name):
+        if name in _LATER:
+            globals()[name] = value = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+            return value
         if name in ("river", "sklearn"):
             raise AttributeError(f"cnn has no attribute {name!r} yet: import cnn.{name}")
         raise unknown("cnn", name, __dir__())

@@ -155,16 +155,14 @@ def keywords_of(cls: type) -> list[str]:
 def constructor(init: F) -> F:
     """Wrap `init`: suggest the right name for an unknown argument, and record when the object is complete."""
 
-    parameters = inspect.signature(init).parameters.values()
-    positional = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD][1:]
-
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         cls = type(self)
         outermost = cls.__init__ is __init__
         if outermost and kwargs and init.__module__.partition(".")[0] == PACKAGE:
             known = keywords_of(cls)
-            for name, _ in zip(positional, args, strict=False):
+            code = inspect.unwrap(init).__code__
+            for name in code.co_varnames[1 : code.co_argcount][: len(args)]:
                 if name in kwargs:
                     raise TypeError(f"{cls.__name__}: {name!r} was passed twice, by position and by name")
             for name in kwargs:
@@ -180,7 +178,8 @@ def constructor(init: F) -> F:
 def names_arguments(function: F, within: Callable[[dict[str, Any]], Any] = lambda _: contextlib.nullcontext()) -> F:
     """Wrap a function or method: suggest the right name for an unknown argument; within: of the arguments by name, the
     context of a call."""
-    known = [name for name in inspect.signature(function).parameters if name != "self"]
+    code = inspect.unwrap(function).__code__  # a signature takes long to make, at import
+    known = [name for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if name != "self"]
 
     @functools.wraps(function)
     def method(*args: Any, **kwargs: Any) -> Any:

@@ -36,7 +36,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from . import layers, losses, optim
 from ._threads import MOST, threads_for
 from ._types import Array, ArrayLike
-from .models import Ensemble, Sequential
+from .models import Sequential
+from .models.ensemble import Ensemble
 from .optim.optimizers import WEIGHT_DECAY
 from .training import Callback, EarlyStopping, History
 from .training.fit import DivergenceError

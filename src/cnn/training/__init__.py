@@ -2,10 +2,8 @@
 
 from .callbacks import Callback, CSVLogger, EarlyStopping, LambdaCallback, TensorBoardLogger
 from .data import Blocks
-from .find_lr import LearningRates, find_lr
 from .fit import DivergenceError
 from .history import History, ManyHistory
-from .many import fit_many
 from .metrics import Metric
 from .model_checkpoint import ModelCheckpoint
 
@@ -17,11 +15,8 @@ __all__ = [
     "EarlyStopping",
     "History",
     "LambdaCallback",
-    "LearningRates",
     "ManyHistory",
     "Metric",
     "ModelCheckpoint",
     "TensorBoardLogger",
-    "find_lr",
-    "fit_many",
 ]

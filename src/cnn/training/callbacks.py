@@ -5,7 +5,6 @@ A method that is not overridden is not called, and costs nothing.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import io
 import math
@@ -146,8 +145,10 @@ def check_methods(callback: Callback) -> None:
     """AttributeError for a method that `fit` would never call, such as Keras's on_train_batch_end."""
     for name in dir(callback):
         if name.startswith("on_") and name not in METHODS and callable(getattr(callback, name, None)):
+            from difflib import get_close_matches  # only for errors
+
             plain = name.replace("_train_", "_", 1) if "batch" in name or "epoch" in name else name
-            near = difflib.get_close_matches(plain.replace("_start", "_begin"), METHODS, 1, 0.85)
+            near = get_close_matches(plain.replace("_start", "_begin"), METHODS, 1, 0.85)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise AttributeError(
                 f"callbacks: {type(callback).__name__} has a method {name}, which fit never calls{hint}: there are "
@@ -390,10 +391,12 @@ def direction(monitor: str, mode: str) -> int:
 def expect_monitor(who: str, monitor: str, names: list[str]) -> None:
     """ValueError if the history will have no number of this name."""
     if monitor not in names:
+        from difflib import get_close_matches  # only for errors
+
         hint = ""
         if monitor.startswith("val_") and not any(name.startswith("val_") for name in names):
             hint = "; pass validation_data or validation_split, or monitor='loss'"
-        elif near := difflib.get_close_matches(monitor, names, 1):
+        elif near := get_close_matches(monitor, names, 1):
             hint = f"; did you mean {near[0]!r}?"
         raise ValueError(f"{who}: no {monitor!r} to monitor: there are {', '.join(names)}{hint}")
 

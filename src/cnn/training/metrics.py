@@ -6,7 +6,6 @@ functions store them all. Metrics ignore sample weights.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from itertools import combinations
@@ -522,7 +521,9 @@ def _metric(one, model) -> Known:
     if top := re.fullmatch(r"top_([1-9]\d*)", one):
         return TopK(int(top[1]))
     if one not in ("accuracy", "f1"):
-        names = [name for name in KNOWN if name.startswith(one)] or difflib.get_close_matches(one, KNOWN, 1)
+        from difflib import get_close_matches  # only for errors
+
+        names = [name for name in KNOWN if name.startswith(one)] or get_close_matches(one, KNOWN, 1)
         near = f" (did you mean {names[0]!r}?)" if names else ""
         raise ValueError(
             f"metrics: unknown name {one!r}{near}: expected one of {', '.join(KNOWN)} (top_3, ...), or a function"
