@@ -123,7 +123,7 @@ test-pythons: export CNN_ISA = baseline
 AARCH64 = $(abspath build/aarch64)
 AARCH64_APT = apt-get -qq -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o Dir::State=$(AARCH64) \
     -o Dir::State::status=$(AARCH64)/status -o Dir::Cache=$(AARCH64)/cache -o Dir::Etc::sourcelist=$(AARCH64)/sources.list -o Dir::Etc::sourceparts=-
-AARCH64_NEEDS = numpy pytest pytest-xdist hypothesis safetensors mpmath scipy pandas scikit-learn tqdm
+AARCH64_NEEDS = numpy pytest pytest-xdist hypothesis safetensors mpmath scipy pandas scikit-learn tqdm matplotlib
 AARCH64_TESTS = activations adam batches branches checkpoint_format checkpoint_hostile derivatives dropout ensemble fit \
     fit_continued fit_weights groups lanes layers lbfgs linear losses normalization predict resume sequential softmax \
     sparse state_dict threads train_step
