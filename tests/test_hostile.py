@@ -1,5 +1,6 @@
 """Callers who do what nobody should: the library refuses, or does what it documents, and the model stays whole."""
 
+import contextlib
 import gc
 import threading
 
@@ -312,6 +313,47 @@ def test_an_optimizer_that_comes_and_diverges(old, new):
     assert np.isfinite(m.parameters).all()
     assert m.parameters.shape == before.shape
     assert_whole(m)
+
+
+def test_an_optimizer_with_less_state_that_comes_before_an_error():
+    """The epoch is undone, whose snapshot holds more blocks of state than there is room for now."""
+    m = model(cnn.LBFGS(history_size=40))
+    before = m.parameters
+
+    def fails(targets, outputs):
+        raise RuntimeError("mine")
+
+    swap = Do(lambda m: setattr(m, "optimizer", cnn.SGD(lr=0.1)), "on_batch_end")
+    with pytest.raises(RuntimeError, match="mine"):
+        m.fit(X, Y, epochs=3, callbacks=[swap], metrics=fails, progress=False)
+    np.testing.assert_array_equal(m.parameters, before)
+    assert_whole(m)
+
+
+def test_backward_after_calls_that_fail():
+    """They have taken the memory that the forward pass had: there is nothing to go back over."""
+    x, none = np.ones((5000, 3)), np.full((5000, 2), np.nan)
+    fails = {
+        "forward": lambda m: m(x, none),
+        "loss_and_grad": lambda m: m.loss_and_grad(x, none),
+        "train_step": lambda m: m.train_step(x, none),
+        "weights": lambda m: m.train_step(x, np.ones((5000, 2)), sample_weight=np.zeros(5000)),
+        "jvp": lambda m: m.jvp(x, parameters=np.zeros(3)),
+        "hvp": lambda m: m.hvp(x, np.ones((5000, 2)), np.zeros(3)),
+    }
+    for name, fail in fails.items():
+        parts = [cnn.Linear(3, 5), cnn.Tanh(), cnn.Linear(5, 2), cnn.MSELoss(ignore_nan=True)]
+        m = cnn.Sequential(parts, cnn.SGD(lr=0.1), dtype="float64", seed=0)
+        m(X, Y)
+        m.backward()
+        expected = m.gradients
+        m.zero_grads()
+        m(X, Y)
+        with pytest.raises((ValueError, TypeError)):
+            fail(m)
+        with contextlib.suppress(RuntimeError):
+            m.backward()
+            np.testing.assert_array_equal(m.gradients, expected, err_msg=name)
 
 
 def test_best_weights_of_another_optimizer():

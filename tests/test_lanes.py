@@ -1,5 +1,6 @@
 """Models in the lanes of the vectors: the same as one after the other but for roundings, and no lane sees another."""
 
+import copy
 import itertools
 
 import grid
@@ -87,6 +88,26 @@ def test_activations(dtype, name, given, monkeypatch):
     assert_near(both(make, 9, cnn.SGD(0.1), x, y, monkeypatch, dtype, epochs=2, batch_size=6), dtype)
 
 
+def test_members_that_differ(monkeypatch):
+    """In a number of an activation, or in how long their schedules are."""
+    x, y = data()
+    parts = [[grid.ACTIVATIONS[name].make(given) for given in (0.1, 0.5)] for name in ("leaky_relu", "elu", "celu")]
+    lists = [[[cnn.Linear(WIDTH, 5), pair[i % 2], cnn.Linear(5, 2)] for i in range(9)] for pair in parts]
+    plain = [[cnn.Linear(WIDTH, 5), cnn.Tanh(), cnn.Linear(5, 2)] for _ in range(9)]
+    cycles = [cnn.SGD(0.01, schedule=cnn.OneCycleLR(0.05, 8 + i, base_momentum=0.0)) for i in range(9)]
+    for members, optimizers in [*((parts, [cnn.SGD(0.1)] * 9) for parts in lists), (plain, cycles)]:
+        found = []
+        for lanes in (False, True):
+            monkeypatch.setattr(many, "LANES", lanes)
+            models = [
+                cnn.Sequential([*copy.deepcopy(part), cnn.MSELoss()], copy.deepcopy(optimizer), "float64", i)
+                for i, (part, optimizer) in enumerate(zip(members, optimizers, strict=True))
+            ]
+            history = cnn.fit_many(models, [(x, y)] * 9, epochs=2, batch_size=6, progress=False)
+            found.append((cnn.Ensemble.of(models), history))
+        assert_near(found, differ=members is plain)
+
+
 @pytest.mark.parametrize("name", [name for name, case in grid.CASES.items() if not case.own])
 def test_losses(name, monkeypatch):
     case = grid.CASES[name]
@@ -116,6 +137,8 @@ ADAM = {
     "amsgrad": lambda: cnn.Adam(0.01, amsgrad=True, eps=np.geomspace(1e-8, 1e-3, 9)),
     "cycle": lambda: cnn.Adam(np.linspace(0.001, 0.01, 9), schedule=cnn.OneCycleLR(0.02, 12)),
     "by epoch": lambda: cnn.SGD(0.1, momentum=0.5, schedule=cnn.StepLR(1, 0.5)),
+    "momentum that comes": lambda: cnn.SGD(0.01, schedule=cnn.OneCycleLR(0.05, 12)),
+    "momentum that goes": lambda: cnn.SGD(0.01, momentum=0.5, schedule=cnn.OneCycleLR(0.05, 12, base_momentum=0.0)),
 }
 
 

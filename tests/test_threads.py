@@ -509,6 +509,29 @@ ATTEMPTS = [
 ATTEMPTS += ["vjp", "jvp", "hvp", "load_weights"]
 
 
+def test_threads_that_train_one_ensemble():
+    """Each step is whole, or refused."""
+    ensemble = cnn.Ensemble([cnn.Linear(100, 90), cnn.Tanh(), cnn.Linear(90, 3), cnn.MSELoss()], 2, cnn.SGD(0.01))
+    errors = []
+
+    def train(seed):
+        random = np.random.default_rng(seed)
+        for n in random.integers(100, 4000, 25):
+            try:
+                ensemble.train_step(random.normal(size=(n, 100)), np.zeros((n, 3)))
+            except RuntimeError as error:
+                errors.append(str(error))
+
+    threads = [threading.Thread(target=train, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=100)
+    assert all("another thread is training one of these models" in error for error in errors)
+    assert np.isfinite(ensemble.parameters).all()
+    ensemble.train_step(np.ones((2, 100)), np.zeros((2, 3)))
+
+
 @pytest.mark.parametrize("call", ATTEMPTS)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_model_that_trains_refuses_others(isa, threads, call):

@@ -70,7 +70,7 @@ cdef void train_task(void* argument, int thread) noexcept nogil:
 cdef void infer_member(Crowd* crowd, Member* m, int thread) noexcept nogil:
     """Outputs of all rows, and with targets the sums of the loss, in pieces as `evaluate` has them."""
     cdef Pass p
-    cdef Py_ssize_t at = 0, n = m.rows.batch.rows, correct = 0
+    cdef Py_ssize_t at = 0, n = m.rows.batch.rows, correct = 0, piece = crowd.pieces[m - crowd.members]
     cdef double weight = 0
     while at < n:
         p = m.rows
@@ -78,12 +78,12 @@ cdef void infer_member(Crowd* crowd, Member* m, int thread) noexcept nogil:
         p.ws.training = False
         p.wants.threads = crowd.inner
         p.phase.chunk = smaller(p.ws.capacity // crowd.inner, n)
-        p.batch.rows = smaller(crowd.piece, n - at)
+        p.batch.rows = smaller(piece, n - at)
         from_row(&p.batch, &m.rows.batch, at)
         p.batch.losses = crowd.sums[thread]
         p.batch.correct = <Py_ssize_t*>(p.batch.losses + crowd.piece // LOSS_BLOCK + 1)
         m.totals[0] += run_pass(&p, &weight, &correct)
-        at += crowd.piece
+        at += piece
     m.totals[1] += weight
     m.totals[2] += correct
 
@@ -225,7 +225,10 @@ cdef class Crew:
             m = &c.members[i]
             if not m.active:
                 continue
-            rows = smaller(m.batch_size, m.n) if self.training else infer_rows(m.net, m.rows.batch.rows) * c.inner
+            if self.training:
+                rows = smaller(m.batch_size, m.n)
+            else:
+                rows = smaller(chunk_rows(m.net, False), larger(m.rows.batch.rows, 1)) * c.inner
             for t in range(threads):
                 reserve(m.net, &c.spaces[m.shape * c.threads + t], rows, self.training, c.inner)
             if m.shuffled:
@@ -321,28 +324,28 @@ cdef class Crew:
         cdef Member* m
         cdef Program program
         cdef cnp.ndarray table
-        for i in range(self.crowd.n):
-            m = &self.crowd.members[i]
-            program = self.programs[i]
-            program.has_optimizer()
-            m.stepper.unfused = m.accumulate > 1 or needs_gradients(m.stepper)
-            if not m.active:
-                continue
-            m.stop = (<const int64_t*>cnp.PyArray_DATA(stops))[i]
-            m.single = m.rows.batch.weight == NULL and program.single(&m.rows, None)
-            m.rows.wants.keep = m.rows.wants.backward = m.rows.wants.weights = True
-            program.forget("fit has run since")
-            if rates is not None and rates[i] is not None:
-                table = rates[i][0]
-                m.rates = rates_of(table, m.stepper, table.shape[0])
-                m.rates_step = m.stepper.rated * <Py_ssize_t>rates[i][1]
-        if rates is not None:
-            self.rates = rates          # kept alive
-        choose_lanes(&self.crowd, self.lanes)
-        team_up(&self.crowd, threads)
-        threads = self.make_room(threads)
         self.claim(True)
         try:
+            for i in range(self.crowd.n):
+                m = &self.crowd.members[i]
+                program = self.programs[i]
+                program.has_optimizer()
+                m.stepper.unfused = m.accumulate > 1 or needs_gradients(m.stepper)
+                if not m.active:
+                    continue
+                m.stop = (<const int64_t*>cnp.PyArray_DATA(stops))[i]
+                m.single = m.rows.batch.weight == NULL and program.single(&m.rows, None)
+                m.rows.wants.keep = m.rows.wants.backward = m.rows.wants.weights = True
+                program.forget("fit has run since")
+                if rates is not None and rates[i] is not None:
+                    table = rates[i][0]
+                    m.rates = rates_of(table, m.stepper, table.shape[0])
+                    m.rates_step = m.stepper.rated * <Py_ssize_t>rates[i][1]
+            if rates is not None:
+                self.rates = rates          # kept alive
+            choose_lanes(&self.crowd, self.lanes)
+            team_up(&self.crowd, threads)
+            threads = self.make_room(threads)
             self.run(train_task, threads, nanoseconds() + <int64_t>(1e9 * seconds))
         finally:
             self.claim(False)
@@ -392,23 +395,15 @@ cdef class Crew:
                 copy_state(&self.crowd.members[i], self.crowd.slots[BEFORE if before else BEST].at, False)
                 (<Program>self.programs[i]).forget("fit has set the parameters back since")
 
-    def infer(self, cnp.ndarray active, int threads, Py_ssize_t piece, double seconds):
-        """Run these members (bool) forward on their rows, `piece` rows at a time, for about so many seconds: outputs go
-        to `outs`, sums to `totals`. How many are left; with active None, the next call does these."""
+    def infer(self, cnp.ndarray active, int threads, cnp.ndarray pieces, double seconds):
+        """Run these members (bool) forward on their rows, each on so many (int64) at a time, for about so many seconds:
+        outputs go to `outs`, sums to `totals`. How many are left; with active None, the next call does these."""
         cdef Py_ssize_t i
         if active is not None:
             self.totals[active] = 0
             for i in range(self.crowd.n):
                 self.crowd.members[i].active = (<const char*>cnp.PyArray_DATA(active))[i]
-        self.crowd.piece = piece
+        self.crowd.pieces = <const int64_t*>cnp.PyArray_DATA(pieces)
+        self.crowd.piece = pieces.max()
         self.run(infer_task, self.make_room(threads), nanoseconds() + <int64_t>(1e9 * seconds))
         return self.crowd.left
-
-
-cdef Py_ssize_t infer_rows(const Network* net, Py_ssize_t rows) noexcept nogil:
-    """Rows of a chunk whose activations stay in cache."""
-    cdef Py_ssize_t bytes = 0
-    cdef int b
-    for b in range(net.n_buffers):
-        bytes += net.buffers[b].row * sizeof(real)
-    return smaller(larger(CHUNK_BYTES // bytes // LOSS_BLOCK, 1) * LOSS_BLOCK, larger(rows, 1))

@@ -12,7 +12,6 @@
 #
 # The walks are in walk.pxi, what each op does on them stands beside its other functions. theta' lies in a block of the
 # layout of the parameters, so that an op's offsets fit, and the results go to another one.
-
 #
 # Threads take chunks of rows, and then pieces of the weights' (dL/dtheta)'; no sum depends on them. Where a batch is
 # long and the parameters few, or where an op sums over rows as it goes back (norms), threads take segments of the rows

@@ -16,8 +16,6 @@ cdef enum:
     JACOBIAN_ROWS = 256         # of the data, whose rows j go into G at once
     PIECE = 32                  # of them, that a thread takes at a time
 
-MOST_ROOTS = 128                # outputs, for losses with a full H
-
 
 cdef struct Jacobian:
     const Network* net

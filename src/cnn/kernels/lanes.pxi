@@ -65,7 +65,6 @@ cdef bint lanes_fit(const Member* m) noexcept nogil:
     """Whether a model can be in a lane: its layers, loss, optimiser and rows."""
     cdef const Network* net = m.net
     cdef const LossSpec* loss = &m.rows.batch.loss
-    cdef const double* row = m.stepper.table
     cdef const Op* op
     cdef int i
     if net.frozen or m.stepper.groups != 1 or m.stepper.unfused or m.stepper.average.at != NULL or m.accumulate != 1:
@@ -80,12 +79,15 @@ cdef bint lanes_fit(const Member* m) noexcept nogil:
         op = &net.ops[i]
         if op.does != &LINEAR or op.src != i or op.dst != i + 1:
             return False
-    return lane_kind(row) >= 0
+    return lane_kind(m) >= 0
 
 
-cdef int lane_kind(const double* row) noexcept nogil:
-    """The kind of update of an optimiser, or -1 if lanes have none."""
+cdef int lane_kind(const Member* m) noexcept nogil:
+    """The kind of update of a model's optimiser, or -1 if lanes have none."""
+    cdef const double* row = m.stepper.table
     cdef Update u = coefficients(row, row[HYPER_LR], row[HYPER_MOMENTUM], 1, 1, 0, 0)
+    if m.states == 1 and (u.kind == UPDATE_PLAIN or u.kind == UPDATE_SGD):
+        return UPDATE_MOMENTUM      # its schedule gives the momentum
     return -1 if u.kind == UPDATE_RMSPROP else u.kind
 
 
@@ -93,12 +95,16 @@ cdef bint lanes_alike(const Member* a, const Member* b) noexcept nogil:
     """Whether two models that fit can share a vector, where they are at the same row."""
     cdef const LossSpec* loss = &a.rows.batch.loss
     cdef const LossSpec* other = &b.rows.batch.loss
+    cdef int i
+    for i in range(a.net.n_ops):
+        if a.net.ops[i].param != b.net.ops[i].param:
+            return False
     return (a.shape == b.shape and a.n == b.n and a.batch_size == b.batch_size and a.shuffled == b.shuffled
             and a.rows.batch.rows == b.rows.batch.rows and (a.rates == NULL) == (b.rates == NULL)
             and loss.kind == other.kind and loss.labels == other.labels and loss.mean == other.mean
             and loss.targets == other.targets and loss.ignore_index == other.ignore_index
             and memcmp(loss.param, other.param, sizeof(loss.param)) == 0
-            and lane_kind(a.stepper.table) == lane_kind(b.stepper.table))
+            and lane_kind(a) == lane_kind(b))
 
 
 cdef int lane_states(int kind) noexcept nogil:
@@ -118,7 +124,7 @@ cdef Py_ssize_t lane_room(const Member* m, Py_ssize_t lanes, Py_ssize_t batch, r
     cdef const Network* net = m.net
     cdef Py_ssize_t rows = batch * lanes, targets = larger(net.loss.targets, 1)
     cdef Py_ssize_t size = 0, row = round_up(net.outputs, VL), values = 0, widest = 0
-    cdef int i, blocks = 1 + lane_states(lane_kind(m.stepper.table))
+    cdef int i, blocks = 1 + lane_states(lane_kind(m))
     cdef LaneRoom r
     for i in range(net.n_ops):
         size += (net.ops[i].n_in + net.ops[i].has_bias) * net.ops[i].n_out * lanes
@@ -206,6 +212,7 @@ cdef void lane_coefficients(Member** team, Py_ssize_t taken, LaneUpdate* u, doub
     cdef const double* row
     cdef const double* rate
     cdef int l
+    cdef UpdateKind kind = lane_kind(team[0])
     cdef double momentum
     cdef bint goes_on = taken > 0 and team[0].rates == NULL and (u.kind == UPDATE_ADAM or u.kind == UPDATE_AMSGRAD)
     if goes_on and alike:
@@ -235,6 +242,8 @@ cdef void lane_coefficients(Member** team, Py_ssize_t taken, LaneUpdate* u, doub
         if own.kind == UPDATE_ADAM or own.kind == UPDATE_AMSGRAD:
             power[0][l] = pow(momentum, m.stepper.steps + taken + 1)
             power[1][l] = pow(row[HYPER_OWN], m.stepper.steps + taken + 1)
+        elif own.kind != kind:      # a momentum of zero, which may be another one in other lanes
+            own.kind, own.m_decay, own.d_to_m, own.m_to_step, own.d_to_step = kind, 1, 0, 0, 1
         u.kind = own.kind
         set_lane(&u.lr, l, own.lr)
         set_lane(&u.weight_decay, l, own.weight_decay)
@@ -521,7 +530,7 @@ cdef inline void lane_sample "lane_sample"(const int kind, const int vectors, co
 
 cdef bint lane_sample_fits(const Member* m) noexcept nogil:
     """Whether `lane_sample` is there for a model's steps."""
-    cdef int i, kind = lane_kind(m.stepper.table)
+    cdef int i, kind = lane_kind(m)
     if m.batch_size != 1 or m.rows.batch.loss.kind != LOSS_MSE or kind != UPDATE_PLAIN and kind != UPDATE_ADAM:
         return False
     for i in range(m.net.n_ops):
@@ -533,7 +542,7 @@ cdef bint lane_sample_fits(const Member* m) noexcept nogil:
 cdef Py_ssize_t lanes_of(const Member* m) noexcept nogil:
     """How many models, this one among them, are trained side by side at most. Where a step is square roots and
     divisions, more would not be faster."""
-    return VL * ABREAST if lane_kind(m.stepper.table) == UPDATE_PLAIN and lane_sample_fits(m) else VL
+    return VL * ABREAST if lane_kind(m) == UPDATE_PLAIN and lane_sample_fits(m) else VL
 
 
 cdef inline void lane_samples "lane_samples"(const int kind, const int vectors, const Network* net,
@@ -606,7 +615,7 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
     cdef const Batch* batch
     cdef bint direct            # the rows can be read where they lie
     cdef bint shared = lanes_share(team, count)
-    cdef int l, states = lane_states(lane_kind(team[0].stepper.table))
+    cdef int l, states = lane_states(lane_kind(team[0]))
     cdef bint sample = lane_sample_fits(team[0])
     cdef double odd
     cdef Py_ssize_t held = 0, steps
@@ -688,7 +697,8 @@ cdef bint train_lanes(Crowd* crowd, Member** team, int count, int thread) noexce
         m.rows_seen[0] += at - m.at[0]
         m.at[0] = at
         m.stepper.steps += taken
-        m.stepper.momentum_steps += taken if u[0].kind == UPDATE_MOMENTUM else 0
+        for steps in range(taken if u[0].kind == UPDATE_MOMENTUM else 0):
+            m.stepper.momentum_steps += m.rates == NULL or m.rates[steps * m.rates_step + 1] != 0
         if m.rates != NULL:
             m.rates += taken * m.rates_step
         if m.guarded and m.bad[0] < 0 and at >= n and not all_finite(m.net.params, net.n_block):

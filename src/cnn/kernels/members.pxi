@@ -72,7 +72,8 @@ cdef struct Crowd:
     int64_t claimed
     int64_t deadline
     int64_t left                # members that are not done
-    Py_ssize_t piece            # rows of an evaluation at a time
+    const int64_t* pieces       # rows of an evaluation at a time, of each member
+    Py_ssize_t piece            # ... at most
 
 
 cdef void copy_state(Member* m, real* slot, bint out) noexcept nogil:

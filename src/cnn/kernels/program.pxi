@@ -116,9 +116,12 @@ cdef class Program:
                      Py_ssize_t entries=0) except -1:
         """Make room for a batch of rows, as `rows` gave them; entries: that it has at most, if they are sparse."""
         cdef bint sparse = rows is not None and not cnp.PyArray_CheckExact(rows)
-        self.allocations += reserve(&self.net, ws, batch, training, threads, not sparse)
+        cdef Py_ssize_t made = reserve(&self.net, ws, batch, training, threads, not sparse)
         if sparse:
-            self.allocations += reserve_entries(&self.net, ws, training, entries)
+            made += reserve_entries(&self.net, ws, training, entries)
+        if made and training and self.saved != SAVED_NOTHING:
+            self.forget("a larger batch has taken its memory since")
+        self.allocations += made
         return 0
 
     cdef int enter(self) except -1:
@@ -339,6 +342,8 @@ cdef class Program:
         cdef cnp.ndarray g = None, dx = None
         cdef double weight = 0
         cdef Pass p
+        if self.training_busy:
+            self.enter()                # which says so
         if self.saved != SAVED_NOTHING and self.handed_out and self.seen != fingerprint(&self.net):
             self.forget("the parameters have been changed since")
         if self.saved == SAVED_NOTHING:
@@ -723,13 +728,9 @@ cdef class Program:
         """Run the rows that p is set to forward, in chunks that stay in cache."""
         cdef Workspace own
         cdef bint alone = not self.infer_busy
-        cdef Py_ssize_t bytes = 0
-        cdef int b
         cdef double total = 0
         p.net = &self.net
-        for b in range(0 if p.batch.csr.start == NULL else 1, self.net.n_buffers):
-            bytes += self.net.buffers[b].row * sizeof(real)
-        p.phase.chunk = larger(CHUNK_BYTES // bytes // LOSS_BLOCK, 1) * LOSS_BLOCK
+        p.phase.chunk = chunk_rows(p.net, p.batch.csr.start != NULL)
         if p.batch.rows <= p.phase.chunk or pass_work(p) < THREAD_WORK:
             threads = 1
         p.phase.chunk = smaller(p.phase.chunk, larger(p.batch.rows, 1))
@@ -918,22 +919,27 @@ cdef class Program:
             memcpy(at, self.net.running, self.net.n_running * sizeof(real))
         return copy, states, self.stepper.average.at != NULL, self.counters(), self.exact_statistics()
 
-    def restore(self, saved):
-        """Put back what snapshot returned."""
+    def restore(self, saved, bint optimizer=True):
+        """Put back what snapshot returned; optimizer: its state, too, or else that is empty, as another one's."""
         cdef cnp.ndarray copy = saved[0]
         cdef int states = saved[1]
-        cdef bint averaged = saved[2]       # the model may have got another optimiser since
+        cdef bint averaged = saved[2]
         cdef const real* at = data(copy)
+        if optimizer and (states > self.states or averaged != (self.stepper.average.at != NULL)):
+            raise ValueError("a state of training: expected that of this optimizer, got another one's")
         self.enter()
         memcpy(self.net.params, at, self.net.n_block * sizeof(real))
-        memcpy(self.net.state, at + self.net.n_block, states * self.net.n_block * sizeof(real))
+        if optimizer:
+            memcpy(self.net.state, at + self.net.n_block, states * self.net.n_block * sizeof(real))
         at += (1 + states) * self.net.n_block
-        if averaged and self.stepper.average.at != NULL:
+        if averaged and optimizer:
             memcpy(self.stepper.average.at, at, self.net.n_block * sizeof(real))
         at += averaged * self.net.n_block
         if self.net.n_running:
             memcpy(self.net.running, at, self.net.n_running * sizeof(real))
         self.set_counters(saved[3])
+        if not optimizer:
+            self.reset()
         self.set_exact_statistics(saved[4])
         self.training_busy = False
         self.forget("the parameters have been set back since")

@@ -65,6 +65,15 @@ cdef void release_workspace(Workspace* ws) noexcept nogil:
     memset(ws, 0, sizeof(Workspace))
 
 
+cdef Py_ssize_t chunk_rows(const Network* net, bint sparse) noexcept nogil:
+    """Rows of a chunk of `predict` whose activations stay in cache; sparse: x is."""
+    cdef Py_ssize_t bytes = 0
+    cdef int b
+    for b in range(sparse, net.n_buffers):
+        bytes += net.buffers[b].row * sizeof(real)
+    return larger(CHUNK_BYTES // bytes // LOSS_BLOCK, 1) * LOSS_BLOCK
+
+
 cdef size_t workspace_bytes(const Workspace* ws) noexcept nogil:
     cdef const Columns* columns = &ws.columns
     cdef size_t entry = 2 * sizeof(int32_t) + sizeof(int64_t) + sizeof(real)

@@ -338,14 +338,18 @@ class Core:
         schedule = stateful(self.optimizer)
         return (
             self.program.snapshot(self.optimizer.states),
+            self.optimizer,
             self.state.epochs_seen,
             schedule and (schedule, schedule.state_dict()),
         )
 
     def restore(self, snapshot: Any) -> None:
-        """Put back what `snapshot` returned; a pending `backward` needs another forward pass."""
-        program, self.state.epochs_seen, schedule = snapshot
-        self.program.restore(program)
+        """Put back what `snapshot` returned; a pending `backward` needs another forward pass. Of an optimiser that has
+        been set since, the state is empty then."""
+        program, optimizer, epochs_seen, schedule = snapshot
+        same = optimizer is self.optimizer
+        self.program.restore(program, same)
+        self.state.epochs_seen = epochs_seen if same else 0
         if schedule:
             schedule[0].load_state_dict(schedule[1])
 

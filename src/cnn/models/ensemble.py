@@ -464,13 +464,13 @@ class Ensemble(_configurable.Public):
             data = data * len(self) if shared else data
             return np.array([m.train_step(*rows) for m, rows in zip(self._members, data, strict=True)])
         rows = many.Rows(self._members, data, many.Names(), True, None, shared)
-        return many.step(self._trainers(), self._members, rows, get_num_threads())
-
-    def _trainers(self):
-        if self._crew is None:
+        crew, self._crew = self._crew, None  # another thread does not find it
+        if crew is None:
             programs = [member._core.program for member in self._members]
-            self._crew = self._members[0]._core.kernels.Crew(programs, True)
-        return self._crew
+            crew = self._members[0]._core.kernels.Crew(programs, True)
+        losses = many.step(crew, self._members, rows, get_num_threads())
+        self._crew = crew
+        return losses
 
     # evaluation and prediction ----------------------------------------------------------------------------------------
 

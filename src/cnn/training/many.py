@@ -776,9 +776,9 @@ class _Best:
 
 def evaluated(crew: Any, models: Any, active: Any, threads: int | None) -> np.ndarray:
     """The sums of the loss, weights, and rows classified right, of the active members: (members, 4)."""
-    most = max(model._core.program.n_parameters for model in models)
-    piece = max(256, min(1 << 17, EVALUATION_WORK // max(1, most)))
-    while crew.infer(active, threads, piece, SLICE):
+    sizes = np.array([max(1, model._core.program.n_parameters) for model in models])
+    pieces = np.clip(EVALUATION_WORK // sizes, 256, 1 << 17)
+    while crew.infer(active, threads, pieces, SLICE):
         active = None
     return crew.totals
 
@@ -807,7 +807,8 @@ def outputs(models: Any, xs: list[Any], threads: int) -> Any:
     crew = core.kernels.Crew([getattr(m._core.program, "native", m._core.program) for m in models], False)
     crew.set_rows(xs, None, None, None, list(outs))
     active: Any = np.ones(len(models), bool)
-    while crew.infer(active, threads, 1 << 17, SLICE):
+    pieces = np.full(len(models), 1 << 17)
+    while crew.infer(active, threads, pieces, SLICE):
         active = None
     return outs
 
