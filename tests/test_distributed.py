@@ -4,7 +4,9 @@ The ranks are threads of one process (ranks.py); tests/mpi runs the same under m
 """
 
 import contextlib
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ import pytest
 from grid.layers import LAYERS
 from grid.losses import CASES, targets
 from grid.optimizers import OPTIMIZERS
-from ranks import ran, run
+from ranks import Comm, World, ran, run
 
 import cnn
 from cnn.training.distributed import RankError, parts, program, rows
@@ -175,6 +177,42 @@ def test_one_array_for_all_ranks_and_files(tmp_path):
     alone.fit(np.load(tmp_path / "x.npy", mmap_mode="r"), Y, progress=False)
     same.fit(X.astype("f4"), Y, progress=False)
     assert bits(alone) == bits(same)
+
+
+def test_forms_of_data_that_all_ranks_name(tmp_path):
+    """Targets in files, several inputs, leading axes, sparse rows and pairs of targets: what arrays give."""
+    x, y = X.astype("f4"), np.sin(X[:, :OUTPUTS]).astype("f4")
+    maps = {}
+    for name, a in {"x": x, "y": y, "w": W.astype("f4")}.items():
+        np.save(tmp_path / f"{name}.npy", a)
+        maps[name] = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
+    regression = lambda: network(loss=cnn.MSELoss())  # noqa: E731
+    chosen = lambda: network(loss=cnn.MSELoss(chosen=True))  # noqa: E731
+    sparse = pytest.importorskip("scipy.sparse")
+    square = 7 * 11
+    pair = Y, y[:, 0]
+    forms = [
+        (regression, (x, y), [(x, maps["y"]), (maps["x"], maps["y"]), (cnn.Blocks(maps["x"], maps["y"]), None)]),
+        (regression, (x, y), [([x[:, :2], x[:, 2:]], y), (x.reshape(7, 11, -1), y.reshape(7, 11, -1))]),
+        (regression, (x, y), [(sparse.coo_matrix(x), y), (sparse.csc_array(x), y), (x.tolist(), y.tolist())]),
+        (chosen, (x, pair), [(x.reshape(7, 11, -1), tuple(a.reshape(7, 11) for a in pair))]),
+    ]
+    assert len(x) == square
+    for make, arrays, others in forms:
+        found = []
+        for form in (arrays, *others):
+
+            def work(model, comm, form=form):
+                options = {"epochs": 2, "batch_size": 20, "comm": comm, "progress": False}
+                if isinstance(form[0], cnn.Blocks):  # each rank its own
+                    rows = slice(*(len(x) * r // comm.Get_size() for r in (comm.Get_rank(), comm.Get_rank() + 1)))
+                    return dict(model.fit(cnn.Blocks(maps["x"][rows], maps["y"][rows]), **options))
+                return dict(model.fit(*form, shard="auto", **options))
+
+            found.append(same_on_all(make, work, (1, 2, 4)))
+        for one in found[1:]:
+            if one[0] != found[0][0]:  # sparse rows are summed in another order
+                np.testing.assert_allclose(one[1]["loss"], found[0][1]["loss"], rtol=1e-5)
 
 
 def test_blocks_of_files(tmp_path, monkeypatch):
@@ -455,11 +493,15 @@ def test_local_steps_on_any_number_of_ranks(tmp_path, monkeypatch):
 
 
 class At(cnn.Callback):
-    """Raises or stops on one rank, at the end of an epoch or of a batch."""
+    """Raises or stops on one rank, at the end of an epoch, of a batch (True) or of the training ("end")."""
 
     def __init__(self, comm, rank, error, batch=False):
         self.act = comm.Get_rank() == rank
         self.error, self.batch = error, batch
+
+    def on_train_end(self, logs=None):
+        if self.batch == "end":
+            self._raise()
 
     def _raise(self):
         if self.act and self.error is None:
@@ -472,7 +514,7 @@ class At(cnn.Callback):
             self._raise()
 
     def on_batch_end(self, batch, logs):
-        if self.batch:
+        if self.batch is True:
             self._raise()
 
 
@@ -489,7 +531,7 @@ def test_an_exception_on_one_rank_is_raised_on_all(size):
                 assert isinstance(result, RankError), result
                 assert text in str(result)
 
-    for batch in (False, True):
+    for batch in (False, True, "end"):
         make = lambda comm, batch=batch: {"callbacks": [At(comm, 1, KeyError("oh"), batch)]}  # noqa: E731
         failed = run(size, lambda comm, make=make: given(comm, make))
         check(failed, KeyError, "rank 1: KeyError: 'oh'")
@@ -679,6 +721,9 @@ def test_ranks_that_differ_are_refused():
                 model = network(cnn.ReLU())
             if comm.rank == 2 and change == "loss":
                 model.loss = cnn.CrossEntropyLoss(label_smoothing=0.1)
+            if change == "running statistics":
+                model = network(cnn.BatchNorm1d(9))
+                model.load_weights({**model.state_dict(), "2.running_mean": np.full(9, float(comm.rank == 2))})
             if comm.rank == 2 and change == "dtype":
                 model = network(dtype="float64")
             x, y = mine(comm, X, Y)
@@ -689,7 +734,7 @@ def test_ranks_that_differ_are_refused():
 
         return run(4, job)
 
-    for change in ("seed", "optimizer", "layers", "loss", "dtype", "x", "batch_size"):
+    for change in ("seed", "optimizer", "layers", "loss", "dtype", "running statistics", "x", "batch_size"):
         for result in work(change):
             assert isinstance(result, ValueError), (change, result)
             assert "the ranks differ in " in str(result)
@@ -697,6 +742,25 @@ def test_ranks_that_differ_are_refused():
                 assert "batch_size: ranks 0, 1, 3 have (16, 1, False); rank 2 has (32, 1, False)" in str(result)
             if change == "seed":
                 assert "give the model a seed" in str(result)
+
+
+def test_sigterm_is_as_ctrl_c(tmp_path):
+    """Open MPI makes it of Ctrl-C; clusters send it before the end of a job."""
+
+    class Ends(cnn.Callback):
+        def on_batch_end(self, batch, logs):
+            if batch == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        network().fit(
+            X, Y, comm=Comm(World(1), 0), batch_size=10, callbacks=[Ends()], checkpoint=tmp_path, progress=False
+        )
+    assert signal.getsignal(signal.SIGTERM) is before
+    model = network()
+    model.fit(X, Y, batch_size=10, checkpoint=tmp_path, resume=True, progress=False)
+    assert model._core.program.steps == 8
 
 
 def test_an_interrupt_on_one_rank_leaves_a_checkpoint_for_other_numbers_of_ranks(tmp_path, monkeypatch):
@@ -780,6 +844,21 @@ def test_what_is_refused():
     batches = {"validation_data": [(x, y), (x, y)]}
     refused(ValueError, "expected arrays", lambda c: network().fit(x, y, comm=c, progress=False, **batches))
     refused(TypeError, "without Get_rank", lambda c: network().fit(x, y, comm="world"))
+    auto = {"shard": "auto", "progress": False}
+    short = lambda c: slice(0, len(x) - c.Get_rank())  # noqa: E731
+    refused(
+        ValueError,
+        "rows of x: rank 0 has 77; rank 1 has 76",
+        lambda c: network().fit(x[short(c)], y[short(c)], comm=c, **auto),
+        2,
+    )
+    refused(
+        ValueError,
+        "y: expected as many rows as x has, (77,), got (76,)",
+        lambda c: network().fit(x, y[1:], comm=c, **auto),
+    )
+    sobolev = lambda c: network(loss=cnn.SobolevLoss()).evaluate(x, (x, x), comm=c)  # noqa: E731
+    refused(ValueError, "expected another loss than SobolevLoss", sobolev)
     refused(ValueError, "shard: expected None, or 'auto'", lambda c: network().fit(x, y, comm=c, shard="mine"))
     refused(ValueError, "shard: expected None, or 'auto'", lambda c: network().fit(x, y, shard="auto"))
     local = {"average_every": 4, "progress": False}

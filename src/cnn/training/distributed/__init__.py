@@ -15,7 +15,8 @@ import numpy as np
 
 from ..._about import __version__
 from ..._checks import flag, integer
-from ..state import stateful
+from ...losses import SobolevLoss
+from ..state import STATISTICS, stateful
 from .group import Group, RankError, here, shards_for, threads_of
 from .program import ShardProgram
 from .rows import ShardRows, own_rows, shard_source
@@ -37,9 +38,10 @@ def ranks_of(model: Any, comm: Any, shards: Any, deterministic: Any = True, fres
     group = Group(comm)
     with group.together(end=False):
         if hasattr(core.program, "native"):
-            raise ValueError(
-                "comm: expected a loss of the library's: one of your own is a function of all rows at once"
-            )
+            why = "one of your own is a function of all rows at once"
+            if isinstance(model.loss, SobolevLoss):
+                why = "its sums over ranks are not there"
+            raise ValueError(f"comm: expected another loss than {type(model.loss).__name__}: {why}")
         if core.nested:
             raise RuntimeError("comm: a part of a model is not trained by itself: train the model that it is a part of")
         group.arrange(integer("shards", shards, 1), flag("deterministic", deterministic))
@@ -68,6 +70,7 @@ def facts_of(model: Any, group: Group) -> dict[str, Any]:
         "shards": group.shards,
         "deterministic": group.deterministic,
         "parameters (checksum)": checksum(core.program.parameters),
+        "running statistics (checksum)": checksum(*core.named(*STATISTICS).values()),
         "optimizer's state (checksum)": checksum(*core.program.state(blocks).values()),
         "seed": state.random_seed,
         "epochs so far": (state.epoch, state.epochs_seen, state.position),

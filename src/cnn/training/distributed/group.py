@@ -188,13 +188,15 @@ class Group:
 
     def _agree(self, message: np.ndarray, dtype: Any) -> None:
         """Add up short messages, or, if a rank has failed, raise."""
-        if not self.failed:
+        text = self.failed
+        if not text:
             failure = self._walk(message, dtype, None)
             if failure is None:
                 return
-            self._end(failure, bytes(failure[HEADER:]).rstrip(b"\0").decode(errors="replace"))
-        interrupt = self.failed.split(": ")[1:2] == ["KeyboardInterrupt"]
-        raise KeyboardInterrupt(self.failed) if interrupt else RankError(self.failed)
+            text = bytes(failure[HEADER:]).rstrip(b"\0").decode(errors="replace")
+            self._end(failure, text)
+        interrupt = text.split(": ")[1:2] == ["KeyboardInterrupt"]
+        raise KeyboardInterrupt(text) if interrupt else RankError(text)
 
     def _end(self, failure: np.ndarray, text: str) -> None:
         """No more sums in the calls that a failure ends."""
@@ -314,21 +316,25 @@ class Group:
 
     @contextlib.contextmanager
     def interrupts(self):
-        """Let Ctrl-C end this rank between two sums."""
+        """Let Ctrl-C end this rank between two sums; and SIGTERM, which Open MPI makes of it, and clusters send before
+        the end of a job."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def note(number, frame):
             if self.interrupted:
+                before = handlers[number]
                 before(number, frame) if callable(before) else signal.default_int_handler(number, frame)
             self.interrupted = True
 
-        before = signal.signal(signal.SIGINT, note)
+        handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
+            for number, before in handlers.items():
+                default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+                signal.signal(number, before if before is not None else default)
             self.interrupted = False
 
 

@@ -114,7 +114,7 @@ def _bring(core: Any, found: tuple) -> None:
 def _joined(parts: list[ManyHistory], n: int) -> ManyHistory:
     """The history of all members, from those of the ranks."""
     longest = max(parts, key=lambda part: len(part.epochs))
-    history = ManyHistory(list(longest), n)
+    history = ManyHistory(list(dict.fromkeys(name for part in [longest, *parts] for name in part)), n)
     history.epochs = list(longest.epochs)
     for name in history:
         history[name] = np.full((len(history.epochs), n), np.nan)

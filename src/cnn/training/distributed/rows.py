@@ -179,7 +179,7 @@ class ShardRows(Rows):
             rows = slice(start, stop)
             return source.x[rows], source.y[rows], None if source.w is None else source.w[rows]
         x = context.program.rows(np.array(source.x.read(start, stop)), self.names.x)
-        y = source.targets(start, stop)
+        y = np.array(source.targets(start, stop))  # what a map has read gives way to what it reads next
         w = None if source.w is None else source.w[start:stop]
         return x, y, w if context.class_weights is None else context.with_classes(y, w)
 
@@ -327,8 +327,25 @@ def own_rows(group: Group, x, y, w) -> tuple:
     """Of arrays that all ranks name, the rows of this one; for ``shard="auto"``."""
     if y is None:
         raise ValueError("shard: expected arrays x and y with 'auto': an iterable gives each rank's own batches")
-    arrays = [np.asarray(a) if not hasattr(a, "shape") else a for a in (x, y)]
-    if not arrays[0].shape or not arrays[1].shape or arrays[0].shape[0] != arrays[1].shape[0]:
-        raise ValueError(f"y: expected as many rows as x has, {arrays[0].shape[:1]}, got {arrays[1].shape[:1]}")
-    rows = share(arrays[0].shape[0], group)
-    return arrays[0][rows], arrays[1][rows], None if w is None else np.asarray(w)[rows]
+    x = _array(group.program.native.joined(x))
+    leading = x.shape[: max(1, len(x.shape) - 1)]  # the axes of the rows
+    group.check({"rows of x": " x ".join(map(str, leading)) or "none"})
+    targets = [_array(part) for part in y] if isinstance(y, tuple) else [_array(y)]
+    own = []
+    for name, a in (("x", x), *(("y", a) for a in targets), ("sample_weight", w)):
+        if a is None:
+            continue
+        a = _array(a)
+        if not a.shape or a.shape[: len(leading)] != leading:
+            raise ValueError(f"{name}: expected as many rows as x has, {leading}, got {a.shape[: len(leading)]}")
+        if len(leading) > 1:
+            a = a.reshape(-1, *a.shape[len(leading) :])
+        own.append(a[share(a.shape[0], group)])
+    weights = None if w is None else own.pop()
+    return own[0], tuple(own[1:]) if isinstance(y, tuple) else own[1], weights
+
+
+def _array(a: Any) -> Any:
+    if hasattr(a, "tocsr"):
+        return a.tocsr()
+    return a if hasattr(a, "shape") else np.asarray(a)
