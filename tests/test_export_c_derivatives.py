@@ -166,6 +166,9 @@ def test_activations_far_out(tmp_path):
             np.testing.assert_allclose(
                 h[smooth], curvature[smooth], rtol=0, atol=atol, err_msg=f"{name} {param} {dtype}"
             )
+        nan, v = np.array([np.nan]), np.ones(1 + len(WITH_PARAMETERS))
+        slopes = call(library, f"far_{dtype}", "_jacobian", model, nan, v, None, False)["J"]
+        np.testing.assert_array_equal(np.isnan(slopes), np.isnan(model.jacobian(nan[None])[0]))
 
 
 def test_hessian_is_that_of_mpmath(tmp_path):
@@ -286,6 +289,9 @@ def test_options(tmp_path, monkeypatch):
         cnn.to_c(model, path, parameters="p")
     with pytest.raises(ValueError, match="abi: expected one of 'c', 'casadi', got 'rust'"):
         cnn.to_c(model, path, abi="rust")
+    for name, options in (("x", {}), ("x.cpp", {}), ("x.h", {"abi": "casadi"})):
+        with pytest.raises(ValueError, match=r"path: expected a name that ends in \.c"):
+            cnn.to_c(model, tmp_path / name, **options)
     monkeypatch.setattr(cnn.Tanh, "c_derivatives", cnn.Tanh.c_derivatives[:1])
     with pytest.raises(
         NotImplementedError, match=r"layer 1, Tanh\(\): has no second derivative in C: pass derivatives=1"

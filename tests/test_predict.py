@@ -1,5 +1,6 @@
 """predict and evaluate: any number of rows, in chunks; rows on their own; several threads at a time."""
 
+import itertools
 import threading
 
 import numpy as np
@@ -230,6 +231,21 @@ def test_threads_may_predict_at_the_same_time(isa, dtype):
     np.testing.assert_array_equal(model.predict(x), expected)
     grads = network.gradients(x, y)[2]
     assert_close(first, np.concatenate([g.ravel() for g in grads.values()]), RTOL[dtype])
+
+
+def test_infinite_inputs(isa, dtype):
+    """Behind a bounded activation all is finite: nothing of an infinite row stands in the padding."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((70, 3)).astype(dtype)
+    x[::2, 1], x[1::4, 2] = -np.inf, np.inf
+    for i, (width, outputs) in enumerate(itertools.product((1, 2, 3, 5, 7, 8, 13, 16, 17, 33), (1, 2, 3, 5, 16))):
+        middle = [cnn.Sigmoid(), cnn.Tanh(), cnn.Softsign(), cnn.ReLU6(), cnn.HardSigmoid()][i % 5]
+        model = cnn.Sequential([cnn.Linear(3, width), middle, cnn.Linear(width, outputs)], dtype=dtype, seed=0)
+        weight, bias = list(model.state_dict().values())[2:]
+        expected = model[:2].predict(x) @ weight + bias
+        assert np.isfinite(expected).all()
+        for rows in (1, 2, 5, 70):
+            assert_close(model.predict(x[:rows]), expected[:rows], RTOL[dtype])
 
 
 def refused_while_training(model, x, y, attempt):

@@ -139,6 +139,9 @@ def to_c(
     stem, extension = os.path.splitext(os.path.basename(os.fspath(path)))
     name = stem if name is None else name
     _check_name(name)
+    wanted = (".c",) if abi == "casadi" else (".c", ".h", ".hpp")
+    if extension not in wanted:
+        raise ValueError(f"path: expected a name that ends in {' or '.join(wanted)}, got {os.fspath(path)!r}")
     if derivatives is None:
         derivatives = 2 if abi == "casadi" else 0
     if derivatives not in (0, 1, 2) or isinstance(derivatives, bool):

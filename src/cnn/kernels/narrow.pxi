@@ -29,8 +29,12 @@ cdef inline vf dots(const int count, Py_ssize_t k, const real* x, const real* w,
     cdef int q
     for q in range(count):
         s[q] = vf_set(0)
-    for l from 0 <= l < k by VL:
+    for l from 0 <= l <= k - VL by VL:
         x_l = vf_load(x + l)
+        for q in range(count):
+            s[q] = vf_fma(x_l, vf_load(w + q * w_row + l), s[q])
+    if l < k:               # behind the row stands NaN where one before it was infinite
+        x_l = vf_load_first(x + l, k - l)
         for q in range(count):
             s[q] = vf_fma(x_l, vf_load(w + q * w_row + l), s[q])
     if count == 4 and VL >= 4:
@@ -44,7 +48,7 @@ cdef void dot_rows(Py_ssize_t rows, Py_ssize_t k, Py_ssize_t n, const real* x, P
                    Py_ssize_t w_row, const real* bias, real floor, real* y, Py_ssize_t y_row) noexcept nogil:
     """Y (rows, n) = max(floor, X W + b) for a narrow layer: its weights lie transposed, W^T (n, k).
 
-    The rows of X and W^T are padded to VL, with zeros.
+    The rows of W^T are padded to VL, with zeros.
 
     One dot product of length k for each output: 2 k n FLOPs a row; x and W^T are read in vectors. The sum of an output
     runs over the vectors in order and then over the lanes pairwise, whatever the number of rows. bias may be NULL.

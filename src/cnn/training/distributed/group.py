@@ -67,6 +67,8 @@ class Group:
             raise TypeError(
                 f"comm: expected a communicator as mpi4py's MPI.COMM_WORLD, got {comm!r} without {', '.join(missing)}"
             )
+        if getattr(comm, "is_inter", False):
+            raise TypeError("comm: expected a communicator of one group of ranks, got an intercommunicator")
         self.comm = comm
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.doubling = self.size & (self.size - 1) == 0

@@ -52,7 +52,8 @@ class LocalSteps(ShardProgram):
             if plan.single and not self.native.separable:
                 raise ValueError(
                     f"batch_size: a shard would have one row of a batch of {batch_size}, and BatchNorm1d needs at "
-                    "least 2: choose another batch_size, fewer shards, or average_every=1"
+                    f"least 2: choose another batch_size, a number of rows that {self.group.shards} shards divide, "
+                    "fewer shards, or average_every=1"
                 )
             self._begin()
         while at < batches.stop:
