@@ -94,6 +94,7 @@ def plot(x, before, after, history, name, path):
     grid["error"].plot(x, error, color=BLUE, linewidth=1.5)
     grid["error"].set_title(f"error, at most {abs(error).max():.1e}", fontsize=11, loc="left")
     grid["error"].set_xlabel("x")
+    grid["error"].yaxis.set_major_formatter("{x:.0e}")
     grid["steps"].semilogy(history, color=BLUE, linewidth=1.5)
     grid["steps"].set_title("largest error at the points", fontsize=11, loc="left")
     grid["steps"].set_xlabel("Levenberg-Marquardt steps")

@@ -100,7 +100,7 @@ def plot(found, points, path):
     label = f"bayesian: {gamma:.0f} of 61 parameters"
     right.plot(grid, curves["bayesian"][0], color=ORANGE, linewidth=2.2, label=label)
     right.set_title('regularization="bayesian"', fontsize=13, loc="left")
-    right.set(xlabel="x", ylim=(-2.2, 2.9))
+    right.set(xlabel="x", xticks=np.linspace(-1, 1, 5), ylim=(-2.2, 2.9))
     right.legend(frameon=False, loc="upper left", ncols=2, fontsize=9)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
