@@ -1,6 +1,7 @@
 """Ensembles and `fit_many`: each member becomes what the same model becomes alone, whatever the others do."""
 
 import copy
+import itertools
 import os
 import pickle
 import signal
@@ -168,6 +169,31 @@ def test_accuracy_and_ignored_rows():
     assert list(history) == ["loss", "accuracy", "f1", "val_loss", "val_accuracy", "val_f1"]
 
 
+def test_weights_and_validation():
+    """Which rows are held out, and what weighs what, in training and in validation, whoever trains the members."""
+    x, _ = data()
+    y, w = np.arange(ROWS) % 5 // 2, np.arange(ROWS) % 4
+    make = lambda: layers(out=3, loss=cnn.CrossEntropyLoss())  # noqa: E731
+    split = {"validation_split": 0.3}
+    validations = split, split | {"stratify": True}, {"validation_data": (x[:8], y[:8], w[:8])}
+    whole = {"optimizers": [cnn.LBFGS()] * 2, "batch_size": None}
+    for held, classes, rows, by in itertools.product(
+        validations, (None, "balanced", {0: 3.0}), (None, w), ({"batch_size": 4}, whole)
+    ):
+        check(make, x, y, 2, epochs=2, class_weight=classes, sample_weight=rows, **held, **by)
+    models = [cnn.Sequential(make(), cnn.SGD(), "float64") for _ in range(2)]
+    ensemble = cnn.Ensemble.of(models)
+    for fit in (
+        lambda **how: cnn.fit_many(models, [(x, np.sort(y))] * 2, validation_split=0.3, progress=False, **how),
+        lambda **how: ensemble.fit(x, np.sort(y), validation_split=0.3, progress=False, **how),
+        lambda **how: models[0].fit(x, np.sort(y), validation_split=0.3, progress=False, **how),
+    ):
+        with pytest.warns(UserWarning, match="takes the last rows, but y is sorted by class") as found:
+            fit()
+        assert [one.filename for one in found] == [__file__]
+        fit(stratify=True)
+
+
 def test_python_loss():
     def loss(y, t):
         return np.mean((y - t) ** 2), 2 * (y - t) / y.size
@@ -258,6 +284,26 @@ def test_bootstrap():
     for i in range(3):
         assert len(np.unique(rows[i])) < ROWS
         assert_same(ensemble[i], alone(layers, i, x[rows[i]], y[rows[i]], epochs=2, batch_size=4)[0])
+
+
+def test_bootstrap_of_sparse_rows_and_by_python():
+    """It draws from the rows that are left to train on, and no row of them validates."""
+    sparse = pytest.importorskip("scipy.sparse")
+    x, y = data()
+    n, best = 14, cnn.EarlyStopping("val_loss", patience=1)
+    for optimizer, rows in ((cnn.SGD(0.1), sparse.csr_matrix(x)), (cnn.LBFGS(), x), (cnn.Adam(0.01), x)):
+        ensemble = cnn.Ensemble(layers(), 2, optimizer, "float64", 5)
+        history = ensemble.fit(
+            rows, y, bootstrap=True, validation_split=1 / 3, epochs=3, early_stopping=best, progress=False
+        )
+        for i, drawn in enumerate(ensemble.bootstrap_rows(n)):
+            model, found = alone(
+                layers, i, rows[drawn], y[drawn], optimizer=optimizer, epochs=3, early_stopping=best,
+                validation_data=(rows[n:], y[n:]),
+            )  # fmt: skip
+            np.testing.assert_array_equal(ensemble[i].parameters, model.parameters)
+            assert history.of(i) == found
+            assert history.best_epoch[i] == best.best_epoch
 
 
 def test_bootstrap_draws_alike():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,15 @@ def needed(who: str, module: str, install: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f"{who} needs {module}: pip install {install}") from error
+
+
+def users_line() -> int:
+    """The `stacklevel` with which the caller's warning shows the line outside of the library that led to it."""
+    level, frame = 1, sys._getframe(1)
+    package = __name__.partition(".")[0]
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def number(name: str, value, low: float = -np.inf, high: float = np.inf) -> float:

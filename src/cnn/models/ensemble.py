@@ -318,6 +318,7 @@ class Ensemble(_configurable.Public):
         bootstrap: bool = False,
         validation_data: Any = None,
         validation_split: float = 0.0,
+        stratify: bool = False,
         sample_weight: ArrayLike | None = None,
         class_weight: Any = None,
         metrics: Any = (),
@@ -353,6 +354,8 @@ class Ensemble(_configurable.Public):
             Shared, or for each member, as x and y.
         validation_split : float
             As for `Sequential.fit`; `bootstrap` draws from the remaining rows.
+        stratify : bool
+            As for `Sequential.fit`.
         sample_weight : array_like of shape (n,) or (members, n), optional
             Not negative.
         class_weight : dict or "balanced", optional
@@ -427,7 +430,7 @@ class Ensemble(_configurable.Public):
 
         history = many.train(
             self._members, data, validation, comm=comm, epochs=epochs, batch_size=batch_size, shuffle=bool(shuffle),
-            validation_split=validation_split, class_weight=class_weight, metrics=metrics,
+            validation_split=validation_split, stratify=stratify, class_weight=class_weight, metrics=metrics,
             early_stopping=early_stopping, steps_per_epoch=steps_per_epoch, drop_last=drop_last,
             accumulation_steps=accumulation_steps, threads=threads, progress=progress, verbose=verbose,
             shared=(shared, shared_too), one_order=shuffle == "shared", bags=bags, histories=False,
@@ -463,7 +466,7 @@ class Ensemble(_configurable.Public):
         if not many.all_native(self._members, [a for a, _, _ in data]):
             data = data * len(self) if shared else data
             return np.array([m.train_step(*rows) for m, rows in zip(self._members, data, strict=True)])
-        rows = many.Rows(self._members, data, many.Names(), True, None, shared)
+        rows = many.Rows(self._members, many.sources_of(self._members, data, True, shared))
         crew, self._crew = self._crew, None  # another thread does not find it
         if crew is None:
             programs = [member._core.program for member in self._members]
@@ -514,7 +517,7 @@ class Ensemble(_configurable.Public):
             data = data * len(self) if shared else data
             found = [m.evaluate(a, t, w, metrics, threads) for m, (a, t, w) in zip(self._members, data, strict=True)]
             return {name: np.array([one[name] for one in found]) for name in found[0]}
-        rows = many.Rows(self._members, data, many.Names(), False, None, shared)
+        rows = many.Rows(self._members, many.sources_of(self._members, data, False, shared))
         return many.scores(self._members, rows, threads_for(threads))
 
     def predict(

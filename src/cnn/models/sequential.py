@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from .. import layers, losses, optim
-from .._checks import foreign, fraction, in_range, integer, seed_of, transposed
+from .._checks import foreign, fraction, in_range, integer, seed_of, transposed, users_line
 from .._configurable import no_attribute, object_for
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
@@ -1055,7 +1055,7 @@ def _warn_of_twice(model: Sequential) -> None:
             f"{loss!r} expects {loss.outputs.replace('_', ' ')}, and {last!r} before it gives "
             f"{last.outputs.replace('_', ' ')}: {mend[loss.outputs]}; predict_proba gives probabilities",
             UserWarning,
-            stacklevel=4,
+            stacklevel=users_line(),
         )
 
 
