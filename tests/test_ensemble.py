@@ -478,7 +478,7 @@ def test_refuses():
         ensemble.optimizer = cnn.SGD(np.ones(2))
     with pytest.raises(ValueError, match="arrays of one length, got 2 and 3"):
         cnn.Adam(np.ones(3), betas=(np.full(2, 0.9), 0.99))
-    with pytest.raises(TypeError, match=r"expected an optimiser such as cnn.SGD\(\), got SGD\(array"):
+    with pytest.raises(TypeError, match=r"expected an optimiser such as cnn.SGD\(\), got SGD\(lr=1.0\) of 3 members"):
         cnn.Sequential(layers(), cnn.SGD(np.ones(3)))
     with pytest.raises(ValueError, match="lr: expected a finite number of at least 0"):
         cnn.SGD(-np.ones(3))
@@ -549,6 +549,8 @@ def test_a_callback_that_fails():
     for call, text in (
         (lambda: ensemble.fit(*data()), "a callback of its fit has called fit again"),
         (lambda: setattr(ensemble, "optimizer", cnn.SGD()), "optimizer: it cannot be set while fit runs"),
+        (lambda: setattr(ensemble.optimizer, "schedule", None), "optimizer: its schedule cannot be set, or turned"),
+        (lambda: setattr(ensemble.optimizer, "momentum", 0.9), "optimizer: its momentum cannot be set, or turned on"),
     ):
         with pytest.raises(RuntimeError, match=text):
             ensemble.fit(*data(), epochs=5, callbacks=[cnn.LambdaCallback(on_epoch_end=lambda *_: call())])  # noqa: B023
@@ -648,6 +650,86 @@ def test_hyper_parameters_as_arrays():
     for i in range(2):
         optimizer = cnn.AdamW(lr[i], betas=(beta[i], 0.99), weight_decay=decay[i])
         assert_same(ensemble[i], alone(layers, i, x, y, optimizer=optimizer, epochs=2, batch_size=4)[0])
+
+
+def members_of(ensemble):
+    return [member.optimizer for member in ensemble._members]
+
+
+def test_the_optimizer_is_that_of_the_members(path):
+    """What is read and set on it is theirs, after every way to get an ensemble."""
+    made = cnn.Ensemble(layers(), 4, cnn.AdamW(lr=np.array([0.1, 0.2, 0.3, 0.4]), betas=(0.9, 0.99)), seed=0)
+    made.optimizer = made.optimizer  # as it is
+    made.save(path)
+    models = list(made)
+    for ensemble in (made, made[:], cnn.Ensemble.of(models), cnn.Ensemble.load(path), copy.deepcopy(made)):
+        optimizer = ensemble.optimizer
+        assert optimizer.lr.tolist() == [0.1, 0.2, 0.3, 0.4]
+        text = "AdamW(lr=array([0.1, 0.2, 0.3, 0.4]), betas=(0.9, 0.99)) of 4 members"
+        assert repr(optimizer) == repr(pickle.loads(pickle.dumps(optimizer))) == text
+        assert (optimizer.weight_decay, optimizer.betas, optimizer.clip_norm) == (0.01, (0.9, 0.99), None)
+        optimizer.lr = 0.5
+        optimizer.betas = (np.array([0.8, 0.8, 0.9, 0.9]), 0.95)
+        optimizer.clip_norm = np.array([1.0, None, 2.0, 3.0])
+        optimizer.schedule = cnn.StepLR(3)
+        optimizer.schedule.gamma = np.array([0.1, 0.2, 0.3, 0.4])
+        own = members_of(ensemble)
+        assert [one.lr for one in own] == [0.5] * 4
+        assert [one.betas for one in own] == [(0.8, 0.95)] * 2 + [(0.9, 0.95)] * 2
+        assert [one.clip_norm for one in own] == optimizer.clip_norm.tolist() == [1.0, None, 2.0, 3.0]
+        assert [one.schedule.gamma for one in own] == optimizer.schedule.gamma.tolist() == [0.1, 0.2, 0.3, 0.4]
+        assert optimizer.schedule.step_size == 3
+        with pytest.raises(ValueError, match="read-only"):
+            optimizer.clip_norm[0] = 5.0
+    assert [model.optimizer.lr for model in models] == [0.1, 0.2, 0.3, 0.4]
+    for name, value, error, text in (
+        ("lr", np.array([1.0, 2.0, 3.0, -1.0]), ValueError, "lr: expected a finite number of at least 0"),
+        ("lr", np.ones(3), ValueError, "lr: expected one value, or an array of 4, one a member, got 3"),
+        ("learning_rate", 1.0, AttributeError, "did you mean lr"),
+        ("schedule", np.array([cnn.StepLR(1), None, None, 3], object), TypeError, "expected a schedule"),
+    ):
+        before = repr(optimizer), list(map(repr, own))
+        with pytest.raises(error, match=text):
+            setattr(optimizer, name, value)
+        assert (repr(optimizer), list(map(repr, own))) == before
+    with pytest.raises(AttributeError, match="ManyOptimizers has no attribute 'get_config'"):
+        optimizer.get_config()
+    made.optimizer = cnn.SGD(np.array([0.1, 0.2, 0.3, 0.4]), groups=[{"layers": [0], "lr": 0.5}])
+    made.optimizer.groups[0]["lr"] = np.array([0.0, 0.0, 1.0, 1.0])
+    assert [one.groups[0]["lr"] for one in members_of(made)] == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="lr: expected a finite"):
+        made.optimizer.groups[0]["lr"] = np.array([0.0, 0.0, 1.0, -1.0])
+    assert made.optimizer.groups[0]["lr"].tolist() == [0, 0, 1, 1]
+    mixed = cnn.Ensemble.of([cnn.Sequential(layers(), one()) for one in (cnn.Adam, cnn.SGD)]).optimizer
+    assert repr(mixed) == "[Adam(lr=0.001), SGD(lr=0.01)] of 2 members"
+    mixed.lr = 0.25
+    assert mixed.lr == 0.25
+
+
+@pytest.mark.parametrize("lanes", [False, True])
+@pytest.mark.parametrize("schedule", [None, cnn.ExponentialLR(0.9), cnn.CosineAnnealingLR(30, interval="step")])
+def test_rates_set_by_a_callback(monkeypatch, lanes, schedule):
+    """The next step uses them."""
+    monkeypatch.setattr("cnn.training.many.LANES", lanes)
+    x, y = data()
+    made = cnn.SGD(0.1, momentum=0.9, schedule=schedule)
+    ensemble = cnn.Ensemble(layers(), 4, made, "float64", 5)
+    rates = {1: np.array([0.0, 0.01, 0.2, 0.1]), 3: np.full(4, 0.05)}
+
+    def change(one, i):
+        def call(epoch, logs):
+            if epoch in rates:
+                one.optimizer.lr = rates[epoch][i]
+                one.optimizer.momentum = 0.5
+                one.optimizer.clip_norm = 0.1 if epoch == 3 else None
+
+        return [cnn.LambdaCallback(on_epoch_end=call)]
+
+    ensemble.fit(x, y, epochs=5, batch_size=4, callbacks=change(ensemble, slice(None)), progress=False)
+    for i, member in enumerate(ensemble):
+        model = cnn.Sequential(layers(), copy.deepcopy(made), "float64", 5 + i)
+        model.fit(x, y, epochs=5, batch_size=4, callbacks=change(model, i), progress=False)
+        np.testing.assert_allclose(member.parameters, model.parameters, rtol=1e-9 if lanes else 0)
 
 
 @pytest.mark.parametrize("name", ["float32", "float64"])

@@ -110,7 +110,6 @@ def _ensemble(cls: Any, box: Any):
     ensemble = object.__new__(cls)
     ensemble.seed = config["seed"]
     ensemble._take(members)
-    ensemble._optimizer = members[0].optimizer
     state = {name: _turned(a) for name, a in arrays.items() if not name.startswith(TRAINING)}
     for name, a in state.items():
         if a.dtype.kind == "f" and a.dtype != ensemble.dtype:

@@ -17,7 +17,7 @@ from .. import _configurable, losses, optim
 from .._checks import choice, flag, integer, seed_of
 from .._threads import get_num_threads, threads_for
 from .._types import Array, ArrayLike, DTypeLike
-from ..optim.many import ManyOptimizers
+from ..optim.many import ManyOptimizers, parts_of
 from ..training import many
 from ..training.history import ManyHistory
 from ..training.ranks import takes_comm
@@ -47,8 +47,11 @@ class Ensemble(_configurable.Public):
     Attributes
     ----------
     seed : int or None
-    optimizer : Optimizer or None
-        As passed in. Setting another one resets its state, as for `Sequential`.
+    optimizer : ManyOptimizers or None
+        The members' optimisers as one; each is a copy of that passed in. ``ensemble.optimizer.lr`` is the rate of all,
+        or a read-only array of shape (members,) where they differ; setting it, to a number or such an array, sets that
+        of all members for the next step, and so with every other number. Setting another optimizer resets its state,
+        as for `Sequential`.
     history : ManyHistory or None
         Of the last `fit`.
     stop_training : bool
@@ -120,12 +123,10 @@ class Ensemble(_configurable.Public):
         self = object.__new__(cls)
         self.seed = None
         self._take([copy.deepcopy(model) for model in models])
-        self._optimizer = models[0].optimizer
         return self
 
     def _take(self, members: list[Sequential]) -> None:
         self._members = members
-        self._optimizer: Any = None
         self._crew: Any = None  # the native programs that train together, made when first needed
         self.history: ManyHistory | None = None
 
@@ -173,25 +174,24 @@ class Ensemble(_configurable.Public):
 
     @property
     def optimizer(self) -> Any:
-        """The optimiser, or None; setting another one resets its state, as for `Sequential`."""
-        return self._optimizer
+        """The members' optimisers as one, or None; setting another one resets its state, as for `Sequential`."""
+        members = self._members
+        if members[0].optimizer is None:
+            return None
+        return ManyOptimizers([one.optimizer for one in members], lambda: any(one._core.fitting for one in members))
 
     @optimizer.setter
     def optimizer(self, optimizer: Any) -> None:
-        if isinstance(optimizer, ManyOptimizers) and optimizer.members != len(self):
-            raise ValueError(
-                f"optimizer: expected {len(self)} numbers in arrays, one a member, got {optimizer.members}"
-            )
+        if isinstance(optimizer, ManyOptimizers) and len(optimizer) != len(self):
+            raise ValueError(f"optimizer: expected {len(self)} numbers in arrays, one a member, got {len(optimizer)}")
         if optimizer is not None and not isinstance(optimizer, (optim.Optimizer, ManyOptimizers)):
             raise TypeError(f"optimizer: expected an optimiser such as cnn.SGD(), got {optimizer!r}")
         if any(member._core.fitting for member in self._members):
             raise RuntimeError(
-                "optimizer: it cannot be set while fit runs; rates that change are a schedule's, as in "
-                "cnn.Adam(lr=0.01, schedule=cnn.StepLR(10))"
+                "optimizer: it cannot be set while fit runs, but its numbers can, as in ensemble.optimizer.lr = 0.01"
             )
-        for i, member in enumerate(self._members):
-            member.optimizer = optimizer.of(i) if isinstance(optimizer, ManyOptimizers) else copy.deepcopy(optimizer)
-        self._optimizer = optimizer
+        for member, own in zip(self._members, parts_of("optimizer", optimizer, len(self)), strict=True):
+            member.optimizer = own
 
     @property
     def n_parameters(self) -> int:

@@ -601,6 +601,8 @@ class Trainer:
     def epoch(self, active: np.ndarray, epoch: int, bar: Progress) -> None:
         """Train one epoch of the active members."""
         cycled = None
+        if self.scheduled and self.callbacks:  # which may have set rates
+            self.alike = [_rates_of(i, core.optimizer) for i, core in enumerate(self.cores)]
         if self.scheduled:
             cycled = [schedule is not None and schedule.cycles_momentum for schedule in self.schedules]
         orders = np.full(len(self.seen), self.turn) if self.one_order else self.seen
