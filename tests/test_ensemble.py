@@ -701,7 +701,7 @@ def test_the_optimizer_is_that_of_the_members(path):
         made.optimizer.groups[0]["lr"] = np.array([0.0, 0.0, 1.0, -1.0])
     assert made.optimizer.groups[0]["lr"].tolist() == [0, 0, 1, 1]
     mixed = cnn.Ensemble.of([cnn.Sequential(layers(), one()) for one in (cnn.Adam, cnn.SGD)]).optimizer
-    assert repr(mixed) == "[Adam(lr=0.001), SGD(lr=0.01)] of 2 members"
+    assert repr(mixed) == "[Adam(lr=0.001), SGD(lr=0.001)] of 2 members"
     mixed.lr = 0.25
     assert mixed.lr == 0.25
 
@@ -821,6 +821,23 @@ def test_parameters_and_state():
         other.load_weights(bad)
     with pytest.raises(ValueError, match=r"0.bias: expected a first axis of 3 members"):
         other.load_weights(state | {"0.bias": np.zeros((2, 5))})
+    wrong = np.full((3, 2, 5), 1.0)
+    wrong[2, 0, 0] = 1e300
+    small = cnn.Ensemble([cnn.Linear(2, 5), cnn.BatchNorm1d(5)], 3, seed=0)
+    kept, now = small.parameters, small.state_dict()
+    for change, error, text in (
+        (lambda: setattr(small, "parameters", kept + np.array([[0], [0], [1e300]])), ValueError, r"parameters\[2, 0\]"),
+        (lambda: setattr(small, "parameters", kept.astype(object)), TypeError, "parameters: expected real numbers"),
+        (lambda: small.load_weights(now | {"0.weight": wrong}), ValueError, r"0.weight\[0, 0\] is 1e\+300, too large"),
+        (lambda: small.load_weights(now | {"0.bias": "abc"}), ValueError, "0.bias: expected a first axis of 3"),
+        (lambda: small.load_weights(now | {"1.num_batches_tracked": [1, 2, 2**63]}), ValueError, r"at most 2\*\*63"),
+        (lambda: small.load_weights(list(now)), TypeError, "expected arrays by name"),
+        (lambda: small.load_weights(kept), TypeError, "expected arrays by name"),
+    ):
+        with pytest.raises(error, match=text):
+            change()
+        for name, array in small.state_dict().items():
+            np.testing.assert_array_equal(array, now[name])
     np.testing.assert_array_equal(other.parameters, before)
     other.parameters = before + 1
     np.testing.assert_array_equal(other[2].parameters, before[2] + 1)

@@ -118,6 +118,8 @@ def in_range(name: str, array: np.ndarray, dtype: np.dtype) -> None:
     if name.endswith(("running_var", "num_batches_tracked")) and (array < 0).any():
         where, value = _first(name, array, array < 0)
         raise ValueError(f"{where} is {value}, expected at least 0")
+    if name.endswith("num_batches_tracked") and (array > 2**63 - 1).any():
+        raise ValueError(f"{name} is {array.max()}, expected at most 2**63 - 1")
 
 
 def _first(name: str, array: np.ndarray, which: np.ndarray) -> tuple[str, Any]:

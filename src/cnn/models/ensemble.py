@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from .. import _configurable, losses, optim
-from .._checks import choice, flag, integer, seed_of
+from .._checks import choice, flag, in_range, integer, seed_of
 from .._threads import get_num_threads, threads_for
 from .._types import Array, ArrayLike, DTypeLike
 from ..optim.many import ManyOptimizers, parts_of
@@ -208,6 +208,9 @@ class Ensemble(_configurable.Public):
         rows = np.asarray(rows)
         if rows.shape != (len(self), self.n_parameters):
             raise ValueError(f"parameters: expected shape {(len(self), self.n_parameters)}, got {rows.shape}")
+        if rows.dtype.kind not in "fiub":
+            raise TypeError(f"parameters: expected real numbers, got dtype {rows.dtype}")
+        in_range("parameters", rows, self.dtype)
         for member, row in zip(self._members, rows, strict=True):
             member.parameters = row
 
@@ -235,17 +238,15 @@ class Ensemble(_configurable.Public):
         ValueError, TypeError
             As for `Sequential.load_weights`.
         """
-        before = self.state_dict()
+        if not isinstance(state_dict, Mapping):
+            self._members[0].load_weights(state_dict)  # says what is expected
         for name, a in state_dict.items():
             if np.ndim(a) < 1 or len(a) != len(self):
                 raise ValueError(f"{name}: expected a first axis of {len(self)} members, got shape {np.shape(a)}")
-        try:
-            for i, member in enumerate(self._members):
-                member.load_weights({name: np.asarray(a)[i] for name, a in state_dict.items()})
-        except (ValueError, TypeError):
-            for i, member in enumerate(self._members):
-                member.load_weights({name: a[i] for name, a in before.items()})
-            raise
+        states = [{name: a[i] for name, a in state_dict.items()} for i in range(len(self))]
+        found = [member._to_load(state)[0] for member, state in zip(self._members, states, strict=True)]
+        for member, arrays in zip(self._members, found, strict=True):
+            member._load(arrays)
 
     # data -------------------------------------------------------------------------------------------------------------
 
