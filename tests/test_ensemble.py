@@ -416,6 +416,35 @@ def test_nan_in_the_data_of_one():
     assert_same(ensemble[2], alone(layers, 2, xs[2], ys[2], epochs=2, batch_size=4)[0])
 
 
+def test_nan_in_the_rows_that_are_evaluated():
+    """A warning names them and points here, as for a model alone; by early stopping such a member has no best epoch."""
+    xs, ys = (np.stack(a) for a in zip(*(data(seed=i) for i in range(3)), strict=True))
+    xs[1:, -1, 0] = np.nan
+    ensemble = cnn.Ensemble(layers(), 3, cnn.Adam(0.01), "float64", 5)
+    models, parts = list(ensemble), list(zip(xs, ys, strict=True))
+    split = {"validation_split": 0.2, "early_stopping": 2, "epochs": 3, "progress": False}
+    one = "x of 1 has NaN or infinity: the loss is nan; members with such rows: 1, 2"
+    held = one.replace("x of 1", r"validation_data\[0\] of 1")
+    for call, text in (
+        (lambda: ensemble.fit(xs, ys, **split), one),
+        (lambda: cnn.fit_many(models, parts, **split), one),
+        (lambda: ensemble.fit(xs[:, :-1], ys[:, :-1], validation_data=(xs, ys), progress=False), held),
+        (
+            lambda: ensemble.fit(xs[0], ys[0], validation_data=(xs[1], ys[1])),
+            r"^validation_data\[0\] has NaN .* is nan$",
+        ),
+        (lambda: ensemble.evaluate(xs, ys), one),
+        (lambda: ensemble.evaluate(xs[1], ys[1]), "^x has NaN or infinity: the loss is nan$"),
+        (lambda: ensemble.evaluate(xs[0], ys[0], np.zeros(ROWS)), "^x: no row counts: .*: the loss is NaN$"),
+        (lambda: models[0].evaluate(xs[1], ys[1]), "^x has NaN or infinity: the loss is nan$"),
+    ):
+        with pytest.warns(RuntimeWarning, match=text) as found:
+            result = call()
+        assert [one.filename for one in found] == [__file__]
+        if isinstance(result, cnn.ManyHistory) and result.best_epoch is not None:
+            assert result.best_epoch.tolist() == [3, 0, 0]
+
+
 def test_the_last_step_makes_numbers_that_no_loss_has_seen():
     """Alone, the parameters would not be finite after `fit`."""
     x, y = data()

@@ -59,6 +59,8 @@ class Rows:
     ----------
     x, y, w : list of ndarray, or w None
         Of each, or one for all.
+    names : list of Names
+        The same.
     n : ndarray of shape (models,), int64
     """
 
@@ -69,10 +71,27 @@ class Rows:
             source.check(Meter(metrics, model))
         self.x: list[np.ndarray] = [source.x for source in sources]
         self.y: list[np.ndarray] = [source.y for source in sources]
+        self.names: list[Names] = [source.names for source in sources]
         self.w: Any = None
         if any(source.w is not None for source in sources):
             self.w = [np.ones(len(one.x), models[0].dtype) if one.w is None else one.w for one in sources]
         self.n = np.array([len(x) for x in self.x] * (len(models) // len(sources)), np.int64)
+
+    def warn(self, totals: np.ndarray, active: np.ndarray) -> bool:
+        """Warn of rows that make the evaluated loss of active models NaN or infinite, as `evaluate` does; whether."""
+        known: dict[int, str] = {}
+        for i in np.flatnonzero(active & ~(np.isfinite(totals[:, 0]) & (totals[:, 1] > 0))).tolist():
+            k = i if len(self.x) > 1 else 0
+            if k not in known:
+                x, y, _ = self.of(k)
+                bad = [name for name, a in zip(self.names[k], (x, y), strict=False) if not all_finite(a)]
+                no_row = "" if totals[i, 1] else f"{self.names[k].all}: {NOTHING_COUNTS}: the loss is NaN"
+                known[k] = f"{bad[0]} has NaN or infinity: the loss is {totals[i, 0]:g}" if bad else no_row
+        odd = [k for k, text in known.items() if text]
+        if odd:
+            more = f"; members with such rows: {_listed(odd)}" * (len(odd) > 1)
+            warnings.warn(known[odd[0]] + more, RuntimeWarning, stacklevel=users_line())
+        return bool(odd)
 
     def of(self, i: int) -> tuple[np.ndarray, np.ndarray, Any]:
         """x, y and w of a model."""
@@ -423,13 +442,17 @@ def _told(history: ManyHistory) -> ManyHistory:
     if len(history.diverged) == n:
         raise DivergenceError(f"all {n} members diverged: {next(iter(history.diverged.values()))}")
     if history.diverged:
-        which = ", ".join(map(str, list(history.diverged)[:10])) + ", ..." * (len(history.diverged) > 10)
+        which = _listed(list(history.diverged))
         warnings.warn(
             f"{len(history.diverged)} of {n} members diverged and were stopped: {which}; history.diverged says where",
             RuntimeWarning,
             stacklevel=users_line(),
         )
     return history
+
+
+def _listed(members: list[int]) -> str:
+    return ", ".join(map(str, members[:10])) + ", ..." * (len(members) > 10)
 
 
 class Trainer:
@@ -442,6 +465,7 @@ class Trainer:
     own: Any = None  # those that are trained here, if not all
     owner: Any = None
     callbacks: Any = ()
+    warned = False  # of rows that make the loss NaN
 
     def __init__(
         self,
@@ -659,6 +683,8 @@ class Trainer:
     def numbers(self, totals: Any, active: Any, rows: Rows, outs: Any, training: bool) -> dict[str, np.ndarray]:
         """The losses, accuracies and metrics of all members; NaN of those that are not active."""
         loss, weight, right, seen = totals.T
+        if not training and not self.warned:
+            self.warned = rows.warn(totals, active)
         with np.errstate(invalid="ignore", divide="ignore"):
             logs = {"loss": np.where(active, np.where(self.mean, loss / weight, loss), math.nan)}
         if training and (odd := active & (weight == 0)).any():
