@@ -786,6 +786,26 @@ def test_predictions():
     assert ensemble.predict(x[:0]).shape == (4, 0, 2)
 
 
+def test_leading_axes():
+    """As for a model alone, after the axis of the members; x of one more axis than that is for each of them."""
+    rng = np.random.default_rng(0)
+    ensemble = cnn.Ensemble(layers(), 3, cnn.SGD(0.1), "float64", 5)
+    for shape, own in (((), False), ((4,), False), ((0,), False), ((3, 4), True), ((3, 1), True), ((3, 2, 4), True)):
+        x = rng.standard_normal((*shape, WIDTH))
+        xs = x if own else [x] * 3
+        expected = np.stack([model.predict(a) for model, a in zip(ensemble, xs, strict=True)])
+        for given in (x, x.tolist()) if x.size else (x,):
+            np.testing.assert_array_equal(ensemble.predict(given), expected)
+        np.testing.assert_allclose(ensemble.predict(x, "mean"), expected.mean(axis=0), rtol=1e-14)
+        assert ensemble.predict(x, "quantiles", (0.1, 0.9)).shape == (2, *expected.shape[1:])
+        if x.size:
+            scores = ensemble.evaluate(x, expected if own else expected[0])["loss"]
+            models = zip(ensemble, xs, expected if own else [expected[0]] * 3, strict=True)
+            np.testing.assert_array_equal(scores, [model.evaluate(a, t)["loss"] for model, a, t in models])
+    parts = [rng.standard_normal((*shape, WIDTH)) for shape in ((6,), (2, 3), (0, 2))]
+    assert [out.shape for out in ensemble.predict(parts)] == [(6, 2), (2, 3, 2), (0, 2, 2)]
+
+
 def test_reductions(monkeypatch):
     x, _ = data(50)
     ensemble = cnn.Ensemble(layers(), 4, None, "float64", 5)

@@ -529,7 +529,8 @@ class Ensemble(_configurable.Public):
         Parameters
         ----------
         x : array_like of shape (n, in_features) or (members, n, in_features), or list of ndarray
-            Shared, or an array for each member.
+            Shared, or an array for each member. Other leading axes are kept, as in `Sequential.predict`: a shared
+            (in_features,) gives (members, out_features).
         reduce : {None, "mean", "std", "quantiles"}
             A statistic over the members, computed block by block without an array of all outputs: the mean, the
             standard deviation (of the population, as `numpy.std`), or quantiles.
@@ -541,7 +542,7 @@ class Ensemble(_configurable.Public):
         Returns
         -------
         ndarray of shape (members, n, out_features)
-            A list if the arrays of x have different lengths. (n, out_features) with "mean" and "std",
+            A list if the arrays of x have different shapes. (n, out_features) with "mean" and "std",
             (len(quantiles), n, out_features) with "quantiles".
 
         Raises
@@ -552,26 +553,30 @@ class Ensemble(_configurable.Public):
         if reduce is not None:
             choice("reduce", reduce, ("mean", "std", "quantiles"))
         own = self._own(x, 2, "x")
+        x = x if own or hasattr(x, "shape") else np.asarray(x)
+        leading = [np.shape(a)[:-1] for a in own or [x]]
         program = self._members[0]._core.program
         threads = threads_for(threads)
         if hasattr(x, "tocsr"):
             outs = np.stack([member.predict(x, threads=threads) for member in self._members])
             return outs if reduce is None else _reduced(outs, reduce, quantiles)
         xs = [program.inputs(a, f"x[{i}]") for i, a in enumerate(own)] if own else [program.inputs(x)]
-        same = len({len(a) for a in xs}) == 1
-        if reduce is None:
+        width = self._members[0]._core.out_features
+        if len(set(leading)) > 1:
+            if reduce is not None:
+                raise ValueError("x: expected one shape for all members: pass reduce=None for different ones")
             outs = many.outputs(self._members, xs, threads)
-            return outs if same else list(outs)
-        if not same:
-            raise ValueError("x: expected the same number of rows for each member: pass reduce=None for different ones")
-        n, width = len(xs[0]), self._members[0]._core.out_features
+            return [out.reshape(*shape, width) for out, shape in zip(outs, leading, strict=True)]
+        if reduce is None:
+            return many.outputs(self._members, xs, threads).reshape(len(self), *leading[0], width)
+        n = len(xs[0])
         shape = (n, width) if reduce != "quantiles" else (*np.shape(quantiles), n, width)
         result = np.empty(shape, self.dtype)
         rows = max(1, many.BLOCK // max(1, len(self) * width * self.dtype.itemsize))
         for at in range(0, n, rows):
             block = many.outputs(self._members, [a[at : at + rows] for a in xs], threads)
             result[..., at : at + rows, :] = _reduced(block, reduce, quantiles)
-        return result
+        return result.reshape(*result.shape[:-2], *leading[0], width)
 
     # derivatives, member by member ------------------------------------------------------------------------------------
 
