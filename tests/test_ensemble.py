@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import os
 import pickle
 import signal
@@ -180,7 +181,22 @@ def test_weights_and_validation():
     for held, classes, rows, by in itertools.product(
         validations, (None, "balanced", {0: 3.0}), (None, w), ({"batch_size": 4}, whole)
     ):
-        check(make, x, y, 2, epochs=2, class_weight=classes, sample_weight=rows, **held, **by)
+        weigh = classes is not None and rows is None
+        check(make, x, y, 2, epochs=2, class_weight=classes, sample_weight=rows, weigh_validation=weigh, **held, **by)
+    ys, stop = np.stack([y, y[::-1], y * 0 + np.arange(ROWS) // 20]), cnn.EarlyStopping(patience=1)
+    for by in ({"batch_size": 4}, {"optimizer": cnn.LBFGS()}, {"batch_size": 4, "optimizer": cnn.SGD(
+        schedule=cnn.ReduceLROnPlateau(patience=0))}):  # fmt: skip
+        optimizer = by.pop("optimizer", cnn.Adam(0.01))
+        ensemble = cnn.Ensemble(make(), 3, optimizer, "float64", 5)
+        options = {"epochs": 5, "validation_freq": 2, "class_weight": "balanced", "weigh_validation": True} | by
+        options |= {"validation_data": (x[:8], y[:8]), "early_stopping": stop}
+        history = ensemble.fit(x, ys, progress=False, **options)
+        for i in range(3):
+            model, found = alone(make, i, x, ys[i], optimizer=copy.deepcopy(optimizer), **options)
+            assert_same(ensemble[i], model)
+            np.testing.assert_equal(history.of(i), found)
+        scores = ensemble.evaluate(x, ys, class_weight="balanced")["loss"]
+        assert scores[1] == ensemble[1].evaluate(x, ys[1], class_weight="balanced")["loss"]
     models = [cnn.Sequential(make(), cnn.SGD(), "float64") for _ in range(2)]
     ensemble = cnn.Ensemble.of(models)
     for fit in (
@@ -245,6 +261,16 @@ def test_many_history_in_words_and_as_a_picture(tmp_path):
     assert validation.get_xydata().tolist() == [[2, 0.25]]
     assert not accuracies.lines
     assert losses.get_title() == "loss of 3 members: median, 10 to 90 %"
+    found = json.loads(history.to_json(tmp_path / "many.json"))
+    assert found == json.loads((tmp_path / "many.json").read_text())
+    assert found["epoch"] == [1, 2]
+    assert found["loss"] == [[4, 2, 3], [1, 0.5, None]]
+    table = history.to_pandas()
+    assert table.index.tolist() == [1, 2]
+    for name, values in history.items():
+        np.testing.assert_array_equal(table[name], values)
+    history.record(3, {"loss": np.zeros(3)})
+    assert np.isnan(history["val_loss"][-1]).all()
 
 
 # data -----------------------------------------------------------------------------------------------------------------
@@ -501,6 +527,14 @@ def test_refuses():
             ensemble.fit(x, y, **options)
     with pytest.raises(ValueError, match="x: expected data for each of 3 members, got 2"):
         ensemble.fit(np.stack([x, x]), y)
+    with pytest.raises(ValueError, match=r"drop_last: the 7 rows of x of 2 do not fill a batch of 8"):
+        ensemble.fit([x, x, x[:7]], [y, y, y[:7]], batch_size=8, drop_last=True)
+    with pytest.raises(
+        ValueError, match=r"x: expected an array of 3 columns for each member, got .* as np\.hstack\(x\)"
+    ):
+        ensemble.fit([x[:, :1], x[:, 1:2], x[:, 2:]], y)
+    with pytest.raises(ValueError, match="quantiles: expected reduce='quantiles' with them, got reduce='mean'"):
+        ensemble.predict(x, "mean", quantiles=(0.1, 0.9))
     with pytest.raises(ValueError, match="members: expected at least 1"):
         cnn.Ensemble(layers(), 0)
     with pytest.raises(ValueError, match="expected 3 numbers in arrays, one a member, got 2"):
@@ -817,6 +851,44 @@ def test_reductions(monkeypatch):
     np.testing.assert_allclose(quantiles, np.quantile(outputs, (0.1, 0.9), axis=0), rtol=1e-14)
     with pytest.raises(ValueError, match="reduce: expected one of 'mean', 'std', 'quantiles', got 'max'"):
         ensemble.predict(x, "max")
+
+
+def test_probabilities():
+    x, _ = data()
+    for out, loss in ((3, cnn.CrossEntropyLoss()), (1, cnn.BCEWithLogitsLoss()), (3, cnn.NLLLoss())):
+        tail = [cnn.Linear(5, 3), cnn.LogSoftmax()] if isinstance(loss, cnn.NLLLoss) else [cnn.Linear(5, out)]
+        ensemble = cnn.Ensemble([cnn.Linear(WIDTH, 5), cnn.Tanh(), *tail, loss], 3, None, "float64", 5)
+        expected = np.stack([model.predict_proba(x) for model in ensemble])
+        np.testing.assert_array_equal(ensemble.predict_proba(x), expected)
+        np.testing.assert_allclose(ensemble.predict_proba(x, "mean"), expected.mean(axis=0), rtol=1e-14)
+        assert [p.shape for p in ensemble.predict_proba([x[:1], x, x[0]])] == [(1, out), (ROWS, out), (out,)]
+    with pytest.raises(ValueError, match="predict_proba"):
+        cnn.Ensemble(layers(), 3).predict_proba(x)
+
+
+def test_what_a_single_model_has(path, capsys):
+    x, y = data()
+    ensemble = cnn.Ensemble(layers(), 2, cnn.SGD(0.1, ema_decay=0.5), "float64", 5)
+    ensemble.fit(x, y, progress=False)
+    models, before = list(ensemble), ensemble.parameters
+    with ensemble.using_average() as same:
+        assert same is ensemble
+        np.testing.assert_array_equal(ensemble.parameters, [model.averaged_parameters for model in models])
+    np.testing.assert_array_equal(ensemble.parameters, before)
+    other = ensemble.copy()
+    other.loss = cnn.L1Loss()
+    assert (repr(ensemble.loss), repr(other.loss)) == ("MSELoss()", "L1Loss()")
+    models[1].loss = cnn.L1Loss()
+    assert other.evaluate(x, y)["loss"][1] == models[1].evaluate(x, y)["loss"]
+    assert other.train_step(x, y)[1] == models[1].train_step(x, y)
+    assert_same(other[1], models[1])
+    other.loss = lambda outputs, targets: (float(np.mean(outputs)), np.full(outputs.shape, 1 / outputs.size))
+    with pytest.raises(TypeError):
+        other.save(path)
+    other.save(path, loss=False)
+    assert cnn.Ensemble.load(path).loss is None
+    assert repr(cnn.Ensemble.load(path, loss=cnn.L1Loss())[1].loss) == "L1Loss()"
+    assert str(other.summary()) in capsys.readouterr().out
 
 
 def test_derivatives():

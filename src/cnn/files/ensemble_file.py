@@ -28,10 +28,10 @@ NAMES = {"format", "version", "config", "digest"}
 MOST_MEMBERS = 1_000_000
 
 
-def save(ensemble: Any, path: str | os.PathLike[str], training_state: bool) -> None:
+def save(ensemble: Any, path: str | os.PathLike[str], training_state: bool, loss: bool) -> None:
     """See Ensemble.save."""
     members = ensemble._members
-    configs = [member.get_config() for member in members]
+    configs = [member.get_config(loss) for member in members]
     optimizers = [config["optimizer"] for config in configs]
     config = {
         "members": len(members),

@@ -6,9 +6,10 @@ on each thread at a time (training/many.py). Derivatives and files loop over the
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -30,7 +31,7 @@ class Ensemble(_configurable.Public):
     """Models of one shape, each with its own parameters, hyper-parameters and random numbers.
 
     Member i equals ``Sequential(layers, optimizer, dtype, seed + i)``, and training changes it as it would change that
-    model alone.
+    model alone: bit for bit, or, where narrow members share vectors, but for roundings of sums.
 
     Parameters
     ----------
@@ -169,8 +170,16 @@ class Ensemble(_configurable.Public):
 
     @property
     def loss(self) -> losses.Loss | None:
-        """The loss, or None."""
+        """The loss, or None. Another one can be set, as for `Sequential`."""
         return self._members[0].loss
+
+    @loss.setter
+    def loss(self, loss: Any) -> None:
+        if any(member._core.fitting for member in self._members):
+            raise RuntimeError("loss: cannot be set while fit is running")
+        for member in self._members:
+            member.loss = copy.deepcopy(loss)
+        self._crew = None
 
     @property
     def optimizer(self) -> Any:
@@ -214,6 +223,50 @@ class Ensemble(_configurable.Public):
         for member, row in zip(self._members, rows, strict=True):
             member.parameters = row
 
+    @property
+    def averaged_parameters(self) -> Array:
+        """Copies of the moving averages, (members, n_parameters): see `Sequential.averaged_parameters`."""
+        return np.stack([member.averaged_parameters for member in self._members])
+
+    @contextlib.contextmanager
+    def using_average(self) -> Iterator[Ensemble]:
+        """In ``with ensemble.using_average():`` the parameters are `averaged_parameters`, as for `Sequential`.
+
+        Yields
+        ------
+        Ensemble
+            Itself.
+
+        Raises
+        ------
+        RuntimeError
+            If the optimizer has no ema_decay.
+        """
+        with contextlib.ExitStack() as stack:
+            for member in self._members:
+                stack.enter_context(member.using_average())
+            yield self
+
+    def copy(self) -> Ensemble:
+        """An independent ensemble with the same members and the state of their training.
+
+        Returns
+        -------
+        Ensemble
+        """
+        return copy.deepcopy(self)
+
+    def summary(self) -> str:
+        """Print the number of members and the table of one: see `Sequential.summary`.
+
+        Returns
+        -------
+        str
+            The table of a member.
+        """
+        print(f"{len(self)} members, each:")
+        return self._members[0].summary()
+
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of the parameters by name, as `Sequential.state_dict` has them, with a leading axis of the members.
 
@@ -255,6 +308,12 @@ class Ensemble(_configurable.Public):
         if isinstance(a, (list, tuple)) and a and all(isinstance(part, np.ndarray) for part in a):
             if a[0].ndim < dims:  # rows of one array
                 return None
+            columns, width = [part.shape[-1] for part in a], self._members[0]._core.in_features
+            if dims == 2 and sum(columns) == width and width not in columns:
+                raise ValueError(
+                    f"{name}: expected an array of {width} columns for each member, got some of {columns}: pass "
+                    "several inputs side by side, as np.hstack(x)"
+                )
         else:
             a = a if hasattr(a, "tocsr") else np.asarray(a)
             if a.ndim <= dims:
@@ -320,8 +379,10 @@ class Ensemble(_configurable.Public):
         validation_data: Any = None,
         validation_split: float = 0.0,
         stratify: bool = False,
+        validation_freq: int = 1,
         sample_weight: ArrayLike | None = None,
         class_weight: Any = None,
+        weigh_validation: bool = False,
         metrics: Any = (),
         callbacks: Any = (),
         early_stopping: Any = None,
@@ -355,11 +416,13 @@ class Ensemble(_configurable.Public):
             Shared, or for each member, as x and y.
         validation_split : float
             As for `Sequential.fit`; `bootstrap` draws from the remaining rows.
-        stratify : bool
+        stratify, validation_freq
             As for `Sequential.fit`.
         sample_weight : array_like of shape (n,) or (members, n), optional
             Not negative.
         class_weight : dict or "balanced", optional
+            As for `Sequential.fit`.
+        weigh_validation : bool
             As for `Sequential.fit`.
         metrics : sequence of str, callable or Metric, or dict
             As for `Sequential.fit`; the history has arrays of shape (members,).
@@ -431,7 +494,8 @@ class Ensemble(_configurable.Public):
 
         history = many.train(
             self._members, data, validation, comm=comm, epochs=epochs, batch_size=batch_size, shuffle=bool(shuffle),
-            validation_split=validation_split, stratify=stratify, class_weight=class_weight, metrics=metrics,
+            validation_split=validation_split, stratify=stratify, validation_freq=validation_freq,
+            class_weight=class_weight, weigh_validation=weigh_validation, metrics=metrics,
             early_stopping=early_stopping, steps_per_epoch=steps_per_epoch, drop_last=drop_last,
             accumulation_steps=accumulation_steps, threads=threads, progress=progress, verbose=verbose,
             shared=(shared, shared_too), one_order=shuffle == "shared", bags=bags, histories=False,
@@ -485,6 +549,7 @@ class Ensemble(_configurable.Public):
         sample_weight: ArrayLike | None = None,
         metrics: Any = (),
         threads: int | None = None,
+        class_weight: Any = None,
     ) -> dict[str, np.ndarray]:
         """The loss and the metrics of every member, in evaluation mode.
 
@@ -500,6 +565,8 @@ class Ensemble(_configurable.Public):
             As for `Sequential.evaluate`.
         threads : int, optional
             At most this many; None: as `cnn.set_num_threads` says.
+        class_weight : dict or "balanced", optional
+            As for `fit`.
 
         Returns
         -------
@@ -516,13 +583,14 @@ class Ensemble(_configurable.Public):
         data, shared = self._data(x, y, sample_weight)
         if metrics or not many.all_native(self._members, [a for a, _, _ in data]):
             data = data * len(self) if shared else data
-            found = [m.evaluate(a, t, w, metrics, threads) for m, (a, t, w) in zip(self._members, data, strict=True)]
+            pairs = zip(self._members, data, strict=True)
+            found = [m.evaluate(x, y, w, metrics, threads, class_weight) for m, (x, y, w) in pairs]
             return {name: np.array([one[name] for one in found]) for name in found[0]}
-        rows = many.Rows(self._members, many.sources_of(self._members, data, False, shared))
+        rows = many.Rows(self._members, many.sources_of(self._members, data, False, shared), class_weight)
         return many.scores(self._members, rows, threads_for(threads))
 
     def predict(
-        self, x: ArrayLike, reduce: str | None = None, quantiles: Any = (0.05, 0.5, 0.95), threads: int | None = None
+        self, x: ArrayLike, reduce: str | None = None, quantiles: Any = None, threads: int | None = None
     ) -> Any:
         """The outputs of every member, or a statistic over the members, in evaluation mode.
 
@@ -534,8 +602,8 @@ class Ensemble(_configurable.Public):
         reduce : {None, "mean", "std", "quantiles"}
             A statistic over the members, computed block by block without an array of all outputs: the mean, the
             standard deviation (of the population, as `numpy.std`), or quantiles.
-        quantiles : sequence of float
-            From 0 to 1, for ``reduce="quantiles"``.
+        quantiles : sequence of float, optional
+            From 0 to 1, for ``reduce="quantiles"``; None: (0.05, 0.5, 0.95).
         threads : int, optional
             At most this many; None: as `cnn.set_num_threads` says. The result does not depend on it.
 
@@ -550,31 +618,67 @@ class Ensemble(_configurable.Public):
         ValueError, TypeError
             If an argument is invalid.
         """
+        return self._predict(x, reduce, quantiles, threads, lambda outputs: outputs)
+
+    def predict_proba(
+        self, x: ArrayLike, reduce: str | None = None, quantiles: Any = None, threads: int | None = None
+    ) -> Any:
+        """The probabilities of every member, or a statistic over the members: see `Sequential.predict_proba`.
+
+        Parameters
+        ----------
+        x, reduce, quantiles, threads
+            As for `predict`; with "mean" the probabilities, not the outputs, are averaged.
+
+        Returns
+        -------
+        ndarray of shape (members, n, out_features)
+            Or of the shapes that `predict` returns.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for `predict`, or if the outputs are neither probabilities nor logits.
+        """
+        core, kind = self._members[0]._core, losses.probabilities_of(self._members[0])
+
+        def probabilities(outputs):
+            if kind != "probabilities":
+                core.kernels.probabilities(outputs.reshape(-1, core.out_features), kind)
+            return outputs
+
+        return self._predict(x, reduce, quantiles, threads, probabilities)
+
+    def _predict(self, x: Any, reduce: Any, quantiles: Any, threads: Any, made: Callable[[Any], Any]) -> Any:
+        """`predict`, of what is made in place of the outputs of some members and rows."""
         if reduce is not None:
             choice("reduce", reduce, ("mean", "std", "quantiles"))
+        if quantiles is not None and reduce != "quantiles":
+            raise ValueError(f"quantiles: expected reduce='quantiles' with them, got reduce={reduce!r}")
+        quantiles = (0.05, 0.5, 0.95) if quantiles is None else quantiles
         own = self._own(x, 2, "x")
         x = x if own or hasattr(x, "shape") else np.asarray(x)
         leading = [np.shape(a)[:-1] for a in own or [x]]
         program = self._members[0]._core.program
         threads = threads_for(threads)
         if hasattr(x, "tocsr"):
-            outs = np.stack([member.predict(x, threads=threads) for member in self._members])
+            outs = made(np.stack([member.predict(x, threads=threads) for member in self._members]))
             return outs if reduce is None else _reduced(outs, reduce, quantiles)
         xs = [program.inputs(a, f"x[{i}]") for i, a in enumerate(own)] if own else [program.inputs(x)]
         width = self._members[0]._core.out_features
         if len(set(leading)) > 1:
             if reduce is not None:
                 raise ValueError("x: expected one shape for all members: pass reduce=None for different ones")
-            outs = many.outputs(self._members, xs, threads)
+            outs = [made(out) for out in many.outputs(self._members, xs, threads)]
             return [out.reshape(*shape, width) for out, shape in zip(outs, leading, strict=True)]
         if reduce is None:
-            return many.outputs(self._members, xs, threads).reshape(len(self), *leading[0], width)
+            return made(many.outputs(self._members, xs, threads)).reshape(len(self), *leading[0], width)
         n = len(xs[0])
         shape = (n, width) if reduce != "quantiles" else (*np.shape(quantiles), n, width)
         result = np.empty(shape, self.dtype)
         rows = max(1, many.BLOCK // max(1, len(self) * width * self.dtype.itemsize))
         for at in range(0, n, rows):
-            block = many.outputs(self._members, [a[at : at + rows] for a in xs], threads)
+            block = made(many.outputs(self._members, [a[at : at + rows] for a in xs], threads))
             result[..., at : at + rows, :] = _reduced(block, reduce, quantiles)
         return result.reshape(*result.shape[:-2], *leading[0], width)
 
@@ -689,7 +793,7 @@ class Ensemble(_configurable.Public):
 
     # files ------------------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str], *, training_state: bool = False) -> None:
+    def save(self, path: str | os.PathLike[str], *, training_state: bool = False, loss: bool = True) -> None:
         """Write all members to one safetensors file; see `Ensemble.load`.
 
         Parameters
@@ -697,11 +801,13 @@ class Ensemble(_configurable.Public):
         path : str or path
         training_state : bool
             Write also all that further training depends on, but the history.
+        loss : bool
+            False omits the loss, as for `Sequential.save`.
 
         Raises
         ------
         TypeError
-            If the loss is a Python function.
+            If the loss is a Python function and is not omitted.
         OSError
             If it cannot be written; a file that was there before is untouched.
 
@@ -712,15 +818,17 @@ class Ensemble(_configurable.Public):
         """
         from ..files import ensemble_file
 
-        ensemble_file.save(self, path, flag("training_state", training_state))
+        ensemble_file.save(self, path, flag("training_state", training_state), flag("loss", loss))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Ensemble:
+    def load(cls, path: str | os.PathLike[str], loss: Any = None) -> Ensemble:
         """The ensemble that `save` wrote.
 
         Parameters
         ----------
         path : str or path
+        loss : Loss or callable, optional
+            Training loss, in place of the file's; needed if `save` omitted it.
 
         Returns
         -------
@@ -735,7 +843,10 @@ class Ensemble(_configurable.Public):
         """
         from ..files import ensemble_file
 
-        return ensemble_file.load(cls, path)
+        ensemble: Ensemble = ensemble_file.load(cls, path)
+        if loss is not None:
+            ensemble.loss = loss
+        return ensemble
 
 
 def _drawn(member: Sequential, n: int) -> np.ndarray:

@@ -127,7 +127,9 @@ def fit_many(
     validation_data: Any = None,
     validation_split: float = 0.0,
     stratify: bool = False,
+    validation_freq: int = 1,
     class_weight: Any = None,
+    weigh_validation: bool = False,
     metrics: Any = (),
     early_stopping: Any = None,
     steps_per_epoch: int | None = None,
@@ -140,7 +142,8 @@ def fit_many(
 ) -> ManyHistory:
     """Train many models, each on its own data, in native code on all threads, with one model per thread at a time.
 
-    The results are bit for bit those of each model's own ``fit``, for any number of threads. The models may have
+    The results are those of each model's own ``fit``, for any number of threads: bit for bit, except that sums of
+    models that share vectors, and "val_loss" of models of different sizes, are rounded otherwise. The models may have
     different shapes.
 
     Parameters
@@ -159,9 +162,11 @@ def fit_many(
         For each model.
     validation_split : float
         As for `Sequential.fit`, for the rows of each model.
-    stratify : bool
+    stratify, validation_freq
         As for `Sequential.fit`.
     class_weight : dict or "balanced", optional
+        As for `Sequential.fit`.
+    weigh_validation : bool
         As for `Sequential.fit`.
     metrics : sequence of str, callable or Metric, or dict
         As for `Sequential.fit`; the history has arrays of shape (models,).
@@ -218,7 +223,8 @@ def fit_many(
     validation = _each("validation_data", validation_data, len(models), False)
     return train(
         models, rows, validation, comm=comm, epochs=epochs, batch_size=batch_size, shuffle=shuffle,
-        validation_split=validation_split, stratify=stratify, class_weight=class_weight, metrics=metrics,
+        validation_split=validation_split, stratify=stratify, validation_freq=validation_freq,
+        class_weight=class_weight, weigh_validation=weigh_validation, metrics=metrics,
         early_stopping=early_stopping, steps_per_epoch=steps_per_epoch, drop_last=drop_last,
         accumulation_steps=accumulation_steps, threads=threads, progress=progress, verbose=verbose,
     )  # fmt: skip
@@ -292,7 +298,9 @@ def _train(
     shuffle: Any = True,
     validation_split: float = 0.0,
     stratify: bool = False,
+    validation_freq: int = 1,
     class_weight: Any = None,
+    weigh_validation: bool = False,
     metrics: Any = (),
     early_stopping: Any = None,
     steps_per_epoch: int | None = None,
@@ -325,6 +333,8 @@ def _train(
     accumulation_steps = integer("accumulation_steps", accumulation_steps, 1)
     steps_per_epoch = None if steps_per_epoch is None else integer("steps_per_epoch", steps_per_epoch, 1)
     drop_last, stratify = flag("drop_last", drop_last), flag("stratify", stratify)
+    validation_freq = integer("validation_freq", validation_freq, 1)
+    weigh_validation = flag("weigh_validation", weigh_validation) and class_weight is not None
     threads = threads_for(threads)
     mode = mode_of(progress, verbose)
     for model in models:
@@ -344,7 +354,12 @@ def _train(
         warn_of_order(zip(sources, rest, strict=True))
     rows = Rows(models, sources, class_weight, metrics)
     if validation_data is not None:
+        if weigh_validation and shared[1] and not shared[0]:  # the weights of the classes may be of each member
+            validation_data, shared = list(validation_data) * len(models), (False, False)
         rest = sources_of(models, validation_data, False, shared[1], VALIDATION)
+    if weigh_validation and rest[0] is not None:
+        for i, one in enumerate(rest):
+            one.context.class_weights = sources[i if len(sources) > 1 else 0].context.class_weights
     validation = None if rest[0] is None else Rows(models, rest, None, metrics)
     orders = None if bags is None else bags(rows.n)
     if not native:
@@ -352,7 +367,7 @@ def _train(
             "epochs": epochs, "batch_size": None if batch_size == MOST_ROWS else batch_size,
             "shuffle": bool(shuffle), "metrics": metrics,
             "steps_per_epoch": steps_per_epoch, "drop_last": drop_last, "accumulation_steps": accumulation_steps,
-            "threads": threads, "progress": False, "initial_epoch": initial_epoch,
+            "threads": threads, "progress": False, "validation_freq": validation_freq, "initial_epoch": initial_epoch,
         }  # fmt: skip
         return _by_python(models, rows, validation, given, stopping, one_order, orders, own)
     with only_fit_of(*models):
@@ -361,11 +376,14 @@ def _train(
         counts = {n: context.rows(n) for n in set(all_n)}
         taken = np.array([counts[n] for n in all_n], np.int64)
         if not taken.all():
-            raise ValueError(f"drop_last: {rows.n.min()} rows do not fill a batch of {batch_size}: lower batch_size")
+            of = "" if shared[0] else f" of {rows.n.argmin()}"
+            raise ValueError(
+                f"drop_last: the {rows.n.min()} rows of x{of} do not fill a batch of {batch_size}: lower batch_size"
+            )
         for model, n in zip(models, taken.tolist(), strict=True):
             model._core.program.check_batches(n, batch_size)
         trainer = Trainer(models, rows, validation, taken, batch_size, accumulation_steps, bool(shuffle), threads)
-        trainer.histories, trainer.own = histories, own
+        trainer.histories, trainer.own, trainer.validation_freq = histories, own, validation_freq
         trainer.one_order, trainer.bags = one_order, orders
         trainer.meters = [Meter(metrics, model) for model in models] if metrics else []
         trainer.owner, trainer.callbacks = owner, chosen
@@ -465,6 +483,7 @@ class Trainer:
     own: Any = None  # those that are trained here, if not all
     owner: Any = None
     callbacks: Any = ()
+    validation_freq = 1
     warned = False  # of rows that make the loss NaN
 
     def __init__(
@@ -559,7 +578,7 @@ class Trainer:
                         history.diverged[i] = self.divergence(i, epoch)
                     active &= ~failed
                     logs = self.numbers(self.crew.totals, active, self.rows, self.outs, True)
-                    if checker is not None:
+                    if checker is not None and epoch % self.validation_freq == 0:
                         scores = evaluated(checker, self.models, active, self.threads)
                         found = self.numbers(scores, active, v, seen, False)
                         found["loss"] += [program.penalty() for program in self.programs]
@@ -569,7 +588,7 @@ class Trainer:
                     self.seen[active] += 1
                     self.turn += 1
                     for i, schedule in plateaus:
-                        if active[i]:
+                        if active[i] and watched[i] in logs:
                             schedule.step(float(logs[watched[i]][i]))
                     history.record(epoch, logs)
                     history.last_epoch[active] = epoch
