@@ -299,6 +299,21 @@ def test_ragged():
     assert [len(y) for y in outputs] == [1, 30, 7]
 
 
+def test_a_chosen_output_of_each_row():
+    """Targets that are pairs, also where there are as many members as parts of a pair."""
+    x, _ = data()
+    which, y = np.arange(ROWS) % 2, np.arange(float(ROWS))
+    make = lambda: layers(loss=cnn.MSELoss(chosen=True))  # noqa: E731
+    for members in (2, 3):
+        check(make, x, (which, y), members, epochs=2, batch_size=4, validation_split=0.3)
+        own = [((which + i) % 2, y * i) for i in range(members)]
+        ensemble = cnn.Ensemble(make(), members, cnn.Adam(0.01), "float64", 5)
+        ensemble.fit(x, own, batch_size=4, progress=False)
+        assert_same(ensemble[1], alone(make, 1, x, own[1], batch_size=4)[0])
+        with pytest.raises(ValueError, match=f"y: expected data for each of {members} members, got 1"):
+            ensemble.fit(x, own[:1])
+
+
 def test_bootstrap():
     x, y = data()
     ensemble = cnn.Ensemble(layers(), 3, cnn.Adam(0.01), "float64", 5)
@@ -1034,3 +1049,12 @@ def test_sparse_and_whole_data():
         assert ensemble.train_step(rows, y)[1] == model.train_step(rows, y)
         assert ensemble.evaluate(rows, y)["loss"][1] == model.evaluate(rows, y)["loss"]
         np.testing.assert_array_equal(ensemble.predict(rows)[1], model.predict(rows))
+    parts = [sparse.csr_matrix(x), sparse.csr_matrix(x[:9])]
+    ensemble = cnn.Ensemble(layers(), 2, cnn.SGD(0.1), "float64", 5)
+    models = list(ensemble)
+    ensemble.fit(parts, [y, y[:9]], progress=False)
+    for i, model in enumerate(models):
+        model.fit(parts[i], y[: len(y) if i == 0 else 9], progress=False)
+        np.testing.assert_array_equal(ensemble[i].parameters, model.parameters)
+        np.testing.assert_array_equal(ensemble.predict(parts)[i], model.predict(parts[i]))
+    assert ensemble.predict(parts[:1] * 2, "mean").shape == (ROWS, 2)

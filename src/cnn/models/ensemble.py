@@ -16,6 +16,7 @@ import numpy as np
 
 from .. import _configurable, losses, optim
 from .._checks import choice, flag, in_range, integer, seed_of
+from .._sparse import is_sparse
 from .._threads import get_num_threads, threads_for
 from .._types import Array, ArrayLike, DTypeLike
 from ..optim.many import ManyOptimizers, parts_of
@@ -305,7 +306,7 @@ class Ensemble(_configurable.Public):
 
     def _own(self, a, dims: int, name: str) -> list[Any] | None:
         """An array for each member, or None: all share it. dims: axes of one member's."""
-        if isinstance(a, (list, tuple)) and a and all(isinstance(part, np.ndarray) for part in a):
+        if isinstance(a, (list, tuple)) and a and all(isinstance(part, np.ndarray) or is_sparse(part) for part in a):
             if a[0].ndim < dims:  # rows of one array
                 return None
             columns, width = [part.shape[-1] for part in a], self._members[0]._core.in_features
@@ -315,9 +316,13 @@ class Ensemble(_configurable.Public):
                     "several inputs side by side, as np.hstack(x)"
                 )
         else:
-            a = a if hasattr(a, "tocsr") else np.asarray(a)
+            a = a if is_sparse(a) else np.asarray(a)
             if a.ndim <= dims:
                 return None
+        return self._of_each(a, name)
+
+    def _of_each(self, a: Any, name: str) -> list[Any]:
+        """The parts of a list or an array, if there is one for each member."""
         if len(a) != len(self):
             raise ValueError(f"{name}: expected data for each of {len(self)} members, got {len(a)}")
         return list(a)
@@ -340,10 +345,15 @@ class Ensemble(_configurable.Public):
 
     def _own_targets(self, y, own_x, x, name: str) -> list[Any] | None:
         """Targets of each member, or None: all share them."""
+        if getattr(self.loss, "chosen", False) and isinstance(y, (list, tuple)) and y:
+            if isinstance(y, tuple):
+                return None  # which outputs, and their targets
+            if all(isinstance(part, tuple) for part in y):
+                return self._of_each(y, name)
         if isinstance(y, (list, tuple)) and y and isinstance(y[0], np.ndarray) and (own_x is not None or y[0].ndim > 1):
             return self._own(y, y[0].ndim, name)
         y = np.asarray(y)
-        rows = len(own_x[0]) if own_x is not None else np.shape(x)[0]
+        rows = np.shape(x if own_x is None else own_x[0])[0]
         if y.ndim < 2 or y.shape[:2] != (len(self), rows):
             return None
         shared = own_x is None and y.ndim == 2 and y.shape == (rows, self._members[0]._core.out_features)
@@ -399,7 +409,7 @@ class Ensemble(_configurable.Public):
 
         Parameters
         ----------
-        x : array_like of shape (n, in_features) or (members, n, in_features), or list of ndarray
+        x : array_like of shape (n, in_features) or (members, n, in_features), or list of ndarray or sparse matrices
             Shared by all members, or an array for each: stacked, or in a list if their numbers of rows differ.
         y : array_like, or list of ndarray
             Targets in the form that the loss expects; for each member, with a leading axis of members or in a list.
@@ -658,17 +668,20 @@ class Ensemble(_configurable.Public):
         quantiles = (0.05, 0.5, 0.95) if quantiles is None else quantiles
         own = self._own(x, 2, "x")
         x = x if own or hasattr(x, "shape") else np.asarray(x)
+        width = self._members[0]._core.out_features
         leading = [np.shape(a)[:-1] for a in own or [x]]
         program = self._members[0]._core.program
         threads = threads_for(threads)
-        if hasattr(x, "tocsr"):
-            outs = made(np.stack([member.predict(x, threads=threads) for member in self._members]))
-            return outs if reduce is None else _reduced(outs, reduce, quantiles)
+        if len(set(leading)) > 1 and reduce is not None:
+            raise ValueError("x: expected one shape for all members: pass reduce=None for different ones")
+        if any(map(is_sparse, own or [x])):
+            pairs = zip(self._members, own or [x] * len(self), strict=True)
+            outs = [made(member.predict(a, threads=threads)) for member, a in pairs]
+            if len(set(leading)) > 1:
+                return outs
+            return np.stack(outs) if reduce is None else _reduced(np.stack(outs), reduce, quantiles)
         xs = [program.inputs(a, f"x[{i}]") for i, a in enumerate(own)] if own else [program.inputs(x)]
-        width = self._members[0]._core.out_features
         if len(set(leading)) > 1:
-            if reduce is not None:
-                raise ValueError("x: expected one shape for all members: pass reduce=None for different ones")
             outs = [made(out) for out in many.outputs(self._members, xs, threads)]
             return [out.reshape(*shape, width) for out, shape in zip(outs, leading, strict=True)]
         if reduce is None:

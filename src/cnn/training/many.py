@@ -142,9 +142,8 @@ def fit_many(
 ) -> ManyHistory:
     """Train many models, each on its own data, in native code on all threads, with one model per thread at a time.
 
-    The results are those of each model's own ``fit``, for any number of threads: bit for bit, except that sums of
-    models that share vectors, and "val_loss" of models of different sizes, are rounded otherwise. The models may have
-    different shapes.
+    The results are those of each model's own ``fit``, for any number of threads: bit for bit, or, where narrow models
+    of one shape share vectors, but for roundings of sums. The models may have different shapes.
 
     Parameters
     ----------
