@@ -1,6 +1,8 @@
 """Ensembles and `fit_many`: each member becomes what the same model becomes alone, whatever the others do."""
 
 import copy
+import itertools
+import json
 import os
 import pickle
 import signal
@@ -168,6 +170,46 @@ def test_accuracy_and_ignored_rows():
     assert list(history) == ["loss", "accuracy", "f1", "val_loss", "val_accuracy", "val_f1"]
 
 
+def test_weights_and_validation():
+    """Which rows are held out, and what weighs what, in training and in validation, whoever trains the members."""
+    x, _ = data()
+    y, w = np.arange(ROWS) % 5 // 2, np.arange(ROWS) % 4
+    make = lambda: layers(out=3, loss=cnn.CrossEntropyLoss())  # noqa: E731
+    split = {"validation_split": 0.3}
+    validations = split, split | {"stratify": True}, {"validation_data": (x[:8], y[:8], w[:8])}
+    whole = {"optimizers": [cnn.LBFGS()] * 2, "batch_size": None}
+    for held, classes, rows, by in itertools.product(
+        validations, (None, "balanced", {0: 3.0}), (None, w), ({"batch_size": 4}, whole)
+    ):
+        weigh = classes is not None and rows is None
+        check(make, x, y, 2, epochs=2, class_weight=classes, sample_weight=rows, weigh_validation=weigh, **held, **by)
+    ys, stop = np.stack([y, y[::-1], y * 0 + np.arange(ROWS) // 20]), cnn.EarlyStopping(patience=1)
+    for by in ({"batch_size": 4}, {"optimizer": cnn.LBFGS()}, {"batch_size": 4, "optimizer": cnn.SGD(
+        schedule=cnn.ReduceLROnPlateau(patience=0))}):  # fmt: skip
+        optimizer = by.pop("optimizer", cnn.Adam(0.01))
+        ensemble = cnn.Ensemble(make(), 3, optimizer, "float64", 5)
+        options = {"epochs": 5, "validation_freq": 2, "class_weight": "balanced", "weigh_validation": True} | by
+        options |= {"validation_data": (x[:8], y[:8]), "early_stopping": stop}
+        history = ensemble.fit(x, ys, progress=False, **options)
+        for i in range(3):
+            model, found = alone(make, i, x, ys[i], optimizer=copy.deepcopy(optimizer), **options)
+            assert_same(ensemble[i], model)
+            np.testing.assert_equal(history.of(i), found)
+        scores = ensemble.evaluate(x, ys, class_weight="balanced")["loss"]
+        assert scores[1] == ensemble[1].evaluate(x, ys[1], class_weight="balanced")["loss"]
+    models = [cnn.Sequential(make(), cnn.SGD(), "float64") for _ in range(2)]
+    ensemble = cnn.Ensemble.of(models)
+    for fit in (
+        lambda **how: cnn.fit_many(models, [(x, np.sort(y))] * 2, validation_split=0.3, progress=False, **how),
+        lambda **how: ensemble.fit(x, np.sort(y), validation_split=0.3, progress=False, **how),
+        lambda **how: models[0].fit(x, np.sort(y), validation_split=0.3, progress=False, **how),
+    ):
+        with pytest.warns(UserWarning, match="takes the last rows, but y is sorted by class") as found:
+            fit()
+        assert [one.filename for one in found] == [__file__]
+        fit(stratify=True)
+
+
 def test_python_loss():
     def loss(y, t):
         return np.mean((y - t) ** 2), 2 * (y - t) / y.size
@@ -219,6 +261,16 @@ def test_many_history_in_words_and_as_a_picture(tmp_path):
     assert validation.get_xydata().tolist() == [[2, 0.25]]
     assert not accuracies.lines
     assert losses.get_title() == "loss of 3 members: median, 10 to 90 %"
+    found = json.loads(history.to_json(tmp_path / "many.json"))
+    assert found == json.loads((tmp_path / "many.json").read_text())
+    assert found["epoch"] == [1, 2]
+    assert found["loss"] == [[4, 2, 3], [1, 0.5, None]]
+    table = history.to_pandas()
+    assert table.index.tolist() == [1, 2]
+    for name, values in history.items():
+        np.testing.assert_array_equal(table[name], values)
+    history.record(3, {"loss": np.zeros(3)})
+    assert np.isnan(history["val_loss"][-1]).all()
 
 
 # data -----------------------------------------------------------------------------------------------------------------
@@ -247,6 +299,21 @@ def test_ragged():
     assert [len(y) for y in outputs] == [1, 30, 7]
 
 
+def test_a_chosen_output_of_each_row():
+    """Targets that are pairs, also where there are as many members as parts of a pair."""
+    x, _ = data()
+    which, y = np.arange(ROWS) % 2, np.arange(float(ROWS))
+    make = lambda: layers(loss=cnn.MSELoss(chosen=True))  # noqa: E731
+    for members in (2, 3):
+        check(make, x, (which, y), members, epochs=2, batch_size=4, validation_split=0.3)
+        own = [((which + i) % 2, y * i) for i in range(members)]
+        ensemble = cnn.Ensemble(make(), members, cnn.Adam(0.01), "float64", 5)
+        ensemble.fit(x, own, batch_size=4, progress=False)
+        assert_same(ensemble[1], alone(make, 1, x, own[1], batch_size=4)[0])
+        with pytest.raises(ValueError, match=f"y: expected data for each of {members} members, got 1"):
+            ensemble.fit(x, own[:1])
+
+
 def test_bootstrap():
     x, y = data()
     ensemble = cnn.Ensemble(layers(), 3, cnn.Adam(0.01), "float64", 5)
@@ -258,6 +325,26 @@ def test_bootstrap():
     for i in range(3):
         assert len(np.unique(rows[i])) < ROWS
         assert_same(ensemble[i], alone(layers, i, x[rows[i]], y[rows[i]], epochs=2, batch_size=4)[0])
+
+
+def test_bootstrap_of_sparse_rows_and_by_python():
+    """It draws from the rows that are left to train on, and no row of them validates."""
+    sparse = pytest.importorskip("scipy.sparse")
+    x, y = data()
+    n, best = 14, cnn.EarlyStopping("val_loss", patience=1)
+    for optimizer, rows in ((cnn.SGD(0.1), sparse.csr_matrix(x)), (cnn.LBFGS(), x), (cnn.Adam(0.01), x)):
+        ensemble = cnn.Ensemble(layers(), 2, optimizer, "float64", 5)
+        history = ensemble.fit(
+            rows, y, bootstrap=True, validation_split=1 / 3, epochs=3, early_stopping=best, progress=False
+        )
+        for i, drawn in enumerate(ensemble.bootstrap_rows(n)):
+            model, found = alone(
+                layers, i, rows[drawn], y[drawn], optimizer=optimizer, epochs=3, early_stopping=best,
+                validation_data=(rows[n:], y[n:]),
+            )  # fmt: skip
+            np.testing.assert_array_equal(ensemble[i].parameters, model.parameters)
+            assert history.of(i) == found
+            assert history.best_epoch[i] == best.best_epoch
 
 
 def test_bootstrap_draws_alike():
@@ -370,6 +457,35 @@ def test_nan_in_the_data_of_one():
     assert_same(ensemble[2], alone(layers, 2, xs[2], ys[2], epochs=2, batch_size=4)[0])
 
 
+def test_nan_in_the_rows_that_are_evaluated():
+    """A warning names them and points here, as for a model alone; by early stopping such a member has no best epoch."""
+    xs, ys = (np.stack(a) for a in zip(*(data(seed=i) for i in range(3)), strict=True))
+    xs[1:, -1, 0] = np.nan
+    ensemble = cnn.Ensemble(layers(), 3, cnn.Adam(0.01), "float64", 5)
+    models, parts = list(ensemble), list(zip(xs, ys, strict=True))
+    split = {"validation_split": 0.2, "early_stopping": 2, "epochs": 3, "progress": False}
+    one = "x of 1 has NaN or infinity: the loss is nan; members with such rows: 1, 2"
+    held = one.replace("x of 1", r"validation_data\[0\] of 1")
+    for call, text in (
+        (lambda: ensemble.fit(xs, ys, **split), one),
+        (lambda: cnn.fit_many(models, parts, **split), one),
+        (lambda: ensemble.fit(xs[:, :-1], ys[:, :-1], validation_data=(xs, ys), progress=False), held),
+        (
+            lambda: ensemble.fit(xs[0], ys[0], validation_data=(xs[1], ys[1])),
+            r"^validation_data\[0\] has NaN .* is nan$",
+        ),
+        (lambda: ensemble.evaluate(xs, ys), one),
+        (lambda: ensemble.evaluate(xs[1], ys[1]), "^x has NaN or infinity: the loss is nan$"),
+        (lambda: ensemble.evaluate(xs[0], ys[0], np.zeros(ROWS)), "^x: no row counts: .*: the loss is NaN$"),
+        (lambda: models[0].evaluate(xs[1], ys[1]), "^x has NaN or infinity: the loss is nan$"),
+    ):
+        with pytest.warns(RuntimeWarning, match=text) as found:
+            result = call()
+        assert [one.filename for one in found] == [__file__]
+        if isinstance(result, cnn.ManyHistory) and result.best_epoch is not None:
+            assert result.best_epoch.tolist() == [3, 0, 0]
+
+
 def test_the_last_step_makes_numbers_that_no_loss_has_seen():
     """Alone, the parameters would not be finite after `fit`."""
     x, y = data()
@@ -426,13 +542,21 @@ def test_refuses():
             ensemble.fit(x, y, **options)
     with pytest.raises(ValueError, match="x: expected data for each of 3 members, got 2"):
         ensemble.fit(np.stack([x, x]), y)
+    with pytest.raises(ValueError, match=r"drop_last: the 7 rows of x of 2 do not fill a batch of 8"):
+        ensemble.fit([x, x, x[:7]], [y, y, y[:7]], batch_size=8, drop_last=True)
+    with pytest.raises(
+        ValueError, match=r"x: expected an array of 3 columns for each member, got .* as np\.hstack\(x\)"
+    ):
+        ensemble.fit([x[:, :1], x[:, 1:2], x[:, 2:]], y)
+    with pytest.raises(ValueError, match="quantiles: expected reduce='quantiles' with them, got reduce='mean'"):
+        ensemble.predict(x, "mean", quantiles=(0.1, 0.9))
     with pytest.raises(ValueError, match="members: expected at least 1"):
         cnn.Ensemble(layers(), 0)
     with pytest.raises(ValueError, match="expected 3 numbers in arrays, one a member, got 2"):
         ensemble.optimizer = cnn.SGD(np.ones(2))
     with pytest.raises(ValueError, match="arrays of one length, got 2 and 3"):
         cnn.Adam(np.ones(3), betas=(np.full(2, 0.9), 0.99))
-    with pytest.raises(TypeError, match=r"expected an optimiser such as cnn.SGD\(\), got SGD\(array"):
+    with pytest.raises(TypeError, match=r"expected an optimiser such as cnn.SGD\(\), got SGD\(lr=1.0\) of 3 members"):
         cnn.Sequential(layers(), cnn.SGD(np.ones(3)))
     with pytest.raises(ValueError, match="lr: expected a finite number of at least 0"):
         cnn.SGD(-np.ones(3))
@@ -503,6 +627,8 @@ def test_a_callback_that_fails():
     for call, text in (
         (lambda: ensemble.fit(*data()), "a callback of its fit has called fit again"),
         (lambda: setattr(ensemble, "optimizer", cnn.SGD()), "optimizer: it cannot be set while fit runs"),
+        (lambda: setattr(ensemble.optimizer, "schedule", None), "optimizer: its schedule cannot be set, or turned"),
+        (lambda: setattr(ensemble.optimizer, "momentum", 0.9), "optimizer: its momentum cannot be set, or turned on"),
     ):
         with pytest.raises(RuntimeError, match=text):
             ensemble.fit(*data(), epochs=5, callbacks=[cnn.LambdaCallback(on_epoch_end=lambda *_: call())])  # noqa: B023
@@ -604,6 +730,86 @@ def test_hyper_parameters_as_arrays():
         assert_same(ensemble[i], alone(layers, i, x, y, optimizer=optimizer, epochs=2, batch_size=4)[0])
 
 
+def members_of(ensemble):
+    return [member.optimizer for member in ensemble._members]
+
+
+def test_the_optimizer_is_that_of_the_members(path):
+    """What is read and set on it is theirs, after every way to get an ensemble."""
+    made = cnn.Ensemble(layers(), 4, cnn.AdamW(lr=np.array([0.1, 0.2, 0.3, 0.4]), betas=(0.9, 0.99)), seed=0)
+    made.optimizer = made.optimizer  # as it is
+    made.save(path)
+    models = list(made)
+    for ensemble in (made, made[:], cnn.Ensemble.of(models), cnn.Ensemble.load(path), copy.deepcopy(made)):
+        optimizer = ensemble.optimizer
+        assert optimizer.lr.tolist() == [0.1, 0.2, 0.3, 0.4]
+        text = "AdamW(lr=array([0.1, 0.2, 0.3, 0.4]), betas=(0.9, 0.99)) of 4 members"
+        assert repr(optimizer) == repr(pickle.loads(pickle.dumps(optimizer))) == text
+        assert (optimizer.weight_decay, optimizer.betas, optimizer.clip_norm) == (0.01, (0.9, 0.99), None)
+        optimizer.lr = 0.5
+        optimizer.betas = (np.array([0.8, 0.8, 0.9, 0.9]), 0.95)
+        optimizer.clip_norm = np.array([1.0, None, 2.0, 3.0])
+        optimizer.schedule = cnn.StepLR(3)
+        optimizer.schedule.gamma = np.array([0.1, 0.2, 0.3, 0.4])
+        own = members_of(ensemble)
+        assert [one.lr for one in own] == [0.5] * 4
+        assert [one.betas for one in own] == [(0.8, 0.95)] * 2 + [(0.9, 0.95)] * 2
+        assert [one.clip_norm for one in own] == optimizer.clip_norm.tolist() == [1.0, None, 2.0, 3.0]
+        assert [one.schedule.gamma for one in own] == optimizer.schedule.gamma.tolist() == [0.1, 0.2, 0.3, 0.4]
+        assert optimizer.schedule.step_size == 3
+        with pytest.raises(ValueError, match="read-only"):
+            optimizer.clip_norm[0] = 5.0
+    assert [model.optimizer.lr for model in models] == [0.1, 0.2, 0.3, 0.4]
+    for name, value, error, text in (
+        ("lr", np.array([1.0, 2.0, 3.0, -1.0]), ValueError, "lr: expected a finite number of at least 0"),
+        ("lr", np.ones(3), ValueError, "lr: expected one value, or an array of 4, one a member, got 3"),
+        ("learning_rate", 1.0, AttributeError, "did you mean lr"),
+        ("schedule", np.array([cnn.StepLR(1), None, None, 3], object), TypeError, "expected a schedule"),
+    ):
+        before = repr(optimizer), list(map(repr, own))
+        with pytest.raises(error, match=text):
+            setattr(optimizer, name, value)
+        assert (repr(optimizer), list(map(repr, own))) == before
+    with pytest.raises(AttributeError, match="ManyOptimizers has no attribute 'get_config'"):
+        optimizer.get_config()
+    made.optimizer = cnn.SGD(np.array([0.1, 0.2, 0.3, 0.4]), groups=[{"layers": [0], "lr": 0.5}])
+    made.optimizer.groups[0]["lr"] = np.array([0.0, 0.0, 1.0, 1.0])
+    assert [one.groups[0]["lr"] for one in members_of(made)] == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="lr: expected a finite"):
+        made.optimizer.groups[0]["lr"] = np.array([0.0, 0.0, 1.0, -1.0])
+    assert made.optimizer.groups[0]["lr"].tolist() == [0, 0, 1, 1]
+    mixed = cnn.Ensemble.of([cnn.Sequential(layers(), one()) for one in (cnn.Adam, cnn.SGD)]).optimizer
+    assert repr(mixed) == "[Adam(lr=0.001), SGD(lr=0.001)] of 2 members"
+    mixed.lr = 0.25
+    assert mixed.lr == 0.25
+
+
+@pytest.mark.parametrize("lanes", [False, True])
+@pytest.mark.parametrize("schedule", [None, cnn.ExponentialLR(0.9), cnn.CosineAnnealingLR(30, interval="step")])
+def test_rates_set_by_a_callback(monkeypatch, lanes, schedule):
+    """The next step uses them."""
+    monkeypatch.setattr("cnn.training.many.LANES", lanes)
+    x, y = data()
+    made = cnn.SGD(0.1, momentum=0.9, schedule=schedule)
+    ensemble = cnn.Ensemble(layers(), 4, made, "float64", 5)
+    rates = {1: np.array([0.0, 0.01, 0.2, 0.1]), 3: np.full(4, 0.05)}
+
+    def change(one, i):
+        def call(epoch, logs):
+            if epoch in rates:
+                one.optimizer.lr = rates[epoch][i]
+                one.optimizer.momentum = 0.5
+                one.optimizer.clip_norm = 0.1 if epoch == 3 else None
+
+        return [cnn.LambdaCallback(on_epoch_end=call)]
+
+    ensemble.fit(x, y, epochs=5, batch_size=4, callbacks=change(ensemble, slice(None)), progress=False)
+    for i, member in enumerate(ensemble):
+        model = cnn.Sequential(layers(), copy.deepcopy(made), "float64", 5 + i)
+        model.fit(x, y, epochs=5, batch_size=4, callbacks=change(model, i), progress=False)
+        np.testing.assert_allclose(member.parameters, model.parameters, rtol=1e-9 if lanes else 0)
+
+
 @pytest.mark.parametrize("name", ["float32", "float64"])
 def test_steps(name):
     x, y = data(dtype=name)
@@ -629,6 +835,26 @@ def test_predictions():
     assert ensemble.predict(x[:0]).shape == (4, 0, 2)
 
 
+def test_leading_axes():
+    """As for a model alone, after the axis of the members; x of one more axis than that is for each of them."""
+    rng = np.random.default_rng(0)
+    ensemble = cnn.Ensemble(layers(), 3, cnn.SGD(0.1), "float64", 5)
+    for shape, own in (((), False), ((4,), False), ((0,), False), ((3, 4), True), ((3, 1), True), ((3, 2, 4), True)):
+        x = rng.standard_normal((*shape, WIDTH))
+        xs = x if own else [x] * 3
+        expected = np.stack([model.predict(a) for model, a in zip(ensemble, xs, strict=True)])
+        for given in (x, x.tolist()) if x.size else (x,):
+            np.testing.assert_array_equal(ensemble.predict(given), expected)
+        np.testing.assert_allclose(ensemble.predict(x, "mean"), expected.mean(axis=0), rtol=1e-14)
+        assert ensemble.predict(x, "quantiles", (0.1, 0.9)).shape == (2, *expected.shape[1:])
+        if x.size:
+            scores = ensemble.evaluate(x, expected if own else expected[0])["loss"]
+            models = zip(ensemble, xs, expected if own else [expected[0]] * 3, strict=True)
+            np.testing.assert_array_equal(scores, [model.evaluate(a, t)["loss"] for model, a, t in models])
+    parts = [rng.standard_normal((*shape, WIDTH)) for shape in ((6,), (2, 3), (0, 2))]
+    assert [out.shape for out in ensemble.predict(parts)] == [(6, 2), (2, 3, 2), (0, 2, 2)]
+
+
 def test_reductions(monkeypatch):
     x, _ = data(50)
     ensemble = cnn.Ensemble(layers(), 4, None, "float64", 5)
@@ -640,6 +866,44 @@ def test_reductions(monkeypatch):
     np.testing.assert_allclose(quantiles, np.quantile(outputs, (0.1, 0.9), axis=0), rtol=1e-14)
     with pytest.raises(ValueError, match="reduce: expected one of 'mean', 'std', 'quantiles', got 'max'"):
         ensemble.predict(x, "max")
+
+
+def test_probabilities():
+    x, _ = data()
+    for out, loss in ((3, cnn.CrossEntropyLoss()), (1, cnn.BCEWithLogitsLoss()), (3, cnn.NLLLoss())):
+        tail = [cnn.Linear(5, 3), cnn.LogSoftmax()] if isinstance(loss, cnn.NLLLoss) else [cnn.Linear(5, out)]
+        ensemble = cnn.Ensemble([cnn.Linear(WIDTH, 5), cnn.Tanh(), *tail, loss], 3, None, "float64", 5)
+        expected = np.stack([model.predict_proba(x) for model in ensemble])
+        np.testing.assert_array_equal(ensemble.predict_proba(x), expected)
+        np.testing.assert_allclose(ensemble.predict_proba(x, "mean"), expected.mean(axis=0), rtol=1e-14)
+        assert [p.shape for p in ensemble.predict_proba([x[:1], x, x[0]])] == [(1, out), (ROWS, out), (out,)]
+    with pytest.raises(ValueError, match="predict_proba"):
+        cnn.Ensemble(layers(), 3).predict_proba(x)
+
+
+def test_what_a_single_model_has(path, capsys):
+    x, y = data()
+    ensemble = cnn.Ensemble(layers(), 2, cnn.SGD(0.1, ema_decay=0.5), "float64", 5)
+    ensemble.fit(x, y, progress=False)
+    models, before = list(ensemble), ensemble.parameters
+    with ensemble.using_average() as same:
+        assert same is ensemble
+        np.testing.assert_array_equal(ensemble.parameters, [model.averaged_parameters for model in models])
+    np.testing.assert_array_equal(ensemble.parameters, before)
+    other = ensemble.copy()
+    other.loss = cnn.L1Loss()
+    assert (repr(ensemble.loss), repr(other.loss)) == ("MSELoss()", "L1Loss()")
+    models[1].loss = cnn.L1Loss()
+    assert other.evaluate(x, y)["loss"][1] == models[1].evaluate(x, y)["loss"]
+    assert other.train_step(x, y)[1] == models[1].train_step(x, y)
+    assert_same(other[1], models[1])
+    other.loss = lambda outputs, targets: (float(np.mean(outputs)), np.full(outputs.shape, 1 / outputs.size))
+    with pytest.raises(TypeError):
+        other.save(path)
+    other.save(path, loss=False)
+    assert cnn.Ensemble.load(path).loss is None
+    assert repr(cnn.Ensemble.load(path, loss=cnn.L1Loss())[1].loss) == "L1Loss()"
+    assert str(other.summary()) in capsys.readouterr().out
 
 
 def test_derivatives():
@@ -693,6 +957,23 @@ def test_parameters_and_state():
         other.load_weights(bad)
     with pytest.raises(ValueError, match=r"0.bias: expected a first axis of 3 members"):
         other.load_weights(state | {"0.bias": np.zeros((2, 5))})
+    wrong = np.full((3, 2, 5), 1.0)
+    wrong[2, 0, 0] = 1e300
+    small = cnn.Ensemble([cnn.Linear(2, 5), cnn.BatchNorm1d(5)], 3, seed=0)
+    kept, now = small.parameters, small.state_dict()
+    for change, error, text in (
+        (lambda: setattr(small, "parameters", kept + np.array([[0], [0], [1e300]])), ValueError, r"parameters\[2, 0\]"),
+        (lambda: setattr(small, "parameters", kept.astype(object)), TypeError, "parameters: expected real numbers"),
+        (lambda: small.load_weights(now | {"0.weight": wrong}), ValueError, r"0.weight\[0, 0\] is 1e\+300, too large"),
+        (lambda: small.load_weights(now | {"0.bias": "abc"}), ValueError, "0.bias: expected a first axis of 3"),
+        (lambda: small.load_weights(now | {"1.num_batches_tracked": [1, 2, 2**63]}), ValueError, r"at most 2\*\*63"),
+        (lambda: small.load_weights(list(now)), TypeError, "expected arrays by name"),
+        (lambda: small.load_weights(kept), TypeError, "expected arrays by name"),
+    ):
+        with pytest.raises(error, match=text):
+            change()
+        for name, array in small.state_dict().items():
+            np.testing.assert_array_equal(array, now[name])
     np.testing.assert_array_equal(other.parameters, before)
     other.parameters = before + 1
     np.testing.assert_array_equal(other[2].parameters, before[2] + 1)
@@ -768,3 +1049,12 @@ def test_sparse_and_whole_data():
         assert ensemble.train_step(rows, y)[1] == model.train_step(rows, y)
         assert ensemble.evaluate(rows, y)["loss"][1] == model.evaluate(rows, y)["loss"]
         np.testing.assert_array_equal(ensemble.predict(rows)[1], model.predict(rows))
+    parts = [sparse.csr_matrix(x), sparse.csr_matrix(x[:9])]
+    ensemble = cnn.Ensemble(layers(), 2, cnn.SGD(0.1), "float64", 5)
+    models = list(ensemble)
+    ensemble.fit(parts, [y, y[:9]], progress=False)
+    for i, model in enumerate(models):
+        model.fit(parts[i], y[: len(y) if i == 0 else 9], progress=False)
+        np.testing.assert_array_equal(ensemble[i].parameters, model.parameters)
+        np.testing.assert_array_equal(ensemble.predict(parts)[i], model.predict(parts[i]))
+    assert ensemble.predict(parts[:1] * 2, "mean").shape == (ROWS, 2)

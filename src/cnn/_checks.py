@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,15 @@ def needed(who: str, module: str, install: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f"{who} needs {module}: pip install {install}") from error
+
+
+def users_line() -> int:
+    """The `stacklevel` with which the caller's warning shows the line outside of the library that led to it."""
+    level, frame = 1, sys._getframe(1)
+    package = __name__.partition(".")[0]
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def number(name: str, value, low: float = -np.inf, high: float = np.inf) -> float:
@@ -108,6 +118,8 @@ def in_range(name: str, array: np.ndarray, dtype: np.dtype) -> None:
     if name.endswith(("running_var", "num_batches_tracked")) and (array < 0).any():
         where, value = _first(name, array, array < 0)
         raise ValueError(f"{where} is {value}, expected at least 0")
+    if name.endswith("num_batches_tracked") and (array > 2**63 - 1).any():
+        raise ValueError(f"{name} is {array.max()}, expected at most 2**63 - 1")
 
 
 def _first(name: str, array: np.ndarray, which: np.ndarray) -> tuple[str, Any]:

@@ -193,7 +193,7 @@ def names_arguments(function: F, within: Callable[[dict[str, Any]], Any] = lambd
     return method  # type: ignore[return-value]
 
 
-def _settable(one: Any) -> list[str]:
+def settable(one: Any) -> list[str]:
     """The public attributes of an object that can be set."""
     found = [name for name in vars(one) if not name.startswith("_")]
     for name in dir(type(one)):
@@ -314,7 +314,7 @@ class Configurable(Public):
         """Reject unknown attributes once the object is complete: they would have no effect."""
         own = self.__dict__
         if "_complete" in own and name not in own and not name.startswith("_") and not hasattr(type(self), name):
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}: {_mend(name, _settable(self))}")
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}: {_mend(name, settable(self))}")
         super().__setattr__(name, value)
 
     @constructor

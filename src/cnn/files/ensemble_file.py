@@ -28,10 +28,10 @@ NAMES = {"format", "version", "config", "digest"}
 MOST_MEMBERS = 1_000_000
 
 
-def save(ensemble: Any, path: str | os.PathLike[str], training_state: bool) -> None:
+def save(ensemble: Any, path: str | os.PathLike[str], training_state: bool, loss: bool) -> None:
     """See Ensemble.save."""
     members = ensemble._members
-    configs = [member.get_config() for member in members]
+    configs = [member.get_config(loss) for member in members]
     optimizers = [config["optimizer"] for config in configs]
     config = {
         "members": len(members),
@@ -110,7 +110,6 @@ def _ensemble(cls: Any, box: Any):
     ensemble = object.__new__(cls)
     ensemble.seed = config["seed"]
     ensemble._take(members)
-    ensemble._optimizer = members[0].optimizer
     state = {name: _turned(a) for name, a in arrays.items() if not name.startswith(TRAINING)}
     for name, a in state.items():
         if a.dtype.kind == "f" and a.dtype != ensemble.dtype:

@@ -18,8 +18,8 @@ from .._types import Array, ArrayLike
 def vjp(self: Any, x: ArrayLike, v: ArrayLike, parameters: bool = False, outputs: bool = False) -> Any:
     """v^T J: the vector-Jacobian product with respect to the inputs and, optionally, the parameters.
 
-    The model is in evaluation mode, as in all derivative products. A pending `backward` needs another forward pass
-    afterwards; `gradients` stay as they are.
+    The model is in evaluation mode, and arrays have one leading axis, as in all derivative products. A pending
+    `backward` needs another forward pass afterwards; `gradients` stay as they are.
 
     Parameters
     ----------

@@ -6,18 +6,20 @@ on each thread at a time (training/many.py). Derivatives and files loop over the
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from .. import _configurable, losses, optim
-from .._checks import choice, flag, integer, seed_of
+from .._checks import choice, flag, in_range, integer, seed_of
+from .._sparse import is_sparse
 from .._threads import get_num_threads, threads_for
 from .._types import Array, ArrayLike, DTypeLike
-from ..optim.many import ManyOptimizers
+from ..optim.many import ManyOptimizers, parts_of
 from ..training import many
 from ..training.history import ManyHistory
 from ..training.ranks import takes_comm
@@ -30,7 +32,7 @@ class Ensemble(_configurable.Public):
     """Models of one shape, each with its own parameters, hyper-parameters and random numbers.
 
     Member i equals ``Sequential(layers, optimizer, dtype, seed + i)``, and training changes it as it would change that
-    model alone.
+    model alone: bit for bit, or, where narrow members share vectors, but for roundings of sums.
 
     Parameters
     ----------
@@ -47,8 +49,11 @@ class Ensemble(_configurable.Public):
     Attributes
     ----------
     seed : int or None
-    optimizer : Optimizer or None
-        As passed in. Setting another one resets its state, as for `Sequential`.
+    optimizer : ManyOptimizers or None
+        The members' optimisers as one; each is a copy of that passed in. ``ensemble.optimizer.lr`` is the rate of all,
+        or a read-only array of shape (members,) where they differ; setting it, to a number or such an array, sets that
+        of all members for the next step, and so with every other number. Setting another optimizer resets its state,
+        as for `Sequential`.
     history : ManyHistory or None
         Of the last `fit`.
     stop_training : bool
@@ -120,12 +125,10 @@ class Ensemble(_configurable.Public):
         self = object.__new__(cls)
         self.seed = None
         self._take([copy.deepcopy(model) for model in models])
-        self._optimizer = models[0].optimizer
         return self
 
     def _take(self, members: list[Sequential]) -> None:
         self._members = members
-        self._optimizer: Any = None
         self._crew: Any = None  # the native programs that train together, made when first needed
         self.history: ManyHistory | None = None
 
@@ -168,30 +171,37 @@ class Ensemble(_configurable.Public):
 
     @property
     def loss(self) -> losses.Loss | None:
-        """The loss, or None."""
+        """The loss, or None. Another one can be set, as for `Sequential`."""
         return self._members[0].loss
+
+    @loss.setter
+    def loss(self, loss: Any) -> None:
+        if any(member._core.fitting for member in self._members):
+            raise RuntimeError("loss: cannot be set while fit is running")
+        for member in self._members:
+            member.loss = copy.deepcopy(loss)
+        self._crew = None
 
     @property
     def optimizer(self) -> Any:
-        """The optimiser, or None; setting another one resets its state, as for `Sequential`."""
-        return self._optimizer
+        """The members' optimisers as one, or None; setting another one resets its state, as for `Sequential`."""
+        members = self._members
+        if members[0].optimizer is None:
+            return None
+        return ManyOptimizers([one.optimizer for one in members], lambda: any(one._core.fitting for one in members))
 
     @optimizer.setter
     def optimizer(self, optimizer: Any) -> None:
-        if isinstance(optimizer, ManyOptimizers) and optimizer.members != len(self):
-            raise ValueError(
-                f"optimizer: expected {len(self)} numbers in arrays, one a member, got {optimizer.members}"
-            )
+        if isinstance(optimizer, ManyOptimizers) and len(optimizer) != len(self):
+            raise ValueError(f"optimizer: expected {len(self)} numbers in arrays, one a member, got {len(optimizer)}")
         if optimizer is not None and not isinstance(optimizer, (optim.Optimizer, ManyOptimizers)):
             raise TypeError(f"optimizer: expected an optimiser such as cnn.SGD(), got {optimizer!r}")
         if any(member._core.fitting for member in self._members):
             raise RuntimeError(
-                "optimizer: it cannot be set while fit runs; rates that change are a schedule's, as in "
-                "cnn.Adam(lr=0.01, schedule=cnn.StepLR(10))"
+                "optimizer: it cannot be set while fit runs, but its numbers can, as in ensemble.optimizer.lr = 0.01"
             )
-        for i, member in enumerate(self._members):
-            member.optimizer = optimizer.of(i) if isinstance(optimizer, ManyOptimizers) else copy.deepcopy(optimizer)
-        self._optimizer = optimizer
+        for member, own in zip(self._members, parts_of("optimizer", optimizer, len(self)), strict=True):
+            member.optimizer = own
 
     @property
     def n_parameters(self) -> int:
@@ -208,8 +218,55 @@ class Ensemble(_configurable.Public):
         rows = np.asarray(rows)
         if rows.shape != (len(self), self.n_parameters):
             raise ValueError(f"parameters: expected shape {(len(self), self.n_parameters)}, got {rows.shape}")
+        if rows.dtype.kind not in "fiub":
+            raise TypeError(f"parameters: expected real numbers, got dtype {rows.dtype}")
+        in_range("parameters", rows, self.dtype)
         for member, row in zip(self._members, rows, strict=True):
             member.parameters = row
+
+    @property
+    def averaged_parameters(self) -> Array:
+        """Copies of the moving averages, (members, n_parameters): see `Sequential.averaged_parameters`."""
+        return np.stack([member.averaged_parameters for member in self._members])
+
+    @contextlib.contextmanager
+    def using_average(self) -> Iterator[Ensemble]:
+        """In ``with ensemble.using_average():`` the parameters are `averaged_parameters`, as for `Sequential`.
+
+        Yields
+        ------
+        Ensemble
+            Itself.
+
+        Raises
+        ------
+        RuntimeError
+            If the optimizer has no ema_decay.
+        """
+        with contextlib.ExitStack() as stack:
+            for member in self._members:
+                stack.enter_context(member.using_average())
+            yield self
+
+    def copy(self) -> Ensemble:
+        """An independent ensemble with the same members and the state of their training.
+
+        Returns
+        -------
+        Ensemble
+        """
+        return copy.deepcopy(self)
+
+    def summary(self) -> str:
+        """Print the number of members and the table of one: see `Sequential.summary`.
+
+        Returns
+        -------
+        str
+            The table of a member.
+        """
+        print(f"{len(self)} members, each:")
+        return self._members[0].summary()
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of the parameters by name, as `Sequential.state_dict` has them, with a leading axis of the members.
@@ -235,29 +292,37 @@ class Ensemble(_configurable.Public):
         ValueError, TypeError
             As for `Sequential.load_weights`.
         """
-        before = self.state_dict()
+        if not isinstance(state_dict, Mapping):
+            self._members[0].load_weights(state_dict)  # says what is expected
         for name, a in state_dict.items():
             if np.ndim(a) < 1 or len(a) != len(self):
                 raise ValueError(f"{name}: expected a first axis of {len(self)} members, got shape {np.shape(a)}")
-        try:
-            for i, member in enumerate(self._members):
-                member.load_weights({name: np.asarray(a)[i] for name, a in state_dict.items()})
-        except (ValueError, TypeError):
-            for i, member in enumerate(self._members):
-                member.load_weights({name: a[i] for name, a in before.items()})
-            raise
+        states = [{name: a[i] for name, a in state_dict.items()} for i in range(len(self))]
+        found = [member._to_load(state)[0] for member, state in zip(self._members, states, strict=True)]
+        for member, arrays in zip(self._members, found, strict=True):
+            member._load(arrays)
 
     # data -------------------------------------------------------------------------------------------------------------
 
     def _own(self, a, dims: int, name: str) -> list[Any] | None:
         """An array for each member, or None: all share it. dims: axes of one member's."""
-        if isinstance(a, (list, tuple)) and a and all(isinstance(part, np.ndarray) for part in a):
+        if isinstance(a, (list, tuple)) and a and all(isinstance(part, np.ndarray) or is_sparse(part) for part in a):
             if a[0].ndim < dims:  # rows of one array
                 return None
+            columns, width = [part.shape[-1] for part in a], self._members[0]._core.in_features
+            if dims == 2 and sum(columns) == width and width not in columns:
+                raise ValueError(
+                    f"{name}: expected an array of {width} columns for each member, got some of {columns}: pass "
+                    "several inputs side by side, as np.hstack(x)"
+                )
         else:
-            a = a if hasattr(a, "tocsr") else np.asarray(a)
+            a = a if is_sparse(a) else np.asarray(a)
             if a.ndim <= dims:
                 return None
+        return self._of_each(a, name)
+
+    def _of_each(self, a: Any, name: str) -> list[Any]:
+        """The parts of a list or an array, if there is one for each member."""
         if len(a) != len(self):
             raise ValueError(f"{name}: expected data for each of {len(self)} members, got {len(a)}")
         return list(a)
@@ -280,10 +345,15 @@ class Ensemble(_configurable.Public):
 
     def _own_targets(self, y, own_x, x, name: str) -> list[Any] | None:
         """Targets of each member, or None: all share them."""
+        if getattr(self.loss, "chosen", False) and isinstance(y, (list, tuple)) and y:
+            if isinstance(y, tuple):
+                return None  # which outputs, and their targets
+            if all(isinstance(part, tuple) for part in y):
+                return self._of_each(y, name)
         if isinstance(y, (list, tuple)) and y and isinstance(y[0], np.ndarray) and (own_x is not None or y[0].ndim > 1):
             return self._own(y, y[0].ndim, name)
         y = np.asarray(y)
-        rows = len(own_x[0]) if own_x is not None else np.shape(x)[0]
+        rows = np.shape(x if own_x is None else own_x[0])[0]
         if y.ndim < 2 or y.shape[:2] != (len(self), rows):
             return None
         shared = own_x is None and y.ndim == 2 and y.shape == (rows, self._members[0]._core.out_features)
@@ -318,8 +388,11 @@ class Ensemble(_configurable.Public):
         bootstrap: bool = False,
         validation_data: Any = None,
         validation_split: float = 0.0,
+        stratify: bool = False,
+        validation_freq: int = 1,
         sample_weight: ArrayLike | None = None,
         class_weight: Any = None,
+        weigh_validation: bool = False,
         metrics: Any = (),
         callbacks: Any = (),
         early_stopping: Any = None,
@@ -336,7 +409,7 @@ class Ensemble(_configurable.Public):
 
         Parameters
         ----------
-        x : array_like of shape (n, in_features) or (members, n, in_features), or list of ndarray
+        x : array_like of shape (n, in_features) or (members, n, in_features), or list of ndarray or sparse matrices
             Shared by all members, or an array for each: stacked, or in a list if their numbers of rows differ.
         y : array_like, or list of ndarray
             Targets in the form that the loss expects; for each member, with a leading axis of members or in a list.
@@ -353,9 +426,13 @@ class Ensemble(_configurable.Public):
             Shared, or for each member, as x and y.
         validation_split : float
             As for `Sequential.fit`; `bootstrap` draws from the remaining rows.
+        stratify, validation_freq
+            As for `Sequential.fit`.
         sample_weight : array_like of shape (n,) or (members, n), optional
             Not negative.
         class_weight : dict or "balanced", optional
+            As for `Sequential.fit`.
+        weigh_validation : bool
             As for `Sequential.fit`.
         metrics : sequence of str, callable or Metric, or dict
             As for `Sequential.fit`; the history has arrays of shape (members,).
@@ -427,7 +504,8 @@ class Ensemble(_configurable.Public):
 
         history = many.train(
             self._members, data, validation, comm=comm, epochs=epochs, batch_size=batch_size, shuffle=bool(shuffle),
-            validation_split=validation_split, class_weight=class_weight, metrics=metrics,
+            validation_split=validation_split, stratify=stratify, validation_freq=validation_freq,
+            class_weight=class_weight, weigh_validation=weigh_validation, metrics=metrics,
             early_stopping=early_stopping, steps_per_epoch=steps_per_epoch, drop_last=drop_last,
             accumulation_steps=accumulation_steps, threads=threads, progress=progress, verbose=verbose,
             shared=(shared, shared_too), one_order=shuffle == "shared", bags=bags, histories=False,
@@ -463,7 +541,7 @@ class Ensemble(_configurable.Public):
         if not many.all_native(self._members, [a for a, _, _ in data]):
             data = data * len(self) if shared else data
             return np.array([m.train_step(*rows) for m, rows in zip(self._members, data, strict=True)])
-        rows = many.Rows(self._members, data, many.Names(), True, None, shared)
+        rows = many.Rows(self._members, many.sources_of(self._members, data, True, shared))
         crew, self._crew = self._crew, None  # another thread does not find it
         if crew is None:
             programs = [member._core.program for member in self._members]
@@ -481,6 +559,7 @@ class Ensemble(_configurable.Public):
         sample_weight: ArrayLike | None = None,
         metrics: Any = (),
         threads: int | None = None,
+        class_weight: Any = None,
     ) -> dict[str, np.ndarray]:
         """The loss and the metrics of every member, in evaluation mode.
 
@@ -496,6 +575,8 @@ class Ensemble(_configurable.Public):
             As for `Sequential.evaluate`.
         threads : int, optional
             At most this many; None: as `cnn.set_num_threads` says.
+        class_weight : dict or "balanced", optional
+            As for `fit`.
 
         Returns
         -------
@@ -512,32 +593,34 @@ class Ensemble(_configurable.Public):
         data, shared = self._data(x, y, sample_weight)
         if metrics or not many.all_native(self._members, [a for a, _, _ in data]):
             data = data * len(self) if shared else data
-            found = [m.evaluate(a, t, w, metrics, threads) for m, (a, t, w) in zip(self._members, data, strict=True)]
+            pairs = zip(self._members, data, strict=True)
+            found = [m.evaluate(x, y, w, metrics, threads, class_weight) for m, (x, y, w) in pairs]
             return {name: np.array([one[name] for one in found]) for name in found[0]}
-        rows = many.Rows(self._members, data, many.Names(), False, None, shared)
+        rows = many.Rows(self._members, many.sources_of(self._members, data, False, shared), class_weight)
         return many.scores(self._members, rows, threads_for(threads))
 
     def predict(
-        self, x: ArrayLike, reduce: str | None = None, quantiles: Any = (0.05, 0.5, 0.95), threads: int | None = None
+        self, x: ArrayLike, reduce: str | None = None, quantiles: Any = None, threads: int | None = None
     ) -> Any:
         """The outputs of every member, or a statistic over the members, in evaluation mode.
 
         Parameters
         ----------
         x : array_like of shape (n, in_features) or (members, n, in_features), or list of ndarray
-            Shared, or an array for each member.
+            Shared, or an array for each member. Other leading axes are kept, as in `Sequential.predict`: a shared
+            (in_features,) gives (members, out_features).
         reduce : {None, "mean", "std", "quantiles"}
             A statistic over the members, computed block by block without an array of all outputs: the mean, the
             standard deviation (of the population, as `numpy.std`), or quantiles.
-        quantiles : sequence of float
-            From 0 to 1, for ``reduce="quantiles"``.
+        quantiles : sequence of float, optional
+            From 0 to 1, for ``reduce="quantiles"``; None: (0.05, 0.5, 0.95).
         threads : int, optional
             At most this many; None: as `cnn.set_num_threads` says. The result does not depend on it.
 
         Returns
         -------
         ndarray of shape (members, n, out_features)
-            A list if the arrays of x have different lengths. (n, out_features) with "mean" and "std",
+            A list if the arrays of x have different shapes. (n, out_features) with "mean" and "std",
             (len(quantiles), n, out_features) with "quantiles".
 
         Raises
@@ -545,29 +628,72 @@ class Ensemble(_configurable.Public):
         ValueError, TypeError
             If an argument is invalid.
         """
+        return self._predict(x, reduce, quantiles, threads, lambda outputs: outputs)
+
+    def predict_proba(
+        self, x: ArrayLike, reduce: str | None = None, quantiles: Any = None, threads: int | None = None
+    ) -> Any:
+        """The probabilities of every member, or a statistic over the members: see `Sequential.predict_proba`.
+
+        Parameters
+        ----------
+        x, reduce, quantiles, threads
+            As for `predict`; with "mean" the probabilities, not the outputs, are averaged.
+
+        Returns
+        -------
+        ndarray of shape (members, n, out_features)
+            Or of the shapes that `predict` returns.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for `predict`, or if the outputs are neither probabilities nor logits.
+        """
+        core, kind = self._members[0]._core, losses.probabilities_of(self._members[0])
+
+        def probabilities(outputs):
+            if kind != "probabilities":
+                core.kernels.probabilities(outputs.reshape(-1, core.out_features), kind)
+            return outputs
+
+        return self._predict(x, reduce, quantiles, threads, probabilities)
+
+    def _predict(self, x: Any, reduce: Any, quantiles: Any, threads: Any, made: Callable[[Any], Any]) -> Any:
+        """`predict`, of what is made in place of the outputs of some members and rows."""
         if reduce is not None:
             choice("reduce", reduce, ("mean", "std", "quantiles"))
+        if quantiles is not None and reduce != "quantiles":
+            raise ValueError(f"quantiles: expected reduce='quantiles' with them, got reduce={reduce!r}")
+        quantiles = (0.05, 0.5, 0.95) if quantiles is None else quantiles
         own = self._own(x, 2, "x")
+        x = x if own or hasattr(x, "shape") else np.asarray(x)
+        width = self._members[0]._core.out_features
+        leading = [np.shape(a)[:-1] for a in own or [x]]
         program = self._members[0]._core.program
         threads = threads_for(threads)
-        if hasattr(x, "tocsr"):
-            outs = np.stack([member.predict(x, threads=threads) for member in self._members])
-            return outs if reduce is None else _reduced(outs, reduce, quantiles)
+        if len(set(leading)) > 1 and reduce is not None:
+            raise ValueError("x: expected one shape for all members: pass reduce=None for different ones")
+        if any(map(is_sparse, own or [x])):
+            pairs = zip(self._members, own or [x] * len(self), strict=True)
+            outs = [made(member.predict(a, threads=threads)) for member, a in pairs]
+            if len(set(leading)) > 1:
+                return outs
+            return np.stack(outs) if reduce is None else _reduced(np.stack(outs), reduce, quantiles)
         xs = [program.inputs(a, f"x[{i}]") for i, a in enumerate(own)] if own else [program.inputs(x)]
-        same = len({len(a) for a in xs}) == 1
+        if len(set(leading)) > 1:
+            outs = [made(out) for out in many.outputs(self._members, xs, threads)]
+            return [out.reshape(*shape, width) for out, shape in zip(outs, leading, strict=True)]
         if reduce is None:
-            outs = many.outputs(self._members, xs, threads)
-            return outs if same else list(outs)
-        if not same:
-            raise ValueError("x: expected the same number of rows for each member: pass reduce=None for different ones")
-        n, width = len(xs[0]), self._members[0]._core.out_features
+            return made(many.outputs(self._members, xs, threads)).reshape(len(self), *leading[0], width)
+        n = len(xs[0])
         shape = (n, width) if reduce != "quantiles" else (*np.shape(quantiles), n, width)
         result = np.empty(shape, self.dtype)
         rows = max(1, many.BLOCK // max(1, len(self) * width * self.dtype.itemsize))
         for at in range(0, n, rows):
-            block = many.outputs(self._members, [a[at : at + rows] for a in xs], threads)
+            block = made(many.outputs(self._members, [a[at : at + rows] for a in xs], threads))
             result[..., at : at + rows, :] = _reduced(block, reduce, quantiles)
-        return result
+        return result.reshape(*result.shape[:-2], *leading[0], width)
 
     # derivatives, member by member ------------------------------------------------------------------------------------
 
@@ -680,7 +806,7 @@ class Ensemble(_configurable.Public):
 
     # files ------------------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str], *, training_state: bool = False) -> None:
+    def save(self, path: str | os.PathLike[str], *, training_state: bool = False, loss: bool = True) -> None:
         """Write all members to one safetensors file; see `Ensemble.load`.
 
         Parameters
@@ -688,11 +814,13 @@ class Ensemble(_configurable.Public):
         path : str or path
         training_state : bool
             Write also all that further training depends on, but the history.
+        loss : bool
+            False omits the loss, as for `Sequential.save`.
 
         Raises
         ------
         TypeError
-            If the loss is a Python function.
+            If the loss is a Python function and is not omitted.
         OSError
             If it cannot be written; a file that was there before is untouched.
 
@@ -703,15 +831,17 @@ class Ensemble(_configurable.Public):
         """
         from ..files import ensemble_file
 
-        ensemble_file.save(self, path, flag("training_state", training_state))
+        ensemble_file.save(self, path, flag("training_state", training_state), flag("loss", loss))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Ensemble:
+    def load(cls, path: str | os.PathLike[str], loss: Any = None) -> Ensemble:
         """The ensemble that `save` wrote.
 
         Parameters
         ----------
         path : str or path
+        loss : Loss or callable, optional
+            Training loss, in place of the file's; needed if `save` omitted it.
 
         Returns
         -------
@@ -726,7 +856,10 @@ class Ensemble(_configurable.Public):
         """
         from ..files import ensemble_file
 
-        return ensemble_file.load(cls, path)
+        ensemble: Ensemble = ensemble_file.load(cls, path)
+        if loss is not None:
+            ensemble.loss = loss
+        return ensemble
 
 
 def _drawn(member: Sequential, n: int) -> np.ndarray:

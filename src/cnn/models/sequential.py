@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from .. import layers, losses, optim
-from .._checks import foreign, fraction, in_range, integer, seed_of, transposed
+from .._checks import foreign, fraction, in_range, integer, seed_of, transposed, users_line
 from .._configurable import no_attribute, object_for
 from .._dispatch import kernels
 from .._threads import get_num_threads, threads_for
@@ -624,6 +624,14 @@ class Sequential(layers.Chain):
             If state_dict is not a mapping, or a value is not an array of real numbers, or is a PyTorch tensor, whose
             weights are (out, in).
         """
+        arrays, fits = self._to_load(state_dict, config, verbose, partial)
+        self._load(arrays)
+        return fits
+
+    def _to_load(
+        self, state_dict: Any, config: Any = None, verbose: bool = False, partial: bool = False
+    ) -> tuple[dict[str, np.ndarray], list[str] | None]:
+        """The arrays that `load_weights` sets, checked, and what it returns."""
         if not isinstance(state_dict, Mapping):
             hint = (
                 ": cnn.load(path) reads a file, and model.copy_from(cnn.load(path)) takes over its parameters"
@@ -681,15 +689,17 @@ class Sequential(layers.Chain):
             in_range(name, arrays[name], self.dtype)
             if verbose and (not partial or name in fits):
                 print(f"{name} {shape}")
+        return arrays, fits if partial else None
+
+    def _load(self, arrays: dict[str, np.ndarray]) -> None:
+        """Set the parameters to what `_to_load` gave."""
         parameters = self._core.named(*PARAMETERS)
         self._core.program.set_parameters(np.concatenate([arrays[name].ravel() for name in parameters]))
-        for name in own:
-            if name not in parameters:
-                own[name][...] = arrays[name]
-        for name, op in counts.items():
-            if name in arrays:
+        for name, own in self._core.named(*STATISTICS).items():
+            own[...] = arrays[name]
+        for op, place in self._core.parametric:
+            if (name := f"{place.key}.num_batches_tracked") in arrays:
                 self._core.program.set_tracked(op, int(arrays[name]))
-        return fits if partial else None
 
     # copies -----------------------------------------------------------------------------------------------------------
 
@@ -1055,7 +1065,7 @@ def _warn_of_twice(model: Sequential) -> None:
             f"{loss!r} expects {loss.outputs.replace('_', ' ')}, and {last!r} before it gives "
             f"{last.outputs.replace('_', ' ')}: {mend[loss.outputs]}; predict_proba gives probabilities",
             UserWarning,
-            stacklevel=4,
+            stacklevel=users_line(),
         )
 
 

@@ -130,6 +130,10 @@ class _Group(dict[str, Any]):
     def __reduce__(self):
         return dict, (dict(self),)
 
+    def copied(self) -> Any:
+        """The same group of a copy of the optimiser."""
+        return copy.copy(self._optimizer).groups[self._row - 1]
+
 
 class Optimizer(Configurable, kind="optimizer"):
     """Base class of optimisers: hyper-parameters, parameter groups, a schedule, clipping and averaging.
@@ -190,7 +194,7 @@ class Optimizer(Configurable, kind="optimizer"):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """With arrays for hyper-parameters: the optimisers of an `Ensemble`."""
         if has_arrays(args) or has_arrays(kwargs):
-            return ManyOptimizers(cls, args, kwargs)  # type: ignore[return-value]
+            return ManyOptimizers.of_arrays(cls, args, kwargs)  # type: ignore[return-value]
         return super().__new__(cls)
 
     def __init__(

@@ -12,12 +12,13 @@ import os
 import time
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
 
-from .._checks import flag, integer, number
+from .._checks import flag, integer, number, users_line
 from .._sparse import SparseRows
 from .._threads import threads_for
 from .._types import ArrayLike
@@ -357,7 +358,11 @@ def fit(
                 "early_stopping": early_stopping,
             }
             source = _of_all(group, source, asked, x, y)
-        validation = _validation(self, source, validation_data, validation_split, stratify, epochs - initial_epoch)
+        validation = split_off(self, source, validation_data, validation_split, stratify)
+        if validation is None:
+            validation = _validation(self, source, validation_data, epochs - initial_epoch)
+        elif not stratify:
+            warn_of_order([(source, validation)])
         if class_weight is not None:
             context.class_weights = class_weights_of(self, class_weight, source)
         if group is not None and validation is not None:
@@ -538,41 +543,44 @@ def _check_whole(optimizer: Optimizer, source: Rows, batch_size: int) -> None:
 
 
 @contextlib.contextmanager
-def only_fit_of(model: Any) -> Iterator[None]:
-    """RuntimeError if another `fit` of the model is running."""
-    if model._core.fitting:
+def only_fit_of(*models: Any) -> Iterator[None]:
+    """RuntimeError if another `fit` of one of the models is running."""
+    if any(model._core.fitting for model in models):
         raise RuntimeError("another thread is training this model, or a callback of its fit has called fit again")
-    model._core.fitting = True
+    for model in models:
+        model._core.fitting = True
     try:
         yield
     finally:
-        model._core.fitting = False
+        for model in models:
+            model._core.fitting = False
 
 
-def _validation(model, source: Source, data, split, stratify: bool, epochs: int) -> Source | None:
-    """The source of validation data; what is split off is taken from `source`."""
-    context = Context(model, batch_size=source.context.batch_size)
+def split_off(model: Any, source: Source, data: Any, split: Any, stratify: bool) -> Source | None:
+    """The rows of `source` that are held out for validation, taken from it, or None; data: for validation instead."""
     number("validation_split", split, 0, 1)
-    if split:
-        if data is not None:
-            raise ValueError("validation_split: expected no validation_data with it")
-        if not isinstance(source, Rows):
-            raise ValueError("validation_split: an iterable of batches cannot be split: pass validation_data")
-        from fractions import Fraction  # with decimal, which `import cnn` does without
+    if not split:
+        if stratify:
+            raise ValueError("stratify: expected a validation_split with it, got none")
+        return None
+    if data is not None:
+        raise ValueError("validation_split: expected no validation_data with it")
+    if not isinstance(source, Rows):
+        raise ValueError("validation_split: an iterable of batches cannot be split: pass validation_data")
+    from fractions import Fraction  # with decimal, which `import cnn` does without
 
-        fraction = Fraction(str(split)).limit_denominator(10**9)  # 0.1 is a tenth, and 1 / 3 a third
-        n = int(source.rows * (1 - fraction))
-        if not 0 < n < source.rows:
-            raise ValueError(
-                f"validation_split: {split} of {source.rows} rows leaves no rows to train on or to validate"
-            )
-        if not stratify:
-            _warn_of_order(source)
-        rest = source.stratified(fraction) if stratify else source.split(n)
-        rest.context = context
-        return rest
-    if stratify:
-        raise ValueError("stratify: expected a validation_split with it, got none")
+    fraction = Fraction(str(split)).limit_denominator(10**9)  # 0.1 is a tenth, and 1 / 3 a third
+    n = int(source.rows * (1 - fraction))
+    if not 0 < n < source.rows:
+        raise ValueError(f"validation_split: {split} of {source.rows} rows leaves no rows to train on or to validate")
+    rest = source.stratified(fraction) if stratify else source.split(n)
+    rest.context = Context(model, batch_size=source.context.batch_size)
+    return rest
+
+
+def _validation(model, source: Source, data, epochs: int) -> Source | None:
+    """The source of validation data."""
+    context = Context(model, batch_size=source.context.batch_size)
     if data is None:
         return None
     if isinstance(data, Blocks):
@@ -595,27 +603,32 @@ def _no_pair(data: Any) -> ValueError:
     )
 
 
-def _warn_of_order(source: Rows) -> None:
-    """Warn if rows that are split at the end are sorted by their classes."""
+def warn_of_order(pairs: Iterable[tuple[Any, Any]]) -> None:
+    """Warn if rows that were split at the end, into two sources, are sorted by their classes; once."""
+    if any(_in_order(chain(source.labels(), rest.labels())) for source, rest in pairs):
+        warnings.warn(
+            "validation_split: takes the last rows, but y is sorted by class: some classes are hardly trained on, or "
+            "not validated: pass stratify=True, or shuffle x and y before",
+            UserWarning,
+            stacklevel=users_line(),
+        )
+
+
+def _in_order(targets: Iterable[np.ndarray]) -> bool:
+    """Whether there are several classes, and all rows of each lie together, in their order."""
     last = None
     up = down = True
     different: Any = False
-    for y in source.labels():
+    for y in targets:
         labels = classes_of(y)
         if labels is None or not (up or down):
-            return
+            return False
         labels = labels if last is None else np.append(last, labels)
         steps = labels[1:].astype(np.int64) - labels[:-1].astype(np.int64)
         up, down = up and bool((steps >= 0).all()), down and bool((steps <= 0).all())
         different = different or steps.any()
         last = labels[-1:]
-    if different and (up or down):
-        warnings.warn(
-            "validation_split: takes the last rows, but y is sorted by class: some classes are hardly trained on, or "
-            "not validated: pass stratify=True, or shuffle x and y before",
-            UserWarning,
-            stacklevel=5,
-        )
+    return bool(different and (up or down))
 
 
 def class_weights_of(model: Any, wanted: Any, source: Source) -> np.ndarray:
@@ -1044,5 +1057,6 @@ def _evaluate(model, source: Source, meter: Meter, threads: int) -> dict[str, fl
     numbers = meter.numbers(totals)
     numbers["loss"] += program.penalty()
     if odd or not totals[1]:
-        warnings.warn(odd or f"{source.names.all}: {NOTHING_COUNTS}: the loss is NaN", RuntimeWarning, stacklevel=4)
+        odd = odd or f"{source.names.all}: {NOTHING_COUNTS}: the loss is NaN"
+        warnings.warn(odd, RuntimeWarning, stacklevel=users_line())
     return numbers

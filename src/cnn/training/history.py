@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._checks import needed
 from .._configurable import unknown
 from .._pictures import figure_for
 
@@ -137,7 +138,7 @@ class History(dict[str, list[float]]):
         OSError
             If it cannot be written.
         """
-        text = json.dumps({name: [_number(value) for value in values] for name, values in self.to_dict().items()})
+        text = json.dumps(_finite(self.to_dict()))
         if path is not None:
             with open(path, "w", encoding="utf-8") as file:
                 file.write(text + "\n")
@@ -155,10 +156,7 @@ class History(dict[str, list[float]]):
         ImportError
             Without pandas.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("History.to_pandas needs pandas: pip install pandas") from error
+        pandas = needed("History.to_pandas", "pandas", "pandas")
         return pandas.DataFrame(dict(self), index=pandas.Index(self.epochs, name="epoch"))
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
@@ -221,7 +219,12 @@ class History(dict[str, list[float]]):
         return f"History({n} epoch{'s' * (n != 1)}; last: {last}{end})"
 
 
-def _number(value: float) -> float | None:
+def _finite(value: Any) -> Any:
+    """Numbers in dicts and lists, with None in place of those that are not finite."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
     return value if math.isfinite(value) else None
 
 
@@ -259,7 +262,7 @@ class ManyHistory(dict[str, np.ndarray]):
         __getattr__, __missing__ = _no_attribute, _no_number
 
     def record(self, epoch: int, logs: dict[str, np.ndarray]) -> None:
-        """Add an epoch's numbers.
+        """Add an epoch's numbers; missing names get NaN.
 
         Parameters
         ----------
@@ -267,7 +270,8 @@ class ManyHistory(dict[str, np.ndarray]):
         logs : dict of str to ndarray of shape (members,)
         """
         for name in self:
-            self[name] = np.concatenate([self[name], logs[name][None]])
+            values = logs.get(name, np.full(len(self.last_epoch), math.nan))
+            self[name] = np.concatenate([self[name], values[None]])
         self.epochs.append(epoch)
 
     def of(self, member: int) -> History:
@@ -285,6 +289,51 @@ class ManyHistory(dict[str, np.ndarray]):
         history = History({name: values[: len(epochs), member].tolist() for name, values in self.items()})
         history.epochs = epochs
         return history
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """A plain dict of lists, "epoch" first, then for each number a list of the members' for each epoch.
+
+        Returns
+        -------
+        dict of str to list
+        """
+        return {"epoch": list(self.epochs), **{name: values.tolist() for name, values in self.items()}}
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """`to_dict` as JSON, as `History.to_json`.
+
+        Parameters
+        ----------
+        path : str or path, optional
+            File to write the JSON to as well.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        return History.to_json(self, path)  # type: ignore[arg-type]
+
+    def to_pandas(self) -> Any:
+        """A table with a row for each epoch, indexed by its number, and a column (name, member) for each number.
+
+        Returns
+        -------
+        pandas.DataFrame
+
+        Raises
+        ------
+        ImportError
+            Without pandas.
+        """
+        pandas = needed("ManyHistory.to_pandas", "pandas", "pandas")
+        columns = pandas.MultiIndex.from_product([self, range(len(self.last_epoch))], names=["number", "member"])
+        index = pandas.Index(self.epochs, name="epoch")
+        return pandas.DataFrame(np.concatenate(list(self.values()), axis=1), index=index, columns=columns)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draw each number over the epochs: the median of the members and the range of the middle 80 % of them.

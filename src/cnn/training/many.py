@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import flag, integer, number
+from .._checks import flag, integer, users_line
+from .._sparse import is_sparse
 from .._threads import threads_for
 from ..layers import Layer
 from ..optim.schedules import ReduceLROnPlateau
@@ -25,6 +26,7 @@ from .fit import (
     MOST_ROWS,
     NOTHING_COUNTS,
     SLICE,
+    VALIDATION,
     Context,
     DivergenceError,
     Meter,
@@ -33,6 +35,8 @@ from .fit import (
     class_weights_of,
     counted,
     only_fit_of,
+    split_off,
+    warn_of_order,
 )
 from .history import History, ManyHistory
 from .model_checkpoint import ModelCheckpoint
@@ -55,55 +59,54 @@ class Rows:
     ----------
     x, y, w : list of ndarray, or w None
         Of each, or one for all.
+    names : list of Names
+        The same.
     n : ndarray of shape (models,), int64
     """
 
-    def __init__(
-        self, models: Any, data: Any, names: Names, training: bool, class_weight: Any = None, shared: Any = False
-    ) -> None:
-        self.x: list[np.ndarray] = []
-        self.y: list[np.ndarray] = []
-        w: list[np.ndarray | None] = []
-        for i, (model, rows) in enumerate(zip(models[:1] if shared else models, data, strict=True)):
-            place = names if shared else Names(*(f"{name} of {i}" for name in names))
-            context = Context(model, training)
-            a, y, weights = (_in_memory(part) for part in (*rows, None)[:3])
-            source: Any = source_of(context, a, y, weights, place, arrays=True)
+    def __init__(self, models: Any, sources: list[Any], class_weight: Any = None, metrics: Any = ()) -> None:
+        for model, source in zip(models, sources, strict=False):
             if class_weight is not None:
-                context.class_weights = class_weights_of(model, class_weight, source)
-            source.check(Meter((), model))
-            self.x.append(source.x)
-            self.y.append(source.y)
-            w.append(source.w)
-        if any(a is not None for a in w):
-            ones = [np.ones(len(x), x.dtype) for x in self.x]
-            w = [one if a is None else a for a, one in zip(w, ones, strict=True)]
-        self.w: Any = None if w[0] is None else w
-        self.n = np.array([len(x) for x in self.x] * (len(models) if shared else 1), np.int64)
+                source.context.class_weights = class_weights_of(model, class_weight, source)
+            source.check(Meter(metrics, model))
+        self.x: list[np.ndarray] = [source.x for source in sources]
+        self.y: list[np.ndarray] = [source.y for source in sources]
+        self.names: list[Names] = [source.names for source in sources]
+        self.w: Any = None
+        if any(source.w is not None for source in sources):
+            self.w = [np.ones(len(one.x), models[0].dtype) if one.w is None else one.w for one in sources]
+        self.n = np.array([len(x) for x in self.x] * (len(models) // len(sources)), np.int64)
+
+    def warn(self, totals: np.ndarray, active: np.ndarray) -> bool:
+        """Warn of rows that make the evaluated loss of active models NaN or infinite, as `evaluate` does; whether."""
+        known: dict[int, str] = {}
+        for i in np.flatnonzero(active & ~(np.isfinite(totals[:, 0]) & (totals[:, 1] > 0))).tolist():
+            k = i if len(self.x) > 1 else 0
+            if k not in known:
+                x, y, _ = self.of(k)
+                bad = [name for name, a in zip(self.names[k], (x, y), strict=False) if not all_finite(a)]
+                no_row = "" if totals[i, 1] else f"{self.names[k].all}: {NOTHING_COUNTS}: the loss is NaN"
+                known[k] = f"{bad[0]} has NaN or infinity: the loss is {totals[i, 0]:g}" if bad else no_row
+        odd = [k for k, text in known.items() if text]
+        if odd:
+            more = f"; members with such rows: {_listed(odd)}" * (len(odd) > 1)
+            warnings.warn(known[odd[0]] + more, RuntimeWarning, stacklevel=users_line())
+        return bool(odd)
 
     def of(self, i: int) -> tuple[np.ndarray, np.ndarray, Any]:
         """x, y and w of a model."""
         i = i if len(self.x) > 1 else 0
-        return self.x[i], self.y[i], None if self.w is None else self.w[i if len(self.w) > 1 else 0]
+        return self.x[i], self.y[i], None if self.w is None else self.w[i]
 
-    def split(self, fraction: float) -> Rows:
-        """Split off the last rows of each, as `fit` does."""
-        from fractions import Fraction
 
-        part = Fraction(str(fraction)).limit_denominator(10**9)
-        at = [int(n * (1 - part)) for n in self.n.tolist()]
-        for i, n in enumerate(self.n.tolist()):
-            if not 0 < at[i] < n:
-                raise ValueError(f"validation_split: {fraction} of {n} rows leaves no rows to train on or to validate")
-        rest = object.__new__(Rows)
-        rest.x = [a[k:] for a, k in zip(self.x, at, strict=False)]
-        rest.y = [a[k:] for a, k in zip(self.y, at, strict=False)]
-        rest.w = None if self.w is None else [a[k:] for a, k in zip(self.w, at, strict=False)]
-        self.x = [a[:k] for a, k in zip(self.x, at, strict=False)]
-        self.y = [a[:k] for a, k in zip(self.y, at, strict=False)]
-        self.w = None if self.w is None else [a[:k] for a, k in zip(self.w, at, strict=False)]
-        rest.n, self.n = self.n - np.array(at), np.array(at, np.int64)
-        return rest
+def sources_of(models: Any, data: Any, training: bool, shared: Any = False, names: Names = Names()) -> list[Any]:  # noqa: B008
+    """The rows of each model, or those that all share, in memory."""
+    found = []
+    for i, (model, rows) in enumerate(zip(models[:1] if shared else models, data, strict=True)):
+        place = names if shared else Names(*(f"{name} of {i}" for name in names))
+        x, y, w = (_in_memory(part) for part in (*rows, None)[:3])
+        found.append(source_of(Context(model, training), x, y, w, place, arrays=True))
+    return found
 
 
 def _in_memory(a):
@@ -123,7 +126,10 @@ def fit_many(
     shuffle: bool = True,
     validation_data: Any = None,
     validation_split: float = 0.0,
+    stratify: bool = False,
+    validation_freq: int = 1,
     class_weight: Any = None,
+    weigh_validation: bool = False,
     metrics: Any = (),
     early_stopping: Any = None,
     steps_per_epoch: int | None = None,
@@ -136,8 +142,8 @@ def fit_many(
 ) -> ManyHistory:
     """Train many models, each on its own data, in native code on all threads, with one model per thread at a time.
 
-    The results are bit for bit those of each model's own ``fit``, for any number of threads. The models may have
-    different shapes.
+    The results are those of each model's own ``fit``, for any number of threads: bit for bit, or, where narrow models
+    of one shape share vectors, but for roundings of sums. The models may have different shapes.
 
     Parameters
     ----------
@@ -155,7 +161,11 @@ def fit_many(
         For each model.
     validation_split : float
         As for `Sequential.fit`, for the rows of each model.
+    stratify, validation_freq
+        As for `Sequential.fit`.
     class_weight : dict or "balanced", optional
+        As for `Sequential.fit`.
+    weigh_validation : bool
         As for `Sequential.fit`.
     metrics : sequence of str, callable or Metric, or dict
         As for `Sequential.fit`; the history has arrays of shape (models,).
@@ -212,9 +222,10 @@ def fit_many(
     validation = _each("validation_data", validation_data, len(models), False)
     return train(
         models, rows, validation, comm=comm, epochs=epochs, batch_size=batch_size, shuffle=shuffle,
-        validation_split=validation_split, class_weight=class_weight, metrics=metrics, early_stopping=early_stopping,
-        steps_per_epoch=steps_per_epoch, drop_last=drop_last, accumulation_steps=accumulation_steps, threads=threads,
-        progress=progress, verbose=verbose,
+        validation_split=validation_split, stratify=stratify, validation_freq=validation_freq,
+        class_weight=class_weight, weigh_validation=weigh_validation, metrics=metrics,
+        early_stopping=early_stopping, steps_per_epoch=steps_per_epoch, drop_last=drop_last,
+        accumulation_steps=accumulation_steps, threads=threads, progress=progress, verbose=verbose,
     )  # fmt: skip
 
 
@@ -240,7 +251,7 @@ def all_native(models: Any, xs: Any = ()) -> bool:
     return not (
         any(hasattr(model._core.program, "native") for model in programs.values())
         or _whole_data(models)
-        or any(hasattr(x, "tocsr") for x in xs)
+        or any(map(is_sparse, xs))
     )
 
 
@@ -248,22 +259,6 @@ def _whole_data(models: Any) -> bool:
     """Whether an optimiser of a model needs the whole data."""
     kinds = {type(model._core.optimizer) for model in models}
     return any(getattr(kind, "whole_data", False) for kind in kinds)
-
-
-@contextlib.contextmanager
-def _only_fit_of(models: list[Any]):
-    """RuntimeError if another `fit` of one of the models is running."""
-    for model in models:
-        if model._core.fitting:
-            with only_fit_of(model):  # which says so
-                pass
-    for model in models:
-        model._core.fitting = True
-    try:
-        yield
-    finally:
-        for model in models:
-            model._core.fitting = False
 
 
 def _each(name: str, data, models: int, needed: bool):
@@ -289,7 +284,7 @@ def train(models: list[Any], data: Any, validation_data: Any, *, comm: Any = Non
         raise ValueError("callbacks: expected none with comm, where each rank trains some of the members only")
     from .distributed.members import train_shared
 
-    return _told(train_shared(_train, comm, models, data, validation_data, options), 5)
+    return _told(train_shared(_train, comm, models, data, validation_data, options))
 
 
 def _train(
@@ -301,7 +296,10 @@ def _train(
     batch_size: int | str | None = "auto",
     shuffle: Any = True,
     validation_split: float = 0.0,
+    stratify: bool = False,
+    validation_freq: int = 1,
     class_weight: Any = None,
+    weigh_validation: bool = False,
     metrics: Any = (),
     early_stopping: Any = None,
     steps_per_epoch: int | None = None,
@@ -333,52 +331,62 @@ def _train(
     batch_size = MOST_ROWS if batch_size is None else integer("batch_size", batch_size, 1)
     accumulation_steps = integer("accumulation_steps", accumulation_steps, 1)
     steps_per_epoch = None if steps_per_epoch is None else integer("steps_per_epoch", steps_per_epoch, 1)
-    drop_last = flag("drop_last", drop_last)
+    drop_last, stratify = flag("drop_last", drop_last), flag("stratify", stratify)
+    validation_freq = integer("validation_freq", validation_freq, 1)
+    weigh_validation = flag("weigh_validation", weigh_validation) and class_weight is not None
     threads = threads_for(threads)
     mode = mode_of(progress, verbose)
     for model in models:
         model._core.need_optimizer()
-    if not all_native(models, (rows[0] for rows in [*data, *(validation_data or ())])):
+    stopping: Any = next(iter(callbacks_of((), early_stopping)), None)
+    native = all_native(models, (rows[0] for rows in [*data, *(validation_data or ())]))
+    if chosen and not native:
+        raise ValueError(
+            "callbacks: members with a loss that is a Python function, an optimizer of the whole data or sparse x "
+            "are trained one after the other, which no callback can follow: expected none, or pass them to the fit "
+            "of each member, ensemble[i].fit"
+        )
+    sources = sources_of(models, data, True, shared[0])
+    pairs = zip(models, sources, strict=False)
+    rest: list[Any] = [split_off(*pair, validation_data, validation_split, stratify) for pair in pairs]
+    if validation_split and not stratify:
+        warn_of_order(zip(sources, rest, strict=True))
+    rows = Rows(models, sources, class_weight, metrics)
+    if validation_data is not None:
+        if weigh_validation and shared[1] and not shared[0]:  # the weights of the classes may be of each member
+            validation_data, shared = list(validation_data) * len(models), (False, False)
+        rest = sources_of(models, validation_data, False, shared[1], VALIDATION)
+    if weigh_validation and rest[0] is not None:
+        for i, one in enumerate(rest):
+            one.context.class_weights = sources[i if len(sources) > 1 else 0].context.class_weights
+    validation = None if rest[0] is None else Rows(models, rest, None, metrics)
+    orders = None if bags is None else bags(rows.n)
+    if not native:
         given = {
             "epochs": epochs, "batch_size": None if batch_size == MOST_ROWS else batch_size,
-            "shuffle": bool(shuffle), "validation_split": validation_split,
-            "class_weight": class_weight, "metrics": metrics, "early_stopping": early_stopping,
+            "shuffle": bool(shuffle), "metrics": metrics,
             "steps_per_epoch": steps_per_epoch, "drop_last": drop_last, "accumulation_steps": accumulation_steps,
-            "threads": threads, "progress": False, "initial_epoch": initial_epoch,
+            "threads": threads, "progress": False, "validation_freq": validation_freq, "initial_epoch": initial_epoch,
         }  # fmt: skip
-        if chosen:
-            raise ValueError(
-                "callbacks: members with a loss that is a Python function, an optimizer of the whole data or sparse x "
-                "are trained one after the other, which no callback can follow: expected none, or pass them to the fit "
-                "of each member, ensemble[i].fit"
-            )
-        return _by_python(models, data, validation_data, given, shared, one_order, bags, own)
-    with _only_fit_of(models):
-        rows = Rows(models, data, Names(), True, class_weight, shared[0])
-        number("validation_split", validation_split, 0, 1)
-        validation = None
-        if validation_split and validation_data is not None:
-            raise ValueError("validation_split: expected no validation_data with it")
-        if validation_split:
-            validation = rows.split(validation_split)
-        elif validation_data is not None:
-            names = Names("validation_data[0]", "validation_data[1]", "validation_data[2]", "validation_data")
-            validation = Rows(models, validation_data, names, False, None, shared[1])
+        return _by_python(models, rows, validation, given, stopping, one_order, orders, own)
+    with only_fit_of(*models):
         context = Context(models[0], True, batch_size, bool(shuffle), accumulation_steps, steps_per_epoch, drop_last)
         all_n = rows.n.tolist()
         counts = {n: context.rows(n) for n in set(all_n)}
         taken = np.array([counts[n] for n in all_n], np.int64)
         if not taken.all():
-            raise ValueError(f"drop_last: {rows.n.min()} rows do not fill a batch of {batch_size}: lower batch_size")
+            of = "" if shared[0] else f" of {rows.n.argmin()}"
+            raise ValueError(
+                f"drop_last: the {rows.n.min()} rows of x{of} do not fill a batch of {batch_size}: lower batch_size"
+            )
         for model, n in zip(models, taken.tolist(), strict=True):
             model._core.program.check_batches(n, batch_size)
         trainer = Trainer(models, rows, validation, taken, batch_size, accumulation_steps, bool(shuffle), threads)
-        trainer.histories, trainer.own = histories, own
-        trainer.one_order, trainer.bags = one_order, None if bags is None else bags(rows.n)
+        trainer.histories, trainer.own, trainer.validation_freq = histories, own, validation_freq
+        trainer.one_order, trainer.bags = one_order, orders
         trainer.meters = [Meter(metrics, model) for model in models] if metrics else []
-        stopping = callbacks_of((), early_stopping)
         trainer.owner, trainer.callbacks = owner, chosen
-        return trainer.run(epochs, stopping[0] if stopping else None, mode, initial_epoch or 0)
+        return trainer.run(epochs, stopping, mode, initial_epoch or 0)
 
 
 def _callbacks_of(callbacks: Any) -> list[Any]:
@@ -401,60 +409,67 @@ def _callbacks_of(callbacks: Any) -> list[Any]:
     return sorted(chosen, key=lambda callback: callback._turn)
 
 
-def _by_python(models, data, validation_data, given: dict[Any, Any], shared, one_order: bool, bags, own) -> ManyHistory:
+def _by_python(
+    models: Any, rows: Rows, validation: Any, given: dict[str, Any], stopping: Any, one_order: bool, bags: Any, own: Any
+) -> ManyHistory:
     """Train one after the other, where a loss is a Python function."""
     import copy
 
     found: dict[int, History] = {}
     diverged: dict[int, DivergenceError] = {}
+    best = np.zeros(len(models), np.int64)
     seed = models[0]._core.state.random_seed
     for i, model in enumerate(models):
         if own is not None and not own[i]:
             continue
-        rows = list(data[0 if shared[0] else i])
-        if bags is not None:
-            rows = [None if a is None else np.asarray(a)[bags(np.array([len(rows[0])] * len(models)))[i]] for a in rows]
-        if validation_data is not None:
-            given["validation_data"] = tuple(a for a in validation_data[0 if shared[1] else i] if a is not None)
+        x, y, w = (a if a is None or bags is None else a[bags[i]] for a in rows.of(i))
+        if validation is not None:
+            given["validation_data"] = validation.of(i)
+        stopper = copy.deepcopy(stopping)
         state, before = model._core.state, model._core.state.random_seed
         state.random_seed = seed if one_order else before
         try:
-            model.fit(rows[0], rows[1], sample_weight=rows[2] if len(rows) > 2 else None, **copy.deepcopy(given))
+            model.fit(x, y, sample_weight=w, early_stopping=stopper, **given)
         except DivergenceError as error:
             diverged[i] = DivergenceError(f"member {i}: {error}")
         finally:
             state.random_seed = before
+        best[i] = (stopper and stopper.best_epoch) or 0
         found[i] = model.history
     first = max(found.values(), key=lambda history: len(history.epochs), default=History({}))
     history = ManyHistory(list(first), len(models))
     places = [{epoch: at for at, epoch in enumerate(found[i].epochs)} if i in found else {} for i in range(len(models))]
     for epoch in sorted(set().union(*places)):
-        rows = [place.get(epoch) for place in places]
+        places_now = [place.get(epoch) for place in places]
         history.record(
             epoch,
             {
-                name: np.array([math.nan if at is None else found[i][name][at] for i, at in enumerate(rows)])
+                name: np.array([math.nan if at is None else found[i][name][at] for i, at in enumerate(places_now)])
                 for name in first
             },
         )
     history.last_epoch[:] = [max(place, default=0) for place in places]
-    history.diverged = diverged
+    history.diverged, history.best_epoch = diverged, None if stopping is None else best
     return _told(history) if own is None else history
 
 
-def _told(history: ManyHistory, stacklevel: int = 7) -> ManyHistory:
+def _told(history: ManyHistory) -> ManyHistory:
     """The history, after it has been said which members diverged; DivergenceError if all did."""
     n = len(history.last_epoch)
     if len(history.diverged) == n:
         raise DivergenceError(f"all {n} members diverged: {next(iter(history.diverged.values()))}")
     if history.diverged:
-        which = ", ".join(map(str, list(history.diverged)[:10])) + ", ..." * (len(history.diverged) > 10)
+        which = _listed(list(history.diverged))
         warnings.warn(
             f"{len(history.diverged)} of {n} members diverged and were stopped: {which}; history.diverged says where",
             RuntimeWarning,
-            stacklevel=stacklevel,
+            stacklevel=users_line(),
         )
     return history
+
+
+def _listed(members: list[int]) -> str:
+    return ", ".join(map(str, members[:10])) + ", ..." * (len(members) > 10)
 
 
 class Trainer:
@@ -467,6 +482,8 @@ class Trainer:
     own: Any = None  # those that are trained here, if not all
     owner: Any = None
     callbacks: Any = ()
+    validation_freq = 1
+    warned = False  # of rows that make the loss NaN
 
     def __init__(
         self,
@@ -560,7 +577,7 @@ class Trainer:
                         history.diverged[i] = self.divergence(i, epoch)
                     active &= ~failed
                     logs = self.numbers(self.crew.totals, active, self.rows, self.outs, True)
-                    if checker is not None:
+                    if checker is not None and epoch % self.validation_freq == 0:
                         scores = evaluated(checker, self.models, active, self.threads)
                         found = self.numbers(scores, active, v, seen, False)
                         found["loss"] += [program.penalty() for program in self.programs]
@@ -570,7 +587,7 @@ class Trainer:
                     self.seen[active] += 1
                     self.turn += 1
                     for i, schedule in plateaus:
-                        if active[i]:
+                        if active[i] and watched[i] in logs:
                             schedule.step(float(logs[watched[i]][i]))
                     history.record(epoch, logs)
                     history.last_epoch[active] = epoch
@@ -626,6 +643,8 @@ class Trainer:
     def epoch(self, active: np.ndarray, epoch: int, bar: Progress) -> None:
         """Train one epoch of the active members."""
         cycled = None
+        if self.scheduled and self.callbacks:  # which may have set rates
+            self.alike = [_rates_of(i, core.optimizer) for i, core in enumerate(self.cores)]
         if self.scheduled:
             cycled = [schedule is not None and schedule.cycles_momentum for schedule in self.schedules]
         orders = np.full(len(self.seen), self.turn) if self.one_order else self.seen
@@ -682,6 +701,8 @@ class Trainer:
     def numbers(self, totals: Any, active: Any, rows: Rows, outs: Any, training: bool) -> dict[str, np.ndarray]:
         """The losses, accuracies and metrics of all members; NaN of those that are not active."""
         loss, weight, right, seen = totals.T
+        if not training and not self.warned:
+            self.warned = rows.warn(totals, active)
         with np.errstate(invalid="ignore", divide="ignore"):
             logs = {"loss": np.where(active, np.where(self.mean, loss / weight, loss), math.nan)}
         if training and (odd := active & (weight == 0)).any():
