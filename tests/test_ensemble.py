@@ -382,6 +382,19 @@ def test_own_targets_of_shared_x():
 # fit_many -------------------------------------------------------------------------------------------------------------
 
 
+def test_fit_many_of_optimizers_with_other_numbers():
+    """Those of L-BFGS and Levenberg-Marquardt in the history are NaN of the others, whichever comes first."""
+    x, y = data()
+    kinds = [cnn.LBFGS, cnn.Adam, cnn.LevenbergMarquardt]
+    for order in itertools.permutations(range(3)):
+        models = [cnn.Sequential(layers(), kinds[i](), "float64", 0) for i in order]
+        history = cnn.fit_many(models, [(x, y)] * 3, epochs=3, progress=False)
+        for k, model in enumerate(models):
+            for name in {*history} - {"lr"}:
+                known = model.history.get(name, [np.nan] * 3)
+                np.testing.assert_array_equal(history[name][: len(known), k], known)
+
+
 def test_fit_many_of_several_shapes():
     parts = [data(n, seed=n) for n in (12, 30, 7)]
     makes = [layers, lambda: layers(cnn.BatchNorm1d(5)), lambda: [cnn.Linear(WIDTH, 2), cnn.HuberLoss()]]

@@ -436,16 +436,22 @@ def _by_python(
             state.random_seed = before
         best[i] = (stopper and stopper.best_epoch) or 0
         found[i] = model.history
-    first = max(found.values(), key=lambda history: len(history.epochs), default=History({}))
-    history = ManyHistory(list(first), len(models))
+    longest = sorted(found.values(), key=lambda history: -len(history.epochs))
+    names = list(dict.fromkeys(name for one in longest for name in one))  # some have numbers that others have not
+    history = ManyHistory(names, len(models))
     places = [{epoch: at for at, epoch in enumerate(found[i].epochs)} if i in found else {} for i in range(len(models))]
     for epoch in sorted(set().union(*places)):
         places_now = [place.get(epoch) for place in places]
         history.record(
             epoch,
             {
-                name: np.array([math.nan if at is None else found[i][name][at] for i, at in enumerate(places_now)])
-                for name in first
+                name: np.array(
+                    [
+                        math.nan if at is None or name not in found[i] else found[i][name][at]
+                        for i, at in enumerate(places_now)
+                    ]
+                )
+                for name in names
             },
         )
     history.last_epoch[:] = [max(place, default=0) for place in places]
