@@ -261,7 +261,9 @@ class Core:
             self.program.set_optimizer(optimizer.table, groups, optimizer.states)
         self._minimizer = self.held = self.ranks = None
         self.optimizer = optimizer
-        self.state.epochs_seen = self.state.epoch = 0
+        if not self.fitting:  # a callback of `fit` may set one: the run goes on
+            self.state.epochs_seen = self.state.epoch = 0
+            self.state.position = None
 
     def need_optimizer(self) -> None:
         """RuntimeError if there is none."""

@@ -409,8 +409,6 @@ def fit(
         position, core.state.position = core.state.position, None
         if not continued or position is None or position[0] != initial_epoch + 1 or initial_epoch >= epochs:
             position = None
-        # Without initial_epoch a model takes the orders and rates that follow those of its last fit.
-        seen = core.state.epochs_seen = initial_epoch or core.state.epochs_seen
         history = History()
         if initial_epoch and self.history is not None and self.history.goes_on(initial_epoch, names):
             history = self.history.copy()
@@ -419,6 +417,7 @@ def fit(
         self.history = history
         self.stop_training = False
         known = core.state.callbacks if continued and initial_epoch == core.state.epoch else {}
+        seen = core.state.begin(initial_epoch)  # a new run takes the orders and rates that follow those of the last
         core.program.clear_padding()  # a step that diverged may have left NaN there
         logs: dict[str, float] = {}
         rows = None if source.rows is None else context.rows(source.rows)
@@ -822,30 +821,44 @@ class _Trainer:
                 break
             first = min(skip, part.rows)
             skip -= first
-            if self.core.optimizer.whole_data:
-                done = self.whole(part, epoch, totals, rates)
+            if first == part.rows and skip:  # otherwise its totals are not complete
+                done = first
+            elif self.core.optimizer.whole_data:
+                done = self.whole(part, epoch, totals, rates, first)
             else:
-                done = self.part(part, epoch, batches, totals, rates, first) if first < part.rows else first
+                done = self.part(part, epoch, batches, totals, rates, first)
             self.rows += done
             batches += -(-done // part.batch_size)
             if done < part.rows or (self.by_batch and self.stopped()):
                 break
-        self.core.state.position = None
         with _Undone(self):
             if not totals[1]:
                 raise ValueError(f"{source.names.all}: {NOTHING_COUNTS}")
             return self.meter.numbers(totals)
 
     def save(self, saver: ModelCheckpoint) -> None:
-        """After Ctrl-C: save the last batch; without one in this epoch, as after its last, the epoch's beginning."""
+        """After Ctrl-C: save the last batch; without one in this epoch, the epoch's beginning."""
         if self.number > self.core.state.epoch and self.core.state.position is None:
             self.core.restore(self.before)
         saver._save()
 
-    def whole(self, part: Part, epoch: int, totals: np.ndarray, rates) -> int:
-        """An iteration on the whole data, which is this part: the rows. Totals are of the parameters after it."""
-        n, schedule, program = part.rows, self.schedule, self.program
+    def whole(self, part: Part, epoch: int, totals: np.ndarray, rates, first: int) -> int:
+        """An iteration on the whole data, which is this part, unless it is done: the rows."""
+        n = part.rows
         out = self.meter.room(len(part.x))
+        if first < n:
+            self.iteration(part, epoch, totals, rates, out)
+        if self.group is not None:
+            self.collect(part, first, n, totals, out)
+        elif out is not None or self.ignores:
+            totals[3] -= n - counted(self.model, part.y)
+            if out is not None and first < n:
+                self.meter.update(part.y, out)
+        return n
+
+    def iteration(self, part: Part, epoch: int, totals: np.ndarray, rates, out: np.ndarray | None) -> None:
+        """An iteration on the whole data. Totals are of the parameters after it."""
+        n, schedule, program = part.rows, self.schedule, self.program
         with _Undone(self):
             if self.group is not None and self.objective is None:
                 self.objective = program.objective(self.core, part, self.threads, out)
@@ -860,16 +873,10 @@ class _Trainer:
             self.diverged(epoch, 0, lr, f"; {' and '.join(odd)} has NaN or infinity" if odd else "")
         totals += self.objective.totals
         totals[0] += (self.objective.loss - self.meter.loss(totals)) * (totals[1] if self.meter.mean else 1)
+        self.core.state.position = (epoch, n, *totals.tolist())
         for call in self.on_batch_end:
             logs = {"loss": self.objective.loss, "rows": n} | ({"lr": self.lr} if schedule else {})
             call(0, logs)
-        if self.group is not None:
-            self.collect(part, 0, n, totals, out)
-        elif out is not None or self.ignores:
-            totals[3] -= n - counted(self.model, part.y)
-            if out is not None:
-                self.meter.update(part.y, out)
-        return n
 
     def part(self, part: Part, epoch: int, batches: int, totals: np.ndarray, rates, first: int) -> int:
         """Train on a part from row `first` on; the rows that are done, all unless a callback ends the training."""
@@ -897,6 +904,7 @@ class _Trainer:
                 except KeyboardInterrupt:
                     if self.local:
                         self.core.restore(self.before)
+                        self.core.state.position = None
                     elif self.group is not None:  # between any two steps
                         totals = totals + sums if self.by_batch else totals
                         self.core.state.position = (epoch, self.rows + program.reached, *totals.tolist())
@@ -915,7 +923,7 @@ class _Trainer:
             at = stop
             if self.by_batch:
                 totals += sums
-            if not self.local:
+            if not self.local or at == n:
                 self.core.state.position = (epoch, self.rows + at, *totals.tolist())
             if self.by_batch:
                 logs = {"loss": self.meter.loss(sums), "rows": int(sums[3])}
@@ -934,7 +942,7 @@ class _Trainer:
         elif out is not None or self.ignores:
             y = part.y[:at] if part.order is None else part.y[part.order[:at]]
             totals[3] -= at - counted(self.model, y)
-            if out is not None:
+            if out is not None and first < at:
                 self.meter.update(y[first:], out[first:at])
         return at
 
@@ -945,7 +953,7 @@ class _Trainer:
         if self.ignores:
             y = part.y[part.order[:at]]
             totals[3] -= self.program.missing(len(y) - counted(self.model, y))
-        if out is not None:
+        if out is not None and first < at:
             for targets, outputs in self.program.gather(part, first, at, out):
                 self.meter.update(targets, outputs)
 

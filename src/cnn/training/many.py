@@ -559,7 +559,7 @@ class Trainer:
             seen = self.room(v.n)
             checker.set_rows(v.x, v.y, v.w, None, seen)
         history = self.history(names, initial_epoch)
-        self.seen: np.ndarray = np.array([initial_epoch or core.state.epochs_seen for core in cores], np.int64)
+        self.seen: np.ndarray = np.array([core.state.begin(initial_epoch) for core in cores], np.int64)
         seeds = np.array([core.state.random_seed for core in cores], np.uint64)
         self.seeds: Any = np.full(n, seeds[0]) if self.one_order else seeds
         self.turn: int = int(self.seen.max())  # the number of the order that all take

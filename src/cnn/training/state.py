@@ -31,7 +31,7 @@ class TrainingState:
     training : bool
         Training mode, as `Sequential.train` sets it.
     epoch : int
-        The last epoch that `fit` has completed, by its own count.
+        The last epoch that the present, or last, `fit` has completed, by its own count.
     epochs_seen : int
         Epochs with this optimizer, over all calls of `fit`: each has its own order and rates.
     position : tuple or None
@@ -52,6 +52,16 @@ class TrainingState:
     history: History | None = None
     callbacks: dict[str, dict[Any, Any]] = field(default_factory=dict)
     running: list[Any] = field(default_factory=list)
+
+    def begin(self, initial_epoch: int) -> int:
+        """At the start of a run of `fit`, or after `initial_epoch` of its epochs: the epochs with this optimizer.
+
+        A run that goes on where the model stands keeps their number, to which earlier runs may have added.
+        """
+        if initial_epoch not in (0, self.epoch):
+            self.epochs_seen = initial_epoch
+        self.epoch = initial_epoch
+        return self.epochs_seen
 
     def ask(self) -> None:
         """Bring `callbacks` to what the callbacks of a running `fit` have now."""
