@@ -348,10 +348,8 @@ class Core:
     def restore(self, snapshot: Any) -> None:
         """Put back what `snapshot` returned; a pending `backward` needs another forward pass. Of an optimiser that has
         been set since, the state is empty then."""
-        program, optimizer, epochs_seen, schedule = snapshot
-        same = optimizer is self.optimizer
-        self.program.restore(program, same)
-        self.state.epochs_seen = epochs_seen if same else 0
+        program, optimizer, self.state.epochs_seen, schedule = snapshot
+        self.program.restore(program, optimizer is self.optimizer)
         if schedule:
             schedule[0].load_state_dict(schedule[1])
 

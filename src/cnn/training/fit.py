@@ -386,8 +386,9 @@ def fit(
         names = [*meter.summed, *meter.names]
         names += [f"val_{name}" for name in names] * (validation is not None)
         chosen = sorted(callbacks_of(callbacks, early_stopping), key=lambda callback: callback._turn)
-        schedule = _Schedule(self.optimizer, names)
-        if schedule:
+        scored = list(names)
+        _watched(core, scored)
+        if self.optimizer.schedule is not None:
             names.append("lr")
         if whole:
             names += ["evaluations", *core.optimizer.logs]
@@ -427,7 +428,7 @@ def fit(
                 at_end.callback(callback._close)
             at_end.callback(core.state.release)
             bar = at_end.enter_context(Progress(progress, initial_epoch, epochs, rows))
-            trainer = _Trainer(context, self, meter, schedule, chosen, bar, threads, group)
+            trainer = _Trainer(context, self, meter, chosen, bar, threads, group)
             if trainer.local and trainer.by_batch:
                 raise ValueError(
                     "callbacks: expected none with on_batch_end where average_every is above 1: the model changes at "
@@ -453,12 +454,12 @@ def fit(
                     with _Undone(trainer):
                         scores = _evaluate(self, validation, val_meter, threads)
                     logs |= {f"val_{name}": value for name, value in scores.items()}
-                if schedule:
+                if "lr" in names or trainer.scheduled:
                     logs["lr"] = trainer.lr
                 if trainer.objective is not None:
                     logs |= {"evaluations": trainer.objective.evaluations, **trainer.objective.logs}
                 core.state.epoch, core.state.epochs_seen = epoch, seen
-                core.end_epoch(logs, schedule.watched)
+                core.end_epoch(logs, _watched(core, scored))
                 seen = core.state.epochs_seen
                 history.record(epoch, logs)
                 history.converged = trainer.converged
@@ -468,6 +469,12 @@ def fit(
             for call in overridden(chosen, "on_train_end"):
                 call(dict(logs))
         return history
+
+
+def _watched(core, names: list[str]) -> str | None:
+    """The number that the optimiser's schedule reacts to, in epochs that have it; ValueError if no epoch will."""
+    schedule = getattr(core.optimizer, "schedule", None)
+    return schedule.watched(names) if isinstance(schedule, ReduceLROnPlateau) else None
 
 
 def _ranks(model, comm, shards, deterministic=True):
@@ -716,28 +723,6 @@ class Meter(Metrics):
         return {**{name: known[name] for name in self.summed}, **self.results()}
 
 
-class _Schedule:
-    """The rates that the optimiser's schedule, if it has one, gives for steps and epochs."""
-
-    def __init__(self, optimizer: Optimizer, names: list[str]):
-        self.optimizer = optimizer
-        self.schedule = cast(Any, optimizer.schedule)
-        self.watched: str | None = None  # the number that the schedule reacts to, in epochs that have it
-        if isinstance(self.schedule, ReduceLROnPlateau):
-            self.watched = self.schedule.watched(names)
-
-    def __bool__(self) -> bool:
-        return self.schedule is not None
-
-    @property
-    def per_step(self) -> bool:
-        return self.schedule.interval == "step"
-
-    def rates(self, first: int, count: int) -> np.ndarray:
-        """`Optimizer.rates`: of so many steps or epochs."""
-        return cast(Any, self.optimizer.rates(first, count))
-
-
 class _Undone:
     """Puts back what the epoch has changed, if a batch cannot be had, or a function of the user's own fails."""
 
@@ -763,11 +748,11 @@ class _Trainer:
         Rows done in the last epoch.
     lr : float
         Of the last step.
+    scheduled : bool
+        Whether a schedule gave it.
     """
 
-    def __init__(
-        self, context: Context, model, meter: Meter, schedule: _Schedule, callbacks, bar: Progress, threads, group=None
-    ):
+    def __init__(self, context: Context, model, meter: Meter, callbacks, bar: Progress, threads, group=None):
         self.context = context
         self.group = group  # of ranks, which have to decide alike
         self.program = context.program
@@ -777,7 +762,6 @@ class _Trainer:
         self.model = model
         self.core = model._core
         self.meter = meter
-        self.schedule = schedule
         self.callbacks = callbacks
         self.on_batch_end = overridden(callbacks, "on_batch_end")
         self.by_batch = bool(self.on_batch_end) if group is None else group.any(bool(self.on_batch_end))
@@ -785,7 +769,9 @@ class _Trainer:
         self.threads = threads
         self.groups = 1  # steps of the optimiser in one native call
         self.rows = 0
-        self.lr = np.nan
+        self.lr = math.nan
+        self.scheduled = False
+        self.seen = 0  # epochs before this one, with this optimizer
         self.objective: Objective | None = None  # of an optimiser that needs the whole data
         self.converged: str | None = None  # why it has
         self.before: Any = None  # snapshots of the epoch's beginning, and of that of the epoch before
@@ -799,20 +785,35 @@ class _Trainer:
         stop = self.model.stop_training or any(callback.stop for callback in self.callbacks)
         return stop if self.group is None else self.group.any(stop)
 
+    def rates(self, first: int, count: int) -> np.ndarray | None:
+        """What the optimiser's schedule says of so many steps from a step on; None without one. A callback may have set
+        another optimiser, or schedule, before any call."""
+        self.core.need_optimizer()
+        optimizer = self.core.optimizer
+        schedule = optimizer.schedule
+        self.scheduled = schedule is not None
+        if schedule is None:
+            rates = None
+        elif schedule.interval == "step":
+            rates = optimizer.rates(first, count)
+        else:
+            rates = np.repeat(optimizer.rates(self.seen, 1), count, axis=0)
+        self.lr = optimizer.lr if rates is None else float(rates[-1, 0])
+        return rates
+
     def epoch(self, source: Source, epoch: int, seen: int, position: tuple[Any, ...] | None) -> dict[str, float]:
         """Train one epoch, or what is left of it after a position (epoch, rows, *totals); its scores."""
         self.core.need_optimizer()  # a callback may have taken it away
         self.earlier, self.before, self.number = self.before, self.core.snapshot(), epoch
+        self.seen = seen
         totals = np.zeros(4)  # weighted sum of the loss, sum of weights, rows classified right, rows
         skip = 0
         if position is not None:
             skip, totals[:] = position[1], position[2:]
         self.rows = batches = 0
         self.meter.reset()
-        rates = self.schedule.rates(seen, 1) if self.schedule and not self.schedule.per_step else None
-        if position is not None and self.schedule:  # of the last step before it, if there is none behind it
-            last = self.schedule.rates(max(0, self.program.steps - 1), 1) if rates is None else rates
-            self.lr = float(last[0, 0])
+        if position is not None:  # of the last step before it, if there is none behind it
+            self.rates(max(0, self.program.steps - 1), 1)
         parts = self.context.taken(source.parts(seen))
         while True:
             with _Undone(self):
@@ -824,9 +825,9 @@ class _Trainer:
             if first == part.rows and skip:  # otherwise its totals are not complete
                 done = first
             elif self.core.optimizer.whole_data:
-                done = self.whole(part, epoch, totals, rates, first)
+                done = self.whole(part, epoch, totals, first)
             else:
-                done = self.part(part, epoch, batches, totals, rates, first)
+                done = self.part(part, epoch, batches, totals, first)
             self.rows += done
             batches += -(-done // part.batch_size)
             if done < part.rows or (self.by_batch and self.stopped()):
@@ -842,12 +843,12 @@ class _Trainer:
             self.core.restore(self.before)
         saver._save()
 
-    def whole(self, part: Part, epoch: int, totals: np.ndarray, rates, first: int) -> int:
+    def whole(self, part: Part, epoch: int, totals: np.ndarray, first: int) -> int:
         """An iteration on the whole data, which is this part, unless it is done: the rows."""
         n = part.rows
         out = self.meter.room(len(part.x))
         if first < n:
-            self.iteration(part, epoch, totals, rates, out)
+            self.iteration(part, epoch, totals, out)
         if self.group is not None:
             self.collect(part, first, n, totals, out)
         elif out is not None or self.ignores:
@@ -856,43 +857,37 @@ class _Trainer:
                 self.meter.update(part.y, out)
         return n
 
-    def iteration(self, part: Part, epoch: int, totals: np.ndarray, rates, out: np.ndarray | None) -> None:
+    def iteration(self, part: Part, epoch: int, totals: np.ndarray, out: np.ndarray | None) -> None:
         """An iteration on the whole data. Totals are of the parameters after it."""
-        n, schedule, program = part.rows, self.schedule, self.program
+        n, program = part.rows, self.program
         with _Undone(self):
             if self.group is not None and self.objective is None:
                 self.objective = program.objective(self.core, part, self.threads, out)
             elif self.objective is None or self.objective.x is not part.x:
                 self.objective = Objective(self.core, *part[:3], self.threads, out)
-            if schedule:
-                self.lr = float((schedule.rates(program.steps, 1) if rates is None else rates)[0, 0])
-            lr = self.lr if schedule else self.model.optimizer.lr
-            self.converged = self.core.iterate(self.objective, lr)
+            self.rates(program.steps, 1)
+            self.converged = self.core.iterate(self.objective, self.lr)
         if not math.isfinite(self.objective.value):
             odd = [name for name, a in (("x", part.x), ("y", part.y)) if not all_finite(a)]
-            self.diverged(epoch, 0, lr, f"; {' and '.join(odd)} has NaN or infinity" if odd else "")
+            self.diverged(epoch, 0, self.lr, f"; {' and '.join(odd)} has NaN or infinity" if odd else "")
         totals += self.objective.totals
         totals[0] += (self.objective.loss - self.meter.loss(totals)) * (totals[1] if self.meter.mean else 1)
         self.core.state.position = (epoch, n, *totals.tolist())
         for call in self.on_batch_end:
-            logs = {"loss": self.objective.loss, "rows": n} | ({"lr": self.lr} if schedule else {})
+            logs = {"loss": self.objective.loss, "rows": n} | ({"lr": self.lr} if self.scheduled else {})
             call(0, logs)
 
-    def part(self, part: Part, epoch: int, batches: int, totals: np.ndarray, rates, first: int) -> int:
+    def part(self, part: Part, epoch: int, batches: int, totals: np.ndarray, first: int) -> int:
         """Train on a part from row `first` on; the rows that are done, all unless a callback ends the training."""
         n, batch_size = part.rows, part.batch_size
         group = self.accumulate * batch_size
         out = self.meter.room(n if self.group is None else len(part.x))
-        schedule, program = self.schedule, self.program
+        program = self.program
         at = first
         while at < n:
             stop = min(n, at + (1 if self.by_batch else self.groups) * group)
             steps = -(-(stop - at) // group)
-            if schedule:
-                now = np.repeat(rates, steps, axis=0) if rates is not None else schedule.rates(program.steps, steps)
-                self.lr = float(now[-1, 0])
-            else:
-                now = None
+            now = self.rates(program.steps, steps)
             sums = np.zeros(4) if self.by_batch else totals
             began = time.perf_counter()
             with _Undone(self):  # a loss in Python may raise anything
@@ -911,9 +906,9 @@ class _Trainer:
                     raise
             took = time.perf_counter() - began
             if bad >= 0:
-                if now is not None and rates is None and bad < at:  # local steps since then have not been taken
-                    now, at = schedule.rates(program.steps + bad // batch_size, 1), bad
-                lr = self.model.optimizer.lr if now is None else now[max(0, bad - at) // group, 0]
+                if bad < at:  # local steps since then have not been taken
+                    now, at = self.rates(program.steps + bad // batch_size, 1), bad
+                lr = self.lr if now is None else now[(bad - at) // group, 0]
                 rows: Any = slice(bad, bad + batch_size * self.every)
                 rows = rows if part.order is None else part.order[rows]
                 odd = [name for name, a in (("x", part.x[rows]), ("y", part.y[rows])) if not all_finite(a)]
@@ -927,7 +922,7 @@ class _Trainer:
                 self.core.state.position = (epoch, self.rows + at, *totals.tolist())
             if self.by_batch:
                 logs = {"loss": self.meter.loss(sums), "rows": int(sums[3])}
-                if schedule:
+                if self.scheduled:
                     logs["lr"] = self.lr
                 for call in self.on_batch_end:
                     call(batches + -(-at // batch_size) - 1, dict(logs))

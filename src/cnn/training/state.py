@@ -165,13 +165,22 @@ def best_of(core: Any) -> dict[str, Any]:
         **{name: np.array(a) for name, a in core.named(*STATISTICS).items()},
         **core.program.state(_blocks(core.optimizer)),
         "epochs_seen": core.state.epochs_seen,
+        "optimizer": type(core.optimizer).__name__,
         "schedule": schedule and schedule.state_dict(),
     }
 
 
 def bring_back(core: Any, best: dict[str, Any]) -> None:
-    """Make a model what it was when `best_of` was called; ValueError, and no change, if it was another model."""
+    """Make a model what it was when `best_of` was called; ValueError, and no change, if it was another model.
+
+    Another optimiser, which a callback may have set since then, keeps its state.
+    """
     state = dict(best)
+    kind, blocks = state.pop("optimizer", None), _blocks(core.optimizer)
+    another = kind is not None and (kind, sum(name.startswith("state.") for name in state)) != (
+        type(core.optimizer).__name__,
+        blocks,
+    )
     own = core.named(*STATISTICS)
     try:
         parameters, seen, rates = (state.pop(name) for name in ("parameters", "epochs_seen", "schedule"))
@@ -183,11 +192,14 @@ def bring_back(core: Any, best: dict[str, Any]) -> None:
     ):
         raise ValueError("the best state: it belongs to another model")
     seen = integer("epochs_seen", seen, 0)
-    core.program.set_state(state, _blocks(core.optimizer))
+    if another:
+        state = core.program.state(blocks) | {name: state[name] for name in ("statistics",) if name in state}
+        seen, rates = core.state.epochs_seen, None
+    core.program.set_state(state, blocks)
     core.program.set_parameters(parameters)
     for name, a in statistics.items():
         own[name][...] = a
-    core.program.set_state(state, _blocks(core.optimizer))  # with the statistics before they were rounded
+    core.program.set_state(state, blocks)  # with the statistics before they were rounded
     core.state.epochs_seen = seen
     schedule = stateful(core.optimizer)
     if schedule is not None and rates is not None:
