@@ -173,12 +173,12 @@ class Core:
             raise RuntimeError("a part of a model has no loss of its own: train the model that it is a part of")
         if self.fitting:
             raise RuntimeError("loss: cannot be set while fit is running")
-        self.loss, self._minimizer = loss, None
         if not self.nested:
             native = getattr(self.program, "native", self.program)
             native.set_loss(None if loss is None else loss.spec())
             self.program = self._with(native, loss)
             self.ranks = None
+        self.loss, self._minimizer = loss, None
 
     @classmethod
     def part(cls, model: Any, layers: list[Any]) -> Core:

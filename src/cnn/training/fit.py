@@ -400,6 +400,12 @@ def fit(
             chosen = [callback for callback in chosen if not callback._writes]
         for callback in chosen:
             callback._check(names)
+        by_batch = bool(overridden(chosen, "on_batch_end"))
+        if average_every > 1 and group.any(by_batch):
+            raise ValueError(
+                "callbacks: expected none with on_batch_end where average_every is above 1: the model changes at the "
+                "end of an epoch"
+            )
         if saver is not None and resume:
             initial_epoch = max(initial_epoch, saver.resume(self) or 0)
             if group is not None:
@@ -429,11 +435,6 @@ def fit(
             at_end.callback(core.state.release)
             bar = at_end.enter_context(Progress(progress, initial_epoch, epochs, rows))
             trainer = _Trainer(context, self, meter, chosen, bar, threads, group)
-            if trainer.local and trainer.by_batch:
-                raise ValueError(
-                    "callbacks: expected none with on_batch_end where average_every is above 1: the model changes at "
-                    "the end of an epoch"
-                )
             if saver is not None and saver in chosen and group is not None:
                 at_end.push(lambda kind, *_: trainer.save(saver) if kind is KeyboardInterrupt else None)
             for call in overridden(chosen, "on_train_begin"):
