@@ -15,7 +15,8 @@ from networks import batch_for, build, chain
 
 import cnn
 from cnn.training import fit as training
-from cnn.training.callbacks import METHODS, more_is_better, overridden
+from cnn.training.callbacks import METHODS, overridden
+from cnn.training.metrics import KNOWN, more_is_better
 from cnn.training.state import names_of
 
 SPEC = chain(5, 9, 3)
@@ -315,10 +316,9 @@ def test_short_ways_to_early_stopping():
 
 
 def test_modes():
-    for name in ("accuracy", "val_auc", "f1", "val_r2", "top_3"):
-        assert more_is_better(name)
-    for name in ("loss", "val_loss", "mae", "val_rmse"):
-        assert not more_is_better(name)
+    fewer = {"loss", "mae", "rmse"}
+    for name in ("loss", "top_3", *KNOWN):
+        assert more_is_better(name) == more_is_better(f"val_{name}") == (name not in fewer), name
 
     def own(targets, outputs):
         return 1.0
