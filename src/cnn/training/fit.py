@@ -67,7 +67,7 @@ class Context:
         self.shuffle = shuffle
         self.accumulate = accumulate
         self.steps = steps  # batches of an epoch at most
-        self.drop_last = drop_last
+        self.drop_last = drop_last and batch_size < MOST_ROWS  # one batch of all rows is not smaller than others
         self._core = model._core
         self.permutation: Any = model._core.kernels.permutation
         self.class_weights: np.ndarray | None = None
@@ -324,15 +324,14 @@ def fit(
         validation_freq = integer("validation_freq", validation_freq, 1)
         steps_per_epoch = None if steps_per_epoch is None else integer("steps_per_epoch", steps_per_epoch, 1)
         drop_last, stratify = flag("drop_last", drop_last), flag("stratify", stratify)
+        shuffle = flag("shuffle", shuffle)
         weigh_validation = flag("weigh_validation", weigh_validation)
         threads = _threads(group, threads)
         progress = mode_of(progress, verbose) if group is None or group.rank == 0 else False
         if resume and checkpoint is None:
             raise ValueError("resume: expected checkpoint=folder with it, got none")
 
-        context = Context(
-            self, True, batch_size, bool(shuffle) and not whole, accumulation_steps, steps_per_epoch, drop_last
-        )
+        context = Context(self, True, batch_size, shuffle and not whole, accumulation_steps, steps_per_epoch, drop_last)
         if group is not None:
             if class_weight is not None and not isinstance(class_weight, dict):
                 raise ValueError(f"class_weight: expected a dict with comm, got {class_weight!r}")
@@ -350,7 +349,7 @@ def fit(
                 "epochs": (epochs, initial_epoch, steps_per_epoch, resume),
                 "batch_size": (batch_size, accumulation_steps, drop_last),
                 "average_every": average_every,
-                "shuffle": bool(shuffle),
+                "shuffle": shuffle,
                 "class_weight": class_weight,
                 "validation": (validation_data is not None, validation_freq),
                 "metrics": metrics,
