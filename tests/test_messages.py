@@ -34,7 +34,7 @@ def test_a_batch_size_where_there_is_none():
     model = cnn.Sequential([cnn.Linear(3, 2), cnn.MSELoss()], cnn.SGD())
     x, y = np.zeros((4, 3)), np.zeros((4, 2))
     for call in (lambda: model.predict(x, 32), lambda: model.evaluate(x, y, 32), lambda: model.train_step(x, y, 32)):
-        with pytest.raises((TypeError, ValueError), match="got .*: only fit has a batch size, other calls take any"):
+        with pytest.raises((TypeError, ValueError), match=r"got .*: only fit has a batch size, other calls take any"):
             call()
 
 
