@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import integer, positive
+from .._checks import integer, positive, users_line
 from .._pictures import figure_for
 from .._threads import threads_for
 from .._types import ArrayLike
@@ -186,7 +186,7 @@ def find_lr(
             "find_lr: at no rate does the loss fall by more than its noise, so that the suggestion means little: take "
             "a model that is not trained yet, larger batches, or more steps",
             UserWarning,
-            stacklevel=2,
+            stacklevel=users_line(),
         )
     return found
 

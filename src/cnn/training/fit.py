@@ -458,8 +458,9 @@ def fit(
                     logs["lr"] = trainer.lr
                 if trainer.objective is not None:
                     logs |= {"evaluations": trainer.objective.evaluations, **trainer.objective.logs}
+                watched = _watched(core, scored)
                 core.state.epoch, core.state.epochs_seen = epoch, seen
-                core.end_epoch(logs, _watched(core, scored))
+                core.end_epoch(logs, watched)
                 seen = core.state.epochs_seen
                 history.record(epoch, logs)
                 history.converged = trainer.converged

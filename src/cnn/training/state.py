@@ -33,7 +33,8 @@ class TrainingState:
     epoch : int
         The last epoch that the present, or last, `fit` has completed, by its own count.
     epochs_seen : int
-        Epochs with this optimizer, over all calls of `fit`: each has its own order and rates.
+        Epochs with this optimizer, over all calls of `fit`: each has its own order and rates. One that a callback
+        sets goes on with the number of its `fit`.
     position : tuple or None
         Within an epoch of `fit`: its number, the rows done, and four sums over them.
     history : History or None
