@@ -140,11 +140,10 @@ def test_the_picture(tmp_path):
     np.testing.assert_array_equal(ax.lines[0].get_xdata(), found.lr)
     assert ax.lines[1].get_xdata() == [found.suggestion]
     lr = np.geomspace(1e-6, 10, 100)
-    for first in (0.1, 1.0):  # the curve of the other batches is seen, also if one that comes first is easy
-        loss = np.where(lr < 1, 1 - 0.5 * lr, 2.0)
-        loss[0] = first
-        low, high = cnn.training.find_lr.LearningRates(lr, loss).plot(tmp_path / "rates.png").get_ylim()
-        assert low < loss[1:].min() < loss[1:80].max() < high < 2
+    loss = np.where(lr < 1, 1 - 0.5 * lr, 2.0)
+    loss[0] = 0.1  # a first batch that is easy does not hide the curve of the others
+    low, high = cnn.training.find_lr.LearningRates(lr, loss).plot(tmp_path / "rates.png").get_ylim()
+    assert low < loss[1:].min() < loss[1:80].max() < high < 2
 
 
 def test_a_loss_that_does_not_fall_is_said():
