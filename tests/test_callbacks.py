@@ -15,7 +15,8 @@ from networks import batch_for, build, chain
 
 import cnn
 from cnn.training import fit as training
-from cnn.training.callbacks import METHODS, more_is_better, overridden
+from cnn.training.callbacks import METHODS, overridden
+from cnn.training.metrics import KNOWN, more_is_better
 from cnn.training.state import names_of
 
 SPEC = chain(5, 9, 3)
@@ -315,10 +316,9 @@ def test_short_ways_to_early_stopping():
 
 
 def test_modes():
-    for name in ("accuracy", "val_auc", "f1", "val_r2", "top_3"):
-        assert more_is_better(name)
-    for name in ("loss", "val_loss", "mae", "val_rmse"):
-        assert not more_is_better(name)
+    fewer = {"loss", "mae", "rmse"}
+    for name in ("loss", "top_3", *KNOWN):
+        assert more_is_better(name) == more_is_better(f"val_{name}") == (name not in fewer), name
 
     def own(targets, outputs):
         return 1.0
@@ -660,3 +660,66 @@ def test_tensorboard_that_is_not_installed(monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"^TensorBoardLogger needs a writer: pip install tensorboardX, or"):
         cnn.TensorBoardLogger(tmp_path)
+
+
+SWAPS = (
+    lambda model: setattr(model, "optimizer", cnn.Adam(lr=0.0)),
+    lambda model: setattr(model, "optimizer", cnn.Adam(lr=0.01, groups=[{"layers": [0], "lr": 0.1}])),
+    lambda model: setattr(model, "optimizer", cnn.SGD(lr=0.2, schedule=cnn.StepLR(2, 0.5))),
+    lambda model: setattr(model.optimizer, "schedule", cnn.OneCycleLR(0.2, 60)),
+    lambda model: setattr(model.optimizer, "schedule", cnn.ExponentialLR(0.1)),
+    lambda model: setattr(model.optimizer, "schedule", None),
+    lambda model: setattr(model.optimizer, "lr", 0.3),
+)
+
+
+@pytest.mark.parametrize("schedule", [None, cnn.StepLR(1, 0.9)])
+def test_a_callback_may_set_what_the_optimizer_is(schedule):
+    """As between two calls of fit; within an epoch the next step uses it."""
+    spec = chain(5, 9, 3)
+    x, y = batch_for(spec, "mse", 24, np.float64)
+    for swap in SWAPS:
+        one, two, loop, batches = (
+            build(spec, "mse", dtype="float64", optimizer=cnn.SGD(lr=0.1, momentum=0.9, schedule=schedule))[0]
+            for _ in range(4)
+        )
+        when = cnn.LambdaCallback(on_epoch_end=lambda epoch, logs, swap=swap, one=one: epoch == 2 and swap(one))
+        history = one.fit(x, y, epochs=4, batch_size=8, callbacks=[when])
+        two.fit(x, y, epochs=2, batch_size=8)
+        swap(two)
+        rest = two.fit(x, y, epochs=4, batch_size=8, initial_epoch=2)
+        np.testing.assert_array_equal(one.parameters, two.parameters)
+        if "lr" in rest:
+            np.testing.assert_array_equal(history["lr"][2:], rest["lr"][-2:])
+        when = cnn.LambdaCallback(on_batch_end=lambda batch, logs, swap=swap, it=batches: batch == 0 and swap(it))
+        batches.fit(x, y, batch_size=8, shuffle=False, callbacks=[when])
+        loop.train_step(x[:8], y[:8])
+        swap(loop)
+        for rows in (slice(8, 16), slice(16, 24)):
+            loop.train_step(x[rows], y[rows])
+        np.testing.assert_array_equal(batches.parameters, loop.parameters)
+
+
+def test_another_optimizer_keeps_its_state():
+    """Where early stopping, or a loss that is not finite, puts back parameters from before."""
+    spec = chain(5, 9, 3)
+    x, y = batch_for(spec, "mse", 24, np.float64)
+    for others in (cnn.Adam(lr=50.0), cnn.RMSprop(lr=50.0), cnn.SGD(lr=50.0)):  # with 2, 1 and no numbers of state
+        model, _ = build(spec, "mse", dtype="float64", optimizer=cnn.SGD(lr=0.1, momentum=0.9))
+        when = cnn.LambdaCallback(
+            on_epoch_end=lambda epoch, logs, m=model, o=others: epoch == 2 and setattr(m, "optimizer", o)
+        )
+        stopping = cnn.EarlyStopping(patience=2)
+        history = model.fit(x, y, epochs=9, validation_data=(x, y), callbacks=[when], early_stopping=stopping)
+        assert (stopping.best_epoch, model._core.program.steps) == (2, len(history["loss"]) - 2)
+        assert model.evaluate(x, y)["loss"] == stopping.best
+    for event in ("on_epoch_end", "on_batch_end"):
+        model, _ = build(spec, "mse", dtype="float64", optimizer=cnn.LBFGS())  # with more state than any other
+
+        def swap(*_, model=model):
+            model.optimizer = cnn.Adam(lr=1e300)
+
+        with pytest.raises(cnn.DivergenceError):
+            model.fit(x, y, epochs=9, callbacks=[cnn.LambdaCallback(**{event: swap})])
+        assert model._core.program.steps == 0
+        assert np.isfinite(model.parameters).all()

@@ -228,6 +228,7 @@ def test_grad_output(state):
         ({"steps_per_epoch": 0}, ValueError, "^steps_per_epoch: expected at least 1, got 0"),
         ({"validation_freq": 0}, ValueError, "^validation_freq: expected at least 1, got 0"),
         ({"drop_last": 1}, TypeError, "^drop_last: expected True or False, got 1"),
+        ({"shuffle": "batch"}, TypeError, "^shuffle: expected True or False, got 'batch'"),
         ({"drop_last": True, "batch_size": 99}, ValueError, "^drop_last: .* rows do not fill a batch of 99"),
         ({"stratify": True}, ValueError, "^stratify: expected a validation_split with it, got none"),
         ({"weigh_validation": "yes"}, TypeError, "^weigh_validation: expected True or False, got 'yes'"),
@@ -599,6 +600,10 @@ def test_what_only_the_constructor_uses_is_fixed(kind, name):
             lambda: cnn.Ensemble([cnn.Linear(1, 1)], 2).score,
             "Ensemble has no attribute 'score': did you mean evaluate?",
         ),
+        (lambda: parts()["model"].load, "Sequential has no attribute 'load': cnn.load(path) makes the model of a file"),
+        (lambda: parts()["model"].save_weights, "Sequential has no attribute 'save_weights': did you mean save?"),
+        (lambda: parts()["optimiser"].step, "Adam has no attribute 'step': the model takes the steps: model.step()"),
+        (lambda: parts()["optimiser"].zero_grad, "Adam has no attribute 'zero_grad': the model has the gradients: "),
         (lambda: parts()["model"]._anything, "Sequential has no attribute '_anything'"),
         (
             lambda: cnn.History().history,

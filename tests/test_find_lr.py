@@ -1,5 +1,7 @@
 """`find_lr`: a range test of the learning rate that leaves the model as it was."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("loss", [None, whole], ids=["native", "own"])
 @pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.filterwarnings("ignore:find_lr. at no rate")
 def test_the_model_is_left_as_it_was(dtype, kind, loss, trained):
     """Parameters, statistics, the optimiser's state, random numbers, gradients: training goes on to the bit."""
     models = [model_of(OPTIMIZERS[kind](), loss, dtype) for _ in range(2)]
@@ -119,6 +122,7 @@ def test_rates_of_another_table_are_refused():
 
 
 @pytest.mark.parametrize("source", ["arrays", "blocks", "batches"])
+@pytest.mark.filterwarnings("ignore:find_lr. at no rate")
 def test_sources(source):
     batches = [(X[i : i + 32], Y[i : i + 32]) for i in range(0, 200, 32)]
     data = {"arrays": (X, Y), "blocks": (cnn.Blocks(X, Y),), "batches": (batches,)}[source]
@@ -135,6 +139,26 @@ def test_the_picture(tmp_path):
     assert ax.get_xscale() == "log"
     np.testing.assert_array_equal(ax.lines[0].get_xdata(), found.lr)
     assert ax.lines[1].get_xdata() == [found.suggestion]
+    lr = np.geomspace(1e-6, 10, 100)
+    loss = np.where(lr < 1, 1 - 0.5 * lr, 2.0)
+    loss[0] = 0.1  # a first batch that is easy does not hide the curve of the others
+    low, high = cnn.training.find_lr.LearningRates(lr, loss).plot(tmp_path / "rates.png").get_ylim()
+    assert low < loss[1:].min() < loss[1:80].max() < high < 2
+
+
+def test_a_loss_that_does_not_fall_is_said():
+    model = model_of()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cnn.find_lr(model, X, Y)
+    for seed in range(5):
+        model = cnn.Sequential([cnn.Linear(6, 2), cnn.CrossEntropyLoss()], cnn.SGD(), seed=seed)
+        model.trainable = False
+        with pytest.warns(UserWarning, match="find_lr: at no rate does the loss fall by more than its noise"):
+            cnn.find_lr(model, X, Y, batch_size=25)
+    ensemble = cnn.Ensemble([cnn.Linear(6, 2), cnn.CrossEntropyLoss()], 2, cnn.SGD())
+    with pytest.raises(TypeError, match=r"^model: expected a cnn\.Sequential, got Ensemble"):
+        cnn.find_lr(ensemble, X, Y)
 
 
 @pytest.mark.parametrize(

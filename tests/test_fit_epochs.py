@@ -147,6 +147,14 @@ def test_drop_last_lets_batch_norm_train():
     model.fit(X[:33], LABELS[:33], batch_size=16, drop_last=True)
 
 
+def test_drop_last_of_one_batch():
+    """All rows in one batch: none is smaller."""
+    for optimizer in (cnn.SGD, cnn.LBFGS):
+        one, two = (cnn.Sequential([cnn.Linear(4, 3), cnn.CrossEntropyLoss()], optimizer(), seed=0) for _ in range(2))
+        assert one.fit(X, LABELS, batch_size=None, drop_last=True) == two.fit(X, LABELS, batch_size=None)
+        cnn.fit_many([two], [(X, LABELS)], batch_size=None, drop_last=True)
+
+
 @pytest.mark.parametrize("source", ["arrays", "blocks", "list"])
 def test_steps_per_epoch_of_what_has_an_end(source):
     model = model_of()

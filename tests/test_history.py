@@ -31,6 +31,7 @@ def test_record():
     assert history.epochs == [5, 6, 7, 8]
     assert cnn.History(LONG).epochs == [1, 2, 3, 4]
     assert cnn.History().epochs == []
+    assert repr(cnn.History()) == repr(cnn.History(loss=[])) == "History()"  # ended in the first epoch
 
 
 def test_best_epoch():

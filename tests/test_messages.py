@@ -30,6 +30,14 @@ CALLS = {
 }
 
 
+def test_a_batch_size_where_there_is_none():
+    model = cnn.Sequential([cnn.Linear(3, 2), cnn.MSELoss()], cnn.SGD())
+    x, y = np.zeros((4, 3)), np.zeros((4, 2))
+    for call in (lambda: model.predict(x, 32), lambda: model.evaluate(x, y, 32), lambda: model.train_step(x, y, 32)):
+        with pytest.raises((TypeError, ValueError), match=r"got .*: only fit has a batch size, other calls take any"):
+            call()
+
+
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
     ("x", "message"),

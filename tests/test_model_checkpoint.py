@@ -189,10 +189,14 @@ def test_the_optimizer_stays_the_same_object(tmp_path):
     saved(tmp_path, model=first, epochs=[3])
     model = made(0.5)
     optimizer, schedule = model.optimizer, model.optimizer.schedule
+    sharer, expected = plain(optimizer), made(0.25)
+    expected.train_step(np.ones((2, 5)), [0, 1])
     assert cnn.ModelCheckpoint(tmp_path).resume(model) == 3
     assert model.optimizer is optimizer
     assert optimizer.schedule is schedule
     assert optimizer.get_config() == first.optimizer.get_config()
+    sharer.train_step(np.ones((2, 5)), [0, 1])
+    assert sharer._core.program.parameters.tobytes() == expected.parameters.tobytes()
     first.history = model.history
     assert same(model, first)
     for other in (model, first):

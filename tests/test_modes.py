@@ -91,6 +91,11 @@ def test_the_mode_reaches_layers_inside():
     assert not inner.layers[1].training
     x = data("float32")[0][:, :3]
     np.testing.assert_allclose(m(x), m.predict(x), rtol=1e-6)
+    for layer, expected in zip((inner.layers[0], m.layers[0], m.layers[2]), (True, True, False), strict=True):
+        layer.trainable = False
+        assert (m.trainable, inner.trainable) == (expected, False)
+    inner.layers[0].trainable = {"bias": True}
+    assert (m.trainable, inner.trainable) == (True, True)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -110,7 +115,7 @@ def test_frozen_layers(isa, way, frozen):
         if name.split(".")[0] in map(str, frozen):
             np.testing.assert_array_equal(array, before[name])
     np.testing.assert_allclose(m.parameters, reference.parameters, rtol=1e-12)
-    assert m.trainable is False
+    assert m.trainable is any(layer.trainable for layer in m.layers if layer.n_parameters)
 
 
 def explicit_step(reference, x, y, keep, way):

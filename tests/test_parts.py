@@ -169,6 +169,20 @@ def test_the_model_lives_as_long_as_its_part():
     np.testing.assert_array_equal(part.predict(x), expected)
 
 
+def test_a_part_follows_what_is_trained():
+    """Also by changes after its first use."""
+    model, _ = built()
+    x, _ = data()
+    part, layer = model[:2], model.layers[0]
+    for value in (True, False, {"bias": True}, True):
+        layer.trainable = value
+        model.zero_grads()
+        part(x)
+        part.backward(np.ones((len(x), 5)))
+        assert layer.grad_weight.any() == (value is True)
+        assert layer.grad_bias.any() == (value is not False)
+
+
 def test_what_a_part_is_not():
     model, branch = built()
     for part in (model[:2], branch):

@@ -135,6 +135,57 @@ def test_resumed_within_an_epoch(tmp_path, batch, accumulation_steps):
     assert other._core.state.position is None
 
 
+@pytest.mark.parametrize("make", [lambda: cnn.SGD(lr=0.1, momentum=0.9, schedule=cnn.StepLR(1)), lambda: cnn.LBFGS()])
+def test_continued_wherever_it_was_interrupted(make, tmp_path):
+    """At each call of a function of the user's in the second run of a model: the same as without interruption."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((40, 4)), rng.integers(0, 3, 40)
+    y[::5] = -100  # which the loss ignores
+    calls = stop = 0
+
+    def place(*_):
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise KeyboardInterrupt
+        return 0.0
+
+    def started():
+        model = cnn.Sequential([cnn.Linear(4, 3), cnn.CrossEntropyLoss()], make(), seed=1, dtype="float64")
+        model.fit(*data, epochs=2, batch_size=size)
+        return model
+
+    size = None if make().whole_data else 8
+    for data in [(x, y)] if size is None else [(x, y), (cnn.Blocks(x, y, rows=16),)]:
+        methods = dict.fromkeys(("on_batch_end", "on_epoch_begin", "on_epoch_end"), place)
+        known = {"epochs": 2, "batch_size": size, "validation_data": (x, y), "metrics": {"place": place}}
+        stop = calls = 0
+        expected = started()
+        history = expected.fit(*data, **known, callbacks=[cnn.LambdaCallback(**methods)])
+        for at in range(1, calls + 1):
+            model, stop, calls = started(), at, 0
+            with pytest.raises(KeyboardInterrupt):
+                model.fit(*data, **known, callbacks=[cnn.LambdaCallback(**methods)])
+            model.save(tmp_path / "model", training_state=True)
+            for other in (model, cnn.load(tmp_path / "model")):
+                done = other.history.epochs[-1] if other.history.epochs else 0
+                again = other.fit(*data, **known, initial_epoch=done)
+                for name in history.keys() - {"evaluations", "place"}:  # which need what is done
+                    np.testing.assert_allclose(again[name], history[name], rtol=1e-12, err_msg=f"{name}, {at}")
+                np.testing.assert_array_equal(other.parameters, expected.parameters)
+
+
+def test_a_new_optimizer_does_not_continue_an_epoch():
+    x, y = np.zeros((32, 5)), np.zeros(32, int)
+    model = plain(cnn.SGD(lr=0.1))
+    stop = cnn.LambdaCallback(on_batch_end=lambda batch, logs: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y, batch_size=8, callbacks=[stop])
+    model.optimizer = cnn.SGD(lr=0.1)
+    model.fit(x, y, batch_size=8, initial_epoch=0)
+    assert model._core.program.steps == 4
+
+
 @pytest.mark.parametrize("loads", [False, True])
 def test_a_new_run_after_an_interrupted_first_epoch(tmp_path, loads):
     """It is no continuation, unless initial_epoch=0 says so: other data would lose their first rows."""

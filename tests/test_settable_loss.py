@@ -79,6 +79,7 @@ def test_what_no_loss_is():
     with pytest.raises(ValueError, match="weight has 2 entries, but there are 3 outputs"):
         model.loss = cnn.CrossEntropyLoss([1.0, 2.0])
     assert isinstance(model.loss, cnn.MSELoss)
+    assert model._core.loss is model.loss
     model.train_step(X, Y)
     with pytest.raises(RuntimeError, match="a part of a model has no loss of its own"):
         model[:2].loss = cnn.MSELoss()

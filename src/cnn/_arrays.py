@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from ._configurable import BATCH_SIZE
+
 
 def as_array(a: Any, name: str) -> np.ndarray:
     """a as a NumPy array, without a copy if possible: by the buffer protocol, __array__ or DLPack.
@@ -88,13 +90,16 @@ def refuse_matrix(array: np.ndarray, columns: int, name: str, where: str) -> NoR
 def refuse_vector(array: np.ndarray, n: int, name: str) -> NoReturn:
     """ValueError for an array that does not have the shape (n,)."""
     mend = f": .reshape({n}) makes it a vector" if array.size == n and array.ndim > 1 else ""
+    if not array.ndim and name == "sample_weight":
+        mend = f": {BATCH_SIZE}"
     raise ValueError(f"{name}: expected shape ({n},), got {array.shape}{mend}")
 
 
 def refuse_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, name: str) -> NoReturn:
     """TypeError or ValueError for an `out` that cannot hold results of this shape and dtype."""
     if not isinstance(out, np.ndarray):
-        raise TypeError(f"{name}: expected a NumPy array, got {type(out).__name__}")
+        mend = f": {BATCH_SIZE}" if isinstance(out, int) else ""
+        raise TypeError(f"{name}: expected a NumPy array, got {type(out).__name__}{mend}")
     if out.shape != shape or out.dtype != dtype:
         raise ValueError(f"{name}: expected shape {shape} and dtype {dtype}, got {out.shape} and {out.dtype}")
     if not out.flags.behaved:

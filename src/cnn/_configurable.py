@@ -100,10 +100,13 @@ OTHER_NAMES = {
     "set_weights": ("load_weights",),
     "load_state_dict": ("load_weights",),
     "named_parameters": ("state_dict",),
+    "save_weights": ("save",),
     "partial_fit": ("train_step",),
     "train_on_batch": ("train_step",),
     "optimiser": ("optimizer",),
 }
+
+BATCH_SIZE = "only fit has a batch size, other calls take any number of rows"
 
 # Arguments of other libraries that have another place here.
 ELSEWHERE = {
@@ -119,6 +122,14 @@ ELSEWHERE = {
     "coefs_": "the weights are model.layers[0].weight, ..., or model.state_dict()",
     "to": "cnn runs on the CPU only, and dtype is an argument of Sequential",
     "history": "it is the dict itself, as history['loss']",
+    "batch_size": BATCH_SIZE,
+}
+
+# Attributes that another one here is spelt like.
+ATTRIBUTES = {
+    "load": "cnn.load(path) makes the model of a file",
+    "step": "the model takes the steps: model.step()",
+    "zero_grad": "the model has the gradients: model.zero_grads()",
 }
 
 
@@ -211,8 +222,8 @@ def _mend(name: str, known: list[str]) -> str:
 
 def unknown(owner: str, name: str, known: Iterable[str]) -> AttributeError:
     """The error for an attribute that does not exist, with a hint if there is one."""
-    likely = "" if name.startswith("_") else nearest(name, known)
-    hint = f"did you mean {likely}?" if likely else ELSEWHERE.get(name)
+    likely = "" if name.startswith("_") or name in ATTRIBUTES else nearest(name, known)
+    hint = f"did you mean {likely}?" if likely else ATTRIBUTES.get(name, ELSEWHERE.get(name))
     return AttributeError(f"{owner} has no attribute {name!r}" + (f": {hint}" if hint else ""))
 
 

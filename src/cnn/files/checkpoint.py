@@ -222,9 +222,12 @@ def adopt(model: Any, saved: Any, path: str) -> None:
         raise ValueError(f"{path}: has another optimizer: expected {optimizer!r}, got {saved.optimizer!r}")
     arrays, numbers = saved._core.training_state()
     if optimizer is not None:
-        schedule = optimizer.schedule
+        schedule, table = optimizer.schedule, optimizer.table
         vars(optimizer).update(vars(saved.optimizer))
         optimizer.schedule = schedule
+        if table.shape == optimizer.table.shape:  # other models that share the optimiser read it, too
+            table[...] = optimizer.table
+            optimizer.table = table
         model.optimizer = optimizer  # the program reads its table anew
     model.load_weights(saved.state_dict())
     model._core.set_training_state(arrays, numbers | {"training": model.training})

@@ -125,9 +125,10 @@ class Layer(Configurable, kind="layer"):
     def trainable(self) -> bool | dict[str, bool]:
         """Whether the optimiser updates the parameters; a dict by parameter name if it updates only some of them.
 
-        Assign True or False (also applied to nested layers), or a dict such as ``{"weight": False}``. Frozen parameters
-        have zero gradients, and the backward pass stops at the first trainable layer. A fully frozen `BatchNorm1d`
-        also freezes its running statistics, and uses them in training. Files do not store this setting.
+        A layer of layers has True if any of them is trained. Assign True or False (also applied to nested layers), or a
+        dict such as ``{"weight": False}``. Frozen parameters have zero gradients, and the backward pass stops at the
+        first trainable layer. A fully frozen `BatchNorm1d` also freezes its running statistics, and uses them in
+        training. Files do not store this setting.
         """
         inside = [child.trainable for child in self.children if child.n_parameters or child.children]
         values = [self._trainable.get(name, True) for name in self.parameter_names] + inside
@@ -135,7 +136,7 @@ class Layer(Configurable, kind="layer"):
             return True
         if all(value is False for value in values):
             return False
-        return {name: self._trainable.get(name, True) for name in self.parameter_names} if not inside else False
+        return {name: self._trainable.get(name, True) for name in self.parameter_names} if not inside else True
 
     @trainable.setter
     def trainable(self, value: Any) -> None:
@@ -160,11 +161,13 @@ class Layer(Configurable, kind="layer"):
     def _tell(self) -> None:
         """Pass the mode and the trainable parameters on to the model's program."""
         if self._op is not None:
-            program, op = self._op
-            trained = [self._trainable.get(name, True) for name in self.parameter_names]
-            program.set_mode(op, self.acts)
-            if trained:
-                program.set_trainable(op, *trained)
+            self._tell_program(*self._op)
+
+    def _tell_program(self, program: Any, op: int) -> None:
+        """The same for an op of any program, such as that of a part of the model."""
+        program.set_mode(op, self.acts)
+        if self.parameter_names:
+            program.set_trainable(op, *(self._trainable.get(name, True) for name in self.parameter_names))
 
     def _placed(self, program, op: int) -> None:
         """Record that the layer computes this op of a program."""

@@ -182,6 +182,6 @@ def part(kernels: Any, graph: Graph) -> Any:
 
 
 def tell_modes(graph: Graph, part: Any) -> None:
-    """Copy the modes of the layers to a part's program: the layers themselves only notify the model's program."""
+    """Tell a part's program the layers' modes, and what is trained: the layers only notify the model's program."""
     for op, places in enumerate(graph.places):
-        part.set_mode(op, places[0].layer.acts)
+        places[0].layer._tell_program(part, op)

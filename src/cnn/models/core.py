@@ -173,12 +173,12 @@ class Core:
             raise RuntimeError("a part of a model has no loss of its own: train the model that it is a part of")
         if self.fitting:
             raise RuntimeError("loss: cannot be set while fit is running")
-        self.loss, self._minimizer = loss, None
         if not self.nested:
             native = getattr(self.program, "native", self.program)
             native.set_loss(None if loss is None else loss.spec())
             self.program = self._with(native, loss)
             self.ranks = None
+        self.loss, self._minimizer = loss, None
 
     @classmethod
     def part(cls, model: Any, layers: list[Any]) -> Core:
@@ -261,7 +261,9 @@ class Core:
             self.program.set_optimizer(optimizer.table, groups, optimizer.states)
         self._minimizer = self.held = self.ranks = None
         self.optimizer = optimizer
-        self.state.epochs_seen = self.state.epoch = 0
+        if not self.fitting:  # a callback of `fit` may set one: the run goes on
+            self.state.epochs_seen = self.state.epoch = 0
+            self.state.position = None
 
     def need_optimizer(self) -> None:
         """RuntimeError if there is none."""
@@ -346,10 +348,8 @@ class Core:
     def restore(self, snapshot: Any) -> None:
         """Put back what `snapshot` returned; a pending `backward` needs another forward pass. Of an optimiser that has
         been set since, the state is empty then."""
-        program, optimizer, epochs_seen, schedule = snapshot
-        same = optimizer is self.optimizer
-        self.program.restore(program, same)
-        self.state.epochs_seen = epochs_seen if same else 0
+        program, optimizer, self.state.epochs_seen, schedule = snapshot
+        self.program.restore(program, optimizer is self.optimizer)
         if schedule:
             schedule[0].load_state_dict(schedule[1])
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from .._checks import flag, number, positive
-from .._configurable import Configurable, arguments_of, plain
+from .._configurable import Configurable, arguments_of, no_attribute, plain
 from .._dispatch import kernels
 from .._types import Self
 from . import schedules
@@ -230,6 +230,9 @@ class Optimizer(Configurable, kind="optimizer"):
         self.table[:, type(self).ema_decay.column] = np.nan if ema_decay is None else 0.0
         self.clip_norm, self.clip_value, self.ema_decay = clip_norm, clip_value, ema_decay
         self.schedule = schedule
+
+    if not TYPE_CHECKING:
+        __getattr__ = no_attribute
 
     def __copy__(self) -> Self:
         """An optimiser with a table and a schedule of its own."""

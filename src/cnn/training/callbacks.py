@@ -17,6 +17,7 @@ import numpy as np
 from .._checks import choice, integer, number
 from .._configurable import Public
 from ..files import atomic_write
+from .metrics import more_is_better
 from .state import best_of, bring_back
 
 __all__ = ["CSVLogger", "Callback", "EarlyStopping", "LambdaCallback", "TensorBoardLogger"]
@@ -399,19 +400,6 @@ def expect_monitor(who: str, monitor: str, names: list[str]) -> None:
         elif near := get_close_matches(monitor, names, 1):
             hint = f"; did you mean {near[0]!r}?"
         raise ValueError(f"{who}: no {monitor!r} to monitor: there are {', '.join(names)}{hint}")
-
-
-def more_is_better(name: str) -> bool:
-    """Whether larger values of a number of the history are better.
-
-    ValueError if the name does not tell.
-    """
-    base = name.removeprefix("val_")
-    if base in ("accuracy", "auc", "f1", "r2") or base.startswith("top_"):
-        return True
-    if base in ("loss", "mae", "rmse"):
-        return False
-    raise ValueError(f"mode: 'auto' cannot tell whether a higher {name} is better: pass mode='min' or mode='max'")
 
 
 class CSVLogger(Callback):

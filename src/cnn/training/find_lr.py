@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from typing import Any
 
 import numpy as np
 
-from .._checks import integer, positive
+from .._checks import integer, positive, users_line
 from .._pictures import figure_for
 from .._threads import threads_for
 from .._types import ArrayLike
+from ..layers import Layer
 from .data import Names, source_of
 from .fit import Context, only_fit_of
 
@@ -43,8 +45,8 @@ class LearningRates:
     def __init__(self, lr: np.ndarray, loss: np.ndarray) -> None:
         self.lr = lr
         self.loss = loss
-        first = _first(len(loss))
-        self.suggestion: float = float(lr[first + loss[first:].argmin()] / 10)
+        self._lowest: int = _lowest(loss)
+        self.suggestion: float = float(lr[self._lowest] / 10)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draw the loss over the learning rate, the suggestion marked.
@@ -69,7 +71,7 @@ class LearningRates:
         at = np.interp(np.log(self.suggestion), np.log(self.lr), self.loss)
         ax.plot([self.suggestion], [at], "o", ms=6, color="black", label=f"suggestion: {self.suggestion:.2g}")
         ax.set_xscale("log")
-        usual = self.loss[: self.loss.argmin() + 1].max()
+        usual = self.loss[: self._lowest + 1].max()
         ax.set_ylim(top=min(self.loss.max(), usual + 0.3 * (usual - self.loss.min())))
         ax.set_xlabel("learning rate")
         ax.set_ylabel("loss of the batches, running mean")
@@ -130,12 +132,19 @@ def find_lr(
     RuntimeError
         If there is no loss or no optimizer.
 
+    Warns
+    -----
+    UserWarning
+        If the loss never falls by more than its noise, as that of a model that is trained already.
+
     Examples
     --------
     >>> found = cnn.find_lr(model, x, y)  # doctest: +SKIP
     >>> found.plot("rates.png")  # doctest: +SKIP
     >>> model.optimizer = cnn.Adam(lr=found.suggestion)  # doctest: +SKIP
     """
+    if not isinstance(model, Layer.known["Sequential"]):
+        raise TypeError(f"model: expected a cnn.Sequential, got {type(model).__name__}")
     with only_fit_of(model):
         batch_size, steps = integer("batch_size", batch_size, 1), integer("steps", steps, 3)
         if positive("lr_min", lr_min) >= positive("lr_max", lr_max):
@@ -168,12 +177,29 @@ def find_lr(
             core.unpack(gradients, "grad_weight", "grad_bias")
     if len(losses) < 3:
         raise ValueError(f"find_lr: the loss diverges already at a learning rate of {lr_min:g}: lower lr_min")
-    return LearningRates(rates[: len(losses)], np.array(losses))
+    found = LearningRates(rates[: len(losses)], np.array(losses))
+    first, lowest = _first(len(losses)), found._lowest
+    # A batch changes the running mean by a tenth of its deviation, that of the mean is 0.23 times a batch's.
+    noise = 2.3 * np.diff(found.loss[first : max(lowest, first + SETTLED) + 1]).std()
+    if np.median(found.loss[first : lowest + 1]) - found.loss[lowest] <= 2 * noise:
+        warnings.warn(
+            "find_lr: at no rate does the loss fall by more than its noise, so that the suggestion means little: take "
+            "a model that is not trained yet, larger batches, or more steps",
+            UserWarning,
+            stacklevel=users_line(),
+        )
+    return found
 
 
 def _first(steps: int) -> int:
     """The index of the first loss to consider."""
     return SETTLED if steps > 2 * SETTLED else 0
+
+
+def _lowest(loss: np.ndarray) -> int:
+    """The index of the lowest loss to consider."""
+    first = _first(len(loss))
+    return first + int(loss[first:].argmin())
 
 
 class _NoMetrics:

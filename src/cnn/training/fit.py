@@ -67,7 +67,7 @@ class Context:
         self.shuffle = shuffle
         self.accumulate = accumulate
         self.steps = steps  # batches of an epoch at most
-        self.drop_last = drop_last
+        self.drop_last = drop_last and batch_size < MOST_ROWS  # one batch of all rows is not smaller than others
         self._core = model._core
         self.permutation: Any = model._core.kernels.permutation
         self.class_weights: np.ndarray | None = None
@@ -324,15 +324,14 @@ def fit(
         validation_freq = integer("validation_freq", validation_freq, 1)
         steps_per_epoch = None if steps_per_epoch is None else integer("steps_per_epoch", steps_per_epoch, 1)
         drop_last, stratify = flag("drop_last", drop_last), flag("stratify", stratify)
+        shuffle = flag("shuffle", shuffle)
         weigh_validation = flag("weigh_validation", weigh_validation)
         threads = _threads(group, threads)
         progress = mode_of(progress, verbose) if group is None or group.rank == 0 else False
         if resume and checkpoint is None:
             raise ValueError("resume: expected checkpoint=folder with it, got none")
 
-        context = Context(
-            self, True, batch_size, bool(shuffle) and not whole, accumulation_steps, steps_per_epoch, drop_last
-        )
+        context = Context(self, True, batch_size, shuffle and not whole, accumulation_steps, steps_per_epoch, drop_last)
         if group is not None:
             if class_weight is not None and not isinstance(class_weight, dict):
                 raise ValueError(f"class_weight: expected a dict with comm, got {class_weight!r}")
@@ -350,7 +349,7 @@ def fit(
                 "epochs": (epochs, initial_epoch, steps_per_epoch, resume),
                 "batch_size": (batch_size, accumulation_steps, drop_last),
                 "average_every": average_every,
-                "shuffle": bool(shuffle),
+                "shuffle": shuffle,
                 "class_weight": class_weight,
                 "validation": (validation_data is not None, validation_freq),
                 "metrics": metrics,
@@ -386,8 +385,9 @@ def fit(
         names = [*meter.summed, *meter.names]
         names += [f"val_{name}" for name in names] * (validation is not None)
         chosen = sorted(callbacks_of(callbacks, early_stopping), key=lambda callback: callback._turn)
-        schedule = _Schedule(self.optimizer, names)
-        if schedule:
+        scored = list(names)
+        _watched(core, scored)
+        if self.optimizer.schedule is not None:
             names.append("lr")
         if whole:
             names += ["evaluations", *core.optimizer.logs]
@@ -399,6 +399,12 @@ def fit(
             chosen = [callback for callback in chosen if not callback._writes]
         for callback in chosen:
             callback._check(names)
+        by_batch = bool(overridden(chosen, "on_batch_end"))
+        if average_every > 1 and group.any(by_batch):
+            raise ValueError(
+                "callbacks: expected none with on_batch_end where average_every is above 1: the model changes at the "
+                "end of an epoch"
+            )
         if saver is not None and resume:
             initial_epoch = max(initial_epoch, saver.resume(self) or 0)
             if group is not None:
@@ -409,8 +415,6 @@ def fit(
         position, core.state.position = core.state.position, None
         if not continued or position is None or position[0] != initial_epoch + 1 or initial_epoch >= epochs:
             position = None
-        # Without initial_epoch a model takes the orders and rates that follow those of its last fit.
-        seen = core.state.epochs_seen = initial_epoch or core.state.epochs_seen
         history = History()
         if initial_epoch and self.history is not None and self.history.goes_on(initial_epoch, names):
             history = self.history.copy()
@@ -419,6 +423,7 @@ def fit(
         self.history = history
         self.stop_training = False
         known = core.state.callbacks if continued and initial_epoch == core.state.epoch else {}
+        seen = core.state.begin(initial_epoch)  # a new run takes the orders and rates that follow those of the last
         core.program.clear_padding()  # a step that diverged may have left NaN there
         logs: dict[str, float] = {}
         rows = None if source.rows is None else context.rows(source.rows)
@@ -428,12 +433,7 @@ def fit(
                 at_end.callback(callback._close)
             at_end.callback(core.state.release)
             bar = at_end.enter_context(Progress(progress, initial_epoch, epochs, rows))
-            trainer = _Trainer(context, self, meter, schedule, chosen, bar, threads, group)
-            if trainer.local and trainer.by_batch:
-                raise ValueError(
-                    "callbacks: expected none with on_batch_end where average_every is above 1: the model changes at "
-                    "the end of an epoch"
-                )
+            trainer = _Trainer(context, self, meter, chosen, bar, threads, group)
             if saver is not None and saver in chosen and group is not None:
                 at_end.push(lambda kind, *_: trainer.save(saver) if kind is KeyboardInterrupt else None)
             for call in overridden(chosen, "on_train_begin"):
@@ -454,12 +454,13 @@ def fit(
                     with _Undone(trainer):
                         scores = _evaluate(self, validation, val_meter, threads)
                     logs |= {f"val_{name}": value for name, value in scores.items()}
-                if schedule:
+                if "lr" in names or trainer.scheduled:
                     logs["lr"] = trainer.lr
                 if trainer.objective is not None:
                     logs |= {"evaluations": trainer.objective.evaluations, **trainer.objective.logs}
+                watched = _watched(core, scored)
                 core.state.epoch, core.state.epochs_seen = epoch, seen
-                core.end_epoch(logs, schedule.watched)
+                core.end_epoch(logs, watched)
                 seen = core.state.epochs_seen
                 history.record(epoch, logs)
                 history.converged = trainer.converged
@@ -469,6 +470,12 @@ def fit(
             for call in overridden(chosen, "on_train_end"):
                 call(dict(logs))
         return history
+
+
+def _watched(core, names: list[str]) -> str | None:
+    """The number that the optimiser's schedule reacts to, in epochs that have it; ValueError if no epoch will."""
+    schedule = getattr(core.optimizer, "schedule", None)
+    return schedule.watched(names) if isinstance(schedule, ReduceLROnPlateau) else None
 
 
 def _ranks(model, comm, shards, deterministic=True):
@@ -717,28 +724,6 @@ class Meter(Metrics):
         return {**{name: known[name] for name in self.summed}, **self.results()}
 
 
-class _Schedule:
-    """The rates that the optimiser's schedule, if it has one, gives for steps and epochs."""
-
-    def __init__(self, optimizer: Optimizer, names: list[str]):
-        self.optimizer = optimizer
-        self.schedule = cast(Any, optimizer.schedule)
-        self.watched: str | None = None  # the number that the schedule reacts to, in epochs that have it
-        if isinstance(self.schedule, ReduceLROnPlateau):
-            self.watched = self.schedule.watched(names)
-
-    def __bool__(self) -> bool:
-        return self.schedule is not None
-
-    @property
-    def per_step(self) -> bool:
-        return self.schedule.interval == "step"
-
-    def rates(self, first: int, count: int) -> np.ndarray:
-        """`Optimizer.rates`: of so many steps or epochs."""
-        return cast(Any, self.optimizer.rates(first, count))
-
-
 class _Undone:
     """Puts back what the epoch has changed, if a batch cannot be had, or a function of the user's own fails."""
 
@@ -764,11 +749,11 @@ class _Trainer:
         Rows done in the last epoch.
     lr : float
         Of the last step.
+    scheduled : bool
+        Whether a schedule gave it.
     """
 
-    def __init__(
-        self, context: Context, model, meter: Meter, schedule: _Schedule, callbacks, bar: Progress, threads, group=None
-    ):
+    def __init__(self, context: Context, model, meter: Meter, callbacks, bar: Progress, threads, group=None):
         self.context = context
         self.group = group  # of ranks, which have to decide alike
         self.program = context.program
@@ -778,7 +763,6 @@ class _Trainer:
         self.model = model
         self.core = model._core
         self.meter = meter
-        self.schedule = schedule
         self.callbacks = callbacks
         self.on_batch_end = overridden(callbacks, "on_batch_end")
         self.by_batch = bool(self.on_batch_end) if group is None else group.any(bool(self.on_batch_end))
@@ -786,7 +770,9 @@ class _Trainer:
         self.threads = threads
         self.groups = 1  # steps of the optimiser in one native call
         self.rows = 0
-        self.lr = np.nan
+        self.lr = math.nan
+        self.scheduled = False
+        self.seen = 0  # epochs before this one, with this optimizer
         self.objective: Objective | None = None  # of an optimiser that needs the whole data
         self.converged: str | None = None  # why it has
         self.before: Any = None  # snapshots of the epoch's beginning, and of that of the epoch before
@@ -800,20 +786,35 @@ class _Trainer:
         stop = self.model.stop_training or any(callback.stop for callback in self.callbacks)
         return stop if self.group is None else self.group.any(stop)
 
+    def rates(self, first: int, count: int) -> np.ndarray | None:
+        """What the optimiser's schedule says of so many steps from a step on; None without one. A callback may have set
+        another optimiser, or schedule, before any call."""
+        self.core.need_optimizer()
+        optimizer = self.core.optimizer
+        schedule = optimizer.schedule
+        self.scheduled = schedule is not None
+        if schedule is None:
+            rates = None
+        elif schedule.interval == "step":
+            rates = optimizer.rates(first, count)
+        else:
+            rates = np.repeat(optimizer.rates(self.seen, 1), count, axis=0)
+        self.lr = optimizer.lr if rates is None else float(rates[-1, 0])
+        return rates
+
     def epoch(self, source: Source, epoch: int, seen: int, position: tuple[Any, ...] | None) -> dict[str, float]:
         """Train one epoch, or what is left of it after a position (epoch, rows, *totals); its scores."""
         self.core.need_optimizer()  # a callback may have taken it away
         self.earlier, self.before, self.number = self.before, self.core.snapshot(), epoch
+        self.seen = seen
         totals = np.zeros(4)  # weighted sum of the loss, sum of weights, rows classified right, rows
         skip = 0
         if position is not None:
             skip, totals[:] = position[1], position[2:]
         self.rows = batches = 0
         self.meter.reset()
-        rates = self.schedule.rates(seen, 1) if self.schedule and not self.schedule.per_step else None
-        if position is not None and self.schedule:  # of the last step before it, if there is none behind it
-            last = self.schedule.rates(max(0, self.program.steps - 1), 1) if rates is None else rates
-            self.lr = float(last[0, 0])
+        if position is not None:  # of the last step before it, if there is none behind it
+            self.rates(max(0, self.program.steps - 1), 1)
         parts = self.context.taken(source.parts(seen))
         while True:
             with _Undone(self):
@@ -822,70 +823,72 @@ class _Trainer:
                 break
             first = min(skip, part.rows)
             skip -= first
-            if self.core.optimizer.whole_data:
-                done = self.whole(part, epoch, totals, rates)
+            if first == part.rows and skip:  # otherwise its totals are not complete
+                done = first
+            elif self.core.optimizer.whole_data:
+                done = self.whole(part, epoch, totals, first)
             else:
-                done = self.part(part, epoch, batches, totals, rates, first) if first < part.rows else first
+                done = self.part(part, epoch, batches, totals, first)
             self.rows += done
             batches += -(-done // part.batch_size)
             if done < part.rows or (self.by_batch and self.stopped()):
                 break
-        self.core.state.position = None
         with _Undone(self):
             if not totals[1]:
                 raise ValueError(f"{source.names.all}: {NOTHING_COUNTS}")
             return self.meter.numbers(totals)
 
     def save(self, saver: ModelCheckpoint) -> None:
-        """After Ctrl-C: save the last batch; without one in this epoch, as after its last, the epoch's beginning."""
+        """After Ctrl-C: save the last batch; without one in this epoch, the epoch's beginning."""
         if self.number > self.core.state.epoch and self.core.state.position is None:
             self.core.restore(self.before)
         saver._save()
 
-    def whole(self, part: Part, epoch: int, totals: np.ndarray, rates) -> int:
-        """An iteration on the whole data, which is this part: the rows. Totals are of the parameters after it."""
-        n, schedule, program = part.rows, self.schedule, self.program
+    def whole(self, part: Part, epoch: int, totals: np.ndarray, first: int) -> int:
+        """An iteration on the whole data, which is this part, unless it is done: the rows."""
+        n = part.rows
         out = self.meter.room(len(part.x))
+        if first < n:
+            self.iteration(part, epoch, totals, out)
+        if self.group is not None:
+            self.collect(part, first, n, totals, out)
+        elif out is not None or self.ignores:
+            totals[3] -= n - counted(self.model, part.y)
+            if out is not None and first < n:
+                self.meter.update(part.y, out)
+        return n
+
+    def iteration(self, part: Part, epoch: int, totals: np.ndarray, out: np.ndarray | None) -> None:
+        """An iteration on the whole data. Totals are of the parameters after it."""
+        n, program = part.rows, self.program
         with _Undone(self):
             if self.group is not None and self.objective is None:
                 self.objective = program.objective(self.core, part, self.threads, out)
             elif self.objective is None or self.objective.x is not part.x:
                 self.objective = Objective(self.core, *part[:3], self.threads, out)
-            if schedule:
-                self.lr = float((schedule.rates(program.steps, 1) if rates is None else rates)[0, 0])
-            lr = self.lr if schedule else self.model.optimizer.lr
-            self.converged = self.core.iterate(self.objective, lr)
+            self.rates(program.steps, 1)
+            self.converged = self.core.iterate(self.objective, self.lr)
         if not math.isfinite(self.objective.value):
             odd = [name for name, a in (("x", part.x), ("y", part.y)) if not all_finite(a)]
-            self.diverged(epoch, 0, lr, f"; {' and '.join(odd)} has NaN or infinity" if odd else "")
+            self.diverged(epoch, 0, self.lr, f"; {' and '.join(odd)} has NaN or infinity" if odd else "")
         totals += self.objective.totals
         totals[0] += (self.objective.loss - self.meter.loss(totals)) * (totals[1] if self.meter.mean else 1)
+        self.core.state.position = (epoch, n, *totals.tolist())
         for call in self.on_batch_end:
-            logs = {"loss": self.objective.loss, "rows": n} | ({"lr": self.lr} if schedule else {})
+            logs = {"loss": self.objective.loss, "rows": n} | ({"lr": self.lr} if self.scheduled else {})
             call(0, logs)
-        if self.group is not None:
-            self.collect(part, 0, n, totals, out)
-        elif out is not None or self.ignores:
-            totals[3] -= n - counted(self.model, part.y)
-            if out is not None:
-                self.meter.update(part.y, out)
-        return n
 
-    def part(self, part: Part, epoch: int, batches: int, totals: np.ndarray, rates, first: int) -> int:
+    def part(self, part: Part, epoch: int, batches: int, totals: np.ndarray, first: int) -> int:
         """Train on a part from row `first` on; the rows that are done, all unless a callback ends the training."""
         n, batch_size = part.rows, part.batch_size
         group = self.accumulate * batch_size
         out = self.meter.room(n if self.group is None else len(part.x))
-        schedule, program = self.schedule, self.program
+        program = self.program
         at = first
         while at < n:
             stop = min(n, at + (1 if self.by_batch else self.groups) * group)
             steps = -(-(stop - at) // group)
-            if schedule:
-                now = np.repeat(rates, steps, axis=0) if rates is not None else schedule.rates(program.steps, steps)
-                self.lr = float(now[-1, 0])
-            else:
-                now = None
+            now = self.rates(program.steps, steps)
             sums = np.zeros(4) if self.by_batch else totals
             began = time.perf_counter()
             with _Undone(self):  # a loss in Python may raise anything
@@ -897,15 +900,16 @@ class _Trainer:
                 except KeyboardInterrupt:
                     if self.local:
                         self.core.restore(self.before)
+                        self.core.state.position = None
                     elif self.group is not None:  # between any two steps
                         totals = totals + sums if self.by_batch else totals
                         self.core.state.position = (epoch, self.rows + program.reached, *totals.tolist())
                     raise
             took = time.perf_counter() - began
             if bad >= 0:
-                if now is not None and rates is None and bad < at:  # local steps since then have not been taken
-                    now, at = schedule.rates(program.steps + bad // batch_size, 1), bad
-                lr = self.model.optimizer.lr if now is None else now[max(0, bad - at) // group, 0]
+                if bad < at:  # local steps since then have not been taken
+                    now, at = self.rates(program.steps + bad // batch_size, 1), bad
+                lr = self.lr if now is None else now[(bad - at) // group, 0]
                 rows: Any = slice(bad, bad + batch_size * self.every)
                 rows = rows if part.order is None else part.order[rows]
                 odd = [name for name, a in (("x", part.x[rows]), ("y", part.y[rows])) if not all_finite(a)]
@@ -915,11 +919,11 @@ class _Trainer:
             at = stop
             if self.by_batch:
                 totals += sums
-            if not self.local:
+            if not self.local or at == n:
                 self.core.state.position = (epoch, self.rows + at, *totals.tolist())
             if self.by_batch:
                 logs = {"loss": self.meter.loss(sums), "rows": int(sums[3])}
-                if schedule:
+                if self.scheduled:
                     logs["lr"] = self.lr
                 for call in self.on_batch_end:
                     call(batches + -(-at // batch_size) - 1, dict(logs))
@@ -934,7 +938,7 @@ class _Trainer:
         elif out is not None or self.ignores:
             y = part.y[:at] if part.order is None else part.y[part.order[:at]]
             totals[3] -= at - counted(self.model, y)
-            if out is not None:
+            if out is not None and first < at:
                 self.meter.update(y[first:], out[first:at])
         return at
 
@@ -945,7 +949,7 @@ class _Trainer:
         if self.ignores:
             y = part.y[part.order[:at]]
             totals[3] -= self.program.missing(len(y) - counted(self.model, y))
-        if out is not None:
+        if out is not None and first < at:
             for targets, outputs in self.program.gather(part, first, at, out):
                 self.meter.update(targets, outputs)
 

@@ -211,9 +211,9 @@ class History(dict[str, list[float]]):
         return axes
 
     def __repr__(self) -> str:
-        if not self:
+        n = len(self.epochs)
+        if not n:
             return "History()"
-        n = len(next(iter(self.values())))
         last = ", ".join(f"{name}={values[-1]:.4g}" for name, values in self.items())
         end = f"; converged: {self.converged}" * (self.converged is not None)
         return f"History({n} epoch{'s' * (n != 1)}; last: {last}{end})"

@@ -332,6 +332,7 @@ def _train(
     accumulation_steps = integer("accumulation_steps", accumulation_steps, 1)
     steps_per_epoch = None if steps_per_epoch is None else integer("steps_per_epoch", steps_per_epoch, 1)
     drop_last, stratify = flag("drop_last", drop_last), flag("stratify", stratify)
+    shuffle = flag("shuffle", shuffle)
     validation_freq = integer("validation_freq", validation_freq, 1)
     weigh_validation = flag("weigh_validation", weigh_validation) and class_weight is not None
     threads = threads_for(threads)
@@ -364,13 +365,13 @@ def _train(
     if not native:
         given = {
             "epochs": epochs, "batch_size": None if batch_size == MOST_ROWS else batch_size,
-            "shuffle": bool(shuffle), "metrics": metrics,
+            "shuffle": shuffle, "metrics": metrics,
             "steps_per_epoch": steps_per_epoch, "drop_last": drop_last, "accumulation_steps": accumulation_steps,
             "threads": threads, "progress": False, "validation_freq": validation_freq, "initial_epoch": initial_epoch,
         }  # fmt: skip
         return _by_python(models, rows, validation, given, stopping, one_order, orders, own)
     with only_fit_of(*models):
-        context = Context(models[0], True, batch_size, bool(shuffle), accumulation_steps, steps_per_epoch, drop_last)
+        context = Context(models[0], True, batch_size, shuffle, accumulation_steps, steps_per_epoch, drop_last)
         all_n = rows.n.tolist()
         counts = {n: context.rows(n) for n in set(all_n)}
         taken = np.array([counts[n] for n in all_n], np.int64)
@@ -381,7 +382,7 @@ def _train(
             )
         for model, n in zip(models, taken.tolist(), strict=True):
             model._core.program.check_batches(n, batch_size)
-        trainer = Trainer(models, rows, validation, taken, batch_size, accumulation_steps, bool(shuffle), threads)
+        trainer = Trainer(models, rows, validation, taken, batch_size, accumulation_steps, shuffle, threads)
         trainer.histories, trainer.own, trainer.validation_freq = histories, own, validation_freq
         trainer.one_order, trainer.bags = one_order, orders
         trainer.meters = [Meter(metrics, model) for model in models] if metrics else []
@@ -559,7 +560,7 @@ class Trainer:
             seen = self.room(v.n)
             checker.set_rows(v.x, v.y, v.w, None, seen)
         history = self.history(names, initial_epoch)
-        self.seen: np.ndarray = np.array([initial_epoch or core.state.epochs_seen for core in cores], np.int64)
+        self.seen: np.ndarray = np.array([core.state.begin(initial_epoch) for core in cores], np.int64)
         seeds = np.array([core.state.random_seed for core in cores], np.uint64)
         self.seeds: Any = np.full(n, seeds[0]) if self.one_order else seeds
         self.turn: int = int(self.seen.max())  # the number of the order that all take

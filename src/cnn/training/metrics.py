@@ -17,8 +17,6 @@ from .. import losses
 from .._checks import flag
 from .._dispatch import kernels
 
-KNOWN = ("accuracy", "auc", "auc_ovo", "auc_ovr", "f1", "mae", "r2", "rmse", "top_k")
-
 
 class Metric:
     """A user-defined metric for `fit` and `evaluate`.
@@ -78,6 +76,7 @@ class Known:
     """
 
     name = ""
+    more_is_better = True
 
     def check(self, targets: np.ndarray, width: int) -> None:
         """ValueError if the metric is not defined for such targets and `width` outputs."""
@@ -227,6 +226,7 @@ class MAE(_Regression):
     """The mean of |outputs - targets| over all elements."""
 
     name = "mae"
+    more_is_better = False
 
     def reset(self) -> None:
         self.total: float = 0.0
@@ -245,6 +245,7 @@ class RMSE(_Regression):
     """The root of the mean of (outputs - targets)**2 over all elements."""
 
     name = "rmse"
+    more_is_better = False
 
     def reset(self) -> None:
         self.total: float = 0.0
@@ -502,6 +503,32 @@ class Metrics:
         return {metric.name: float(metric.result()) for metric in self.list}
 
 
+KNOWN: dict[str, type[Known]] = {
+    "accuracy": Accuracy,
+    "auc": AUC,
+    "auc_ovo": AUC,
+    "auc_ovr": AUC,
+    "f1": F1,
+    "mae": MAE,
+    "r2": R2,
+    "rmse": RMSE,
+    "top_k": TopK,
+}
+
+
+def more_is_better(name: str) -> bool:
+    """Whether larger values of a number of the history are better.
+
+    ValueError if the name does not tell.
+    """
+    base = re.sub(r"^top_\d+$", "top_k", name.removeprefix("val_"))
+    if base == "loss":
+        return False
+    if base not in KNOWN:
+        raise ValueError(f"mode: 'auto' cannot tell whether a higher {name} is better: pass mode='min' or mode='max'")
+    return KNOWN[base].more_is_better
+
+
 def _metric(one, model) -> Known:
     if callable(one) and not isinstance(one, type):
         one = Metric(one)
@@ -512,15 +539,15 @@ def _metric(one, model) -> Known:
         return Own(one, _probabilities(model) if one.proba else None, classify)
     if not isinstance(one, str):
         raise TypeError(f"metrics: expected a name or a function of (targets, outputs), got {one!r}")
-    simple = {"mae": MAE, "rmse": RMSE, "r2": R2}
-    if one in simple:
-        return simple[one]()
-    if one in ("auc", "auc_ovr", "auc_ovo"):
+    kind = KNOWN.get(one, Known)
+    if issubclass(kind, _Regression):
+        return kind()
+    if kind is AUC:
         logits = outputs in ("logits", "log_probabilities") and not several
         return AUC(one, _probabilities(model) if logits else None, several)
     if top := re.fullmatch(r"top_([1-9]\d*)", one):
         return TopK(int(top[1]))
-    if one not in ("accuracy", "f1"):
+    if not issubclass(kind, _Classifying):
         from difflib import get_close_matches  # only for errors
 
         names = [name for name in KNOWN if name.startswith(one)] or get_close_matches(one, KNOWN, 1)
@@ -528,7 +555,7 @@ def _metric(one, model) -> Known:
         raise ValueError(
             f"metrics: unknown name {one!r}{near}: expected one of {', '.join(KNOWN)} (top_3, ...), or a function"
         )
-    return (Accuracy if one == "accuracy" else F1)(classify.threshold, several)
+    return kind(classify.threshold, several)
 
 
 def _probabilities(model):

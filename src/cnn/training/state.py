@@ -31,9 +31,10 @@ class TrainingState:
     training : bool
         Training mode, as `Sequential.train` sets it.
     epoch : int
-        The last epoch that `fit` has completed, by its own count.
+        The last epoch that the present, or last, `fit` has completed, by its own count.
     epochs_seen : int
-        Epochs with this optimizer, over all calls of `fit`: each has its own order and rates.
+        Epochs with this optimizer, over all calls of `fit`: each has its own order and rates. One that a callback
+        sets goes on with the number of its `fit`.
     position : tuple or None
         Within an epoch of `fit`: its number, the rows done, and four sums over them.
     history : History or None
@@ -52,6 +53,16 @@ class TrainingState:
     history: History | None = None
     callbacks: dict[str, dict[Any, Any]] = field(default_factory=dict)
     running: list[Any] = field(default_factory=list)
+
+    def begin(self, initial_epoch: int) -> int:
+        """At the start of a run of `fit`, or after `initial_epoch` of its epochs: the epochs with this optimizer.
+
+        A run that goes on where the model stands keeps their number, to which earlier runs may have added.
+        """
+        if initial_epoch not in (0, self.epoch):
+            self.epochs_seen = initial_epoch
+        self.epoch = initial_epoch
+        return self.epochs_seen
 
     def ask(self) -> None:
         """Bring `callbacks` to what the callbacks of a running `fit` have now."""
@@ -155,13 +166,22 @@ def best_of(core: Any) -> dict[str, Any]:
         **{name: np.array(a) for name, a in core.named(*STATISTICS).items()},
         **core.program.state(_blocks(core.optimizer)),
         "epochs_seen": core.state.epochs_seen,
+        "optimizer": type(core.optimizer).__name__,
         "schedule": schedule and schedule.state_dict(),
     }
 
 
 def bring_back(core: Any, best: dict[str, Any]) -> None:
-    """Make a model what it was when `best_of` was called; ValueError, and no change, if it was another model."""
+    """Make a model what it was when `best_of` was called; ValueError, and no change, if it was another model.
+
+    Another optimiser, which a callback may have set since then, keeps its state.
+    """
     state = dict(best)
+    kind, blocks = state.pop("optimizer", None), _blocks(core.optimizer)
+    another = kind is not None and (kind, sum(name.startswith("state.") for name in state)) != (
+        type(core.optimizer).__name__,
+        blocks,
+    )
     own = core.named(*STATISTICS)
     try:
         parameters, seen, rates = (state.pop(name) for name in ("parameters", "epochs_seen", "schedule"))
@@ -173,11 +193,14 @@ def bring_back(core: Any, best: dict[str, Any]) -> None:
     ):
         raise ValueError("the best state: it belongs to another model")
     seen = integer("epochs_seen", seen, 0)
-    core.program.set_state(state, _blocks(core.optimizer))
+    if another:
+        state = core.program.state(blocks) | {name: state[name] for name in ("statistics",) if name in state}
+        seen, rates = core.state.epochs_seen, None
+    core.program.set_state(state, blocks)
     core.program.set_parameters(parameters)
     for name, a in statistics.items():
         own[name][...] = a
-    core.program.set_state(state, _blocks(core.optimizer))  # with the statistics before they were rounded
+    core.program.set_state(state, blocks)  # with the statistics before they were rounded
     core.state.epochs_seen = seen
     schedule = stateful(core.optimizer)
     if schedule is not None and rates is not None:

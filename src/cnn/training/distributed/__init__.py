@@ -57,7 +57,10 @@ def facts_of(model: Any, group: Group) -> dict[str, Any]:
     core, state = model._core, model._core.state
     schedule = stateful(core.optimizer)
     blocks = core.optimizer.states if core.optimizer else 0
-    layers = {f"layer {i}": (layer, layer.trainable, layer.training) for i, layer in enumerate(model.layers)}
+    layers = {
+        f"layer {place.label}": (place.layer, place.layer.trainable, place.layer.training)
+        for place in core.graph.seen.values()
+    }
     return {
         "version": __version__,
         "dtype": core.dtype.name,
