@@ -230,7 +230,8 @@ class LevenbergMarquardt(SecondOrder):
         alpha = gamma / (2 W),  beta = (n - gamma) / (2 E)            n numbers in the targets
 
     alpha / beta begins at almost nothing and at most doubles in an iteration: the first errors are no noise, and would
-    shrink the parameters to where they fit nothing.
+    shrink the parameters to where they fit nothing. Nor does it fall below what the dtype's rounding of G hides: where
+    the data can be fitted exactly, beta would grow without bound.
 
     The history has "damping", and of this "alpha", "beta" and "gamma". It needs `MSELoss` and no other penalties.
 
@@ -391,23 +392,37 @@ class LevenbergMarquardt(SecondOrder):
     def _weigh(self, point: _Point) -> bool:
         """Choose alpha and beta anew; whether their ratio has hardly changed."""
         minimizer, objective = point.minimizer, point.objective
-        before, threads, trained = minimizer.number(1), objective.threads, float(point.trained.sum())
+        before, trained = minimizer.number(1), float(point.trained.sum())
+        largest = float(minimizer.triangle.max())  # of G's diagonal, as G is positive semidefinite
+        if not objective.weight or not math.isfinite(largest):
+            return True
+        rounding = EPSILON[objective.dtype] * math.sqrt(len(point.trained)) * largest  # of the factor of G
+        least = max(rounding, LEAST_DAMPING)
+        count = objective.weight * objective.core.out_features
         gamma = trained
         if before:
-            if not minimizer.factorize(np.full(len(point.trained), before), threads):
-                point.add_ridge(before)
-                return False
-            gamma = min(max(len(point.trained) - before * minimizer.trace_of_inverse(threads), 0.0), trained)
-        count = objective.weight * objective.core.out_features
+            before = max(before, least)
+            while not math.isfinite(trace := self._trace_of_inverse(point, before)) and before <= largest:
+                before = least = 2 * before
+            if math.isfinite(trace):
+                gamma = len(point.trained) - before * trace
+            gamma = min(max(gamma, largest / (largest + before)), trained, count)
         numbers = count if objective.program.mean else 1.0  # that the loss is a mean of
-        squares = max(_product(point.parameters, point.parameters), LEAST_SQUARE * trained)
+        squares = max(_product(point.parameters, point.parameters), LEAST_SQUARE * max(trained, 1.0))
         alpha = gamma / (2 * squares)
         beta = max(count - gamma, 0.01 * count) / max(2 * point.value * numbers, LEAST_DAMPING)
         ratio = 2 * alpha / beta / numbers
-        ratio = min(ratio, 2 * before) if before else FIRST_RATIO * ratio
-        point.evidence = alpha, beta, gamma
+        ratio = max(min(ratio, 2 * before) if before else FIRST_RATIO * ratio, least)
+        point.evidence = alpha, min(beta, 2 * alpha / least / numbers), gamma
         point.add_ridge(float(objective.dtype.type(ratio)))
         return abs(ratio - before) <= SETTLED * before
+
+    def _trace_of_inverse(self, point: _Point, ridge: float) -> float:
+        """That of G + ridge I; not a number where it is not positive definite in this precision."""
+        minimizer, threads = point.minimizer, point.objective.threads
+        if not minimizer.factorize(np.full(len(point.trained), ridge), threads):
+            return math.nan
+        return minimizer.trace_of_inverse(threads)
 
 
 class NewtonCG(SecondOrder):
