@@ -220,6 +220,29 @@ def test_evidence_without_parameters_or_rows():
                 model.fit(x, np.full_like(y, np.nan), epochs=3)
 
 
+def test_one_optimizer_in_two_models_that_step_in_turn():
+    """As on two threads: one model's iteration begins and ends within another's."""
+
+    class Nested(cnn.LevenbergMarquardt):
+        def _solve(self, point, *arguments):
+            if inner:
+                inner.pop().train_step(x, y)
+            return super()._solve(point, *arguments)
+
+    x, y = data()
+    for size, other in itertools.permutations([4, 40]):
+        steps = []
+        for optimizer in (Nested(exact_parameters=150), cnn.LevenbergMarquardt(exact_parameters=150)):
+            outer, nested = (network(optimizer, widths=(6, width, 2)) for width in (size, other))
+            inner = [nested] if type(optimizer) is Nested else []
+            outer.train_step(x, y)
+            if type(optimizer) is not Nested:
+                nested.train_step(x, y)
+            steps.append((outer, nested))
+        for shared, alone in zip(*steps, strict=True):
+            np.testing.assert_array_equal(shared.parameters, alone.parameters)
+
+
 # bits -----------------------------------------------------------------------------------------------------------------
 
 

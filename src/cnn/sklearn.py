@@ -569,7 +569,8 @@ class _Native:
         except DivergenceError as error:
             raise ValueError(f"{NON_FINITE} ({error})") from None
         losses_of = self._factors()[0] * np.nanmean(history["loss"], axis=1)
-        self._history = History({name: np.nanmean(values, axis=1).tolist() for name, values in history.items()})
+        means = History({name: np.nanmean(values, axis=1).tolist() for name, values in history.items()})
+        self._history = _extended(vars(self).get("_history") if incremental or self.warm_start else None, means)
         self.n_iter_ = len(losses_of)
         self.t_ += n * self.n_iter_
         self.loss_curve_ += losses_of.tolist()
@@ -601,7 +602,8 @@ class _Native:
         more = {name: getattr(self, name) for name in ("schedule", "clip_norm", "ema_decay")}
         if self.optimizer is None:
             made = self._new_optimizer(decay, factor)
-            return type(made).from_config({**made.get_config(), **{k: v for k, v in more.items() if v is not None}})
+            given = {name: copy.deepcopy(value) for name, value in more.items() if value is not None}
+            return type(made).from_config({**made.get_config(), **given})
         if not isinstance(self.optimizer, optim.Optimizer):
             raise ValueError(f"optimizer: expected one such as cnn.AdamW(1e-3), got {self.optimizer!r}")
         if taken := [name for name, value in more.items() if value is not None]:
