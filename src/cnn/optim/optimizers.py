@@ -193,6 +193,8 @@ class Optimizer(Configurable, kind="optimizer"):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """With arrays for hyper-parameters: the optimisers of an `Ensemble`."""
+        if isinstance(kwargs.get("betas"), np.ndarray):  # two numbers, not one for each member
+            kwargs["betas"] = tuple(kwargs["betas"].tolist())
         if has_arrays(args) or has_arrays(kwargs):
             return ManyOptimizers.of_arrays(cls, args, kwargs)  # type: ignore[return-value]
         return super().__new__(cls)
