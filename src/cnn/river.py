@@ -25,8 +25,6 @@ from .models import Sequential
 __all__ = ["MLPClassifier", "MLPRegressor"]
 __dir__ = __all__.copy
 
-ACTIVATIONS: dict[str, Any] = {name.lower(): getattr(layers, name) for name in layers.activations.__all__}
-ACTIVATIONS["logistic"] = layers.Sigmoid
 pack_row, standardized = kernels("float64").pack_row, kernels("float64").standardized
 RESERVE = 8  # columns of the first layer at least
 PENDING = 256  # rows at most that the running statistics wait for
@@ -103,13 +101,7 @@ class _Online(Public):
         sizes = tuple(sizes) if isinstance(sizes, Iterable) else (sizes,)
         if not all(isinstance(n, (int, np.integer)) and n > 0 for n in sizes):
             raise ValueError(f"hidden_layer_sizes: expected positive integers, got {self.hidden_layer_sizes!r}")
-        wanted = self.activation
-        if isinstance(wanted, (list, tuple)) and len(wanted) != len(sizes):
-            raise ValueError(f"activation: expected one for each of the {len(sizes)} hidden layers, got {wanted!r}")
-        for one in wanted if isinstance(wanted, (list, tuple)) else [wanted]:
-            if not isinstance(one, layers.Activation) and str(one).lower() not in ACTIVATIONS:
-                known = ", ".join(sorted(ACTIVATIONS))
-                raise ValueError(f"activation: expected a layer such as cnn.GELU(), or one of {known}, got {one!r}")
+        layers.activations.made_of(self.activation, len(sizes))
         if not (self.optimizer is None or isinstance(self.optimizer, optim.Optimizer)):
             raise TypeError(f"optimizer: expected one such as cnn.Adam(lr=0.01), got {self.optimizer!r}")
         schedule = getattr(self.optimizer, "schedule", None)
@@ -134,16 +126,10 @@ class _Online(Public):
         """A new network with this number of columns."""
         sizes = self.hidden_layer_sizes
         widths = [columns, *(sizes if isinstance(sizes, Iterable) else [sizes]), self._outputs]
-        kinds = self.activation
-        kinds = list(kinds) if isinstance(kinds, (list, tuple)) else [kinds] * (len(widths) - 2)
+        kinds = layers.activations.made_of(self.activation, len(widths) - 2)
         parts: list[Any] = []
         for i, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
-            parts.append(layers.Linear(n_in, n_out, l2=self.l2))
-            if i < len(kinds):
-                kind = kinds[i]
-                parts.append(
-                    ACTIVATIONS[kind.lower()]() if isinstance(kind, str) else layers.Layer.from_config(kind.to_config())
-                )
+            parts += [layers.Linear(n_in, n_out, l2=self.l2), *kinds[i : i + 1]]
         parts.append(self._losses[0]() if self.loss is None else copy.deepcopy(self.loss))
         return Sequential(parts, None, "float64", self._draw())
 
