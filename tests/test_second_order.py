@@ -198,7 +198,8 @@ def test_the_evidence_is_finite_where_the_data_can_be_fitted_exactly(rows, dtype
     for y in (x[:, :1] ** 2, x[:, :1] ** 2 + 1, np.zeros((rows, 1))):
         history = model.fit(x, y, epochs=60)
         evidence = np.array([history[name] for name in ("alpha", "beta", "gamma")])
-        assert np.isfinite(evidence).all() and (evidence > 0).all()
+        assert np.isfinite(evidence).all()
+        assert (evidence > 0).all()
         assert (evidence[2, 1:] <= min(rows, model.n_parameters)).all()
         assert not y.any() or np.std(evidence[2, -5:]) < 1  # not that of rounding errors
         assert history["loss"][-1] < 1e-4

@@ -409,7 +409,8 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
         """
         import pandas as pd
 
-        p = np.empty((len(X), 0)) if self._model is None else self._model.predict_proba(self._matrix(X, _numbers(X), False))
+        known = self._model is not None
+        p = self._model.predict_proba(self._matrix(X, _numbers(X), False)) if known else np.empty((len(X), 0))
         return pd.DataFrame(p, index=X.index, columns=list(self._classes))
 
     def predict_many(self, X: Any) -> Any:

@@ -302,8 +302,8 @@ class Optimizer(Configurable, kind="optimizer"):
             return None
         if first >= (total := getattr(self._schedule, "total_steps", first + 1)):
             warnings.warn(
-                f"{type(self._schedule).__name__}: training goes on after total_steps={total:,}, with the last learning "
-                "rate, nearly 0: pass total_steps=epochs * batches per epoch",
+                f"{type(self._schedule).__name__}: training goes on after total_steps={total:,}, with the last "
+                "learning rate, nearly 0: pass total_steps=epochs * batches per epoch",
                 RuntimeWarning,
                 stacklevel=2,
             )

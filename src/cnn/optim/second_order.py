@@ -200,7 +200,7 @@ class SecondOrder(WholeDataOptimizer, abstract=True):
 
     def _fallen(self, point: _Point, fall: float) -> str | None:
         if fall <= self.tolerance_change * abs(point.value):
-            return f"the last iteration has lowered the loss by {fall:.3g} only"
+            return f"the last iteration has lowered the loss by {fall:.3g} only, of {point.value:.3g}"
         return None
 
 
