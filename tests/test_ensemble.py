@@ -104,6 +104,7 @@ def test_optimizers(name):
     check(layers, x, y, 2, optimizers, epochs=3, batch_size=8)
 
 
+@pytest.mark.filterwarnings("ignore:OneCycleLR. training goes on")
 @pytest.mark.parametrize("schedule", grid.SCHEDULES, ids=repr)
 def test_schedules(schedule, monkeypatch):
     monkeypatch.setattr("cnn.training.many.STEPS_AHEAD", 2)

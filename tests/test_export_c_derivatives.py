@@ -13,7 +13,7 @@ from grid import ACTIVATIONS, LAYERS, WITH_PARAMETERS, build
 import cnn
 
 COMPILERS = [compiler for compiler in ("gcc", "clang") if shutil.which(compiler)]
-WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
+WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror"]
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
 RESULTS = {  # of each function: its other arguments, and the shapes of its results behind y
     "": ("x", {}),

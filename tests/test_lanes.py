@@ -153,6 +153,7 @@ def test_hyper_parameters(name, isa, dtype, monkeypatch):
     assert_near(found, dtype)
 
 
+@pytest.mark.filterwarnings("ignore:OneCycleLR. training goes on")
 def test_slices_of_time_change_nothing(monkeypatch):
     """A call that the clock ends leaves members that have not begun, and others in the middle of the epoch."""
     x, y = data(ROWS * 8)

@@ -434,3 +434,28 @@ def test_layer_norm_far_from_zero(isa, dtype, offset, n):
     y = cnn.LayerNorm(n, dtype=dtype).forward(x)
     np.testing.assert_allclose(y, expected, atol=20 * np.finfo(dtype).eps * max(1, abs(offset)))
     assert (y[0] == 0).all()
+
+
+def test_the_default_batch_size_leaves_no_batch_of_one_row():
+    def own(outputs, targets):
+        return np.square(outputs - targets).mean(), 2 * (outputs - targets) / outputs.size
+
+    def layers(loss):
+        return [cnn.Linear(2, 3), cnn.BatchNorm1d(3), cnn.Linear(3, 1), loss]
+
+    for rows, size in ((33, 33), (65, 33), (1057, 31), (34, 32)):
+        x = np.random.default_rng(0).standard_normal((rows, 2))
+        for loss in (cnn.MSELoss(), own):
+            models = [cnn.Sequential(layers(loss), cnn.SGD(0.01), "float64", seed=0) for _ in range(2)]
+            for model, chosen in zip(models, ("auto", size), strict=True):
+                model.fit(x, x[:, :1], batch_size=chosen)
+            np.testing.assert_array_equal(models[0].parameters, models[1].parameters)
+            members = cnn.Ensemble(layers(loss), 2, cnn.SGD(0.01), "float64", seed=0)
+            members.fit(x, x[:, :1], shuffle=True)
+            assert members[0]._core.program.steps == -(-rows // size)
+        if rows % 32 == 1:
+            with pytest.raises(ValueError, match="the last of the batches of 32 would have one row"):
+                models[0].fit(x, x[:, :1], batch_size=32)
+    plain = cnn.Sequential([cnn.Linear(2, 1), cnn.MSELoss()], cnn.SGD(0.01), seed=0)
+    plain.fit(np.ones((33, 2)), np.ones(33))
+    assert plain._core.program.steps == 2

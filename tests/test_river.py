@@ -237,6 +237,29 @@ def test_bad_rows(kind, x, error, message):
     assert model._scale.count[0] + model._pending == 61
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_refused_leaves_no_trace(kind):
+    good, y = {"a": 1.0, "b": 2.0}, "new" if kind is MLPClassifier else 1.0
+    bad = ({**good, "c": "red"}, {**good, "d": 1.0, "c": [1]}, {"c": math.inf, **good}, {"a": "red", "b": 2.0})
+    ys = [pd.Series([y])] + [pd.Series(["other", []])] * (kind is MLPClassifier)
+    for make in (lambda: trained(kind, names="ab"), lambda: kind((6,), seed=0)):
+        model, alike = make(), make()
+        for x in bad:
+            for call in (
+                lambda m=model, x=x: m.learn_one(x, y),
+                *(lambda m=model, x=x, t=t: m.learn_many(pd.DataFrame([x] * len(t)), t) for t in ys),
+            ):
+                with pytest.raises((TypeError, ValueError)):
+                    call()
+        with pytest.raises(TypeError):
+            model.learn_many(pd.DataFrame([good] * 2), pd.Series([[], []]))
+        assert model._columns == alike._columns
+        assert vars(model).get("_classes") == vars(alike).get("_classes")
+        for one in (model, alike):
+            one.learn_one({**good, "c": 1.0}, y)
+        np.testing.assert_array_equal(model.model_.parameters, alike.model_.parameters)
+
+
 def test_bad_arguments():
     for options, error, message in (
         ({"hidden_layer_sizes": (3, 0)}, ValueError, "hidden_layer_sizes: expected positive integers"),

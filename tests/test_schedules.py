@@ -466,6 +466,14 @@ def test_a_loop_of_ones_own_is_fit():
         np.testing.assert_array_equal(fitted.parameters, looped.parameters)
 
 
+@pytest.mark.parametrize(("interval", "steps"), [("step", 2), ("epoch", 1)])
+def test_one_cycle_says_that_training_goes_on_after_it(interval, steps):
+    model = scheduled(cnn.OneCycleLR(0.1, 3 * steps, interval=interval))
+    model.fit(X, Y, epochs=3, batch_size=2, progress=False)  # no warning, which would be an error
+    with pytest.warns(RuntimeWarning, match=rf"^OneCycleLR: training goes on after total_steps={3 * steps}, "):
+        model.fit(X, Y, epochs=1, batch_size=2, progress=False)
+
+
 @pytest.mark.parametrize("way", ["train_step", "explicit"])
 def test_reductions_hold_by_every_way(way):
     model = scheduled(cnn.ReduceLROnPlateau(patience=0))

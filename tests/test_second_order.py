@@ -190,6 +190,60 @@ def test_the_evidence_is_that_of_numpy():
     assert 5 < gamma < len(w)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rows", [10, 40])
+def test_the_evidence_is_finite_where_the_data_can_be_fitted_exactly(rows, dtype):
+    x = np.random.default_rng(0).standard_normal((rows, 3))
+    model = network(cnn.LevenbergMarquardt(regularization="bayesian"), dtype, widths=(3, 8, 1))
+    for y in (x[:, :1] ** 2, x[:, :1] ** 2 + 1, np.zeros((rows, 1))):
+        history = model.fit(x, y, epochs=60)
+        evidence = np.array([history[name] for name in ("alpha", "beta", "gamma")])
+        assert np.isfinite(evidence).all()
+        assert (evidence > 0).all()
+        assert (evidence[2, 1:] <= min(rows, model.n_parameters)).all()
+        assert not y.any() or np.std(evidence[2, -5:]) < 1  # not that of rounding errors
+        assert history["loss"][-1] < 1e-4
+        assert history.converged or (rows, dtype) != (10, "float64")
+
+
+def test_evidence_without_parameters_or_rows():
+    x, y = data(30, outputs=1)
+    for frozen in (True, False):
+        loss = cnn.MSELoss(ignore_nan=True)
+        model = network(cnn.LevenbergMarquardt(regularization="bayesian"), widths=(6, 5, 1), loss=loss)
+        model.trainable = not frozen
+        if frozen:
+            history = model.fit(x, y, epochs=3)
+            assert history["alpha"][-1] == history["gamma"][-1] == 0
+            assert "gradient" in history.converged
+        else:
+            with pytest.raises(ValueError, match="no row counts"):
+                model.fit(x, np.full_like(y, np.nan), epochs=3)
+
+
+def test_one_optimizer_in_two_models_that_step_in_turn():
+    """As on two threads: one model's iteration begins and ends within another's."""
+
+    class Nested(cnn.LevenbergMarquardt):
+        def _solve(self, point, *arguments):
+            if inner:
+                inner.pop().train_step(x, y)
+            return super()._solve(point, *arguments)
+
+    x, y = data()
+    for size, other in itertools.permutations([4, 40]):
+        steps = []
+        for optimizer in (Nested(exact_parameters=150), cnn.LevenbergMarquardt(exact_parameters=150)):
+            outer, nested = (network(optimizer, widths=(6, width, 2)) for width in (size, other))
+            inner = [nested] if type(optimizer) is Nested else []
+            outer.train_step(x, y)
+            if type(optimizer) is not Nested:
+                nested.train_step(x, y)
+            steps.append((outer, nested))
+        for shared, alone in zip(*steps, strict=True):
+            np.testing.assert_array_equal(shared.parameters, alone.parameters)
+
+
 # bits -----------------------------------------------------------------------------------------------------------------
 
 

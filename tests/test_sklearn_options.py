@@ -363,3 +363,23 @@ def test_deviations():
     assert [a.shape for a in both.predict(X, return_std=True)] == [(120, 2)] * 2
     with pytest.raises(ValueError, match=r"^return_std: expected an estimator with n_members > 1"):
         regressor().fit(X, NUMBERS).predict(X, return_std=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"n_members": 2}, {"dropout": 0.1}, {"optimizer": "with a schedule"}], ids=str)
+def test_fit_leaves_its_arguments_and_partial_fit_its_history(options):
+    schedule = cnn.ReduceLROnPlateau(patience=0, threshold=0.5)
+    if "optimizer" in options:
+        options = {"optimizer": cnn.SGD(0.1, schedule=schedule)}
+    else:
+        options = {"schedule": schedule, **options}
+    mlp = classifier(max_iter=6, **options)
+    before = mlp.get_params()
+    shown = repr(before), schedule.state_dict()
+    first = mlp.fit(X, LABELS).predict_proba(X)
+    assert min(mlp.history_["lr"]) < mlp.history_["lr"][0]
+    assert (repr(mlp.get_params()), schedule.state_dict()) == shown
+    np.testing.assert_array_equal(mlp.fit(X, LABELS).predict_proba(X), first)
+    for _ in range(2):
+        mlp.partial_fit(X, LABELS)
+    assert len(mlp.history_["loss"]) == len(mlp.loss_curve_) == 8
+    assert len(mlp.fit(X, LABELS).history_["loss"]) == 6

@@ -152,3 +152,13 @@ def test_what_does_not_fit():
             call()
     dropping.layers[1].eval()
     assert dropping.fit(X, ROWS, epochs=1)["loss"]
+
+
+def test_a_refused_backward_leaves_the_pass():
+    x = np.random.default_rng(0).standard_normal((9, 2))
+    model = cnn.Sequential([cnn.Linear(2, 4), cnn.Tanh(), cnn.Linear(4, 1), cnn.SobolevLoss()], seed=0, dtype="float64")
+    model(x, np.zeros((9, 3)))
+    with pytest.raises(NotImplementedError, match="no gradient in x"):
+        model.backward(parameters=False)
+    model.backward()
+    np.testing.assert_array_equal(model.gradients, model.loss_and_grad(x, np.zeros((9, 3)))[1])

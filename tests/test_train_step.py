@@ -318,3 +318,36 @@ def test_models_give_their_memory_back(isa, dtype):
     lives(20)
     one = 3 * (65 * 200 + 201 * 10) * dtype.itemsize
     assert native_bytes() - before < one
+
+
+def broken(outputs, targets):
+    raise ArithmeticError
+
+
+BAYES = {"regularization": "bayesian"}
+REFUSED = [  # optimizer, loss, layers before it
+    (cnn.LevenbergMarquardt(), cnn.MSELoss(), [cnn.BatchNorm1d(5)]),
+    (cnn.NewtonCG(), cnn.MSELoss(), [cnn.BatchNorm1d(5)]),
+    (cnn.LevenbergMarquardt(), cnn.L1Loss(), []),
+    (cnn.LevenbergMarquardt(**BAYES), cnn.HuberLoss(), []),
+    (cnn.LevenbergMarquardt(**BAYES, weight_decay=0.1), cnn.MSELoss(), []),
+    (cnn.LevenbergMarquardt(**BAYES, exact_parameters=3), cnn.MSELoss(), []),
+    (cnn.SGD(0.1), broken, [cnn.BatchNorm1d(5)]),
+    (cnn.LBFGS(), broken, [cnn.BatchNorm1d(5)]),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "loss", "layers"), REFUSED, ids=str)
+def test_a_refused_step_changes_nothing(optimizer, loss, layers):
+    model = cnn.Sequential([cnn.Linear(4, 5), *layers, cnn.Tanh(), cnn.Linear(5, 2), loss], optimizer, seed=0)
+    x, y = batch_for([(4, 2)], "mse", 9, "float32")
+    model.loss = cnn.MSELoss()
+    model.loss_and_grad(x, y)
+    model.loss = loss
+    before = [*model.state_dict().values(), model.gradients]
+    for call in [model.train_step, *[model.loss_and_grad] * (loss is broken), model.fit]:
+        with pytest.raises((ValueError, ArithmeticError)):
+            call(x, y)
+        now = [*model.state_dict().values(), *[model.gradients] * (call != model.fit)]  # fit sets them to 0
+        for a, b in zip(now, before, strict=False):
+            np.testing.assert_array_equal(a, b)

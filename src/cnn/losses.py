@@ -397,7 +397,7 @@ class HuberLoss(_OfChosen):
     convex = True
 
     def __init__(
-        self, *, delta: float = 1.0, reduction: str = "mean", ignore_nan: bool = False, chosen: bool = False
+        self, delta: float = 1.0, *, reduction: str = "mean", ignore_nan: bool = False, chosen: bool = False
     ) -> None:
         super().__init__(reduction=reduction, ignore_nan=ignore_nan, chosen=chosen)
         self.delta: float = positive("delta", delta)
@@ -424,7 +424,7 @@ class SmoothL1Loss(_OfChosen):
     convex = True
 
     def __init__(
-        self, *, beta: float = 1.0, reduction: str = "mean", ignore_nan: bool = False, chosen: bool = False
+        self, beta: float = 1.0, *, reduction: str = "mean", ignore_nan: bool = False, chosen: bool = False
     ) -> None:
         super().__init__(reduction=reduction, ignore_nan=ignore_nan, chosen=chosen)
         self.beta: float = number("beta", beta, 0)

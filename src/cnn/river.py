@@ -25,8 +25,6 @@ from .models import Sequential
 __all__ = ["MLPClassifier", "MLPRegressor"]
 __dir__ = __all__.copy
 
-ACTIVATIONS: dict[str, Any] = {name.lower(): getattr(layers, name) for name in layers.activations.__all__}
-ACTIVATIONS["logistic"] = layers.Sigmoid
 pack_row, standardized = kernels("float64").pack_row, kernels("float64").standardized
 RESERVE = 8  # columns of the first layer at least
 PENDING = 256  # rows at most that the running statistics wait for
@@ -103,13 +101,7 @@ class _Online(Public):
         sizes = tuple(sizes) if isinstance(sizes, Iterable) else (sizes,)
         if not all(isinstance(n, (int, np.integer)) and n > 0 for n in sizes):
             raise ValueError(f"hidden_layer_sizes: expected positive integers, got {self.hidden_layer_sizes!r}")
-        wanted = self.activation
-        if isinstance(wanted, (list, tuple)) and len(wanted) != len(sizes):
-            raise ValueError(f"activation: expected one for each of the {len(sizes)} hidden layers, got {wanted!r}")
-        for one in wanted if isinstance(wanted, (list, tuple)) else [wanted]:
-            if not isinstance(one, layers.Activation) and str(one).lower() not in ACTIVATIONS:
-                known = ", ".join(sorted(ACTIVATIONS))
-                raise ValueError(f"activation: expected a layer such as cnn.GELU(), or one of {known}, got {one!r}")
+        layers.activations.made_of(self.activation, len(sizes))
         if not (self.optimizer is None or isinstance(self.optimizer, optim.Optimizer)):
             raise TypeError(f"optimizer: expected one such as cnn.Adam(lr=0.01), got {self.optimizer!r}")
         schedule = getattr(self.optimizer, "schedule", None)
@@ -134,16 +126,10 @@ class _Online(Public):
         """A new network with this number of columns."""
         sizes = self.hidden_layer_sizes
         widths = [columns, *(sizes if isinstance(sizes, Iterable) else [sizes]), self._outputs]
-        kinds = self.activation
-        kinds = list(kinds) if isinstance(kinds, (list, tuple)) else [kinds] * (len(widths) - 2)
+        kinds = layers.activations.made_of(self.activation, len(widths) - 2)
         parts: list[Any] = []
         for i, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
-            parts.append(layers.Linear(n_in, n_out, l2=self.l2))
-            if i < len(kinds):
-                kind = kinds[i]
-                parts.append(
-                    ACTIVATIONS[kind.lower()]() if isinstance(kind, str) else layers.Layer.from_config(kind.to_config())
-                )
+            parts += [layers.Linear(n_in, n_out, l2=self.l2), *kinds[i : i + 1]]
         parts.append(self._losses[0]() if self.loss is None else copy.deepcopy(self.loss))
         return Sequential(parts, None, "float64", self._draw())
 
@@ -224,26 +210,22 @@ class _Online(Public):
     def _unusual_row(self: Any, x: dict, learns: bool) -> np.ndarray:
         """The same before it is standardised, where features are new, missing or in another order, or not floats."""
         if learns and not self._columns.keys() >= x.keys():
+            _check_row(x)
             self._learn_names(x)
         row: Any = self._rows[self._pending] if learns else np.zeros(self._rows.shape[1])
         try:
             pack_into(self._format, row, 0, *[x.get(name, NAN) for name in self._names])
         except (StructError, TypeError):
-            raise _not_a_number(x) from None
+            _check_row(x)
+            raise
         if np.isinf(row).any():
-            raise ValueError(f"x: expected finite numbers, or NaN where one is missing, got {x!r}")
+            _check_row(x)
         return row
 
-    def _matrix(self: Any, X, learns: bool) -> np.ndarray:
-        """The same of the rows of a DataFrame."""
+    def _matrix(self: Any, X, values: np.ndarray, learns: bool) -> np.ndarray:
+        """The same of the rows of a DataFrame, with its values."""
         if learns:
             self._learn_names(X.columns)
-        try:
-            values = X.to_numpy(np.float64, na_value=np.nan)
-        except (TypeError, ValueError):
-            raise TypeError(f"X: expected numbers, got columns of {sorted(set(map(str, X.dtypes)))}") from None
-        if np.isinf(values).any():
-            raise ValueError("X: expected finite numbers, or NaN where one is missing, got inf")
         z = np.zeros((len(X), self._rows.shape[1]))
         z[:, : len(self._names)] = np.nan
         for column, name in zip(values.T, X.columns, strict=True):
@@ -323,7 +305,7 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
 
     def _learn_classes(self, labels) -> None:
         known = len(self._classes)
-        for label in labels:
+        for label in dict.fromkeys(labels):  # one that is not hashable leaves no other behind
             self._classes.setdefault(label, len(self._classes))
         if len(self._classes) > known:
             self._outputs = len(self._classes)
@@ -348,6 +330,7 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
             If training diverges.
         """
         if y not in self._classes:
+            _check_row(x)
             self._learn_classes([y])
         if self._model is None:
             self._learn_names(x)
@@ -408,8 +391,9 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
         """
         labels = _as_long(y, X).tolist()
         if labels:
+            values = _numbers(X)
             self._learn_classes(labels)
-            self._step(self._matrix(X, True), np.array([self._classes[label] for label in labels]))
+            self._step(self._matrix(X, values, True), np.array([self._classes[label] for label in labels]))
 
     def predict_proba_many(self, X: Any) -> Any:
         """Probabilities of the classes seen so far.
@@ -425,7 +409,8 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
         """
         import pandas as pd
 
-        p = np.empty((len(X), 0)) if self._model is None else self._model.predict_proba(self._matrix(X, False))
+        known = self._model is not None
+        p = self._model.predict_proba(self._matrix(X, _numbers(X), False)) if known else np.empty((len(X), 0))
         return pd.DataFrame(p, index=X.index, columns=list(self._classes))
 
     def predict_many(self, X: Any) -> Any:
@@ -444,7 +429,7 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
 
         if self._model is None:
             return pd.Series([None] * len(X), index=X.index, dtype="object")
-        best = self._model.predict(self._matrix(X, False)).argmax(axis=1)
+        best = self._model.predict(self._matrix(X, _numbers(X), False)).argmax(axis=1)
         return pd.Series(list(self._classes), dtype=_dtype_of(self._classes)).take(best).set_axis(X.index)
 
 
@@ -533,6 +518,7 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
         if type(y) is not float or y - y != 0.0:
             y = _target(y)
         if self._model is None:
+            _check_row(x)
             self._learn_names(x)
         z = self._row(x, True)
         self._t[0, 0] = self._learn_target(y) if self.standardize else y
@@ -575,7 +561,7 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
         """
         targets = [_target(target) for target in _as_long(y, X)]
         if targets:
-            z = self._matrix(X, True)
+            z = self._matrix(X, _numbers(X), True)
             if self.standardize:
                 for target in targets:
                     self._learn_target(target)
@@ -595,7 +581,7 @@ class MLPRegressor(_Online, base.MiniBatchRegressor):
         """
         import pandas as pd
 
-        y = np.zeros((len(X), 1)) if self._model is None else self._model.predict(self._matrix(X, False))
+        y = np.zeros((len(X), 1)) if self._model is None else self._model.predict(self._matrix(X, _numbers(X), False))
         return pd.Series(y[:, 0] * self._deviation + self._mean, index=X.index)
 
 
@@ -610,16 +596,29 @@ def _widened(vector: np.ndarray, shapes: list[Any]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _not_a_number(x: dict[Any, Any]) -> Exception:
+def _check_row(x: dict[Any, Any]) -> None:
+    """TypeError or ValueError if a row cannot be learned; before its names and its class are."""
     for name, value in x.items():
         try:
-            pack("d", value), value + 0.0
+            pack("d", value)
         except (StructError, TypeError):
-            return TypeError(
+            raise TypeError(
                 f"x[{name!r}]: expected a number, got {value!r}: encode categories, as "
                 "river.preprocessing.OneHotEncoder does, and leave out what is missing"
-            )
-    return TypeError(f"x: expected numbers, got {x!r}")
+            ) from None
+        if abs(float(value)) == INF:
+            raise ValueError(f"x: expected finite numbers, or NaN where one is missing, got {x!r}")
+
+
+def _numbers(X: Any) -> np.ndarray:
+    """The rows of a DataFrame."""
+    try:
+        values = X.to_numpy(np.float64, na_value=np.nan)
+    except (TypeError, ValueError):
+        raise TypeError(f"X: expected numbers, got columns of {sorted(set(map(str, X.dtypes)))}") from None
+    if np.isinf(values).any():
+        raise ValueError("X: expected finite numbers, or NaN where one is missing, got inf")
+    return values
 
 
 def _diverged(loss: float) -> Exception:

@@ -50,8 +50,6 @@ if not sklearn.__version__.startswith("1.9."):
     raise ImportError(f"cnn.sklearn needs scikit-learn 1.9, got {sklearn.__version__}: pip install 'cnn[sklearn]'")
 
 NATIVE_WORK = 1 << 31  # multiply-adds of one native call of training: 0.1 s, in which Ctrl-C waits
-ACTIVATIONS: dict[str, Any] = {name.lower(): getattr(layers, name) for name in layers.activations.__all__}
-ACTIVATIONS["logistic"] = layers.Sigmoid
 LOSSES: dict[str, Any] = {
     "squared_error": losses.MSELoss,
     "absolute_error": losses.L1Loss,
@@ -148,7 +146,7 @@ class _Native:
     def _layers(self: Any) -> list[Any]:
         """New layers with the coefficients and intercepts."""
         parts: list[Any] = []
-        kinds = self._activations(len(self.coefs_) - 1)
+        kinds = layers.activations.made_of(self.activation, len(self.coefs_) - 1)
         for i, (w, b) in enumerate(zip(self.coefs_, self.intercepts_, strict=True)):
             parts.append(layers.Linear.of(w, b))
             if i < len(kinds):
@@ -156,27 +154,6 @@ class _Native:
                 parts += [layers.BatchNorm1d(width)] * self.batch_norm + [layers.LayerNorm(width)] * self.layer_norm
                 parts += [kinds[i]] + [layers.Dropout(self.dropout)] * (self.dropout > 0)
         return parts
-
-    def _activations(self: Any, hidden: int) -> list[Any]:
-        """New layers, one for each hidden layer."""
-        wanted = self.activation
-        if isinstance(wanted, (list, tuple)):
-            if len(wanted) != hidden:
-                raise ValueError(
-                    f"activation: expected one for each of the {hidden} hidden layers, got {len(wanted)}: {wanted!r}"
-                )
-        else:
-            wanted = [wanted] * hidden
-        made = []
-        for one in wanted:
-            if isinstance(one, str) and one.lower() in ACTIVATIONS:
-                made.append(ACTIVATIONS[one.lower()]())
-            elif isinstance(one, layers.Activation):
-                made.append(layers.Layer.from_config(one.to_config()))
-            else:
-                known = ", ".join(sorted(ACTIVATIONS))
-                raise ValueError(f"activation: expected a layer such as cnn.GELU(), or one of {known}, got {one!r}")
-        return made
 
     def _seed(self: Any) -> int:
         """Of dropout and of the orders of `Sequential.fit`; nothing is drawn for scikit-learn's own options."""
@@ -569,7 +546,8 @@ class _Native:
         except DivergenceError as error:
             raise ValueError(f"{NON_FINITE} ({error})") from None
         losses_of = self._factors()[0] * np.nanmean(history["loss"], axis=1)
-        self._history = History({name: np.nanmean(values, axis=1).tolist() for name, values in history.items()})
+        means = History({name: np.nanmean(values, axis=1).tolist() for name, values in history.items()})
+        self._history = _extended(vars(self).get("_history") if incremental or self.warm_start else None, means)
         self.n_iter_ = len(losses_of)
         self.t_ += n * self.n_iter_
         self.loss_curve_ += losses_of.tolist()
@@ -601,7 +579,8 @@ class _Native:
         more = {name: getattr(self, name) for name in ("schedule", "clip_norm", "ema_decay")}
         if self.optimizer is None:
             made = self._new_optimizer(decay, factor)
-            return type(made).from_config({**made.get_config(), **{k: v for k, v in more.items() if v is not None}})
+            given = {name: copy.deepcopy(value) for name, value in more.items() if value is not None}
+            return type(made).from_config({**made.get_config(), **given})
         if not isinstance(self.optimizer, optim.Optimizer):
             raise ValueError(f"optimizer: expected one such as cnn.AdamW(1e-3), got {self.optimizer!r}")
         if taken := [name for name, value in more.items() if value is not None]:

@@ -44,7 +44,7 @@ cdef void train_task(void* argument, int thread) noexcept nogil:
     cdef Crowd* crowd = <Crowd*>argument
     cdef Member* team[MOST_ABREAST]
     cdef const Py_ssize_t* first
-    cdef Py_ssize_t i, done = 0         # the first members get somewhere, whatever the clock says
+    cdef Py_ssize_t i, done = 0         # at least one team runs, even after the deadline
     cdef int l, count
     cdef bint all_done
     while True:

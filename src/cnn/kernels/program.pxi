@@ -65,7 +65,7 @@ cdef class Program:
     cdef object kept            # ... and that x, if it was sparse
     cdef Saved saved
     cdef str lost               # why nothing is saved
-    cdef bint handed_out        # a writeable view of parameters is in Python's hands
+    cdef bint handed_out        # a writeable view of parameters has been returned to Python
     cdef uint64_t seen          # their fingerprint when the forward pass was saved, if one is
     cdef bint training_busy
     cdef bint infer_busy
@@ -454,7 +454,7 @@ cdef class Program:
 
     @property
     def pending(self):
-        """Whether the last forward pass can be gone back over."""
+        """Whether the last forward pass can be used by backward."""
         return self.saved != SAVED_NOTHING
 
     @property

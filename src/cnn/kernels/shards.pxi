@@ -4,8 +4,8 @@
 # not depend on the rows beside it, so only sums over the batch need care: of the gradients, of the loss, and of the
 # columns that batch normalisation reads. Each is taken shard by shard, and the shards' sums are added up in a binary
 # tree: shard i gets shard i + 1, 2, 4, ... added where i is a multiple of twice that. A process with the 2**k shards
-# from a multiple of 2**k on has a whole branch of the tree, and sends one sum. Who adds the branches up is no matter of
-# this file: `exchange`, in Python.
+# from a multiple of 2**k on has a whole branch of the tree, and sends one sum. The branches are added up in
+# Python, by `exchange`.
 #
 # All rows of the process run forward and backward in one pass. The products that give weights' gradients add up the
 # shards tile by tile (product.pxi), and if all shards are here, the optimiser's step follows at once; other ops have a
@@ -80,7 +80,7 @@ cdef int push_block(real* blocks, Py_ssize_t n_block, Py_ssize_t first, Py_ssize
 
 
 cdef void shard_gradient(const Pass* p, const Op* op, int thread) noexcept nogil:
-    """The gradient of an op whose weight_gradient knows no shards: of each, in a block of its own, and their sum."""
+    """The gradient of an op whose weight_gradient does not support shards: of each, in its own block, and the sum."""
     cdef Network into = p.net[0]
     cdef Workspace ws
     cdef ShardList alone
@@ -192,7 +192,7 @@ cdef class Shards:
         free(self.room)
 
     def weighs(self, cnp.ndarray y, cnp.ndarray w):
-        """Whether the sum of the weights of some rows may be another number than that of the rows."""
+        """Whether the sum of the weights of some rows may differ from the number of rows."""
         cdef Batch b
         self.program.loss.bind(&b, y, w)
         return b.weight != NULL or b.loss.labels or b.loss.ignore_nan

@@ -194,7 +194,7 @@ cdef void train_rows(Run* r) noexcept nogil:
     cdef Py_ssize_t at = r.at, correct = 0, group = 0, left = 0, done, rows, work = 0
     cdef bint gather = p.wants.gather or all_rows.order != NULL, ready = False
     cdef double loss, weight, group_weight = 0, extra, squares
-    # row after row without a look back: nothing to be done between two steps
+    # row after row without checks between steps: nothing is to be done there
     cdef bint many = (r.single and r.batch_size == 1 and r.rates == NULL and all_rows.out == NULL
                       and s.average.at == NULL and not r.decayed)
     ws.training = True

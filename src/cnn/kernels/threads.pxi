@@ -1,4 +1,4 @@
-# Threads: a small pool of our own, for work that repays the hand-over.
+# Threads: a small pool of our own, for work large enough to outweigh waking a thread.
 #
 # `parallel(task, argument, threads)` runs task(argument, id) on the calling thread (id 0) and on threads - 1 workers,
 # and returns when all are done. Tasks share out their work through a counter, so that a thread that is held up takes

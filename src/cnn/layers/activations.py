@@ -636,3 +636,24 @@ class HardSwish(Activation):
 
     def onnx_formula(self, x: Any) -> Any:
         return x * ((x + 3.0).op("Clip", 0.0, 6.0) * (1 / 6))
+
+
+def made_of(wanted: Any, hidden: int) -> list[Activation]:
+    """New layers for the `activation` of an estimator: a name or a layer for all hidden layers, or one for each."""
+    kinds = {"logistic": Sigmoid, **{name.lower(): globals()[name] for name in __all__}}
+    if not isinstance(wanted, (list, tuple)):
+        wanted = [wanted] * hidden
+    elif len(wanted) != hidden:
+        raise ValueError(
+            f"activation: expected one for each of the {hidden} hidden layers, got {len(wanted)}: {wanted!r}"
+        )
+    made = []
+    for one in wanted:
+        if isinstance(one, str) and one.lower() in kinds:
+            made.append(kinds[one.lower()]())
+        elif isinstance(one, Activation):
+            made.append(Layer.from_config(one.to_config()))
+        else:
+            known = ", ".join(sorted(kinds))
+            raise ValueError(f"activation: expected a layer such as cnn.GELU(), or one of {known}, got {one!r}")
+    return made

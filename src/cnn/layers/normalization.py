@@ -306,18 +306,18 @@ class LayerNorm(Norm):
     def _c_backward(self, code, g):
         x, wg = code.sources[0], self._c_times_weight(code, f"{g}[j]")
         self._c_open(code, x)
-        code.means(b=wg, p=f"({x}[j] - m) * s * {wg}")
-        code.send(0, f"s * ({wg} - b - ({x}[j] - m) * s * p)")
+        code.means(b=wg, e=f"({x}[j] - m) * s * {wg}")
+        code.send(0, f"s * ({wg} - b - ({x}[j] - m) * s * e)")
         code.close()
 
     def _c_second(self, code, dx, g):
-        """-s**2 (q (w g - b - h p) + p (d - a - h q) + h (mean(d w g) - a b - q p)), b = mean(w g), p = mean(h w g)."""
+        """-s**2 (q (w g - b - h p) + e (d - a - h q) + h (mean(d w g) - a b - q e)), b = mean(w g), e = mean(h w g)."""
         x, d, wg = code.sources[0], dx[0], self._c_times_weight(code, f"{g}[j]")
         h = f"({x}[j] - m) * s"
         self._c_open(code, x)
-        code.means(a=f"{d}[j]", q=f"{h} * {d}[j]", b=wg, p=f"{h} * {wg}", c=f"{d}[j] * {wg}")
-        code.write(f"c -= a * b + {code.number(3.0)} * q * p;")
-        code.send(0, f"-s * s * (q * ({wg} - b) + p * ({d}[j] - a) + {h} * c)")
+        code.means(a=f"{d}[j]", q=f"{h} * {d}[j]", b=wg, e=f"{h} * {wg}", c=f"{d}[j] * {wg}")
+        code.write(f"c -= a * b + {code.number(3.0)} * q * e;")
+        code.send(0, f"-s * s * (q * ({wg} - b) + e * ({d}[j] - a) + {h} * c)")
         code.close()
 
     def _c_gradient(self, code, g):

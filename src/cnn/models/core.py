@@ -121,7 +121,7 @@ class Core:
         self.program, self._derivatives, self._first = _Part(self), None, {}
         self._minimizer = self.held = self.ranks = None
 
-    def clone(self, model: Any, layers: list[Any], made: dict[int, Any]) -> None:
+    def clone(self, model: Any, made: dict[int, Any]) -> None:
         """Give a model of copies of this one's layers an equal core, in separate memory.
 
         made: the copies by the ids of the layers. All that training depends on is copied, except the gradients.

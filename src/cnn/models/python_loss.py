@@ -51,9 +51,20 @@ class PythonLoss:
         x = self.native.rows(x)
         if not len(x):
             raise ValueError("the loss of an empty batch is not defined")
-        outputs = self.native.forward(x, None, threads, training)
-        value, self._gradient = self.loss.value_and_gradient(outputs, y)
+        _, value, self._gradient = self._pass(x, y, threads, training)
         return value + self.native.penalty()
+
+    def _pass(self, x: Any, y: Any, threads: Any, training: bool = True) -> tuple[np.ndarray, float, np.ndarray]:
+        """Outputs, the loss and its gradient; an error in the loss leaves the running statistics as they were."""
+        statistics = self.native.statistics()
+        outputs = self.native.forward(x, None, threads, training)
+        try:
+            value, gradient = self.loss.value_and_gradient(outputs, y)
+        except BaseException:
+            if statistics is not None:
+                self.native.set_statistics(statistics)
+            raise
+        return outputs, value, gradient
 
     def backward(self, grad_output: ArrayLike | None, threads: int, weights: bool = True) -> np.ndarray | None:
         own, self._gradient = self._gradient if grad_output is None else None, None
@@ -104,8 +115,7 @@ class PythonLoss:
             for at in range(first, last, batch_size):
                 end = min(last, at + batch_size)
                 rows = slice(at, end) if order is None else order[at:end]
-                outputs = native.forward(x[rows], None, threads)
-                value, gradient = self.loss.value_and_gradient(outputs, y[rows])
+                outputs, value, gradient = self._pass(x[rows], y[rows], threads)
                 if not math.isfinite(value):
                     return at
                 native.backward(gradient / count, threads)  # without the penalties
@@ -136,8 +146,7 @@ class PythonLoss:
         totals: Any,
     ) -> None:
         native, rows = self.native, stop - start
-        outputs = native.forward(x, None, threads)
-        value, gradient = self.loss.value_and_gradient(outputs, y)
+        outputs, value, gradient = self._pass(x, y, threads)
         native.zero_grads()
         native.backward(gradient, threads)
         if out is not None:

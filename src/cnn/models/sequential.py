@@ -163,10 +163,6 @@ class Sequential(layers.Chain):
         self._core.state.history = history
 
     @property
-    def _named(self):
-        return self._core.named
-
-    @property
     def _kernels(self):
         return self._core.kernels
 
@@ -732,7 +728,7 @@ class Sequential(layers.Chain):
             own["_loss"] = self._loss
             if not inspect.isroutine(getattr(self._loss, "function", len)):  # a method stays that of its object
                 own["_loss"] = copy.deepcopy(self._loss, memo)
-            self._core.clone(other, own["layers"], made)
+            self._core.clone(other, made)
             memo.update(made)  # who holds a layer beside the model holds, in the copy, the copy's
         for name, value in self._attributes().items():
             if name not in own:

@@ -88,11 +88,12 @@ class SobolevProgram(PythonLoss):
         return value + self.native.penalty()
 
     def backward(self, grad_output, threads: int, weights: bool = True) -> np.ndarray | None:
-        own, self._own = self._own if grad_output is None else None, None
+        own = self._own if grad_output is None else None
+        if own is not None and not weights:
+            raise NotImplementedError("SobolevLoss has no gradient in x, only in the parameters")
+        self._own = None
         if own is None:
             return self.native.backward(grad_output, threads, weights)
-        if not weights:
-            raise NotImplementedError("SobolevLoss has no gradient in x, only in the parameters")
         self._add(own[0], own[1], threads)
         self.native.penalty(True)
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -193,6 +194,8 @@ class Optimizer(Configurable, kind="optimizer"):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """With arrays for hyper-parameters: the optimisers of an `Ensemble`."""
+        if isinstance(kwargs.get("betas"), np.ndarray):  # two numbers, not one for each member
+            kwargs["betas"] = tuple(kwargs["betas"].tolist())
         if has_arrays(args) or has_arrays(kwargs):
             return ManyOptimizers.of_arrays(cls, args, kwargs)  # type: ignore[return-value]
         return super().__new__(cls)
@@ -300,6 +303,13 @@ class Optimizer(Configurable, kind="optimizer"):
         """
         if self._schedule is None:
             return None
+        if first >= (total := getattr(self._schedule, "total_steps", first + 1)):
+            warnings.warn(
+                f"{type(self._schedule).__name__}: training goes on after total_steps={total:,}, with the last "
+                "learning rate, nearly 0: pass total_steps=epochs * batches per epoch",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         momentum = self.table[0, MOMENTUM]
         lrs = self.table[:, LR].tolist()
         courses = {lr: self._schedule.rates(first, count, lr, momentum) for lr in dict.fromkeys(lrs)}

@@ -37,14 +37,15 @@ class _Point:
     added to what is minimised.
     """
 
-    def __init__(self, minimizer: Any, objective: Any, value: float):
-        self.minimizer, self.objective, self.value = minimizer, objective, value
+    def __init__(self, minimizer: Any, objective: Any):
+        self.minimizer, self.objective, self.value = minimizer, objective, math.nan
         self.trained, self.l2, decay = minimizer.diagonals()
         self.diagonal = 2 * self.l2 + decay  # what penalties and the ridge add to that of the curvature
         self.parameters = objective.program.parameters * self.trained
         self.ridge = 0.0
         self.products = 0
         self.away = False  # the program's parameters are those of a step
+        self.solver: str | None = None
         self.evidence = (math.nan,) * 3  # alpha, beta, gamma
 
     def add_ridge(self, ridge: float) -> None:
@@ -135,9 +136,9 @@ class SecondOrder(WholeDataOptimizer, abstract=True):
     def minimizer(self, kernels, program):
         return kernels.Curvature(program)
 
-    def _check(self, objective: Any) -> None:
-        """ValueError or TypeError if there is no second derivative to be had."""
-        name = type(self).__name__
+    def _check(self, point: _Point) -> None:
+        """ValueError or TypeError if no step can be computed; before the first evaluation, which changes the model."""
+        name, objective = type(self).__name__, point.objective
         loss = objective.core.loss
         second = loss.has_second_derivative and loss.spec() is not None
         if not (second and (loss.gauss_newton or isinstance(self, NewtonCG))):
@@ -156,10 +157,10 @@ class SecondOrder(WholeDataOptimizer, abstract=True):
 
     def iterate(self, minimizer, objective, lr):
         known = objective.known
-        before = objective.value if known else objective()
-        point = _Point(minimizer, objective, before)
+        point = _Point(minimizer, objective)
         if not known:  # else it has been checked
-            self._check(objective)
+            self._check(point)
+        before = point.value = objective.value if known else objective()
         if not math.isfinite(before) or lr == 0:
             objective.logs = self._logs(point)
             return None
@@ -199,7 +200,7 @@ class SecondOrder(WholeDataOptimizer, abstract=True):
 
     def _fallen(self, point: _Point, fall: float) -> str | None:
         if fall <= self.tolerance_change * abs(point.value):
-            return f"the last iteration has lowered the loss by {fall:.3g} only"
+            return f"the last iteration has lowered the loss by {fall:.3g} only, of {point.value:.3g}"
         return None
 
 
@@ -230,7 +231,8 @@ class LevenbergMarquardt(SecondOrder):
         alpha = gamma / (2 W),  beta = (n - gamma) / (2 E)            n numbers in the targets
 
     alpha / beta begins at almost nothing and at most doubles in an iteration: the first errors are no noise, and would
-    shrink the parameters to where they fit nothing.
+    shrink the parameters to where they fit nothing. Nor does it fall below what the dtype's rounding of G hides: where
+    the data can be fitted exactly, beta would grow without bound.
 
     The history has "damping", and of this "alpha", "beta" and "gamma". It needs `MSELoss` and no other penalties.
 
@@ -301,7 +303,8 @@ class LevenbergMarquardt(SecondOrder):
             found |= dict(zip(("alpha", "beta", "gamma"), point.evidence, strict=True))
         return found
 
-    def _step(self, point, lr):
+    def _check(self, point):
+        super()._check(point)
         if self.regularization is not None:
             if point.objective.core.loss.kind != "mse":
                 raise ValueError(f"regularization: 'bayesian' needs MSELoss, got {point.objective.core.loss!r}")
@@ -309,7 +312,12 @@ class LevenbergMarquardt(SecondOrder):
                 raise ValueError(
                     "regularization: expected no weight_decay and no l2 with 'bayesian', which chooses them"
                 )
-        self._solver = self._prepare(point)
+            self._choose(point)
+
+    def _step(self, point, lr):
+        self._solver = point.solver = self._choose(point)
+        if point.solver == "cholesky":
+            point.matrix()
         settled = self.regularization is None or self._weigh(point)
         moved, why, damping = self._search(point, lr)
         point.minimizer.set_number(0, damping)
@@ -338,8 +346,8 @@ class LevenbergMarquardt(SecondOrder):
             damping *= self.damping_increase
         return False, why or self._exact(point), known
 
-    def _prepare(self, point: _Point) -> str:
-        """Compute G, if there is room for it; the name of what solves then."""
+    def _choose(self, point: _Point) -> str:
+        """The name of what solves, by whether there is room for G."""
         minimizer = point.minimizer
         n = len(point.parameters)
         core = point.objective.core
@@ -349,9 +357,7 @@ class LevenbergMarquardt(SecondOrder):
             if minimizer.solver is None:
                 minimizer.solver = self._room(point)
             solver = minimizer.solver
-        if solver == "cholesky":
-            point.matrix()
-        elif self.regularization is not None:
+        if solver == "cg" and self.regularization is not None:
             raise ValueError(
                 f"regularization: 'bayesian' needs the trace of a matrix of {n:,} parameters, which is computed up to "
                 f"exact_parameters={self.exact_parameters} and if memory allows: raise it, or use weight_decay instead"
@@ -379,7 +385,7 @@ class LevenbergMarquardt(SecondOrder):
 
     def _solve(self, point: _Point, gradient: np.ndarray, damping: float) -> tuple[np.ndarray, float] | None:
         """The step d, and d . G d; None where G is not positive definite in this precision."""
-        if self._solver == "cg":
+        if point.solver == "cg":
             d, left = _conjugate_gradients(point, gradient, damping, self.cg_iterations)
             return d, -_product(d, gradient) - _product(d, left) - damping * _product(d, d)
         threads = point.objective.threads
@@ -391,23 +397,37 @@ class LevenbergMarquardt(SecondOrder):
     def _weigh(self, point: _Point) -> bool:
         """Choose alpha and beta anew; whether their ratio has hardly changed."""
         minimizer, objective = point.minimizer, point.objective
-        before, threads, trained = minimizer.number(1), objective.threads, float(point.trained.sum())
+        before, trained = minimizer.number(1), float(point.trained.sum())
+        largest = float(minimizer.triangle.max())  # of G's diagonal, as G is positive semidefinite
+        if not objective.weight or not math.isfinite(largest):
+            return True
+        rounding = EPSILON[objective.dtype] * math.sqrt(len(point.trained)) * largest  # of the factor of G
+        least = max(rounding, LEAST_DAMPING)
+        count = objective.weight * objective.core.out_features
         gamma = trained
         if before:
-            if not minimizer.factorize(np.full(len(point.trained), before), threads):
-                point.add_ridge(before)
-                return False
-            gamma = min(max(len(point.trained) - before * minimizer.trace_of_inverse(threads), 0.0), trained)
-        count = objective.weight * objective.core.out_features
+            before = max(before, least)
+            while not math.isfinite(trace := self._trace_of_inverse(point, before)) and before <= largest:
+                before = least = 2 * before
+            if math.isfinite(trace):
+                gamma = len(point.trained) - before * trace
+            gamma = min(max(gamma, largest / (largest + before)), trained, count)
         numbers = count if objective.program.mean else 1.0  # that the loss is a mean of
-        squares = max(_product(point.parameters, point.parameters), LEAST_SQUARE * trained)
+        squares = max(_product(point.parameters, point.parameters), LEAST_SQUARE * max(trained, 1.0))
         alpha = gamma / (2 * squares)
         beta = max(count - gamma, 0.01 * count) / max(2 * point.value * numbers, LEAST_DAMPING)
         ratio = 2 * alpha / beta / numbers
-        ratio = min(ratio, 2 * before) if before else FIRST_RATIO * ratio
-        point.evidence = alpha, beta, gamma
+        ratio = max(min(ratio, 2 * before) if before else FIRST_RATIO * ratio, least)
+        point.evidence = alpha, min(beta, 2 * alpha / least / numbers), gamma
         point.add_ridge(float(objective.dtype.type(ratio)))
         return abs(ratio - before) <= SETTLED * before
+
+    def _trace_of_inverse(self, point: _Point, ridge: float) -> float:
+        """That of G + ridge I; not a number where it is not positive definite in this precision."""
+        minimizer, threads = point.minimizer, point.objective.threads
+        if not minimizer.factorize(np.full(len(point.trained), ridge), threads):
+            return math.nan
+        return minimizer.trace_of_inverse(threads)
 
 
 class NewtonCG(SecondOrder):

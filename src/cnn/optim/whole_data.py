@@ -168,7 +168,7 @@ class LBFGS(WholeDataOptimizer):
             fall = before - objective.value
             if fall > self.tolerance_change * max(abs(before), abs(objective.value), 1):
                 return None
-            return f"the last iteration has lowered the loss by {fall:.3g} only"
+            return f"the last iteration has lowered the loss by {fall:.3g} only, of {before:.3g}"
         if now == FLAT:
             objective.back()
             objective.hold()

@@ -216,7 +216,7 @@ def classes_of(y: np.ndarray) -> np.ndarray | None:
 class _Slices:
     """Rows of an array by slicing it."""
 
-    def __init__(self, array, name: str):
+    def __init__(self, array):
         self.array = array
         self.shape = tuple(array.shape)
         self.dtype = np.dtype(array.dtype)
@@ -309,7 +309,7 @@ def _rows_of(array, name: str):
     owner = mapped(array)
     if owner is not None:
         return _Mapped(array, owner, name)
-    return _Slices(array, name)
+    return _Slices(array)
 
 
 class _Blocks(Rows):

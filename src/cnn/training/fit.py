@@ -38,6 +38,7 @@ from .state import names_of
 NOTHING_COUNTS = "no row counts: all weights are 0, or all targets are ignored"
 SLICE = 0.05  # seconds that one native call may take
 EVALUATION_WORK = 1 << 28  # multiply-adds of one native call of evaluation; fixed, so that sums are always cut alike
+AUTO_SIZES = 32, 33, 31
 MOST_ROWS = 1 << 62  # batch_size=None: the whole data
 VALIDATION = Names("validation_data[0]", "validation_data[1]", "validation_data[2]", "validation_data")
 
@@ -86,7 +87,7 @@ class Context:
     def targets(self, y: Any, n: int, name: str) -> np.ndarray:
         """y as the loss can read it, n rows."""
         checked = self.program.targets(y, n, name)
-        return checked.copy() if checked.ndim == 1 else checked  # labels: nobody shall change them once checked
+        return checked.copy() if checked.ndim == 1 else checked  # copied, so that later changes have no effect
 
     def no_rows(self, names: Names) -> ValueError:
         return ValueError(
@@ -188,8 +189,9 @@ def fit(
         - ``fit(x, y, epochs=15, initial_epoch=10)`` after it continues that run with epochs 11 to 15.
     batch_size : int, None or "auto"
         The last batch of an epoch, or of a block, may be smaller. 1 trains one sample at a time; None makes the whole
-        data one batch. "auto": 32; with an optimiser that needs the whole data (`LBFGS`) it is None, the only value
-        allowed: x must be an array, or a memory map, which is read whole, and an epoch is one iteration.
+        data one batch. "auto": 32, or 33 or 31 where batch normalisation would get a last batch of one row; with an
+        optimiser that needs the whole data (`LBFGS`) it is None, the only value allowed: x must be an array, or a
+        memory map, which is read whole, and an epoch is one iteration.
     shuffle : bool
         Whether each epoch takes the rows in a new random order, which depends only on the model's seed and the number
         of the epoch. A batch of all rows takes them as they lie.
@@ -313,8 +315,9 @@ def fit(
         core = self._core
         core.need_optimizer()
         whole = core.optimizer.whole_data
-        if isinstance(batch_size, str) and batch_size == "auto":
-            batch_size = None if whole else 32
+        auto = isinstance(batch_size, str) and batch_size == "auto"
+        if auto:
+            batch_size = None if whole else AUTO_SIZES[0]
         batch_size = MOST_ROWS if batch_size is None else integer("batch_size", batch_size, 1)
         initial_epoch = integer("initial_epoch", initial_epoch, 0)
         accumulation_steps = integer("accumulation_steps", accumulation_steps, 1)
@@ -374,6 +377,8 @@ def fit(
         if isinstance(source, Rows):
             if not context.rows(source.rows):
                 raise ValueError(f"drop_last: {source.rows} rows do not fill a batch of {batch_size}: lower batch_size")
+            if auto and not whole and group is None:
+                batch_size = auto_size(context, [self], [source.rows])
             core.program.check_batches(context.rows(source.rows), batch_size)
             if whole:
                 _check_whole(core.optimizer, source, batch_size)
@@ -538,6 +543,17 @@ def _in_memory(optimizer: Optimizer, source: Source, x: Any) -> Source:
         f"y, in memory or memory maps that fit into it, got {got}: join the batches by np.concatenate, or take an "
         "optimizer of batches, such as cnn.Adam()"
     )
+
+
+def auto_size(context: Context, models: list[Any], rows: list[int]) -> int:
+    """The first of AUTO_SIZES that leaves none of these models a batch of one row where it needs two."""
+    for context.batch_size in AUTO_SIZES:
+        with contextlib.suppress(ValueError):
+            for model, n in zip(models, rows, strict=True):
+                model._core.program.check_batches(context.rows(n), context.batch_size)
+            return context.batch_size
+    context.batch_size = AUTO_SIZES[0]
+    return context.batch_size
 
 
 def _check_whole(optimizer: Optimizer, source: Rows, batch_size: int) -> None:
@@ -725,7 +741,7 @@ class Meter(Metrics):
 
 
 class _Undone:
-    """Puts back what the epoch has changed, if a batch cannot be had, or a function of the user's own fails."""
+    """Puts back what the epoch has changed, if reading a batch fails, or a function of the user's own fails."""
 
     def __init__(self, trainer: _Trainer) -> None:
         self.trainer = trainer

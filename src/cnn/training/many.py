@@ -22,6 +22,7 @@ from ..optim.schedules import ReduceLROnPlateau
 from .callbacks import EarlyStopping, overridden
 from .data import Names, mapped, source_of
 from .fit import (
+    AUTO_SIZES,
     EVALUATION_WORK,
     MOST_ROWS,
     NOTHING_COUNTS,
@@ -31,6 +32,7 @@ from .fit import (
     DivergenceError,
     Meter,
     all_finite,
+    auto_size,
     callbacks_of,
     class_weights_of,
     counted,
@@ -326,8 +328,9 @@ def _train(
     initial_epoch = None if initial_epoch is None else integer("initial_epoch", initial_epoch, 0)
     if _whole_data(models):
         batch_size = None if isinstance(batch_size, str) and batch_size == "auto" else batch_size
-    elif isinstance(batch_size, str) and batch_size == "auto":
-        batch_size = 32
+    auto = isinstance(batch_size, str) and batch_size == "auto"
+    if auto:
+        batch_size = AUTO_SIZES[0]
     batch_size = MOST_ROWS if batch_size is None else integer("batch_size", batch_size, 1)
     accumulation_steps = integer("accumulation_steps", accumulation_steps, 1)
     steps_per_epoch = None if steps_per_epoch is None else integer("steps_per_epoch", steps_per_epoch, 1)
@@ -364,7 +367,7 @@ def _train(
     orders = None if bags is None else bags(rows.n)
     if not native:
         given = {
-            "epochs": epochs, "batch_size": None if batch_size == MOST_ROWS else batch_size,
+            "epochs": epochs, "batch_size": "auto" if auto else None if batch_size == MOST_ROWS else batch_size,
             "shuffle": shuffle, "metrics": metrics,
             "steps_per_epoch": steps_per_epoch, "drop_last": drop_last, "accumulation_steps": accumulation_steps,
             "threads": threads, "progress": False, "validation_freq": validation_freq, "initial_epoch": initial_epoch,
@@ -373,6 +376,8 @@ def _train(
     with only_fit_of(*models):
         context = Context(models[0], True, batch_size, shuffle, accumulation_steps, steps_per_epoch, drop_last)
         all_n = rows.n.tolist()
+        if auto and not histories:  # an Ensemble: all ranks come to the same
+            batch_size = auto_size(context, models, all_n)
         counts = {n: context.rows(n) for n in set(all_n)}
         taken = np.array([counts[n] for n in all_n], np.int64)
         if not taken.all():
