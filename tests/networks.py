@@ -18,10 +18,30 @@ __all__ = [  # build, chain, is_linear and specs are grid's
     "fused",
     "is_linear",
     "model_gradients",
+    "model_of",
     "native_loop",
+    "numbers",
     "run_together",
     "specs",
+    "squared",
 ]
+
+
+HYPER = {"lr": 5e-4, "momentum": 0.9, "weight_decay": 0.01}  # nothing diverges, however wide
+
+
+def model_of(spec, loss, dtype, seed=0, **hyper):
+    return build(spec, loss, dtype=dtype, seed=seed, optimizer=cnn.SGD(**(hyper or HYPER)))[0]
+
+
+def squared(outputs, targets):
+    """The mean squared error, as a loss of the user's own."""
+    d = outputs - targets
+    return (d**2).mean(), 2 * d / d.size
+
+
+def numbers(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape)
 
 
 def batch_for(spec, loss, batch, dtype, seed=0):

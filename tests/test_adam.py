@@ -285,7 +285,7 @@ def test_bad_betas(kind):
     with pytest.raises(ValueError, match=r"^betas: expected two numbers, got array"):
         kind(betas=np.ones(3))
     assert kind(betas=np.array([0.7, 0.8])).betas == (0.7, 0.8)  # not one for each of two members
-    assert kind(lr=np.ones(3), betas=np.array([0.7, 0.8])).of(2).betas == (0.7, 0.8)
+    assert kind(lr=np.ones(3), betas=np.array([0.7, 0.8])).betas == (0.7, 0.8)
 
 
 @pytest.mark.parametrize("kind", [cnn.Adam, cnn.AdamW])

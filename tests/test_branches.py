@@ -12,15 +12,11 @@ from arrays import looped
 from grid import GATES, SMOOTH, build, graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import apart, assert_close, explicit, fused
+from networks import apart, assert_close, explicit, fused, numbers
 
 import cnn
 
 BATCHES = (1, 2, 5, 17, 130)
-
-
-def numbers(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape)
 
 
 def chain(*widths):

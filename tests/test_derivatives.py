@@ -13,7 +13,7 @@ import scipy.sparse.linalg
 from grid import ACTIVATIONS, SMOOTH, build, graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import assert_close
+from networks import assert_close, numbers
 
 import cnn
 
@@ -26,10 +26,6 @@ LOSSES = {name: case for name, case in grid.LOSSES.items() if not case.own and n
 def along(f, h=H):
     """f'(0) by the central difference of order 4."""
     return (f(-2 * h) - 8 * f(-h) + 8 * f(h) - f(2 * h)) / (12 * h)
-
-
-def numbers(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape)
 
 
 def targets_for(name, batch, n, seed=0):

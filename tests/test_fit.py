@@ -10,19 +10,13 @@ import pytest
 from arrays import LAYOUTS, laid_out
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import assert_close, batch_for, build, chain, specs
+from networks import assert_close, batch_for, chain, model_of, specs
 
 import cnn
 from cnn import _dispatch
 from cnn.training import fit as training
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*before it gives")  # any layers with any loss
-
-HYPER = {"lr": 5e-4, "momentum": 0.9, "weight_decay": 0.01}  # nothing diverges, however wide
-
-
-def model_of(spec, loss, dtype, seed=0, **hyper):
-    return build(spec, loss, dtype=dtype, seed=seed, optimizer=cnn.SGD(**(hyper or HYPER)))[0]
 
 
 # the loop ----------------------------------------------------------------------------------------

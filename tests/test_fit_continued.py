@@ -4,16 +4,10 @@ import threading
 
 import numpy as np
 import pytest
-from networks import assert_close, batch_for, build, chain
+from networks import assert_close, batch_for, build, chain, model_of
 
 import cnn
 from cnn.training import fit as training
-
-HYPER = {"lr": 5e-4, "momentum": 0.9, "weight_decay": 0.01}  # nothing diverges, however wide
-
-
-def model_of(spec, loss, dtype, seed=0, **hyper):
-    return build(spec, loss, dtype=dtype, seed=seed, optimizer=cnn.SGD(**(hyper or HYPER)))[0]
 
 
 def test_the_last_rows_are_held_out():

@@ -7,15 +7,9 @@ from _thread import interrupt_main
 
 import numpy as np
 import pytest
-from networks import batch_for, build, chain
+from networks import batch_for, build, chain, model_of
 
 import cnn
-
-HYPER = {"lr": 5e-4, "momentum": 0.9, "weight_decay": 0.01}  # nothing diverges, however wide
-
-
-def model_of(spec, loss, dtype, seed=0, **hyper):
-    return build(spec, loss, dtype=dtype, seed=seed, optimizer=cnn.SGD(**(hyper or HYPER)))[0]
 
 
 def test_divergence_restores_the_epoch_before(isa, dtype):

@@ -2,16 +2,10 @@
 
 import numpy as np
 import pytest
-from networks import assert_close, batch_for, build, chain
+from networks import assert_close, batch_for, chain, model_of
 from sklearn.utils.class_weight import compute_class_weight
 
 import cnn
-
-HYPER = {"lr": 5e-4, "momentum": 0.9, "weight_decay": 0.01}  # nothing diverges, however wide
-
-
-def model_of(spec, loss, dtype, seed=0, **hyper):
-    return build(spec, loss, dtype=dtype, seed=seed, optimizer=cnn.SGD(**(hyper or HYPER)))[0]
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])

@@ -5,12 +5,9 @@ import pytest
 from grid import SMOOTH, build, graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import numbers
 
 import cnn
-
-
-def numbers(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape)
 
 
 def small(loss=None, **options):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from arrays import looped
 from grid import LAYERS
+from networks import squared
 
 import cnn
 
@@ -13,11 +14,6 @@ LEADING = [(), (1,), (4,), (2, 3), (2, 1, 3), (0, 3), (1, 0, 2)]
 def model_of(outputs, loss, **options):
     parts = [cnn.Linear(5, 7), cnn.Tanh(), cnn.Linear(7, outputs), loss]
     return cnn.Sequential(parts, cnn.SGD(lr=0.1), seed=0, **options)
-
-
-def squared(outputs, targets):
-    d = outputs - targets
-    return (d**2).mean(), 2 * d / d.size
 
 
 LOSSES = {

@@ -11,6 +11,7 @@ import pytest
 from arrays import LAYOUTS, covering, laid_out, looped, zeros_of_padding
 from grid import CASES
 from grid.losses import ramp
+from networks import squared
 
 import cnn
 
@@ -901,11 +902,6 @@ def test_weights_are_a_copy():
 
 
 # a loss of the user's own ------------------------------------------------------------------------
-
-
-def squared(outputs, targets):
-    d = outputs - targets
-    return (d**2).mean(), 2 * d / d.size
 
 
 def test_callable_loss(isa, dtype):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import reference
 from arrays import LAYOUTS, laid_out
+from networks import squared
 
 import cnn
 
@@ -437,15 +438,12 @@ def test_layer_norm_far_from_zero(isa, dtype, offset, n):
 
 
 def test_the_default_batch_size_leaves_no_batch_of_one_row():
-    def own(outputs, targets):
-        return np.square(outputs - targets).mean(), 2 * (outputs - targets) / outputs.size
-
     def layers(loss):
         return [cnn.Linear(2, 3), cnn.BatchNorm1d(3), cnn.Linear(3, 1), loss]
 
     for rows, size in ((33, 33), (65, 33), (1057, 31), (34, 32)):
         x = np.random.default_rng(0).standard_normal((rows, 2))
-        for loss in (cnn.MSELoss(), own):
+        for loss in (cnn.MSELoss(), squared):
             models = [cnn.Sequential(layers(loss), cnn.SGD(0.01), "float64", seed=0) for _ in range(2)]
             for model, chosen in zip(models, ("auto", size), strict=True):
                 model.fit(x, x[:, :1], batch_size=chosen)

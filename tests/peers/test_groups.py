@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from networks import explicit
 from peers.twins import Network, data, torch_weights
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -64,14 +65,6 @@ def torch_training(weights, name, hyper, x, y, *, groups=(), decay_bias=True, cl
     return losses, torch_weights(model), None if average is None else torch_weights(average.module)
 
 
-def step_by_step(model, x, y):
-    loss = model(x, y)
-    model.zero_grads()
-    model.backward()
-    model.step()
-    return loss
-
-
 def assert_same(each_isa, name, batch, *, torch_schedule=None, **more):
     x, y = data("mse", batch, WIDTHS[0], WIDTHS[-1])
     network, hyper = Network(WIDTHS, "tanh"), OPTIMISERS[name]
@@ -87,7 +80,7 @@ def assert_same(each_isa, name, batch, *, torch_schedule=None, **more):
             if way == "fit":
                 ours = model.fit(x, y, epochs=STEPS, batch_size=batch, shuffle=False, progress=False)["loss"]
             else:
-                step = cnn.Sequential.train_step if way == "train_step" else step_by_step
+                step = cnn.Sequential.train_step if way == "train_step" else explicit
                 ours = []
                 for _ in range(STEPS):
                     ours.append(step(model, x, y))

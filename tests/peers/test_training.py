@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from networks import explicit
 from peers.twins import ACTIVATIONS, LOSSES, Network, data, torch_weights
 
 import cnn
@@ -81,14 +82,6 @@ def train_step(model, x, y):
     return model.train_step(x, y)
 
 
-def forward_backward_step(model, x, y):
-    loss = model(x, y)
-    model.zero_grads()
-    model.backward()
-    model.step()
-    return loss
-
-
 def assert_same_training(each_isa, network, loss, setting, batches):
     """With the kernels of every instruction set, fused and step by step."""
     optimizer, hyper, _ = SETTINGS[setting]
@@ -97,7 +90,7 @@ def assert_same_training(each_isa, network, loss, setting, batches):
     losses, final = torch_training(network, weights, loss, optimizer, hyper, batches)
     assert abs(losses[-1] - losses[0]) > 1e-4  # it trains
     for isa in each_isa:
-        for step in train_step, forward_backward_step:
+        for step in train_step, explicit:
             where = f"{isa}, {step.__name__}"
             own = getattr(cnn, optimizer)(**hyper)
             model = network.cnn(LOSSES[loss][0](), dtype="float64", optimizer=own)
