@@ -52,6 +52,7 @@ CALLS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:find_lr. at no rate")
 @pytest.mark.parametrize("loss", [cnn.MSELoss(), squares], ids=["MSELoss", "own"])
 @pytest.mark.parametrize("call", CALLS)
 def test_a_list_of_arrays_is_the_arrays_side_by_side(call, loss):
