@@ -340,12 +340,14 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
         if not loss < INF:
             raise _diverged(loss)
 
-    def predict_proba_one(self, x: dict[Any, Any]) -> dict[str, Any]:
+    def predict_proba_one(self, x: dict[Any, Any], **kwargs: Any) -> dict[Any, float]:
         """Probabilities of the classes seen so far.
 
         Parameters
         ----------
         x : dict
+        **kwargs
+            Of river's interface: not used.
 
         Returns
         -------
@@ -356,12 +358,14 @@ class MLPClassifier(_Online, base.MiniBatchClassifier):
             return {}
         return dict(zip(self._classes, self._model.predict_proba(self._row(x, False))[0].tolist(), strict=True))
 
-    def predict_one(self, x: dict[Any, Any]) -> Any:
+    def predict_one(self, x: dict[Any, Any], **kwargs: Any) -> Any:
         """The most likely class.
 
         Parameters
         ----------
         x : dict
+        **kwargs
+            Of river's interface: not used.
 
         Returns
         -------
