@@ -426,7 +426,9 @@ class Ensemble(_configurable.Public):
             Shared, or for each member, as x and y.
         validation_split : float
             As for `Sequential.fit`; `bootstrap` draws from the remaining rows.
-        stratify, validation_freq
+        stratify : bool
+            As for `Sequential.fit`.
+        validation_freq : int
             As for `Sequential.fit`.
         sample_weight : array_like of shape (n,) or (members, n), optional
             Not negative.
@@ -637,8 +639,14 @@ class Ensemble(_configurable.Public):
 
         Parameters
         ----------
-        x, reduce, quantiles, threads
-            As for `predict`; with "mean" the probabilities, not the outputs, are averaged.
+        x : array_like of shape (n, in_features) or (members, n, in_features), or list of ndarray
+            As for `predict`.
+        reduce : {None, "mean", "std", "quantiles"}
+            As for `predict`: of the probabilities, not of the outputs.
+        quantiles : sequence of float, optional
+            As for `predict`.
+        threads : int, optional
+            As for `predict`.
 
         Returns
         -------

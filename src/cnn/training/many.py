@@ -163,7 +163,9 @@ def fit_many(
         For each model.
     validation_split : float
         As for `Sequential.fit`, for the rows of each model.
-    stratify, validation_freq
+    stratify : bool
+        As for `Sequential.fit`.
+    validation_freq : int
         As for `Sequential.fit`.
     class_weight : dict or "balanced", optional
         As for `Sequential.fit`.
