@@ -23,17 +23,7 @@ def has_arrays(value: Any) -> bool:
 
 
 class Many(Public):
-    """Objects of one class, one of each member, as one: their optimisers, or the schedules of those.
-
-    Reading an attribute gives what all have, or an array of shape (members,) where they differ. Setting it sets that of
-    all, to one value or to those of such an array; if one is invalid, none is changed.
-
-    Parameters
-    ----------
-    each : list of Configurable
-    fitting : callable
-        Whether `fit` runs, where some attributes cannot be set.
-    """
+    """Objects of one class, one of each member, as one, as `ManyOptimizers` has them: optimisers or schedules."""
 
     def __init__(self, each: list[Any], fitting: Callable[[], bool] = bool) -> None:
         self.__dict__.update(_each=each, _fitting=fitting)

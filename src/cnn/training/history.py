@@ -15,14 +15,6 @@ from .._configurable import unknown
 from .._pictures import figure_for
 
 
-def _no_attribute(self: Any, name: str) -> Any:
-    raise unknown(type(self).__name__, name, ())
-
-
-def _no_number(self: dict[str, Any], name: str) -> Any:
-    raise KeyError(f"{name}: there are {', '.join(self) or 'no numbers yet'}")
-
-
 def _panels(history: Any, names: list[str], path: Any) -> tuple[Any, list[Any]]:
     """A figure with a panel over the epochs for each number; ValueError without epochs."""
     who = f"{type(history).__name__}.plot"
@@ -42,7 +34,51 @@ def _panels(history: Any, names: list[str], path: Any) -> tuple[Any, list[Any]]:
     return figure, axes
 
 
-class History(dict[str, list[float]]):
+class _Numbers:
+    """What the histories of one model and of many have in common."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            raise unknown(type(self).__name__, name, ())
+
+        def __missing__(self, name):
+            raise KeyError(f"{name}: there are {', '.join(self) or 'no numbers yet'}")
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """A plain dict of lists, "epoch" first.
+
+        Returns
+        -------
+        dict of str to list
+        """
+        raise NotImplementedError
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """`to_dict` as JSON; numbers that are not finite are null.
+
+        Parameters
+        ----------
+        path : str or path, optional
+            File to write the JSON to as well.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        text = json.dumps(_finite(self.to_dict()))
+        if path is not None:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text + "\n")
+        return text
+
+
+class History(_Numbers, dict[str, list[float]]):
     """{"loss": [...], "val_loss": [...], ...}: one number per epoch.
 
     Parameters
@@ -63,9 +99,6 @@ class History(dict[str, list[float]]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.epochs: list[int] = list(range(1, 1 + len(next(iter(self.values()), []))))
-
-    if not TYPE_CHECKING:
-        __getattr__, __missing__ = _no_attribute, _no_number
 
     def record(self, epoch: int, logs: dict[str, float]) -> None:
         """Add an epoch's numbers; missing names get NaN.
@@ -120,29 +153,6 @@ class History(dict[str, list[float]]):
         dict of str to list
         """
         return {"epoch": list(self.epochs), **{name: list(values) for name, values in self.items()}}
-
-    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """`to_dict` as JSON; numbers that are not finite are null.
-
-        Parameters
-        ----------
-        path : str or path, optional
-            File to write the JSON to as well.
-
-        Returns
-        -------
-        str
-
-        Raises
-        ------
-        OSError
-            If it cannot be written.
-        """
-        text = json.dumps(_finite(self.to_dict()))
-        if path is not None:
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(text + "\n")
-        return text
 
     def to_pandas(self) -> Any:
         """The numbers as a table with a row for each epoch, indexed by its number.
@@ -228,7 +238,7 @@ def _finite(value: Any) -> Any:
     return value if math.isfinite(value) else None
 
 
-class ManyHistory(dict[str, np.ndarray]):
+class ManyHistory(_Numbers, dict[str, np.ndarray]):
     """{"loss": array of shape (epochs, members), "val_loss": ...}: what training many models at once returns.
 
     Parameters
@@ -257,9 +267,6 @@ class ManyHistory(dict[str, np.ndarray]):
         self.last_epoch: np.ndarray = np.zeros(members, np.int64)
         self.best_epoch: np.ndarray | None = None
         self.diverged: dict[int, Any] = {}
-
-    if not TYPE_CHECKING:
-        __getattr__, __missing__ = _no_attribute, _no_number
 
     def record(self, epoch: int, logs: dict[str, np.ndarray]) -> None:
         """Add an epoch's numbers; missing names get NaN.
@@ -298,25 +305,6 @@ class ManyHistory(dict[str, np.ndarray]):
         dict of str to list
         """
         return {"epoch": list(self.epochs), **{name: values.tolist() for name, values in self.items()}}
-
-    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """`to_dict` as JSON, as `History.to_json`.
-
-        Parameters
-        ----------
-        path : str or path, optional
-            File to write the JSON to as well.
-
-        Returns
-        -------
-        str
-
-        Raises
-        ------
-        OSError
-            If it cannot be written.
-        """
-        return History.to_json(self, path)  # type: ignore[arg-type]
 
     def to_pandas(self) -> Any:
         """A table with a row for each epoch, indexed by its number, and a column (name, member) for each number.

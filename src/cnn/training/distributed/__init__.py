@@ -40,7 +40,7 @@ def ranks_of(model: Any, comm: Any, shards: Any, deterministic: Any = True, fres
         if hasattr(core.program, "native"):
             why = "one of your own is a function of all rows at once"
             if isinstance(model.loss, SobolevLoss):
-                why = "its sums over ranks are not there"
+                why = "its derivatives are not summed over ranks"
             raise ValueError(f"comm: expected another loss than {type(model.loss).__name__}: {why}")
         if core.nested:
             raise RuntimeError("comm: a part of a model is not trained by itself: train the model that it is a part of")
